@@ -1,0 +1,21 @@
+"""A study kit on instance-reweighted adversarial training.
+
+    import kit
+    run = kit.run(method="mail-at", recipe="digits", seed=0)     # trains, resumes or opens
+    kit.evaluate(run, attacks=["natural", "fgsm", "pgd20", "cw20"])
+    kit.draw("confused-labels", run)
+
+Tables to look at: kit.METHODS, kit.RECIPES, kit.ATTACKS, kit.CRITERIA, kit.WEIGHTS, kit.FIGURES.
+"""
+
+from kit.attacks import ATTACKS
+from kit.criteria import CRITERIA
+from kit.methods import METHODS
+from kit.recipes import RECIPES
+from kit.runs import Run, device
+from kit.spec import RunSpec
+from kit.train import run
+from kit.types import KitError, Threat
+from kit.weights import WEIGHTS
+
+__all__ = ["ATTACKS", "CRITERIA", "METHODS", "RECIPES", "WEIGHTS", "KitError", "Run", "RunSpec", "Threat", "device", "run"]

@@ -1,0 +1,101 @@
+"""FGSM and PGD: signed or normalised gradient steps, projected back into the threat's ball."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kit import functional as f
+from kit.attacks.contract import check_inputs, frozen
+from kit.types import Count, KitError, Range, Streams, Threat, draw
+
+Watch = Callable[[int, Tensor, Tensor], None]
+
+
+def ce_objective(logits: Tensor, y: Tensor, logits_nat: Tensor | None) -> Tensor:
+    return f.cross_entropy(logits, y)
+
+
+def kl_objective(logits: Tensor, y: Tensor, logits_nat: Tensor) -> Tensor:
+    """KL(p(x) ‖ p(x_t)), TRADES' inner loss; the clean side is constant and computed once."""
+    return f.kl(logits_nat, logits)
+
+
+def margin_objective(logits: Tensor, y: Tensor, logits_nat: Tensor | None) -> Tensor:
+    """max_{j≠y} z_j - z_y, the "CW loss" of the robustness papers, never clamped.
+
+    MAIL's and GAIRAT's clamp at a confidence of 50 is only reached where the example is already wrong by more
+    than 50 logits.
+    """
+    return -f.margin(logits, y)
+
+
+OBJECTIVES = {"ce": ce_objective, "kl": kl_objective, "margin": margin_objective}
+
+
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *,
+         generator: Streams | torch.Generator | None = None, watch: Watch | None = None,
+         validate: bool = True) -> Tensor:
+    """One step of length eps from the clean image (Goodfellow et al., 2015). Draws nothing. -> x_adv (N, C, H, W)."""
+    return pgd(model, x, y, threat, watch=watch, steps=1, step_size=threat.eps, init="none", validate=validate)
+
+
+def pgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *,
+        generator: Streams | torch.Generator | None = None, watch: Watch | None = None,
+        steps: Count = 10, step_size: Annotated[float, Range(0, above=True)] | None = None, validate: bool = True,
+        loss: Literal["ce", "kl", "margin"] = "ce",
+        init: Literal["none", "uniform", "gaussian"] | Tensor = "uniform") -> Tensor:
+    """Projected gradient ascent (Madry et al., 2018). -> the last iterate x_adv, in the ball and in [0, 1].
+
+    x (N, C, H, W) in [0, 1]; y (N,) int64; `step_size` in pixels (default 2.5 eps / steps). `init`: none (x),
+    uniform (in the ball, then clipped), gaussian (x + 0.001 N(0, 1), not clipped before the first gradient, as the
+    TRADES family's code does), or a start perturbation shaped like x. `watch(t, x_t, logits_t)` is called at the
+    `steps` evaluation points, the start included and the returned point not: that one has had no forward pass.
+
+    The model is attacked in eval mode and handed back as it was. Errors: `KitError` for images outside [0, 1],
+    labels the model does not know, NaN logits, or a model that returns probabilities (`validate=False` for a
+    caller that has checked its data once, as the training loop has).
+    """
+    if validate:
+        check_inputs(model, x, y)
+    step_size = 2.5 * threat.eps / steps if step_size is None else step_size
+    objective = OBJECTIVES[loss]
+    with frozen(model):
+        logits_nat = None
+        if loss == "kl":
+            with torch.no_grad():
+                logits_nat = model(x)
+        x_t = start(x, threat, init, generator)
+        for t in range(steps):
+            x_t = x_t.detach().requires_grad_(True)
+            with torch.enable_grad():
+                logits = model(x_t)
+                # summed, not averaged: an example's gradient must not depend on its batch's size
+                (gradient,) = torch.autograd.grad(objective(logits, y, logits_nat).sum(), x_t)
+            x_t = x_t.detach()
+            if watch is not None:
+                watch(t, x_t, logits.detach())
+            x_t = f.project(x_t + step_size * f.ascent_direction(gradient, threat.norm), x, threat)
+    return x_t
+
+
+def start(x: Tensor, threat: Threat, init: str | Tensor, source: Streams | torch.Generator | None) -> Tensor:
+    """The first iterate; see `pgd`."""
+    if isinstance(init, Tensor):
+        if init.shape != x.shape:
+            raise KitError(f"the start perturbation has shape {tuple(init.shape)}, the images {tuple(x.shape)}")
+        return x + init
+    if init == "none":
+        return x
+    if init == "gaussian":
+        return x + 0.001 * draw(source, "normal", x)
+    if init != "uniform":
+        raise KitError(f"init={init!r} is none of: none, uniform, gaussian, or a tensor")
+    if threat.norm == "linf":
+        return (x + threat.eps * (2 * draw(source, "uniform", x) - 1)).clamp(0, 1)
+    direction = draw(source, "normal", x)
+    radius = draw(source, "uniform", x.flatten(1)[:, :1]).squeeze(1) ** (1 / x[0].numel())
+    return (x + threat.eps * f.per_example(radius, x) * f.ascent_direction(direction, "l2")).clamp(0, 1)

@@ -1,0 +1,106 @@
+"""Per-example mathematics of logits and of perturbations. Everything returns shape (N,) or an image batch.
+
+Cross-entropy and KL stay in log space: a softmax that underflows costs no gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kit.types import KitError, Threat
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """-log p_y, (N,) nats."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """KL(p ‖ q) of two softmaxes, (N,) nats; gradients flow through both arguments."""
+    log_p, log_q = logits_p.log_softmax(dim=1), logits_q.log_softmax(dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+
+def true_and_top_other(values: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(v_y, max_{j≠y} v_j), each (N,), of logits or probabilities (N, K)."""
+    true = values.gather(1, y[:, None]).squeeze(1)
+    other = values.scatter(1, y[:, None], -torch.inf).amax(dim=1)
+    return true, other
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """z_y - max_{j≠y} z_j, (N,): negative where the example is misclassified."""
+    true, other = true_and_top_other(logits, y)
+    return true - other
+
+
+def correct(logits: Tensor, y: Tensor) -> Tensor:
+    """(N,) bool. A tie counts as argmax decides it, and NaN logits are never correct."""
+    return (logits.argmax(dim=1) == y) & logits.isfinite().all(dim=1)
+
+
+# ---------------------------------------------------------------------------------------------- geometry
+
+def per_example(values: Tensor, like: Tensor) -> Tensor:
+    """(N,) -> (N, 1, 1, 1) so that it broadcasts over images."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def norm(delta: Tensor, which: str) -> Tensor:
+    """L-inf or L2 norm per example, (N,)."""
+    flat = delta.flatten(1)
+    return flat.abs().amax(dim=1) if which == "linf" else flat.norm(dim=1)
+
+
+def project(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
+    """`x_adv` pulled back into the threat's ball around `x`, then into [0, 1].
+
+    Both sets are convex and hold `x`; the clip to [0, 1] only shortens an L-inf or L2 perturbation, so the
+    result lies in both.
+    """
+    if threat.norm == "linf":
+        near = torch.minimum(torch.maximum(x_adv, x - threat.eps), x + threat.eps)
+    else:
+        delta = x_adv - x
+        near = x + delta * per_example((threat.eps / norm(delta, "l2").clamp_min(1e-12)).clamp_max(1), x)
+    return near.clamp(0, 1)
+
+
+def ascent_direction(gradient: Tensor, which: str) -> Tensor:
+    """Steepest ascent of unit length in the norm: the sign (L-inf) or the normalised gradient (L2)."""
+    if which == "linf":
+        return gradient.sign()
+    return gradient / per_example(norm(gradient, "l2").clamp_min(1e-12), gradient)
+
+
+# ---------------------------------------------------------------------------------------------- checks
+
+def check_labels(y: Tensor, num_classes: int) -> None:
+    if y.dtype != torch.int64 or y.dim() != 1:
+        raise KitError(f"labels have dtype {y.dtype} and shape {tuple(y.shape)}; expected int64 (N,)")
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < num_classes:
+        raise KitError(f"labels run from {int(y.min())} to {int(y.max())}; a model with {num_classes} outputs "
+                       f"knows 0 to {num_classes - 1}")
+
+
+def check_images(x: Tensor) -> None:
+    if not x.is_floating_point() or x.dim() < 2:
+        raise KitError(f"images have dtype {x.dtype} and shape {tuple(x.shape)}; expected floats (N, C, H, W)")
+    if len(x) and not (float(x.min()) >= 0 and float(x.max()) <= 1):  # NaN fails both comparisons
+        raise KitError(f"pixels run from {float(x.min()):g} to {float(x.max()):g}; attacks and models take "
+                       "[0, 1]. Scale the images, and put any normalisation inside the model")
+
+
+def check_logits(logits: Tensor, n: int) -> None:
+    """Refuses a model's output that is no finite batch of logits (N, K), K >= 2."""
+    if logits.dim() != 2 or logits.shape[0] != n or logits.shape[1] < 2:
+        raise KitError(f"the model returned shape {tuple(logits.shape)} for {n} images; expected logits (N, K)")
+    if not bool(logits.isfinite().all()):
+        bad = int((~logits.isfinite().all(dim=1)).sum())
+        raise KitError(f"the model returned NaN or infinite logits for {bad} of {n} images; it cannot be "
+                       "evaluated. Look for a diverged training run or a faulty checkpoint")
+    if n > 1 and float(logits.min()) >= 0 and bool(((logits.sum(dim=1) - 1).abs() < 1e-4).all()):
+        raise KitError("the model returns probabilities (rows are non-negative and sum to 1); attacks need "
+                       "logits. Remove its last softmax")

@@ -1,0 +1,171 @@
+"""The table of methods. A method is seven choices, a row states how it differs from another, and no code
+branches on a method's name:
+
+    inner attack -> what is seen -> criterion -> weight function -> normaliser and burn-in -> loss -> step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kit.attacks.gradient import pgd
+from kit.criteria import CRITERIA, Criterion
+from kit.losses import cost_sensitive, cross_entropy, mart, trades
+from kit.regularisers import conv_fuzziness, l2_norm
+from kit.types import KitError, Part, Seen, Share, Table, part, unknown
+from kit.weights import batch_mean, drop_confused, factor, sigmoid, tanh, unnormalised
+
+Stages = Callable[[int, int], tuple[bool, ...]]
+
+
+def adversarial(epoch: int, epochs: int) -> tuple[bool, ...]:
+    """One step a batch, on x_adv."""
+    return (True,)
+
+
+def clean(epoch: int, epochs: int) -> tuple[bool, ...]:
+    """One step a batch, on x."""
+    return (False,)
+
+
+def alternating(epoch: int, epochs: int) -> tuple[bool, ...]:
+    """Two steps a batch, first on x, then on x_adv of the network that results. CSA Alg. 2, CIFAR-10."""
+    return (False, True)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row. Parts read the fields of `Seen` that their arguments name; what no part reads is not computed."""
+
+    title: str
+    source: str
+    loss: Part = part(cross_entropy)                       # noqa: RUF009 - parts are immutable
+    attack: Part = part(pgd, loss="ce", init="gaussian")   # noqa: RUF009 - eps, steps and step come from the recipe
+    stages: Stages = adversarial
+    criterion: Criterion | None = None
+    weight: Part | None = None
+    normaliser: Part = part(unnormalised)                  # noqa: RUF009
+    select: Part | None = None
+    burn_in: Share = 0.0                                   # share of the epochs in which every weight is 1
+    regulariser: Part | None = None
+
+    def but(self, title: str, source: str, **changes) -> Method:
+        return replace(self, title=title, source=source, **changes)
+
+    @property
+    def reweights(self) -> bool:
+        return self.weight is not None or self.select is not None
+
+    @property
+    def sees(self) -> frozenset[str]:
+        """Fields of `Seen` that its loss, criterion and selection read."""
+        names = set(self.loss.sees)
+        for reader in (self.criterion, self.select):
+            names |= set(reader.sees if reader else ())
+        return frozenset(names)
+
+    def weigh(self, seen: Seen) -> Tensor:
+        """Weights (N,) without gradient, past burn-in."""
+        seen = seen.detach()
+        weights = torch.ones_like(seen.logits_adv[:, 0])
+        if self.weight is not None:
+            weights = self.normaliser(self.weight(self.criterion.score(seen)))
+        if self.select is not None:
+            weights = weights * self.select.read(seen)
+        return weights
+
+    def override(self, path: str, value: object) -> Method:
+        """This row with one hyper-parameter changed, named as `part.parameter`, say weight.slope."""
+        slot, _, name = path.partition(".")
+        chosen = getattr(self, slot)
+        if chosen is None:
+            raise KitError(f"{path}={value}: this method has no {slot}. It takes: {', '.join(self.hyper_parameters())}")
+        return replace(self, **{slot: chosen.but(**{name: value})})
+
+    def hyper_parameters(self) -> dict[str, object]:
+        """{dotted name: value} of every hyper-parameter that can be overridden."""
+        found = {}
+        for slot in SLOTS:
+            chosen = getattr(self, slot)
+            if chosen is not None:
+                params = (chosen.quantity if isinstance(chosen, Criterion) else chosen).params
+                found |= {f"{slot}.{name}": value for name, value in params.items()}
+        return found
+
+    def config(self) -> dict:
+        """All that decides what it computes, as JSON values; burn-in is resolved with the recipe."""
+        parts = {slot: getattr(self, slot) for slot in SLOTS if slot != "criterion"}
+        record = {slot: chosen.config() if chosen else None for slot, chosen in parts.items()}
+        record["stages"] = self.stages.__name__
+        if self.criterion is not None:
+            record["criterion"] = {**self.criterion.quantity.config(), "sees": list(self.criterion.sees),
+                                   "safe_end": self.criterion.safe_end}
+        return record
+
+
+SLOTS = ("attack", "criterion", "weight", "normaliser", "select", "loss", "regulariser")
+
+STD = Method("standard training on clean images", "-", stages=clean)
+AT = Method("adversarial training", "Madry et al. 2018")
+TRADES = AT.but("clean loss plus KL to the adversarial prediction", "Zhang et al. 2019",
+                loss=part(trades, beta=6.0), attack=part(pgd, loss="kl", init="gaussian"))
+MART = AT.but("boosted loss, KL weighted by 1 - p_y", "Wang et al. 2020", loss=part(mart, beta=5.0))
+GAIRAT = AT.but("weights from the attack steps survived", "Zhang et al. 2021; its code", criterion=CRITERIA["kappa"],
+                weight=part(tanh), normaliser=part(batch_mean), burn_in=59 / 120,
+                attack=part(pgd, loss="ce", init="uniform"))
+MAIL_AT = AT.but("weights from the probabilistic margin", "MAIL Eq. 8; factor 3 as in its code",
+                 criterion=CRITERIA["pm"], weight=part(sigmoid, slope=10.0, bias=-0.5), normaliser=part(factor),
+                 burn_in=75 / 120)
+MAIL_TRADES = MAIL_AT.but("TRADES with weights on the KL", "MAIL Eq. 10; KL order as in its code",
+                          weight=part(sigmoid, slope=2.0, bias=0.0), loss=part(trades, beta=5.0), attack=TRADES.attack)
+MAIL_MART = MAIL_AT.but("MART with weights on the boosted loss", "MAIL's code",
+                        weight=part(sigmoid, slope=2.0, bias=0.0), loss=part(mart, beta=6.0))
+ADV = AT.but("a clean and an adversarial step per batch, plain loss", "CSA Fig. 3", stages=alternating)
+CSA = ADV.but("a clean and an adversarial step, with class costs", "CSA Alg. 2", loss=part(cost_sensitive))
+CSE = STD.but("clean images, class costs and the fuzziness of the convolutions", "CSE Eq. 10",
+              loss=part(cost_sensitive), regulariser=part(conv_fuzziness))
+
+
+def _clir(base: Method, title: str) -> Method:
+    return base.but(title, "CLIRAT Eq. 7, Alg. 1", criterion=CRITERIA["cl-pm"], normaliser=part(batch_mean))
+
+
+def _without(which: str, title: str) -> Method:
+    return MAIL_AT.but(title, "CLIRAT Fig. 1B", select=part(drop_confused, which=which))
+
+
+METHODS = Table("method", {
+    "std": STD,
+    "at": AT,
+    "adv": ADV,
+    "trades": TRADES,
+    "mart": MART,
+    "gairat": GAIRAT,
+    "mail-at": MAIL_AT,
+    "mail-at-nat": MAIL_AT.but("MAIL-AT on the clean margin", "MAIL Table 1", criterion=CRITERIA["pm-nat"]),
+    "mail-at-dif": MAIL_AT.but("MAIL-AT on the margin lost until the flip", "MAIL Table 1, Eq. 7",
+                               criterion=CRITERIA["pm-dif"]),
+    "mail-trades": MAIL_TRADES,
+    "mail-mart": MAIL_MART,
+    "clirat": _clir(MAIL_AT, "weights from the confused-label margin"),
+    "clir-trades": _clir(MAIL_TRADES, "TRADES with confused-label weights on the KL"),
+    "clir-mart": _clir(MAIL_MART, "MART with confused-label weights on the boosted loss"),
+    "clirat-drop-single": _without("single", "MAIL-AT without examples of one confused label"),
+    "clirat-drop-multiple": _without("multiple", "MAIL-AT without examples of several confused labels"),
+    "clirat-drop-matched": _without("multiple-matched", "MAIL-AT without as many of S_mul as S_sig has (control)"),
+    "clirat-drop-random": _without("random", "MAIL-AT without as many random examples as S_mul has (control)"),
+    "csa": CSA,
+    "csa-l2": CSA.but("CSA plus the norm of all parameters", "CSA Eq. 7", regulariser=part(l2_norm)),
+    "cse": CSE,
+    "cse-adv": CSE.but("CSE with a clean and an adversarial step per batch", "CSE s. IV", stages=alternating),
+})
+
+
+def check_override(method: Method, path: str) -> None:
+    """`KitError` unless the row takes a hyper-parameter of that dotted name."""
+    if path not in method.hyper_parameters():
+        raise unknown("hyper-parameter", path, method.hyper_parameters())

@@ -1,0 +1,49 @@
+"""What CSA and CSE add to the loss: a cost matrix over classes, and penalties on the network's parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kit.types import KitError, NonNegative, Table
+
+
+def cost_matrix(num_classes: int, protected: int, c: float) -> Tensor:
+    """(K, K) float64, C[predicted, true]: 0 on the diagonal, `c` in the protected row and column, else 1. CSA Eq. 3."""
+    if not 0 <= protected < num_classes:
+        raise KitError(f"protected class {protected} is not one of 0 to {num_classes - 1}")
+    matrix = torch.ones(num_classes, num_classes, dtype=torch.float64)
+    matrix[protected, :] = c
+    matrix[:, protected] = c
+    return matrix.fill_diagonal_(0)
+
+
+def fuzziness(weights: Tensor) -> Tensor:
+    """-mean[ρ ln ρ + (1-ρ) ln(1-ρ)], ρ = 1/(1+e^|w|): scalar in (0, ln 2]. CSE Eqs. 8-9, as printed.
+
+    It is largest, ln 2 = 0.693, where every weight is 0 (there ρ = ½; the paper's text says 1) and falls as
+    |w| grows: minimising it drives all weights *away* from zero.
+    """
+    size = weights.abs()
+    rho = torch.sigmoid(-size)
+    # ln ρ = -softplus(|w|) and ln(1-ρ) = |w| - softplus(|w|), so that no logarithm of 0 is taken
+    log_one_plus = nn.functional.softplus(size)
+    return (rho * log_one_plus + (1 - rho) * (log_one_plus - size)).mean()
+
+
+def conv_weights(model: nn.Module) -> dict[str, Tensor]:
+    """{layer name: weight} of the convolutions, in the order of the forward pass as modules are registered."""
+    return {name: module.weight for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+
+
+def conv_fuzziness(model: nn.Module, *, strength: NonNegative = 1.0) -> Tensor:
+    """γ · fuzziness of all convolutional weights together. CSE Eq. 10; the paper states no γ."""
+    return strength * fuzziness(torch.cat([w.flatten() for w in conv_weights(model).values()]))
+
+
+def l2_norm(model: nn.Module, *, strength: NonNegative = 1.0) -> Tensor:
+    """strength · ‖θ‖₂ of all parameters, not squared. CSA Eq. 7, coefficient 1."""
+    return strength * torch.cat([p.flatten() for p in model.parameters()]).norm()
+
+
+REGULARISERS = Table("regulariser", {fn.__name__: fn for fn in (conv_fuzziness, l2_norm)})

@@ -1,0 +1,124 @@
+"""From words to a plan: a `RunSpec` names a run, `resolve` checks every word of it and fixes all numbers.
+
+This is the one place where names become objects. A run's key hashes what is resolved, not what it is called:
+two names for the same settings share a run, and a changed default never reuses an old one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from kit.data import folder_path
+from kit.methods import METHODS, SLOTS, Method, check_override
+from kit.recipes import FIELDS, Recipe, recipe
+from kit.types import KitError, Natural, check_value, derive, unknown
+
+#: Raised by one whenever training would give other numbers for the same settings.
+REVISION = 1
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run as a user names it. `overrides`: recipe fields ("epochs"), hyper-parameters of the method's parts
+    ("weight.slope") or "burn_in", the number of epochs in which all weights are 1."""
+
+    method: str
+    recipe: str = "digits"
+    seed: int = 0
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        extras = "".join(f", {k}={v}" for k, v in self.overrides.items())
+        return f"{self.method} on {self.recipe}, seed {self.seed}{extras}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A resolved spec: every number is fixed and valid."""
+
+    spec: RunSpec
+    method: Method
+    recipe: Recipe
+    burn_in: int
+
+    @property
+    def seed(self) -> int:
+        return self.spec.seed
+
+    def config(self) -> dict:
+        """All that decides the result, as JSON values."""
+        data = self.recipe.data
+        where = {"data": f"folder:{folder_path(data).resolve()}"} if data.startswith("folder:") else {}
+        return {"revision": REVISION, "seed": self.seed, "burn_in": self.burn_in,
+                "recipe": {**self.recipe.config(), **where}, "method": self.method.config()}
+
+    @property
+    def key(self) -> str:
+        """12 hex digits of the settings' SHA-256."""
+        return hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def folder_name(self) -> str:
+        data = re.sub(r"[^\w.-]+", "-", self.recipe.data.removeprefix("folder:").rstrip("/").split("/")[-1])
+        return f"{data}-{self.key}"
+
+    def derive(self, *purpose: object) -> int:
+        return derive(self.seed, *purpose)
+
+
+def resolve(spec: RunSpec) -> Plan:
+    """The plan of a spec. `KitError` for any unknown name or unfit value, with the choices."""
+    check_value("seed", spec.seed, Natural)
+    method, chosen = METHODS[spec.method], recipe(spec.recipe)
+    choices = [*FIELDS, "burn_in", *method.hyper_parameters()]
+    for path in spec.overrides:
+        if "." in path and path.partition(".")[0] in SLOTS:
+            check_override(method, path)
+        elif path not in choices:
+            raise unknown(f"setting of {spec.method} on {spec.recipe}", path, choices)
+    chosen = chosen.override(**{k: v for k, v in spec.overrides.items() if k in FIELDS})
+    for path, value in spec.overrides.items():
+        if "." in path:
+            method = method.override(path, value)
+    share = method.burn_in if method.reweights else 0.0
+    burn_in = check_value("burn_in", spec.overrides.get("burn_in", round(share * chosen.epochs)), Natural)
+    if burn_in and not method.reweights:
+        raise KitError(f"burn_in={burn_in}: {spec.method} never reweights, so it has no burn-in; leave it out")
+    if burn_in and burn_in >= chosen.epochs:
+        raise KitError(f"burn_in={burn_in} leaves no epoch of {chosen.epochs} to reweight; it must be 0 to "
+                       f"{chosen.epochs - 1}")
+    return Plan(spec, method, chosen, burn_in)
+
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    """{name: value} of "weight.slope=5 eps=8/255 milestones=[75,90]". `KitError` for anything else."""
+    pairs = {}
+    for word in text.split():
+        name, equals, value = word.partition("=")
+        if not equals or not name or not value:
+            raise KitError(f"'{word}' is no setting; write name=value, several with spaces between, for instance "
+                           "\"weight.slope=5 epochs=30\"")
+        pairs[name] = parse_value(value)
+    return pairs
+
+
+def parse_value(text: str) -> Any:
+    """A number, fraction, True/False, [list] or else the text itself."""
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?/\d+", text):
+        number, _, divisor = text.partition("/")
+        if int(divisor) == 0:
+            raise KitError(f"{text} divides by zero")
+        return float(Fraction(number) / int(divisor))
+    try:
+        return json.loads({"True": "true", "False": "false"}.get(text, text))
+    except ValueError:
+        try:
+            return float(text)
+        except ValueError:
+            return text

@@ -1,0 +1,141 @@
+"""Files that survive: atomic writes, checksums, locks, and the folders of runs. Knows nothing of training.
+
+Everything lives below `home()`: `data/` for data sets, `data/runs/<name>-<key>/` for runs. A file is written beside
+its place and moved there in one step, so that a reader sees the old one or the new one, never half of either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kit.types import KitError
+
+MAGIC = b"irat-kit checkpoint 1\n"
+
+
+def home() -> Path:
+    """Where data, runs and figures go: KIT_HOME, else the folder that holds the `kit` package."""
+    return Path(os.environ.get("KIT_HOME") or Path(__file__).resolve().parent.parent)
+
+
+def runs_folder() -> Path:
+    return home() / "data" / "runs"
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+def write(path: Path, payload: bytes) -> None:
+    """Write `payload` to `path` in one step, and only return when it is on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise KitError(f"cannot write {path}: {error.strerror or error}. What was saved before is intact; make room "
+                       "or choose another folder with KIT_HOME") from error
+
+
+def write_json(path: Path, record: Any) -> None:
+    write(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise KitError(f"{path} is missing or no JSON ({error}); delete its folder to start that work afresh") from error
+
+
+def save(path: Path, state: Any) -> None:
+    """A checkpoint: tensors, numbers, text, lists and dicts, behind a SHA-256 of its bytes."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    write(path, MAGIC + hashlib.sha256(payload).digest() + payload)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Any:
+    """The checkpoint at `path`. `KitError` if it is missing, truncated, altered or foreign. Runs no code from it."""
+    try:
+        blob = path.read_bytes()
+    except OSError as error:
+        raise KitError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+    head = len(MAGIC)
+    digest, payload = blob[head:head + 32], blob[head + 32:]
+    if not blob.startswith(MAGIC):
+        raise KitError(f"{path} is no checkpoint of this kit")
+    if hashlib.sha256(payload).digest() != digest:
+        raise KitError(f"the checkpoint {path} is damaged: its checksum does not match")
+    return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Named arrays as one .npz (each entry carries a CRC)."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write(path, buffer.getvalue())
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays at `path`. `KitError` if it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise KitError(f"cannot read {path}: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------------- locks and lists
+
+@contextlib.contextmanager
+def lock(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold `folder` for this process. The operating system lets go when its owner dies, however it dies.
+
+    `waiting` is called once if somebody else holds it. Network file systems keep this promise only as far as
+    their flock does.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "w")  # noqa: SIM115 - held for the whole context
+    except OSError as error:
+        raise KitError(f"cannot write to {folder}: {error.strerror or error}. Choose another folder with KIT_HOME") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is not None:
+                waiting()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def set_aside(path: Path) -> Path:
+    """Move a damaged file out of the way and keep it: `<name>.damaged-<time>`."""
+    kept = path.with_name(f"{path.name}.damaged-{int(time.time() * 1000)}")
+    os.replace(path, kept)
+    return kept
+
+
+def run_folders() -> list[Path]:
+    """Every run folder, oldest first by name; a folder without run.json is none."""
+    root = runs_folder()
+    return sorted(path.parent for path in root.glob("*/run.json")) if root.is_dir() else []
