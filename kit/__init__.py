@@ -10,12 +10,17 @@ Tables to look at: kit.METHODS, kit.RECIPES, kit.ATTACKS, kit.CRITERIA, kit.WEIG
 
 from kit.attacks import ATTACKS
 from kit.criteria import CRITERIA
+from kit.evaluate import confusion, evaluate, per_class, protected_table
+from kit.figures import FIGURES, draw
 from kit.methods import METHODS
 from kit.recipes import RECIPES
 from kit.runs import Run, device
 from kit.spec import RunSpec
+from kit.study import Study, begin
 from kit.train import run
 from kit.types import KitError, Threat
 from kit.weights import WEIGHTS
 
-__all__ = ["ATTACKS", "CRITERIA", "METHODS", "RECIPES", "WEIGHTS", "KitError", "Run", "RunSpec", "Threat", "device", "run"]
+__all__ = [
+    "ATTACKS", "CRITERIA", "FIGURES", "METHODS", "RECIPES", "WEIGHTS", "KitError", "Run", "RunSpec", "Study", "Threat",
+    "begin", "confusion", "device", "draw", "evaluate", "per_class", "protected_table", "run"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from kit.attacks.gradient import pgd
 from kit.criteria import CRITERIA, Criterion
 from kit.losses import cost_sensitive, cross_entropy, mart, trades
-from kit.regularisers import conv_fuzziness, l2_norm
+from kit.regularisers import conv_fuzziness, weight_norms
 from kit.types import KitError, Part, Seen, Share, Table, part, unknown
 from kit.weights import batch_mean, drop_confused, factor, sigmoid, tanh, unnormalised
 
@@ -159,7 +159,7 @@ METHODS = Table("method", {
     "clirat-drop-matched": _without("multiple-matched", "MAIL-AT without as many of S_mul as S_sig has (control)"),
     "clirat-drop-random": _without("random", "MAIL-AT without as many random examples as S_mul has (control)"),
     "csa": CSA,
-    "csa-l2": CSA.but("CSA plus the norm of all parameters", "CSA Eq. 7", regulariser=part(l2_norm)),
+    "csa-l2": CSA.but("CSA plus the norms of the weight tensors", "CSA Eq. 7; coefficient as in its code", regulariser=part(weight_norms)),
     "cse": CSE,
     "cse-adv": CSE.but("CSE with a clean and an adversarial step per batch", "CSE s. IV", stages=alternating),
 })

@@ -41,9 +41,13 @@ def conv_fuzziness(model: nn.Module, *, strength: NonNegative = 1.0) -> Tensor:
     return strength * fuzziness(torch.cat([w.flatten() for w in conv_weights(model).values()]))
 
 
-def l2_norm(model: nn.Module, *, strength: NonNegative = 1.0) -> Tensor:
-    """strength · ‖θ‖₂ of all parameters, not squared. CSA Eq. 7, coefficient 1."""
-    return strength * torch.cat([p.flatten() for p in model.parameters()]).norm()
+def weight_norms(model: nn.Module, *, strength: NonNegative = 0.01) -> Tensor:
+    """strength · Σ ‖W‖₂ over the weight tensors (two or more dimensions), not squared. CSA's code, with 0.01.
+
+    CSA Eq. 7 prints the norm of all parameters together with coefficient 1; a small network then learns nothing,
+    because shrinking to zero pays more than any class.
+    """
+    return strength * torch.stack([p.norm() for p in model.parameters() if p.dim() > 1]).sum()
 
 
-REGULARISERS = Table("regulariser", {fn.__name__: fn for fn in (conv_fuzziness, l2_norm)})
+REGULARISERS = Table("regulariser", {fn.__name__: fn for fn in (conv_fuzziness, weight_norms)})

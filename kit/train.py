@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kit import regularisers, store
 from kit.attacks import Path, frozen, pgd
 from kit.data import DataSet, Split, augment
+from kit.functional import cross_entropy
 from kit.models import SMALL
 from kit.progress import Progress, duration
 from kit.runs import Run, build_model, commit, dataset, folder_of, versions
@@ -30,7 +31,7 @@ from kit.types import KitError, Part, Seen, Streams, generator, part
 
 #: What looks at a network after each epoch, the same for every method: the recipe's steps, from beside the image.
 PROBE = part(pgd, loss="ce", init="gaussian")
-PROBE_BATCH = 1024
+PROBE_BATCH = 256
 COLLAPSE_PATIENCE = 3
 
 
@@ -240,6 +241,7 @@ def epoch_of(state: State, plan: Plan, data: DataSet, folder: FilePath) -> None:
         group["lr"] = rate
     loss, arrays = train_epoch(state.model, state.optimiser, plan, data.train, epoch)
     row = {"epoch": epoch, "lr": rate, "loss": loss, "weight": float(arrays["weight"].mean(dtype=np.float64))}
+    row["ce"] = float(cross_entropy(torch.from_numpy(arrays["logits_adv"]).float(), data.train.y.cpu()).mean())
     kept = {f"train_{name}": values for name, values in arrays.items()}
     for name, split in (("seen", data.train), ("validation", data.validation), ("test", data.test)):
         if len(split):
@@ -272,9 +274,9 @@ def check_health(state: State, row: dict[str, float], folder: FilePath) -> None:
     if not np.isfinite(row["loss"]) or not finite:
         raise KitError(f"training diverged in epoch {row['epoch']}: {'a parameter' if finite is False else 'the loss'} "
                        f"is not finite (lr {row['lr']:g}). {kept}. Lower lr or eps, or raise burn_in")
-    recent = state.history[-(COLLAPSE_PATIENCE - 1):]
-    once_learned = any(not r["constant"] for r in state.history)
-    if once_learned and row["constant"] and len(recent) == COLLAPSE_PATIENCE - 1 and all(r["constant"] for r in recent):
+    recent = [*state.history[-(COLLAPSE_PATIENCE - 1):], row]
+    learned = any(r["clean_seen"] > 0.5 for r in state.history)
+    if learned and len(recent) == COLLAPSE_PATIENCE and all(r["constant"] for r in recent):
         raise KitError(f"training collapsed: since epoch {row['epoch'] - COLLAPSE_PATIENCE + 1} the network gives every "
                        f"image the same class. {kept}. Lower lr or eps, or raise burn_in")
 

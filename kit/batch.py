@@ -1,0 +1,290 @@
+"""Batch reproduction: check the whole plan, train each run once, run the notebooks, say what was made.
+
+The plan is read off the notebooks' own parameters. Trainings and notebooks run in worker processes that share the
+cores; one that fails does not stop the others; a notebook whose stamp still fits is not run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kit import params, store
+from kit.figures import output_folder
+from kit.progress import duration, live
+from kit.runs import device as pick_device
+from kit.runs import folder_of
+from kit.spec import RunSpec, resolve
+from kit.train import run
+from kit.types import KitError, unknown
+
+
+def notebooks_folder() -> Path:
+    return Path(__file__).resolve().parent.parent / "notebooks"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook with the parameter values it is run with, and the folder that its results go to."""
+
+    path: Path
+    values: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def label(self) -> str:
+        """Its name in progress lines; the seed only where several are run."""
+        return f"{self.name}, {self.folder.name}" if self.folder.name.startswith("seed-") else self.name
+
+    @property
+    def output(self) -> Path:
+        return self.folder / self.path.name
+
+    def stamp(self) -> str:
+        """Hash of the notebook's code, its values, the keys of its runs, and the kit's source."""
+        code = [cell["source"] for cell in json.loads(self.path.read_text())["cells"] if cell["cell_type"] == "code"]
+        keys = [resolve(spec).key for spec in params.specs_of(self.values)]
+        words = json.dumps([code, dict(self.values), keys, source_digest()], sort_keys=True)
+        return hashlib.sha256(words.encode()).hexdigest()
+
+    def is_done(self) -> bool:
+        """Did it come to its end with this very stamp, and is everything that it made still there?"""
+        path = self.folder / f"{self.name}.json"
+        try:
+            record = store.read_json(path)
+        except KitError:
+            return False
+        return record.get("stamp") == self.stamp() and self.output.exists() and all(
+            (self.folder / name).exists() for name in record.get("figures", []))
+
+
+def source_digest() -> str:
+    """Hash of the kit's own source files."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------- the plan
+
+def choose(only: list[str]) -> list[Path]:
+    """The notebooks whose names begin with one of `only` (all if empty), in order."""
+    paths = sorted(notebooks_folder().glob("[0-9]*.ipynb"))
+    if not paths:
+        raise KitError(f"there are no notebooks in {notebooks_folder()}; run this from a checkout of the project")
+    for word in only:
+        if not any(path.stem.startswith(word.removesuffix(".ipynb")) for path in paths):
+            raise unknown("notebook", word, [path.stem for path in paths])
+    return [p for p in paths if not only or any(p.stem.startswith(w.removesuffix(".ipynb")) for w in only)]
+
+
+def plan(only: list[str], given: Mapping[str, Any], seeds: list[int], out: Path | None) -> list[Job]:
+    """One job per notebook and seed, every value checked. Values go to the notebooks that declare their name."""
+    paths = choose(only)
+    tables = {path: params.of_notebook(path) for path in paths}
+    for name in given:
+        if not any(name in table for table in tables.values()):
+            raise unknown("parameter of these notebooks", name, {n for table in tables.values() for n in table})
+    jobs = []
+    for seed in seeds:
+        for path, table in tables.items():
+            mine = {name: value for name, value in {**given, "seed": seed}.items() if name in table}
+            values = params.check(table, mine)
+            folder = out or output_folder(values.get("recipe", "digits"))
+            jobs.append(Job(path, values, folder / f"seed-{seed}" if len(seeds) > 1 else folder))
+    return jobs
+
+
+def runs_of(jobs: list[Job]) -> list[RunSpec]:
+    """Every run that the jobs need, once, in the order in which they are asked for."""
+    unique = {}
+    for job in jobs:
+        for spec in params.specs_of(job.values):
+            unique.setdefault(resolve(spec).key, spec)
+    return list(unique.values())
+
+
+def is_trained(spec: RunSpec) -> bool:
+    return (folder_of(resolve(spec)) / "done.json").exists()
+
+
+# ---------------------------------------------------------------------------------------------- workers
+
+@contextlib.contextmanager
+def worker_environment(jobs: int) -> Iterator[None]:
+    """Child processes share the cores: two OpenMP pools on the same cores would spin each other to a standstill."""
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    wanted = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "KIT_LIVE": "0", "KIT_WIDGETS": "0"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+def train_one(words: dict, device: str) -> float:
+    """In a worker: train one run quietly. -> its training seconds."""
+    return float(run(RunSpec(**words), device=device, quiet=True).done["seconds"])
+
+
+def execute(path: str, output: str, values: dict, folder: str, stamp: str) -> float:
+    """In a worker: run one notebook. -> its seconds. Its cells' and its kernel's chatter goes to a log beside the output."""
+    started = time.monotonic()
+    os.environ.update(KIT_OUT=folder, KIT_STAMP=stamp)
+    os.environ.pop("JPY_SESSION_NAME", None)
+    partial = Path(output).with_suffix(".partial.ipynb")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with open(Path(output).with_suffix(".log"), "w") as log:
+        os.dup2(log.fileno(), sys.stderr.fileno())
+        import papermill
+        try:
+            papermill.execute_notebook(path, str(partial), parameters=values, progress_bar=False, log_output=False,
+                                       request_save_on_cell_execute=False, cwd=str(Path(path).parent))
+        except papermill.exceptions.PapermillExecutionError as error:
+            os.replace(partial, output)
+            first = f"{error.ename}: {error.evalue}" if error.ename != "KitError" else error.evalue
+            raise KitError(f"cell {error.exec_count}: {first.splitlines()[0]}") from None
+    os.replace(partial, output)
+    return time.monotonic() - started
+
+
+def pooled(tasks: dict[str, tuple[Callable, tuple]], jobs: int, tick: Callable[[set[str]], None],
+           finished: Callable[[str, Exception | None, float], None]) -> None:
+    """Run tasks, which return their seconds, in `jobs` worker processes. `finished` hears of each end, `tick` of the time
+    between. A task whose worker dies is tried once more, alone."""
+    alone: list[str] = []
+    with worker_environment(jobs):
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+            futures: dict[Future, str] = {pool.submit(fn, *args): name for name, (fn, args) in tasks.items()}
+            waiting = set(futures)
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                tick({futures[future] for future in waiting if future.running()})
+                for future in done:
+                    if isinstance(future.exception(), BrokenProcessPool):
+                        alone.append(futures[future])
+                    else:
+                        _report(future, futures[future], finished)
+        for name in alone:
+            fn, args = tasks[name]
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                future = pool.submit(fn, *args)
+                wait([future])
+                _report(future, name, finished)
+
+
+def _report(future: Future, name: str, finished: Callable[[str, Exception | None, float], None]) -> None:
+    error = future.exception()
+    if isinstance(error, BrokenProcessPool):
+        error = KitError("its process was killed twice, most likely because memory ran out; try --jobs 1")
+    finished(name, error, 0.0 if error else future.result())
+
+
+# ---------------------------------------------------------------------------------------------- the batch
+
+def show_plan(jobs: list[Job]) -> None:
+    """What would run, what is there already."""
+    for spec in runs_of(jobs):
+        print(f"  run       {spec}: {'trained' if is_trained(spec) else 'to train'}")
+    for job in jobs:
+        print(f"  notebook  {job.name}: {'up to date' if job.is_done() else 'to run'} -> {job.folder}")
+
+
+def reproduce(jobs: list[Job], *, workers: int, device: str = "auto", fresh: bool = False) -> int:
+    """Train what is missing, run what is not up to date, print a table. -> 0, or 1 if anything failed."""
+    pick_device(device)
+    started = time.monotonic()
+    specs = runs_of(jobs)
+    missing = {str(spec): spec for spec in specs if not is_trained(spec)}
+    due = [job for job in jobs if fresh or not job.is_done()]
+    print(f"{len(specs)} runs, {len(missing)} to train; {len(jobs)} notebooks, {len(due)} to run; {workers} at a time",
+          flush=True)
+    failures: dict[str, str] = {}
+    _train(missing, workers, device, failures)
+    seconds = _run_notebooks(due, workers, failures)
+    _summary(jobs, seconds, failures, time.monotonic() - started)
+    return 1 if failures else 0
+
+
+def _train(missing: dict[str, RunSpec], workers: int, device: str, failures: dict[str, str]) -> None:
+    began, finished_count = time.monotonic(), 0
+    epochs = {name: resolve(spec).recipe.epochs for name, spec in missing.items()}
+
+    def done_epochs(name: str) -> int:
+        return sum(1 for _ in (folder_of(resolve(missing[name])) / "epochs").glob("*.npz"))
+
+    def tick(running: set[str]) -> None:
+        if live() and running:
+            states = ", ".join(f"{missing[name].method} {done_epochs(name)}/{epochs[name]}" for name in sorted(running))
+            sys.stdout.write(f"\r  training {finished_count}/{len(missing)}: {states}".ljust(100)[:100])
+            sys.stdout.flush()
+
+    def finished(name: str, error: Exception | None, seconds: float) -> None:
+        nonlocal finished_count
+        finished_count += 1
+        if error is not None:
+            failures[name] = str(error)
+        left = (time.monotonic() - began) / finished_count * (len(missing) - finished_count)
+        state = f"failed: {error}" if error else f"trained in {duration(seconds)}"
+        print(f"{chr(13) if live() else ''}  [{finished_count}/{len(missing)}] {name}: {state}"
+              f"{f' ({duration(left)} left)' if left >= 1 else ''}".ljust(100), flush=True)
+
+    if missing:
+        tasks = {name: (train_one, ({"method": spec.method, "recipe": spec.recipe, "seed": spec.seed,
+                                     "overrides": dict(spec.overrides)}, device)) for name, spec in missing.items()}
+        pooled(tasks, min(workers, len(missing)), tick, finished)
+
+
+def _run_notebooks(due: list[Job], workers: int, failures: dict[str, str]) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    labels = {job.label: job for job in due}
+
+    def finished(name: str, error: Exception | None, took: float) -> None:
+        seconds[name] = took
+        if error is None and not labels[name].is_done():
+            error = KitError("it ended without its stamp: study.finish() was not reached")
+        if error is not None:
+            failures[name] = str(error)
+        print(f"  {name}: {f'failed: {error}' if error else f'made in {duration(took)}'}", flush=True)
+
+    if due:
+        tasks = {name: (execute, (str(job.path), str(job.output), dict(job.values), str(job.folder), job.stamp()))
+                 for name, job in labels.items()}
+        pooled(tasks, min(workers, len(due)), lambda running: None, finished)
+    return seconds
+
+
+def _summary(jobs: list[Job], seconds: dict[str, float], failures: dict[str, str], total: float) -> None:
+    print(f"\n{'notebook':<28}{'state':<12}{'seconds':>8}  figures")
+    for job in jobs:
+        state = "failed" if job.label in failures else "made" if job.label in seconds else "up to date"
+        try:
+            figures = [f[:-4] for f in store.read_json(job.folder / f"{job.name}.json")["figures"] if f.endswith(".png")]
+        except KitError:
+            figures = []
+        made = ", ".join(figures) if state != "failed" else "-"
+        print(f"{job.label:<28}{state:<12}{seconds.get(job.label, 0):>8.1f}  {made}")
+    for folder in sorted({job.folder for job in jobs}):
+        print(f"results in {folder}")
+    for name, error in failures.items():
+        print(f"FAILED {name}: {error}")
+    print(f"{duration(total)} in all", flush=True)

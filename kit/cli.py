@@ -1,0 +1,112 @@
+"""`python -m kit`: reproduce, train, evaluate, list. Errors are one line, exit code 2 for bad input, 1 for failures."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from kit import store
+from kit.types import KitError, describe
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m kit", description="A study kit on instance-reweighted adversarial training.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    reproduce = commands.add_parser("reproduce", help="train what is missing, run the notebooks, write the figures")
+    reproduce.add_argument("--recipe", help="a name of `list recipes`, or folder:<path> (default: each notebook's own)")
+    reproduce.add_argument("--only", nargs="+", default=[], metavar="NOTEBOOK", help="notebooks whose names begin so")
+    reproduce.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S", help="one set of figures per seed")
+    reproduce.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="further notebook parameters")
+    reproduce.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one a core, at most 8)")
+    reproduce.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    reproduce.add_argument("--out", type=Path, help="folder for the results (default: figures/out/<recipe>)")
+    reproduce.add_argument("--fresh", action="store_true", help="run notebooks that are up to date, too")
+    reproduce.add_argument("--plan", action="store_true", help="only say what would run")
+
+    train = commands.add_parser("train", help="train, resume or open one run")
+    train.add_argument("method")
+    train.add_argument("--recipe", default="digits")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="overrides, say weight.slope=5 epochs=30")
+    train.add_argument("--device", default="auto")
+
+    evaluate = commands.add_parser("evaluate", help="accuracy of a stored run under attacks")
+    evaluate.add_argument("run", help="the run's key, or the beginning of it (see `list runs`)")
+    evaluate.add_argument("--attacks", default="natural,fgsm,pgd20,cw20", help="names with commas between")
+    evaluate.add_argument("--split", default="test")
+    evaluate.add_argument("--n", type=int, default=0, help="only the first n images")
+    evaluate.add_argument("--device", default="auto")
+
+    show = commands.add_parser("list", help="what there is to choose from")
+    show.add_argument("what", nargs="?", default="methods", choices=[*TABLES, "runs"])
+    return top
+
+
+TABLES = ("methods", "attacks", "recipes", "criteria", "weights", "figures")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. -> exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        return {"reproduce": _reproduce, "train": _train, "evaluate": _evaluate, "list": _list}[options.command](options)
+    except KitError as error:
+        print(f"kit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nkit: stopped. Finished epochs and notebooks are kept; the same command goes on from there.", file=sys.stderr)
+        return 130
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from kit import batch
+    from kit.spec import parse_overrides
+    given = parse_overrides(" ".join(options.set))
+    if options.recipe:
+        given["recipe"] = options.recipe
+    if options.jobs < 0:
+        raise KitError(f"--jobs {options.jobs} must be at least 1, or 0 for one a core")
+    jobs = batch.plan(options.only, given, options.seeds, options.out.resolve() if options.out else None)
+    if options.plan:
+        batch.show_plan(jobs)
+        return 0
+    workers = options.jobs or min(8, os.cpu_count() or 1)
+    return batch.reproduce(jobs, workers=workers, device=options.device, fresh=options.fresh)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from kit.spec import RunSpec, parse_overrides
+    from kit.train import run
+    spec = RunSpec(options.method, options.recipe, options.seed, parse_overrides(" ".join(options.set)))
+    print(run(spec, device=options.device))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from kit.evaluate import evaluate
+    from kit.runs import find
+    run = find(options.run)
+    table = evaluate(run, options.attacks.split(","), split=options.split, n=options.n, device=options.device)
+    print(run)
+    print(table.to_string(float_format=lambda value: f"{value:.4f}"))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    if options.what == "runs":
+        from kit.runs import find
+        for folder in store.run_folders():
+            run = find(folder.name)
+            state = "done" if (folder / "done.json").exists() else "unfinished"
+            print(f"{folder.name}  {state:<10}  {run.spec}")
+        return 0
+    import kit
+    table = getattr(kit, options.what.upper())
+    width = max(map(len, table))
+    for name, row in table.items():
+        source = getattr(row, "source", "")
+        print(f"{name:<{width}}  {describe(row)}{f'  [{source}]' if source else ''}")
+    return 0

@@ -1,0 +1,166 @@
+"""How often is the network right, under which attack, and how sure is that? Counted per example and kept.
+
+An attack's verdicts are stored in the run's folder under a key of their own: asking again costs nothing, and a new
+attack retrains nothing. Random starts depend on the example's id, so batch size and order change no result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from kit import store
+from kit.attacks import ATTACKS, Attack, check_inputs, frozen
+from kit.data import Split
+from kit.progress import Progress
+from kit.runs import Run
+from kit.runs import device as pick_device
+from kit.types import KitError, Streams, Threat, unknown
+
+BATCH = {"cpu": 256, "cuda": 2048, "mps": 512}
+
+
+def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a share (Wilson, 1927); (0, 1) for n = 0."""
+    if n == 0:
+        return 0.0, 1.0
+    share, square = successes / n, z * z
+    centre = (share + square / (2 * n)) / (1 + square / n)
+    half = z / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+
+
+def measure(model: nn.Module, split: Split, threat: Threat, attack: Attack, *, seed: int = 0,
+            progress: Progress | None = None) -> dict[str, np.ndarray]:
+    """Attack every image of `split`. -> prediction (n,) int64 and broken (n,) bool, y, ids.
+
+    Errors: `KitError` for a model that returns probabilities or NaN, or labels that it does not know.
+    """
+    device = split.y.device
+    check_inputs(model, split.x(slice(0, 256)), split.y[:256])
+    predictions, broken = [], []
+    with frozen(model):
+        for rows in torch.arange(len(split), device=device).split(BATCH[device.type]):
+            streams = Streams(split.ids[rows], "evaluate", seed, json.dumps(attack.config(), sort_keys=True))
+            outcome = attack(model, split.x(rows), split.y[rows], threat, streams)
+            predictions.append(outcome.prediction)
+            broken.append(outcome.broken)
+            if progress is not None:
+                progress.update(int(rows[-1]) + 1)
+    return {"prediction": torch.cat(predictions).cpu().numpy(), "broken": torch.cat(broken).cpu().numpy(),
+            "y": split.y.cpu().numpy(), "ids": split.ids.cpu().numpy()}
+
+
+def evaluate(run: Run, attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw20"), *, split: str = "test", n: int = 0,
+             which: str = "last", device: str = "auto", quiet: bool = False) -> pd.DataFrame:
+    """Accuracy of a run under attacks, one row each, with the run's own threat.
+
+    Columns: accuracy (no iterate of any restart misclassified; the stricter count), low and high (its Wilson 95 %
+    interval), last_iterate (accuracy as most papers count: only the last iterate can break an image), n, seconds.
+    `.attrs` holds the per-example arrays: "examples"[attack] with prediction, broken, y and ids.
+
+    split: train, validation or test; n: only the first n images (0 = all); which: last or best network.
+    Errors: `KitError` for unknown names, an empty split, or a network that cannot be evaluated.
+    """
+    names = [attacks] if isinstance(attacks, str) else list(attacks)
+    for name in names:
+        ATTACKS[name]
+    if split not in ("train", "validation", "test"):
+        raise unknown("split", split, ("train", "validation", "test"))
+    if not isinstance(n, int) or n < 0:
+        raise KitError(f"n={n!r} must be a whole number of images, or 0 for all")
+    where = pick_device(device)
+    model, images = None, None
+    rows, examples = {}, {}
+    for name in names:
+        attack = ATTACKS[name]
+        settings = {"attack": attack.config(), "threat": str(run.plan.recipe.threat), "split": split, "n": n, "which": which}
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        path = run.folder / "evaluations" / f"{key}.npz"
+        if not path.exists():
+            if model is None:
+                model = run.model(which, where)
+                images = getattr(run.data(), split).take(slice(0, n or None)).to(where)
+                if not len(images):
+                    raise KitError(f"{run.spec} holds out no {split} images; choose another split")
+            progress, started = Progress(f"{name} on {run.spec}", len(images), quiet=quiet), time.monotonic()
+            arrays = measure(model, images, run.plan.recipe.threat, attack, progress=progress)
+            seconds = time.monotonic() - started
+            store.save_arrays(path, arrays | {"seconds": np.asarray(seconds), "settings": np.asarray(json.dumps(settings))})
+            progress.close(f"{1 - arrays['broken'].mean():.1%} of {len(images)} in {seconds:.1f} s")
+        arrays = store.load_arrays(path)
+        count, right = len(arrays["y"]), int((~arrays["broken"]).sum())
+        low, high = wilson(right, count)
+        rows[name] = {"accuracy": right / count, "low": low, "high": high,
+                      "last_iterate": float((arrays["prediction"] == arrays["y"]).mean()), "n": count,
+                      "seconds": float(arrays["seconds"])}
+        examples[name] = {key: arrays[key] for key in ("prediction", "broken", "y", "ids")}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("attack")
+    table.attrs = {"run": run.key, "examples": examples, "classes": run.record["classes"]}
+    return table
+
+
+def per_class(table: pd.DataFrame, attack: str) -> pd.DataFrame:
+    """Accuracy, interval and n of each class under one attack of an `evaluate` table."""
+    examples = _examples(table, attack)
+    rows = []
+    for label, name in enumerate(table.attrs["classes"]):
+        mine = examples["y"] == label
+        right = int((~examples["broken"][mine]).sum())
+        low, high = wilson(right, int(mine.sum()))
+        rows.append({"class": name, "accuracy": right / max(int(mine.sum()), 1), "low": low, "high": high,
+                     "n": int(mine.sum())})
+    return pd.DataFrame(rows).set_index("class")
+
+
+def confusion(table: pd.DataFrame, attack: str) -> np.ndarray:
+    """(K, K) counts, rows true and columns predicted, of the last iterates under one attack. The sum is n.
+
+    A prediction that is no number (-1) is counted in no column; `measure` refuses networks that make them.
+    """
+    examples, k = _examples(table, attack), len(table.attrs["classes"])
+    matrix = np.zeros((k, k), dtype=np.int64)
+    known = examples["prediction"] >= 0
+    np.add.at(matrix, (examples["y"][known], examples["prediction"][known]), 1)
+    return matrix
+
+
+def protected_table(runs: Mapping[str, Run], attacks: Sequence[str] = ("natural", "fgsm", "pgd20")) -> pd.DataFrame:
+    """Accuracy of the protected class and of all classes, per method and attack, with n and Wilson intervals.
+
+    The protected class is that of the first run whose loss has one (class 0 where none does).
+    """
+    losses = [run.plan.method.loss.params for run in runs.values()]
+    protected = next((int(params["protected"]) for params in losses if "protected" in params), 0)
+    rows = {}
+    for method, run in runs.items():
+        table = evaluate(run, attacks, quiet=True)
+        for attack in attacks:
+            mine, total = per_class(table, attack).iloc[protected], table.loc[attack]
+            rows[(method, attack)] = {
+                f"class {table.attrs['classes'][protected]}": mine["accuracy"], "interval": f"[{mine['low']:.2f}, {mine['high']:.2f}]",
+                "n": int(mine["n"]), "all classes": total["accuracy"],
+                "interval, all": f"[{total['low']:.2f}, {total['high']:.2f}]", "n, all": int(total["n"])}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["method", "attack"]).round(3)
+
+
+def _examples(table: pd.DataFrame, attack: str) -> dict[str, np.ndarray]:
+    found = table.attrs.get("examples", {})
+    if attack not in found:
+        raise unknown("attack in this table", attack, found)
+    return found[attack]
+
+
+def paired_difference(broken_a: np.ndarray, broken_b: np.ndarray) -> tuple[float, float, float]:
+    """(accuracy of b minus accuracy of a, low, high) on the same images, 95 % (normal, of the paired differences)."""
+    difference = broken_a.astype(float) - broken_b.astype(float)
+    half = 1.959964 * difference.std(ddof=1) / math.sqrt(len(difference))
+    return float(difference.mean()), float(difference.mean() - half), float(difference.mean() + half)

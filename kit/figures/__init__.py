@@ -1,0 +1,99 @@
+"""Figures read finished runs and draw them; none starts a training. `kit.draw(name, runs)` is the way in."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from pathlib import Path
+
+from kit import store
+from kit.figures import confused, confusion, margins, minmax
+from kit.figures.drawing import Drawing
+from kit.figures.style import style
+from kit.runs import Run
+from kit.types import KitError, Table, unknown
+
+
+@dataclass(frozen=True)
+class FigureRow:
+    """`draw(runs, **options)` fills a Drawing from {method: Run}; `methods` are those that the paper's figure shows."""
+
+    title: str
+    source: str
+    draw: Callable[..., Drawing]
+    methods: tuple[str, ...]
+    one: bool = False      # draws any single run, whatever its method
+
+
+FIGURES = Table("figure", {
+    "confused-labels": FigureRow("misclassified training examples with one and with several confused labels",
+                                 "CLIRAT Fig. 1A", confused.per_epoch, ("mail-at",), one=True),
+    "confused-label-counts": FigureRow("how many labels beat the true one", "CLIRAT Fig. 1A", confused.histogram,
+                                       ("mail-at",), one=True),
+    "leave-out": FigureRow("robustness when a set of examples is left out", "CLIRAT Fig. 1B", confused.leave_out,
+                           ("mail-at", "clirat-drop-single", "clirat-drop-multiple", "clirat-drop-matched",
+                            "clirat-drop-random")),
+    "softmax-pair": FigureRow("two examples of equal margin, one and several confused labels", "CLIRAT Figs. 1C, 1D",
+                              confused.softmax_pair, ("mail-at",), one=True),
+    "pm-and-cl-pm": FigureRow("the margin against the confused-label margin", "CLIRAT Fig. 2", confused.two_margins,
+                              ("mail-at",), one=True),
+    "critical-lps": FigureRow("examples by attack steps survived, and how many of the safe are critical",
+                              "MAIL Fig. 1b", margins.critical_lps, ("at",), one=True),
+    "pm-by-lps": FigureRow("probabilistic margin by attack steps survived", "MAIL Fig. 4", margins.pm_by_lps, ("at",),
+                           one=True),
+    "parameters": FigureRow("first-layer parameters", "CSA/CSE Fig. 3", minmax.parameters, ("adv", "csa")),
+    "parameters-l2": FigureRow("first-layer parameters with an L2 term", "CSA/CSE Fig. 4", minmax.parameters,
+                               ("adv", "csa-l2", "csa")),
+    "fuzziness": FigureRow("loss, fuzziness and robustness over training", "CSA/CSE Fig. 5", minmax.fuzziness_curves,
+                           ("std", "cse")),
+    "fuzziness-layers": FigureRow("fuzziness of every convolution", "CSA/CSE Fig. 6", minmax.fuzziness_layers,
+                                  ("std", "cse")),
+    "confusion": FigureRow("confusion matrices, natural and under attack", "VIR Fig. 1", confusion.matrices,
+                           ("at", "trades", "mart")),
+})
+
+
+def output_folder(recipe: str) -> Path:
+    """Where pictures go: KIT_OUT, else figures/out/<recipe>/."""
+    name = re.sub(r"[^\w.-]+", "-", recipe).strip("-")
+    return Path(os.environ.get("KIT_OUT") or store.home() / "figures" / "out" / name)
+
+
+def draw(name: str, runs: Run | Iterable[Run] | Mapping[str, Run], *, folder: Path | str | None = None,
+         **options) -> Drawing:
+    """Draw a figure of `FIGURES` from finished runs, and save it as PNG, SVG and JSON provenance in `folder`.
+
+    `options` are those of the drawing function. -> a matplotlib Figure with .facts, .caption and .files.
+    Errors: `KitError` for an unknown figure or option, or runs that are missing, with the command that makes them.
+    """
+    row = FIGURES[name]
+    given = [runs] if isinstance(runs, Run) else list(runs.values() if isinstance(runs, Mapping) else runs)
+    for run in given:
+        if not isinstance(run, Run):
+            raise KitError(f"draw('{name}', ...) takes runs, such as kit.run(\"{row.methods[0]}\"), not {type(run).__name__}")
+    by_method = {run.method: run for run in given}
+    if row.one and len(given) != 1:
+        raise KitError(f"'{name}' draws exactly one run, it was given {len(given)}")
+    if not row.one:
+        missing = [method for method in row.methods if method not in by_method]
+        if missing:
+            like = f" --recipe {given[0].spec.recipe} --seed {given[0].spec.seed}" if given else ""
+            raise KitError(f"'{name}' also needs a run of {', '.join(missing)}: " +
+                           "; ".join(f"python -m kit train {method}{like}" for method in missing))
+    known = {p.name for p in signature(row.draw).parameters.values() if p.kind is Parameter.KEYWORD_ONLY}
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of '{name}'", option, known)
+    started = time.monotonic()
+    with style():
+        drawing = row.draw(given[0] if row.one else {m: by_method[m] for m in row.methods}, **options)
+    drawing.save(Path(folder) if folder else output_folder(given[0].spec.recipe), name, given, title=row.title,
+                 source=row.source, options=options, seconds=time.monotonic() - started)
+    return drawing
+
+
+__all__ = ["FIGURES", "Drawing", "FigureRow", "draw", "output_folder"]

@@ -1,0 +1,77 @@
+"""A `Drawing` is a matplotlib Figure that knows what it shows: facts, caption, and where it came from."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from kit import store
+from kit.figures.style import style
+from kit.runs import Run, commit, versions
+
+
+class Drawing(Figure):
+    """A Figure with `facts` (the numbers that decide the claim), `caption`, and `files` once it is saved."""
+
+    def __init__(self, width: float = 7.0, height: float = 3.0):
+        super().__init__(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(self)
+        self.facts: dict = {}
+        self.caption = ""
+        self.files: list[Path] = []
+
+    def png(self) -> bytes:
+        buffer = io.BytesIO()
+        with style():
+            self.savefig(buffer, format="png", dpi=150, metadata={"Description": self.caption})
+        return buffer.getvalue()
+
+    def svg(self) -> bytes:
+        buffer = io.BytesIO()
+        with style():
+            self.savefig(buffer, format="svg", metadata={"Date": None, "Description": self.caption})
+        return buffer.getvalue()
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        width = int(self.get_figwidth() * 110)
+        return ({"image/png": base64.b64encode(self.png()).decode(), "text/plain": self.caption},
+                {"image/png": {"width": width, "alt": self.caption}})
+
+    def save(self, folder: Path, name: str, runs: Sequence[Run], *, title: str, source: str, options: dict,
+             seconds: float) -> None:
+        """NAME.png, NAME.svg, and NAME.json with everything needed to know and to make it again."""
+        record = {
+            "figure": name, "title": title, "source": source, "caption": self.caption, "options": options,
+            "facts": plain(self.facts), "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "drawn_in_seconds": round(seconds, 2), "versions": versions(), "commit": commit(),
+            "runs": [{"key": run.key, "spec": run.record["spec"], "config": run.record["config"],
+                      "device": run.record["device"], "versions": run.record["versions"], "commit": run.record["commit"],
+                      "data_fingerprint": run.record["data_fingerprint"], "trained_in_seconds": run.done["seconds"],
+                      "images": {part: len(run.final[f"{part}_y"]) for part in ("train", "test")}} for run in runs]}
+        payloads = {"png": self.png(), "svg": self.svg(), "json": (json.dumps(record, indent=1) + "\n").encode()}
+        self.files = []
+        for ending, payload in payloads.items():
+            path = folder / f"{name}.{ending}"
+            store.write(path, payload)
+            self.files.append(path)
+
+
+def plain(value):
+    """numpy and pandas values as JSON values."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return None if not np.isfinite(value) else round(value, 6)
+    return value

@@ -1,0 +1,75 @@
+"""One look for all figures: colour-blind safe, readable on a slide and in a column, SVG text as text."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import matplotlib
+from matplotlib.axes import Axes
+
+# Okabe and Ito (2008)
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+GREY = "#8A8A8A"
+
+#: The same method has the same colour and dash in every figure (AT, MAIL-AT and CLIRAT near CLIRAT Fig. 3's).
+_METHODS = {
+    "std": (GREY, "-"), "at": (VERMILLION, "-"), "adv": (VERMILLION, "--"), "trades": (ORANGE, "-"),
+    "mart": (SKY, "-"), "gairat": (PURPLE, "-"), "mail-at": (GREEN, "-"), "mail-trades": (GREEN, "--"),
+    "mail-mart": (GREEN, ":"), "clirat": (BLUE, "-"), "clir-trades": (BLUE, "--"), "clir-mart": (BLUE, ":"),
+    "csa": (BLUE, "-"), "csa-l2": (GREEN, "-"), "cse": (PURPLE, "-"), "cse-adv": (PURPLE, "--"),
+    "mail-at-nat": (GREEN, "-."), "mail-at-dif": (GREEN, (0, (1, 2))),
+    "clirat-drop-single": (ORANGE, "-"), "clirat-drop-multiple": (BLUE, "-"),
+    "clirat-drop-matched": (SKY, "--"), "clirat-drop-random": (GREY, "--"),
+}
+
+_NAMES = {"std": "STD", "clirat-drop-single": "without $S_{sig}$", "clirat-drop-multiple": "without $S_{mul}$",
+          "clirat-drop-matched": "without $|S_{sig}|$ of $S_{mul}$", "csa-l2": "CSA+L2", "cse-adv": "CSE+ADV",
+          "clirat-drop-random": "without $|S_{mul}|$ at random", "mail-at-nat": "MAIL-AT (PM nat)",
+          "mail-at-dif": "MAIL-AT (PM dif)"}
+
+_RC = {
+    "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8,
+    "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
+    "axes.titleweight": "bold", "axes.grid": False, "grid.color": "#E4E4E4", "grid.linewidth": 0.8, "axes.axisbelow": True,
+    "legend.frameon": False, "lines.linewidth": 1.8, "svg.fonttype": "none", "svg.hashsalt": "irat-kit",
+    "pdf.fonttype": 42, "font.family": "DejaVu Sans", "savefig.dpi": 150,
+}
+
+
+@contextmanager
+def style():
+    """The kit's look inside, the user's own untouched outside."""
+    with matplotlib.rc_context(_RC):
+        yield
+
+
+def colour(method: str) -> str:
+    return _METHODS.get(method, (BLACK, "-"))[0]
+
+
+def dash(method: str):
+    return _METHODS.get(method, (BLACK, "-"))[1]
+
+
+def label(method: str) -> str:
+    """The name as the papers print it."""
+    return _NAMES.get(method, method.upper())
+
+
+def share_axis(axes: Axes, name: str = "y") -> None:
+    """Percent on an axis that runs in shares."""
+    axis = axes.yaxis if name == "y" else axes.xaxis
+    axis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+
+
+def label_line_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """Direct labels right of (x, y, text, colour), pushed apart until none overlaps."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * 0.075
+    placed = []
+    for x, y, text, tint in sorted(ends, key=lambda end: end[1]):
+        at = max(y, placed[-1] + gap) if placed else y
+        placed.append(at)
+        axes.annotate(text, (x, y), xytext=(x, at), textcoords="data", color=tint, va="center", fontsize=8,
+                      annotation_clip=False, xycoords="data", ha="left")

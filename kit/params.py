@@ -1,0 +1,109 @@
+"""Notebook parameters, checked: the parameters cell is their only declaration.
+
+    method: str = "mail-at"   # the method to look at; a name of kit.METHODS
+    seed: int = 0             # random seed; at least 0
+    split: str = "train"      # images to count; one of train, test
+
+papermill only warns about a name that does not exist, and hands `-p fast false` over as text; here both are errors,
+before a kernel starts in a batch run, and in the first lines of the notebook otherwise.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import tokenize
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from kit.methods import METHODS
+from kit.spec import RunSpec, parse_overrides, resolve
+from kit.types import KitError, Range, check_value, unknown
+
+_TYPES = {"int": int, "float": float, "str": str, "bool": bool}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a parameters cell: type, default, and what stands behind the # (meaning; allowed values)."""
+
+    kind: str
+    default: Any
+    meaning: str = ""
+
+    @property
+    def annotation(self) -> Any:
+        allowed = self.meaning.partition(";")[2].strip()
+        if choices := re.match(r"one of (.+)$", allowed):
+            return Literal[tuple(word.strip() for word in choices[1].split(","))]
+        if bounds := re.match(r"(-?[\d.]+) to (-?[\d.]+)", allowed):
+            return Annotated[_TYPES[self.kind], Range(float(bounds[1]), float(bounds[2]))]
+        if bound := re.match(r"at least (-?[\d.]+)", allowed):
+            return Annotated[_TYPES[self.kind], Range(float(bound[1]))]
+        return _TYPES[self.kind]
+
+
+def declared(source: str) -> dict[str, Parameter]:
+    """The parameters that a cell declares; {} if any line of it is something else than an annotated literal."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return {}
+    comments = {token.start[0]: token.string.lstrip("# ") for token in
+                tokenize.generate_tokens(io.StringIO(source).readline) if token.type == tokenize.COMMENT}
+    found = {}
+    for node in body:
+        literal = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None
+        if not literal or not isinstance(node.annotation, ast.Name) or node.annotation.id not in _TYPES:
+            return {}
+        try:
+            default = ast.literal_eval(node.value)
+        except ValueError:
+            return {}
+        found[node.target.id] = Parameter(node.annotation.id, default, comments.get(node.lineno, ""))
+    return found
+
+
+def of_notebook(path: Path) -> dict[str, Parameter]:
+    """The declared parameters of a notebook file: its cell tagged `parameters`."""
+    try:
+        cells = json.loads(path.read_text())["cells"]
+    except (OSError, ValueError, KeyError) as error:
+        raise KitError(f"{path} is no readable notebook ({type(error).__name__})") from error
+    for cell in cells:
+        if "parameters" in cell.get("metadata", {}).get("tags", []):
+            found = declared("".join(cell["source"]))
+            if found:
+                return found
+            raise KitError(f"{path.name}: its parameters cell must hold lines such as `seed: int = 0  # meaning` only")
+    raise KitError(f"{path.name} has no cell tagged 'parameters'")
+
+
+def check(parameters: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
+    """All values, the given ones checked: names, types, ranges, and every method, recipe and override they speak of."""
+    for name in given:
+        if name not in parameters:
+            raise unknown("notebook parameter", name, parameters)
+    values = {name: check_value(name, given.get(name, p.default), p.annotation) for name, p in parameters.items()}
+    specs_of(values)
+    return values
+
+
+def specs_of(values: Mapping[str, Any]) -> list[RunSpec]:
+    """The runs that a notebook's parameters ask for: each name in `method`, `methods` and `..._methods`, with its
+    recipe, seed and overrides. All are resolved here, so a wrong word fails now."""
+    names = []
+    for parameter, value in values.items():
+        if parameter in ("method", "methods") or parameter.endswith("_methods"):
+            if not value.split():
+                raise KitError(f"{parameter} is empty; it must name methods. Choices: {', '.join(METHODS)}")
+            names += [name for name in value.split() if name not in names]
+    overrides = parse_overrides(values.get("overrides", ""))
+    specs = [RunSpec(name, values.get("recipe", "digits"), values.get("seed", 0), overrides) for name in names]
+    for spec in specs:
+        resolve(spec)
+    return specs

@@ -1,0 +1,134 @@
+"""What a notebook calls: `begin` checks its parameters, then a `Study` holds its runs, figures and verdicts.
+
+    study = kit.begin("02_confused_labels", globals())
+    study.draw("confused-labels", method)
+    study.check("S_mul outnumbers S_sig", printed="in every epoch", here="in 0 of 15", holds=False, fails=True)
+    study.finish()
+"""
+
+from __future__ import annotations
+
+import ast
+import html
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kit import store
+from kit.figures import Drawing, draw, output_folder
+from kit.figures.drawing import plain
+from kit.params import check, declared, specs_of
+from kit.runs import Run, commit, device, versions
+from kit.spec import RunSpec
+from kit.train import run
+from kit.types import KitError, unknown
+
+_MARKS = {"holds": "✓ holds here", "fails": "✗ fails here", "undecided": "? undecided here"}
+
+
+def begin(notebook: str, namespace: Mapping[str, Any]) -> Study:
+    """Check the parameters of the running notebook and say in one line what it runs on. Pass `globals()`.
+
+    Errors: `KitError` for a parameter that is unknown (one that papermill injected), of the wrong type or out of range.
+    """
+    cells = [cell for cell in namespace.get("In", []) if cell.strip()]
+    parameters = next((found for cell in reversed(cells) if (found := declared(cell))), None)
+    if parameters is None:
+        raise KitError("no parameters cell was run in this notebook; run the cell tagged 'parameters' first")
+    given = {}
+    for cell in cells:
+        if cell.startswith("# Parameters"):   # papermill writes this line above what it injects
+            given |= {name: namespace[name] for name in _assigned(cell) if name in namespace}
+    values = check(parameters, given | {name: namespace[name] for name in parameters if name in namespace})
+    study = Study(notebook, values, {spec.method: spec for spec in specs_of(values)})
+    v = versions()
+    print(f"kit {v['kit']} {commit()} · torch {v['torch']} · {device()} · " +
+          " · ".join(f"{name} {value}" for name, value in values.items() if value != ""))
+    return study
+
+
+def _assigned(source: str) -> list[str]:
+    return [target.id for node in ast.parse(source).body if isinstance(node, ast.Assign)
+            for target in node.targets if isinstance(target, ast.Name)]
+
+
+@dataclass
+class Study:
+    """The state of one notebook: its parameter values, its runs by method, what it drew and concluded."""
+
+    notebook: str
+    values: dict[str, Any]
+    specs: dict[str, RunSpec]
+    drawings: list[Drawing] = field(default_factory=list)
+    verdicts: list[dict[str, str]] = field(default_factory=list)
+    opened: dict[str, Run] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def folder(self) -> Path:
+        """Where its pictures and its stamp go."""
+        return output_folder(self.values.get("recipe", "digits"))
+
+    def run(self, method: str) -> Run:
+        """The run of a method that the parameters name: trained now, resumed, or opened."""
+        if method not in self.specs:
+            raise unknown("method in this notebook's parameters", method, self.specs)
+        if method not in self.opened:
+            self.opened[method] = run(self.specs[method])
+        return self.opened[method]
+
+    def runs(self, methods: str) -> dict[str, Run]:
+        """{method: Run} of several names with spaces between."""
+        return {method: self.run(method) for method in methods.split()}
+
+    def draw(self, figure: str, methods: str, **options) -> Drawing:
+        """Draw a figure of kit.FIGURES from the runs of `methods`, and save it in the study's folder."""
+        torch.manual_seed(0)
+        drawing = draw(figure, self.runs(methods), folder=self.folder, **options)
+        self.drawings.append(drawing)
+        return drawing
+
+    def check(self, claim: str, *, printed: str, here: str, holds: bool, fails: bool) -> Verdicts:
+        """Set the paper's statement beside what these runs show; neither `holds` nor `fails` is undecided.
+
+        -> the table of this notebook's claims so far.
+        """
+        if holds and fails:
+            raise KitError(f"'{claim}' cannot both hold and fail; look at its two conditions")
+        verdict = "holds" if holds else "fails" if fails else "undecided"
+        self.verdicts = [v for v in self.verdicts if v["claim"] != claim]
+        self.verdicts.append({"claim": claim, "printed": printed, "here": here, "verdict": verdict})
+        return Verdicts(list(self.verdicts))
+
+    def finish(self) -> None:
+        """Write the stamp by which a batch run knows that the notebook came to its end."""
+        store.write_json(self.folder / f"{self.notebook}.json", plain({
+            "notebook": self.notebook, "stamp": os.environ.get("KIT_STAMP", ""), "parameters": self.values,
+            "runs": {method: r.key for method, r in self.opened.items()}, "verdicts": self.verdicts,
+            "figures": [path.name for drawing in self.drawings for path in drawing.files],
+            "seconds": round(time.monotonic() - self.started, 1)}))
+        print(f"{self.notebook}: {len(self.drawings)} figures and {len(self.verdicts)} checks in "
+              f"{time.monotonic() - self.started:.0f} s -> {self.folder}")
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Claims as a table, in text and in HTML."""
+
+    rows: list[dict[str, str]]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{_MARKS[row['verdict']]}: {row['claim']}\n    paper: {row['printed']}\n    here:  {row['here']}"
+                         for row in self.rows)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th style='text-align:left'>{name}</th>" for name in ("claim", "paper", "these runs", ""))
+        body = "".join("<tr>" + "".join(f"<td style='text-align:left;vertical-align:top'>{html.escape(text)}</td>" for text in
+                                        (row["claim"], row["printed"], row["here"], _MARKS[row["verdict"]])) + "</tr>"
+                       for row in self.rows)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
