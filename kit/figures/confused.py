@@ -49,7 +49,8 @@ def per_epoch(run: Run, *, counted: Literal["on the fly", "frozen"] = "on the fl
     right.fill_between(shown, ratios[:, 1], high, color=s.GREEN, alpha=0.18, linewidth=0)
     right.plot(shown, ratios[:, 0], color=s.GREEN, marker="o", markersize=3)
     right.axhline(1, color=s.BLACK, linewidth=1, linestyle="--")
-    right.annotate("the paper's claim: above 1", (shown[0], 1), xytext=(0, 4), textcoords="offset points", fontsize=8)
+    right.annotate("the paper's claim: above 1", (shown[-1], 1), xytext=(0, 4), textcoords="offset points", ha="right",
+                   fontsize=8)
     top = max(1.3, float(np.nanmax(np.where(np.isfinite(ratios), ratios, np.nan), initial=0)) * 1.15)
     right.set(xlabel="training epoch", ylabel="$|S_{mul}|\\,/\\,|S_{sig}|$  (95 % interval)", ylim=(0, min(top, 10)),
               title="Ratio")
@@ -83,6 +84,7 @@ def histogram(run: Run, *, split: Literal["train", "test"] = "train") -> Drawing
              yerr=np.clip([counts[shown] - low, high - counts[shown]], 0, None), ecolor="#555555", capsize=3)
     for k, top, c in zip(shown, high, counts[shown], strict=True):
         axes.annotate(f"{c}", (k, top), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8)
+    axes.set_ylim(0, high.max() * 1.12)
     axes.set(xlabel="confused labels ($p_j > p_y$)", ylabel=f"{split} examples (of {n:,})", xticks=shown,
              title=f"{s.label(run.method)}: {counts[0]:,} of {n:,} have none")
     several = int(counts[2:].sum())
@@ -127,8 +129,7 @@ def softmax_pair(run: Run, *, single: int = -1, multiple: int = -1) -> Drawing:
         panel.bar(range(len(p)), p, color=tints)
         panel.axhline(p[truth], color=s.BLUE, linewidth=1, linestyle=":")
         name = "one confused label" if letter == "C" else f"{int(count[row])} confused labels"
-        panel.set(title=f"{letter}  {name}: PM {pm[row]:+.2f}, CL-PM {cl_pm[row]:+.2f}", xlabel="class",
-                  xticks=range(len(p)))
+        panel.set(title=f"{letter}  {name}\nPM {pm[row]:+.2f}, CL-PM {cl_pm[row]:+.2f}", xlabel="class", xticks=range(len(p)))
         panel.set_xticklabels(classes if len(p) <= 20 else range(len(p)), rotation=0 if len(str(classes[0])) < 3 else 45)
     axes[0].set_ylabel("probability under attack")
     handles = [matplotlib_patch(s.BLUE, "true class"), matplotlib_patch(s.VERMILLION, "confused label"),
@@ -169,8 +170,9 @@ def two_margins(run: Run, *, split: Literal["train", "test"] = "train") -> Drawi
     for several, tint, text in ((False, s.ORANGE, "one confused label"), (True, s.GREEN, "two or more")):
         mine = (count >= 2) == several
         data.scatter(pm[mine], cl_pm[mine], s=11, color=tint, alpha=0.65, linewidth=0, label=f"{text} ({mine.sum()})")
-    data.plot([-1, 0], [-1, 0], color=s.BLACK, linewidth=0.8, linestyle="--")
-    data.set(xlabel="PM", ylabel="CL-PM", xlim=(-1.02, 0.02), ylim=(-1.02, 0.02),
+    reach = min(-0.2, float(cl_pm.min(initial=0)) * 1.05)
+    data.plot([reach, 0], [reach, 0], color=s.BLACK, linewidth=0.8, linestyle="--")
+    data.set(xlabel="PM", ylabel="CL-PM", xlim=(reach, 0.02), ylim=(reach, 0.02),
              title=f"{s.label(run.method)}: misclassified {split} images")
     data.legend(loc="upper left")
     above = int((cl_pm > pm + 1e-9).sum())
@@ -188,8 +190,8 @@ def two_margins(run: Run, *, split: Literal["train", "test"] = "train") -> Drawi
 def leave_out(runs: Mapping[str, Run]) -> Drawing:
     """Test accuracy under the training attack with a set left out: per epoch (the probe), and at the end (all images)."""
     whole = runs["mail-at"]
-    drawing = Drawing(7.4, 3.2)
-    curves, ends = drawing.subplots(1, 2, width_ratios=(3, 2.2))
+    drawing = Drawing(7.6, 3.2)
+    curves, ends = drawing.subplots(1, 2, width_ratios=(3, 2))
     broken, facts = {}, {}
     for method, run in runs.items():
         arrays = run.final
@@ -206,8 +208,8 @@ def leave_out(runs: Mapping[str, Run]) -> Drawing:
             facts[method]["difference"], facts[method]["difference_low"], facts[method]["difference_high"] = \
                 paired_difference(broken["mail-at"], broken[method])
         ends.errorbar(right / n, i, xerr=[[right / n - low], [high - right / n]], fmt="o", color=s.colour(method), capsize=3)
-    ends.set(yticks=range(len(order)), ylim=(len(order) - 0.5, -0.5), xlabel=f"robust accuracy at the end (n = {n})",
-             title="End, 95 % intervals")
+    ends.set(yticks=range(len(order)), ylim=(len(order) - 0.5, -0.5), xlabel=f"robust accuracy, n = {n}",
+             title="At the end, 95 % interval")
     ends.set_yticklabels([s.label(m) for m in order])
     for tick, method in zip(ends.get_yticklabels(), order, strict=True):
         tick.set_color(s.colour(method))

@@ -19,7 +19,7 @@ def matrices(runs: Mapping[str, Run], *, attack: str = "pgd100") -> Drawing:
     first = next(iter(runs.values()))
     tables = {method: evaluate(run, ["natural", attack], quiet=True) for method, run in runs.items()}
     panels = {f"{s.label('at')}, natural": confusion(tables["at"], "natural")} | {
-        f"{s.label(method)}, {attack}": confusion(table, attack) for method, table in tables.items()}
+        f"{s.label(method)}, {s.attack_label(attack)}": confusion(table, attack) for method, table in tables.items()}
     classes = first.record["classes"]
     drawing = Drawing(2.55 * len(panels) + 0.5, 3.3)
     axes = drawing.subplots(1, len(panels), sharey=True)
@@ -36,12 +36,13 @@ def matrices(runs: Mapping[str, Run], *, attack: str = "pgd100") -> Drawing:
         panel.tick_params(labelsize=6.5, length=0, labelrotation=0 if len(str(classes[0])) < 3 else 90)
         panel.tick_params(axis="y", labelrotation=0)
     axes[0].set_ylabel("true class")
-    drawing.facts = {"attack": attack, "n": int(next(iter(panels.values())).sum()), "panels": facts}
-    natural, attacked = facts[f"{s.label('at')}, natural"], facts[f"{s.label('at')}, {attack}"]
+    drawing.facts = {"attack": attack, "n": int(next(iter(panels.values())).sum()), "panels": facts, "natural": facts[f"{s.label('at')}, natural"],
+                     "attacked": facts[f"{s.label('at')}, {s.attack_label(attack)}"]}
+    natural, attacked = facts[f"{s.label('at')}, natural"], facts[f"{s.label('at')}, {s.attack_label(attack)}"]
     drawing.caption = (
         f"VIR Fig. 1 claims that adversarial training serves classes unequally, with one similar pair suffering most. {setting(first)}, "
         f"n = {drawing.facts['n']} test images: under AT recall spreads by {natural['spread']:.0%} between classes on clean images and "
-        f"by {attacked['spread']:.0%} under {attack}; lowest is class {attacked['lowest']} ({attacked['lowest_recall']:.0%} "
+        f"by {attacked['spread']:.0%} under {s.attack_label(attack)}; lowest is class {attacked['lowest']} ({attacked['lowest_recall']:.0%} "
         f"[{attacked['lowest_low']:.0%}, {attacked['lowest_high']:.0%}]), and the most confused pair is "
         f"{' and '.join(attacked['pair'])}. Rows are true classes, cells are percent of the row.")
     return drawing

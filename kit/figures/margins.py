@@ -46,6 +46,7 @@ def critical_lps(run: Run, *, counted: Literal["lps", "kappa"] = "lps") -> Drawi
         left.annotate(f"{c}", (k, c), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7.5)
     left.annotate(f"critical: {hidden}", (steps, hidden), xytext=(-8, 14), textcoords="offset points", ha="right",
                   color=s.BLUE, fontsize=8.5, arrowprops={"arrowstyle": "-", "color": s.BLUE})
+    left.set_ylim(0, counts.max() * 1.1)
     left.set(xlabel=f"{_COUNTS[counted]}, {steps} = never", ylabel=f"test examples (of {len(y):,})",
              xticks=range(0, steps + 1, max(1, steps // 10)), title=f"{s.label(run.method)}")
     facts = {"n": len(y), "counts": counts, "steps": steps, "n_safe": int(safe.sum()), "critical": {}}
@@ -54,7 +55,7 @@ def critical_lps(run: Run, *, counted: Literal["lps", "kappa"] = "lps") -> Drawi
         low, high = wilson(k, n)
         facts["critical"][name] = {"share": k / n, "low": low, "high": high, "k": k}
         right.errorbar(k / n, i, xerr=[[k / n - low], [high - k / n]], fmt="o", color=s.BLUE, capsize=3)
-    right.set(yticks=range(3), ylim=(2.5, -0.5), title=f"Critical among the {int(safe.sum())} with LPS {steps}",
+    right.set(yticks=range(3), ylim=(2.5, -0.5), title=f"Critical among these {int(safe.sum())}",
               xlabel="share, 95 % interval")
     right.set_yticklabels([name.replace(" (", "\n(").replace(" below", "\nbelow").replace(" of", "\nof")
                            for name in definitions])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import matplotlib.ticker
 import numpy as np
 import torch
 from scipy import stats
@@ -45,7 +46,7 @@ def parameters(runs: Mapping[str, Run], *, layer: int = 0) -> Drawing:
     drawing = Drawing(7.2, 3.1)
     left, right = drawing.subplots(1, 2)
     reach = max(np.abs(v).max() for v in values.values())
-    bins = np.linspace(-reach, reach, 31)
+    bins = np.linspace(-reach, reach, 51)
     for method, v in values.items():
         tint = s.colour(method)
         left.hist(v, bins=bins, histtype="stepfilled", alpha=0.10, color=tint)
@@ -53,8 +54,9 @@ def parameters(runs: Mapping[str, Run], *, layer: int = 0) -> Drawing:
                   label=f"{s.label(method)}  {facts[method]['below_0.05']:.0%} below 0.05, max {facts[method]['max']:.2f}")
         right.plot(np.abs(v)[order], marker=".", markersize=4, linewidth=0, alpha=0.8, color=tint, label=s.label(method))
     left.set(xlabel=f"value of a parameter (convolution {layer + 1}, n = {len(order)})", ylabel="parameters",
-             title="a  Distribution")
-    left.set_ylim(top=left.get_ylim()[1] * 1.32)
+             title="a  Distribution", yscale="symlog")
+    left.set_ylim(0, left.get_ylim()[1] ** 1.45)
+    left.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
     left.legend(loc="upper left", fontsize=7.2, handlelength=1.4)
     right.set(xlabel=f"position, sorted by size in {s.label(first)}", ylabel="size $|w|$", title="b  Size, position by position")
     right.legend(loc="upper right")
@@ -119,11 +121,12 @@ def fuzziness_curves(runs: Mapping[str, Run]) -> Drawing:
             "below_0.05_finally": near_zero["last"],
             "fuzziness_robustness_correlation": float(np.corrcoef(blur, history.robust_test)[0, 1])}
     n = len(next(iter(runs.values())).epoch(1)["test_y"])
-    a.set(xlabel="epoch", ylabel="cross-entropy of the training batches", title="a  Loss (CE only)", yscale="log")
+    a.set(xlabel="epoch", ylabel="cross-entropy in training", title="a  Loss (CE only)", yscale="log")
     b.axhline(math.log(2), color=s.BLACK, linewidth=0.8, linestyle="--")
     b.annotate("ln 2: all weights 0", (1, math.log(2)), xytext=(0, -10), textcoords="offset points", fontsize=7.5)
-    b.set(xlabel="epoch", ylabel="mean fuzziness of the convolutions", title="b  Fuzziness")
-    c.set(xlabel="epoch", ylabel=f"test accuracy under attack (n = {n})", title=f"c  Robustness (thin: class {name})", ylim=(0, 1))
+    b.set(xlabel="epoch", ylabel="fuzziness of the convolutions", title="b  Fuzziness")
+    c.set(xlabel="epoch", ylabel=f"accuracy under attack, n = {n}", title="c  Robustness", ylim=(0, 1))
+    c.annotate(f"thin: protected class {name}", (0.98, 0.97), xycoords="axes fraction", ha="right", va="top", fontsize=7.5)
     s.share_axis(c)
     a.legend(loc="upper right")
     cse, std = facts["methods"]["cse"], facts["methods"]["std"]

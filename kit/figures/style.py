@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 
 import matplotlib
+import matplotlib.ticker
 from matplotlib.axes import Axes
 
 # Okabe and Ito (2008)
@@ -63,13 +65,7 @@ def share_axis(axes: Axes, name: str = "y") -> None:
     axis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
 
 
-def label_line_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Direct labels right of (x, y, text, colour), pushed apart until none overlaps."""
-    low, high = axes.get_ylim()
-    gap = (high - low) * 0.075
-    placed = []
-    for x, y, text, tint in sorted(ends, key=lambda end: end[1]):
-        at = max(y, placed[-1] + gap) if placed else y
-        placed.append(at)
-        axes.annotate(text, (x, y), xytext=(x, at), textcoords="data", color=tint, va="center", fontsize=8,
-                      annotation_clip=False, xycoords="data", ha="left")
+def attack_label(name: str) -> str:
+    """PGD-100 for pgd100, CW-20 for cw20, FGSM for fgsm."""
+    match = re.fullmatch(r"([a-z]+)(\d+)(x\d+)?", name)
+    return f"{match[1].upper()}-{match[2]}{match[3] or ''}" if match else name.upper()
