@@ -23,6 +23,7 @@ from typing import Any
 from kit import params, store
 from kit.figures import output_folder
 from kit.progress import duration, live
+from kit.recipes import FIELDS
 from kit.runs import device as pick_device
 from kit.runs import folder_of
 from kit.spec import RunSpec, resolve
@@ -95,16 +96,24 @@ def choose(only: list[str]) -> list[Path]:
 
 
 def plan(only: list[str], given: Mapping[str, Any], seeds: list[int], out: Path | None) -> list[Job]:
-    """One job per notebook and seed, every value checked. Values go to the notebooks that declare their name."""
-    paths = choose(only)
-    tables = {path: params.of_notebook(path) for path in paths}
-    for name in given:
-        if not any(name in table for table in tables.values()):
-            raise unknown("parameter of these notebooks", name, {n for table in tables.values() for n in table})
+    """One job per notebook and seed, every value checked.
+
+    A given name that notebooks declare goes to those that do; any other is a setting of every run, and goes behind the
+    notebook's own overrides.
+    """
+    tables = {path: params.of_notebook(path) for path in choose(only)}
+    names = {name for table in tables.values() for name in table}
+    settings = {name: value for name, value in given.items() if name not in names}
+    for name in settings:
+        if name not in FIELDS and name != "burn_in" and "." not in name:
+            raise unknown("notebook parameter or run setting", name, names | {*FIELDS, "burn_in"})
+    words = " ".join(f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in settings.items())
     jobs = []
     for seed in seeds:
         for path, table in tables.items():
             mine = {name: value for name, value in {**given, "seed": seed}.items() if name in table}
+            if words:
+                mine["overrides"] = f"{mine.get('overrides', table['overrides'].default)} {words}".strip()
             values = params.check(table, mine)
             folder = out or output_folder(values.get("recipe", "digits"))
             jobs.append(Job(path, values, folder / f"seed-{seed}" if len(seeds) > 1 else folder))

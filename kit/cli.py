@@ -1,4 +1,7 @@
-"""`python -m kit`: reproduce, train, evaluate, list. Errors are one line, exit code 2 for bad input, 1 for failures."""
+"""A study kit on instance-reweighted adversarial training: reproduce figures, train, evaluate, list.
+
+Errors are one line. Exit codes: 0 done, 1 something failed, 2 bad input, 130 stopped by the user.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ from kit.types import KitError, describe
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m kit", description="A study kit on instance-reweighted adversarial training.")
+    top = argparse.ArgumentParser(prog="python -m kit", description=__doc__.split(":")[0])
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     reproduce = commands.add_parser("reproduce", help="train what is missing, run the notebooks, write the figures")
     reproduce.add_argument("--recipe", help="a name of `list recipes`, or folder:<path> (default: each notebook's own)")
     reproduce.add_argument("--only", nargs="+", default=[], metavar="NOTEBOOK", help="notebooks whose names begin so")
     reproduce.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S", help="one set of figures per seed")
-    reproduce.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="further notebook parameters")
+    reproduce.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
+                           help="notebook parameters, or settings of every run")
     reproduce.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one a core, at most 8)")
     reproduce.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     reproduce.add_argument("--out", type=Path, help="folder for the results (default: figures/out/<recipe>)")
@@ -57,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"kit: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nkit: stopped. Finished epochs and notebooks are kept; the same command goes on from there.", file=sys.stderr)
+        print("\nkit: stopped. Finished epochs and notebooks are kept; the same command goes on there.", file=sys.stderr)
         return 130
 
 

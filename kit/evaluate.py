@@ -146,8 +146,9 @@ def protected_table(runs: Mapping[str, Run], attacks: Sequence[str] = ("natural"
         for attack in attacks:
             mine, total = per_class(table, attack).iloc[protected], table.loc[attack]
             rows[(method, attack)] = {
-                f"class {table.attrs['classes'][protected]}": mine["accuracy"], "interval": f"[{mine['low']:.2f}, {mine['high']:.2f}]",
-                "n": int(mine["n"]), "all classes": total["accuracy"],
+                f"class {table.attrs['classes'][protected]}": mine["accuracy"],
+                "interval": f"[{mine['low']:.2f}, {mine['high']:.2f}]", "n": int(mine["n"]),
+                "all classes": total["accuracy"],
                 "interval, all": f"[{total['low']:.2f}, {total['high']:.2f}]", "n, all": int(total["n"])}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["method", "attack"]).round(3)
 

@@ -159,7 +159,8 @@ METHODS = Table("method", {
     "clirat-drop-matched": _without("multiple-matched", "MAIL-AT without as many of S_mul as S_sig has (control)"),
     "clirat-drop-random": _without("random", "MAIL-AT without as many random examples as S_mul has (control)"),
     "csa": CSA,
-    "csa-l2": CSA.but("CSA plus the norms of the weight tensors", "CSA Eq. 7; coefficient as in its code", regulariser=part(weight_norms)),
+    "csa-l2": CSA.but("CSA plus the norms of the weight tensors", "CSA Eq. 7; coefficient as in its code",
+                      regulariser=part(weight_norms)),
     "cse": CSE,
     "cse-adv": CSE.but("CSE with a clean and an adversarial step per batch", "CSE s. IV", stages=alternating),
 })

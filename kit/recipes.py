@@ -68,8 +68,8 @@ _CIFAR = Recipe("CIFAR-10 in minutes: a small network on 10,000 images", "cifar1
 _CIFAR_PAPER = Recipe("CIFAR-10 as CLIRAT, MAIL and MR train it: ResNet-18, 120 epochs", "cifar10", "resnet18",
                       epochs=120, batch_size=128, lr=0.01, weight_decay=3.5e-3, milestones=(75, 90),
                       augment="crop-flip", probe=1000)
-_MNIST = Recipe("MNIST in minutes: LeNet on 10,000 images", "mnist", "lenet", epochs=16, batch_size=128, lr=0.05,
-                milestones=(10, 12), eps=0.2, validation=1000, train_size=10_000)
+_MNIST = Recipe("MNIST in minutes: LeNet on 10,000 images", "mnist", "lenet", epochs=12, batch_size=64, lr=0.05,
+                milestones=(8, 10), eps=0.1, validation=1000, train_size=10_000)
 _MNIST_PAPER = Recipe("MNIST as CSA/CSE train it: LeNet, 20 epochs; eps 0.3 in units of the standardised images",
                       "mnist", "lenet", epochs=20, batch_size=256, lr=0.01, momentum=0.95, normalise=True,
                       eps=0.3 * 0.3081, probe=1000)
@@ -79,7 +79,7 @@ RECIPES = Table("recipe", {
                      lr=0.1, milestones=(25, 30), eps=0.23, validation=130, probe=200),
     "mnist": _MNIST,
     "mnist:paper": _MNIST_PAPER,
-    "fashion-mnist": replace(_MNIST, title="Fashion-MNIST in minutes", data="fashion-mnist", eps=0.1),
+    "fashion-mnist": replace(_MNIST, title="Fashion-MNIST in minutes", data="fashion-mnist", eps=0.05),
     "fashion-mnist:paper": replace(_MNIST_PAPER, title="Fashion-MNIST with CSA/CSE's MNIST schedule",
                                    data="fashion-mnist"),
     "cifar10": _CIFAR,

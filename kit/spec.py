@@ -116,7 +116,7 @@ def parse_value(text: str) -> Any:
             raise KitError(f"{text} divides by zero")
         return float(Fraction(number) / int(divisor))
     try:
-        return json.loads({"True": "true", "False": "false"}.get(text, text))
+        return json.loads({"True": "true", "False": "false"}.get(text, text))   # "words" in quotes lose them
     except ValueError:
         try:
             return float(text)

@@ -85,7 +85,10 @@ def load(path: Path, device: torch.device | str = "cpu") -> Any:
         raise KitError(f"{path} is no checkpoint of this kit")
     if hashlib.sha256(payload).digest() != digest:
         raise KitError(f"the checkpoint {path} is damaged: its checksum does not match")
-    return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    try:
+        return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    except Exception as error:   # pickle, zip and torch each have their own
+        raise KitError(f"{path} is a foreign checkpoint: it holds something else than tensors, numbers and text") from error
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -117,7 +120,7 @@ def lock(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[No
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / ".lock", "w")  # noqa: SIM115 - held for the whole context
     except OSError as error:
-        raise KitError(f"cannot write to {folder}: {error.strerror or error}. Choose another folder with KIT_HOME") from error
+        raise KitError(f"cannot write to {folder}: {error.strerror or error}. Choose another with KIT_HOME") from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -128,7 +128,7 @@ class Verdicts:
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th style='text-align:left'>{name}</th>" for name in ("claim", "paper", "these runs", ""))
-        body = "".join("<tr>" + "".join(f"<td style='text-align:left;vertical-align:top'>{html.escape(text)}</td>" for text in
-                                        (row["claim"], row["printed"], row["here"], _MARKS[row["verdict"]])) + "</tr>"
-                       for row in self.rows)
+        cells = [(row["claim"], row["printed"], row["here"], _MARKS[row["verdict"]]) for row in self.rows]
+        cell = "<td style='text-align:left;vertical-align:top'>{}</td>"
+        body = "".join(f"<tr>{''.join(cell.format(html.escape(text)) for text in row)}</tr>" for row in cells)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

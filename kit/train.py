@@ -54,8 +54,13 @@ def run(method: str | RunSpec, recipe: str = "digits", seed: int = 0, *, overrid
                 return Run(spec, folder)
     opened = Run(spec, folder)
     if not quiet:
-        print(f"{spec}: opened, trained in {duration(opened.done['seconds'])} ({plan.key})", flush=True)
+        print(f"{spec}: opened, trained in {duration(opened.done['seconds'])} ({plan.key}){warning(opened)}", flush=True)
     return opened
+
+
+def warning(run: Run) -> str:
+    """What to know before using a finished run; "" if nothing."""
+    return ". WARNING: it has learned nothing, every image gets the same class" if run.done["constant"] else ""
 
 
 # ---------------------------------------------------------------------------------------------- one step
@@ -227,10 +232,11 @@ def fit(plan: Plan, folder: FilePath, device: torch.device, *, quiet: bool = Fal
             progress.update(state.epoch, f"loss {last['loss']:.3f}  clean {last['clean']:.1%}  robust {last['robust']:.1%}")
         finish(state, plan, data, folder)
     seconds = sum(row["seconds"] for row in state.history)
-    store.write_json(folder / "done.json", {"epochs": state.epoch, "seconds": round(seconds, 2)})
     last = state.history[-1]
+    store.write_json(folder / "done.json", {"epochs": state.epoch, "seconds": round(seconds, 2),
+                                            "constant": bool(last["constant"])})
     progress.close(f"trained {recipe.epochs} epochs in {duration(time.monotonic() - started)}: held-out clean "
-                   f"{last['clean']:.1%}, robust {last['robust']:.1%} ({plan.key})")
+                   f"{last['clean']:.1%}, robust {last['robust']:.1%} ({plan.key}){warning(Run(plan.spec, folder))}")
 
 
 def epoch_of(state: State, plan: Plan, data: DataSet, folder: FilePath) -> None:
@@ -282,10 +288,7 @@ def check_health(state: State, row: dict[str, float], folder: FilePath) -> None:
 
 
 def finish(state: State, plan: Plan, data: DataSet, folder: FilePath) -> None:
-    """A last pass over all training and test images; a network that never learned anything is an error."""
-    if state.history[-1]["constant"]:
-        raise KitError(f"{plan.spec}: after {state.epoch} epochs the network gives every image the same class. The "
-                       f"checkpoint is kept in {folder}. Lower lr or eps, or train longer")
+    """A last pass over all training and test images with the finished network."""
     arrays = {}
     for name, split in (("train", data.train), ("test", data.test)):
         arrays |= {f"{name}_{key}": values for key, values in observe(state.model, plan, split, "final").items()}

@@ -13,7 +13,7 @@ from pathlib import Path
 from kit import store
 from kit.figures import confused, confusion, margins, minmax
 from kit.figures.drawing import Drawing
-from kit.figures.style import style
+from kit.figures.style import styled
 from kit.runs import Run
 from kit.types import KitError, Table, unknown
 
@@ -89,7 +89,7 @@ def draw(name: str, runs: Run | Iterable[Run] | Mapping[str, Run], *, folder: Pa
         if option not in known:
             raise unknown(f"option of '{name}'", option, known)
     started = time.monotonic()
-    with style():
+    with styled():
         drawing = row.draw(given[0] if row.one else {m: by_method[m] for m in row.methods}, **options)
     drawing.save(Path(folder) if folder else output_folder(given[0].spec.recipe), name, given, title=row.title,
                  source=row.source, options=options, seconds=time.monotonic() - started)

@@ -163,7 +163,7 @@ def two_margins(run: Run, *, split: Literal["train", "test"] = "train") -> Drawi
     for i, (name, p) in enumerate(points.items()):
         truth = torch.tensor([0])
         values[name] = float(probabilistic_margin(p, truth)), float(confused_label_margin(p, truth))
-        toy.bar(np.arange(4) + i * 5, p[0], color=[s.BLUE, s.VERMILLION, s.VERMILLION if name == "B" else "#C9CDD2", "#C9CDD2"])
+        toy.bar(np.arange(4) + i * 5, p[0].numpy(), color=[s.BLUE, s.VERMILLION, s.VERMILLION if name == "B" else "#C9CDD2", "#C9CDD2"])
         toy.annotate(f"PM {values[name][0]:+.1f}\nCL-PM {values[name][1]:+.1f}", (i * 5 + 1.5, 0.49), ha="center", fontsize=8.5)
     toy.set(xticks=[0, 1, 2, 3, 5, 6, 7, 8], xticklabels=["i", "j", "k", "rest"] * 2, ylim=(0, 0.6), ylabel="probability",
             title="Points A and B of the paper, true class i")

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from kit import store
-from kit.figures.style import style
+from kit.figures.style import styled
 from kit.runs import Run, commit, versions
 
 
@@ -30,13 +30,13 @@ class Drawing(Figure):
 
     def png(self) -> bytes:
         buffer = io.BytesIO()
-        with style():
+        with styled():
             self.savefig(buffer, format="png", dpi=150, metadata={"Description": self.caption})
         return buffer.getvalue()
 
     def svg(self) -> bytes:
         buffer = io.BytesIO()
-        with style():
+        with styled():
             self.savefig(buffer, format="svg", metadata={"Date": None, "Description": self.caption})
         return buffer.getvalue()
 

@@ -111,7 +111,7 @@ def fuzziness_curves(runs: Mapping[str, Run]) -> Drawing:
         c.plot(history.epoch, history.robust_test, **look)
         c.plot(history.epoch, mine, color=s.colour(method), linewidth=1, alpha=0.45)
         slope = float(np.polyfit(history.epoch, blur, 1)[0])
-        first = float(np.mean([float(fuzziness(w)) for w in conv_weights(run.model("initial")).values()]))
+        first = float(np.mean([float(fuzziness(w.detach())) for w in conv_weights(run.model("initial")).values()]))
         near_zero = {which: float((torch.cat([w.detach().flatten() for w in conv_weights(run.model(which)).values()]).abs()
                                    < 0.05).double().mean()) for which in ("initial", "last")}
         facts["methods"][method] = {

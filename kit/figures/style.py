@@ -40,7 +40,7 @@ _RC = {
 
 
 @contextmanager
-def style():
+def styled():
     """The kit's look inside, the user's own untouched outside."""
     with matplotlib.rc_context(_RC):
         yield

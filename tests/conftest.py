@@ -1,0 +1,65 @@
+"""Shared fixtures: a home of its own for every test run, and a few tiny trained runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+#: Seconds of training: enough to reach every line of the loop, burn-in and rate drop included.
+TINY = {"epochs": 3, "train_size": 600, "validation": 60, "milestones": [2], "steps": 4, "probe": 60, "eps": 0.1,
+        "batch_size": 20, "lr": 0.05}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory) -> Path:
+    """KIT_HOME for the whole run: nothing is read from or written to the checkout's data/ and figures/."""
+    path = tmp_path_factory.mktemp("home")
+    before = os.environ.get("KIT_HOME")
+    os.environ["KIT_HOME"] = str(path)
+    real = ROOT / "data"
+    (path / "data").mkdir()
+    for name in ("MNIST", "cifar10-jpeg"):
+        if (real / name).is_dir():
+            (path / "data" / name).symlink_to(real / name)
+    yield path
+    if before is None:
+        os.environ.pop("KIT_HOME")
+    else:
+        os.environ["KIT_HOME"] = before
+
+
+@pytest.fixture
+def fresh_home(tmp_path, monkeypatch) -> Path:
+    """A KIT_HOME for one test alone."""
+    monkeypatch.setenv("KIT_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def tiny_run(home):
+    """`tiny_run("mail-at")` trains or opens a run of seconds; further overrides go on top of TINY."""
+    import kit
+
+    def make(method: str, seed: int = 0, **overrides):
+        return kit.run(method, seed=seed, overrides={**TINY, **overrides}, quiet=True)
+    return make
+
+
+@pytest.fixture
+def copy_of(tmp_path, monkeypatch):
+    """`copy_of(run)` puts a copy of a run's folder into a home of its own, to be damaged at will."""
+    from kit.runs import Run
+
+    def make(run):
+        target = tmp_path / "data" / "runs" / run.folder.name
+        shutil.copytree(run.folder, target)
+        monkeypatch.setenv("KIT_HOME", str(tmp_path))
+        return Run(run.spec, target)
+    return make

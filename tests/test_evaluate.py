@@ -1,0 +1,127 @@
+"""Evaluation: counts that add up, verdicts that are kept, networks that cannot be judged refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+from torch import nn
+
+import kit
+from kit.attacks import ATTACKS
+from kit.data import Split
+from kit.evaluate import confusion, evaluate, measure, paired_difference, per_class, protected_table, wilson
+from kit.types import KitError, Threat
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (1, 7), (480, 1000), (3, 4)])
+def test_wilson_is_scipys(k, n):
+    expected = binomtest(k, n).proportion_ci(method="wilson")
+    assert wilson(k, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_table_adds_up(tiny_run):
+    run = tiny_run("at")
+    table = evaluate(run, list(ATTACKS), n=120, quiet=True)
+    assert list(table.index) == list(ATTACKS) and (table.n == 120).all()
+    assert ((table.low <= table.accuracy) & (table.accuracy <= table.high)).all()
+    assert (table.accuracy <= table.last_iterate + 1e-12).all(), "any iterate is the stricter count"
+    assert (table.accuracy <= table.accuracy["natural"]).all()
+    assert table.accuracy["pgd20x5"] <= table.accuracy["pgd20"] and table.accuracy["pgd100"] < table.accuracy["natural"]
+    with torch.no_grad():
+        predicted = run.model()(run.data().test.x(slice(0, 120))).argmax(1).numpy()
+    np.testing.assert_array_equal(table.attrs["examples"]["natural"]["prediction"], predicted)
+    for attack in ATTACKS:
+        matrix, classes = confusion(table, attack), per_class(table, attack)
+        assert matrix.sum() == 120 == classes.n.sum()
+        assert np.trace(matrix) / 120 == pytest.approx(table.last_iterate[attack])
+        assert (classes.accuracy * classes.n).sum() / 120 == pytest.approx(table.accuracy[attack])
+
+
+def test_verdicts_are_kept_and_separate(tiny_run):
+    run = tiny_run("at")
+    first = evaluate(run, ["pgd10"], quiet=True)
+    files = set((run.folder / "evaluations").iterdir())
+    second = evaluate(run, ["pgd10"], quiet=True)
+    assert set((run.folder / "evaluations").iterdir()) == files and second.seconds.equals(first.seconds)
+    for options in ({"n": 50}, {"split": "train"}, {"which": "best"}):
+        other = evaluate(run, ["pgd10"], quiet=True, **options)
+        assert len(set((run.folder / "evaluations").iterdir())) > len(files)
+        files = set((run.folder / "evaluations").iterdir())
+        assert other.n["pgd10"] == {"n": 50, "split": 600, "which": 497}[next(iter(options))]
+
+
+def test_result_does_not_depend_on_batches(tiny_run, monkeypatch):
+    run = tiny_run("at")
+    split, attack = run.data().test.take(slice(0, 90)), ATTACKS["pgd10"]
+    whole = measure(run.model(), split, run.plan.recipe.threat, attack)
+    monkeypatch.setitem(kit.evaluate.__globals__["BATCH"], "cpu", 17)
+    order = torch.randperm(90, generator=torch.Generator().manual_seed(1))
+    shuffled = measure(run.model(), split.take(order), run.plan.recipe.threat, attack)
+    np.testing.assert_array_equal(whole["broken"][order.numpy()], shuffled["broken"])
+
+
+@pytest.mark.parametrize("make", [
+    lambda net: nn.Sequential(net, nn.Softmax(dim=1)),
+    lambda net: Scaled(net, float("nan")),
+    lambda net: Scaled(net, float("inf")),
+], ids=["probabilities", "nan", "inf"])
+def test_networks_that_cannot_be_judged(tiny_run, make):
+    run = tiny_run("at")
+    with pytest.raises(KitError, match=r"probabilities|NaN or infinite"):
+        measure(make(run.model()), run.data().test.take(slice(0, 20)), Threat(eps=0.1), ATTACKS["pgd10"])
+
+
+class Scaled(nn.Module):
+    def __init__(self, net: nn.Module, factor: float):
+        super().__init__()
+        self.net, self.factor = net, factor
+
+    def forward(self, x):
+        return self.net(x) * self.factor
+
+
+def test_nan_for_some_images_is_never_robust(tiny_run):
+    """A network that answers NaN beyond the first batch is not counted as right there, whatever argmax says."""
+    run = tiny_run("at")
+
+    class Sick(nn.Module):
+        def forward(self, x):
+            logits = torch.zeros(len(x), 10)
+            return logits.masked_fill(torch.arange(len(x))[:, None] >= 8, float("nan"))
+    x = run.data().test.images[:16]
+    outcome = ATTACKS["natural"](Sick(), Split(x, torch.zeros(16).long(), torch.arange(16)).x(), torch.zeros(16).long(),
+                                 Threat(), None)
+    assert outcome.broken.tolist() == [False] * 8 + [True] * 8 and (outcome.prediction[8:] == -1).all()
+
+
+def test_bad_questions(tiny_run):
+    run = tiny_run("at")
+    for question, words in (({"attacks": ["pdg20"]}, "Did you mean 'pgd20'"), ({"split": "tset"}, "Did you mean 'test'"),
+                            ({"n": -1}, "whole number"), ({"which": "worst"}, "last, best, initial"),
+                            ({"device": "gpu"}, "auto, cpu, cuda, mps")):
+        with pytest.raises(KitError, match=words):
+            evaluate(run, **{"attacks": ["natural"], "n": 3, "quiet": True, **question})
+    with pytest.raises(KitError, match="holds out no validation"):
+        evaluate(tiny_run("at", validation=0), ["natural"], split="validation", quiet=True)
+    with pytest.raises(KitError, match="natural"):
+        confusion(evaluate(run, ["natural"], quiet=True), "pgd20")
+
+
+def test_paired_difference_on_known_counts():
+    a, b = np.array([1, 1, 0, 0, 0, 1] * 50, bool), np.array([0, 1, 0, 0, 1, 1] * 50, bool)
+    mean, low, high = paired_difference(a, b)
+    assert mean == pytest.approx(0) and low == pytest.approx(-high)
+    mean, low, high = paired_difference(a, np.zeros(300, bool))
+    assert mean == pytest.approx(0.5) and high - low == pytest.approx(2 * 1.96 * 0.5 / 300 ** 0.5, rel=0.01)
+
+
+def test_protected_table_is_about_the_protected_class(tiny_run):
+    runs = {"at": tiny_run("at"), "csa": tiny_run("csa", **{"loss.protected": 3})}
+    table = protected_table(runs, ["natural"])
+    expected = per_class(evaluate(runs["csa"], ["natural"], quiet=True), "natural").loc["3"]
+    row = table.loc[("csa", "natural")]
+    assert row["class 3"] == pytest.approx(expected["accuracy"], abs=1e-3) and row["n"] == expected["n"]
+    assert row["n, all"] == 497

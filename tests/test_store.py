@@ -1,0 +1,103 @@
+"""Files: written whole or not at all, refused when damaged, locked while in use."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kit import store
+from kit.types import KitError
+
+STATE = {"model": {"w": torch.arange(6.0).view(2, 3)}, "epoch": 3, "history": [{"loss": 0.5}]}
+
+
+def test_round_trip(tmp_path):
+    store.save(tmp_path / "a.ckpt", STATE)
+    back = store.load(tmp_path / "a.ckpt")
+    assert torch.equal(back["model"]["w"], STATE["model"]["w"]) and back["history"] == STATE["history"]
+    arrays = {"x": np.arange(5, dtype=np.uint8), "y": np.ones((2, 2), np.float16)}
+    store.save_arrays(tmp_path / "a.npz", arrays)
+    assert all(np.array_equal(v, arrays[k]) and v.dtype == arrays[k].dtype
+               for k, v in store.load_arrays(tmp_path / "a.npz").items())
+    assert not list(tmp_path.glob(".*tmp"))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_damage_is_refused(tmp_path, data):
+    """Flip a byte, cut the end, or append: never a wrong state, always a `KitError` that names the file."""
+    path = tmp_path / "a.ckpt"
+    store.save(path, STATE)
+    blob = bytearray(path.read_bytes())
+    at = data.draw(st.integers(0, len(blob) - 1))
+    how = data.draw(st.sampled_from(["flip", "cut", "append"]))
+    if how == "flip":
+        blob[at] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(bytes(blob[:at]) if how == "cut" else bytes(blob) + b"x" * (how == "append"))
+    with pytest.raises(KitError, match=r"a\.ckpt"):
+        store.load(path)
+
+
+def test_a_pickle_that_runs_code_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+    (tmp_path / "plain.ckpt").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(KitError):
+        store.load(tmp_path / "plain.ckpt")
+    torch.save(Evil(), tmp_path / "inner.pt")
+    payload = (tmp_path / "inner.pt").read_bytes()
+    import hashlib
+    (tmp_path / "signed.ckpt").write_bytes(store.MAGIC + hashlib.sha256(payload).digest() + payload)
+    with pytest.raises(KitError, match="foreign"):
+        store.load(tmp_path / "signed.ckpt")
+    np.save(tmp_path / "a.npy", np.array([Evil()], dtype=object), allow_pickle=True)
+    (tmp_path / "a.npy").rename(tmp_path / "a.npz")
+    with pytest.raises(KitError):
+        store.load_arrays(tmp_path / "a.npz")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    """Disk full at any moment: an error that says so, the old content, no debris."""
+    path = tmp_path / "a.ckpt"
+    store.save(path, STATE)
+    before = path.read_bytes()
+    for call in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            def full(*arguments):
+                raise OSError(28, "No space left on device")
+            patch.setattr(store.os, call, full)
+            with pytest.raises(KitError, match="No space left"):
+                store.save(path, {"epoch": 4})
+        assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_lock_excludes_and_dies_with_its_owner(tmp_path):
+    code = ("import sys, time; from pathlib import Path; from kit import store\n"
+            "with store.lock(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)")
+    owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout.readline().strip() == "held"
+    told = []
+    killer = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(1); os.kill({owner.pid}, 9)"])
+    started = time.monotonic()
+    with store.lock(tmp_path, lambda: told.append(True)):
+        assert told == [True] and time.monotonic() - started > 0.5
+    killer.wait()
+    owner.wait()
+
+
+def test_home_is_chosen_by_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("KIT_HOME", str(tmp_path))
+    assert store.runs_folder() == tmp_path / "data" / "runs" and store.run_folders() == []
+    monkeypatch.delenv("KIT_HOME")
+    assert (store.home() / "kit" / "store.py").exists()
