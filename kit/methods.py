@@ -6,7 +6,6 @@ branches on a method's name:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,9 +17,6 @@ from kit.losses import cost_sensitive, cross_entropy, mart, trades
 from kit.regularisers import conv_fuzziness, weight_norms
 from kit.types import KitError, Part, Seen, Share, Table, part, unknown
 from kit.weights import batch_mean, drop_confused, factor, sigmoid, tanh, unnormalised
-
-Stages = Callable[[int, int], tuple[bool, ...]]
-
 
 def adversarial(epoch: int, epochs: int) -> tuple[bool, ...]:
     """One step a batch, on x_adv."""
@@ -45,7 +41,7 @@ class Method:
     source: str
     loss: Part = part(cross_entropy)                       # noqa: RUF009 - parts are immutable
     attack: Part = part(pgd, loss="ce", init="gaussian")   # noqa: RUF009 - eps, steps and step come from the recipe
-    stages: Stages = adversarial
+    stages: Part = part(adversarial)                       # noqa: RUF009 - (epoch, epochs) -> attacked?, per step
     criterion: Criterion | None = None
     weight: Part | None = None
     normaliser: Part = part(unnormalised)                  # noqa: RUF009
@@ -100,16 +96,15 @@ class Method:
         """All that decides what it computes, as JSON values; burn-in is resolved with the recipe."""
         parts = {slot: getattr(self, slot) for slot in SLOTS if slot != "criterion"}
         record = {slot: chosen.config() if chosen else None for slot, chosen in parts.items()}
-        record["stages"] = self.stages.__name__
-        if self.criterion is not None:
+            if self.criterion is not None:
             record["criterion"] = {**self.criterion.quantity.config(), "sees": list(self.criterion.sees),
                                    "safe_end": self.criterion.safe_end}
         return record
 
 
-SLOTS = ("attack", "criterion", "weight", "normaliser", "select", "loss", "regulariser")
+SLOTS = ("attack", "stages", "criterion", "weight", "normaliser", "select", "loss", "regulariser")
 
-STD = Method("standard training on clean images", "-", stages=clean)
+STD = Method("standard training on clean images", "-", stages=part(clean))
 AT = Method("adversarial training", "Madry et al. 2018")
 TRADES = AT.but("clean loss plus KL to the adversarial prediction", "Zhang et al. 2019",
                 loss=part(trades, beta=6.0), attack=part(pgd, loss="kl", init="gaussian"))
@@ -124,7 +119,7 @@ MAIL_TRADES = MAIL_AT.but("TRADES with weights on the KL", "MAIL Eq. 10; KL orde
                           weight=part(sigmoid, slope=2.0, bias=0.0), loss=part(trades, beta=5.0), attack=TRADES.attack)
 MAIL_MART = MAIL_AT.but("MART with weights on the boosted loss", "MAIL's code",
                         weight=part(sigmoid, slope=2.0, bias=0.0), loss=part(mart, beta=6.0))
-ADV = AT.but("a clean and an adversarial step per batch, plain loss", "CSA Fig. 3", stages=alternating)
+ADV = AT.but("a clean and an adversarial step per batch, plain loss", "CSA Fig. 3", stages=part(alternating))
 CSA = ADV.but("a clean and an adversarial step, with class costs", "CSA Alg. 2", loss=part(cost_sensitive))
 CSE = STD.but("clean images, class costs and the fuzziness of the convolutions", "CSE Eq. 10",
               loss=part(cost_sensitive), regulariser=part(conv_fuzziness))
@@ -162,7 +157,7 @@ METHODS = Table("method", {
     "csa-l2": CSA.but("CSA plus the norms of the weight tensors", "CSA Eq. 7; coefficient as in its code",
                       regulariser=part(weight_norms)),
     "cse": CSE,
-    "cse-adv": CSE.but("CSE with a clean and an adversarial step per batch", "CSE s. IV", stages=alternating),
+    "cse-adv": CSE.but("CSE with a clean and an adversarial step per batch", "CSE s. IV", stages=part(alternating)),
 })
 
 

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from types import MappingProxyType, UnionType
+from types import CodeType, MappingProxyType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
@@ -170,10 +170,19 @@ class Part:
         return Part(self.fn, MappingProxyType({**self.params, **checked}))
 
     def config(self) -> dict:
-        return {"fn": self.name, **self.params}
+        """Name and hyper-parameters; for a function from outside the kit also a hash of its code, since its name promises
+        nothing about what it computed last week."""
+        own = (self.fn.__module__ or "").split(".")[0] == "kit"
+        return {"fn": self.name, **self.params} | ({} if own else {"code": code_digest(self.fn.__code__)})
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v}' for k, v in self.params.items())})"
+
+
+def code_digest(code: CodeType) -> str:
+    """12 hex digits over a function's bytecode, names and constants; where it stands in its file does not matter."""
+    constants = [code_digest(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return hashlib.sha256(repr((code.co_code, code.co_names, constants)).encode()).hexdigest()[:12]
 
 
 def part(fn: Callable, **params) -> Part:

@@ -1,0 +1,73 @@
+"""What the README shows works: its Python is run, its commands exist, its pictures and notebooks are there."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from conftest import ROOT, TINY
+
+import kit
+from kit import cli
+from kit.spec import RunSpec, resolve
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def tiny_digits(monkeypatch, tmp_path, home):
+    """The digits recipe at test size, and tables that forget what a block adds."""
+    monkeypatch.setitem(kit.RECIPES, "digits", kit.RECIPES["digits"].override(**TINY))
+    monkeypatch.setenv("KIT_OUT", str(tmp_path))
+    for table in (kit.CRITERIA, kit.METHODS):
+        for name, row in list(table.items()):
+            monkeypatch.setitem(table, name, row)
+
+
+def test_the_tour(tiny_digits):
+    scope = {}
+    exec(BLOCKS[0], scope)
+    assert scope["figure"].facts["min_ratio"] >= 0 or scope["figure"].facts["n"] == 600
+    assert list(scope["table"].index) == ["natural", "fgsm", "pgd20", "cw20"]
+
+
+def test_adding_a_criterion(tiny_digits):
+    assert len(BLOCKS[1].strip().splitlines()) <= 18
+    scope = {}
+    try:
+        exec(BLOCKS[1], scope)
+        run = scope["run"]
+        assert run.plan.method.criterion.quantity.params["power"] == 4.0
+        assert (run.epoch(3)["train_weight"] != 1).any()
+        key = resolve(RunSpec("smooth-at", overrides={"criterion.power": 4.0})).key
+        assert key == run.key
+        # another function of the same name is another method
+        exec(BLOCKS[1].replace("true - (", "true - 2 * (").split("run = ")[0], scope)
+        assert resolve(RunSpec("smooth-at", overrides={"criterion.power": 4.0})).key != key
+    finally:
+        kit.CRITERIA.pop("smooth", None)
+        kit.METHODS.pop("smooth-at", None)
+
+
+def test_commands_parse(capsys):
+    commands = re.findall(r"python -m kit ((?:reproduce|train|evaluate|list|audit|compare)[^`#\n]*)", README)
+    assert len(commands) >= 5
+    for command in commands:
+        cli.parser().parse_args(command.split())
+
+
+def test_links_and_gallery():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) >= 8
+    for link in links:
+        assert (ROOT / link).exists(), link
+    for picture in (link for link in links if link.endswith(".png")):
+        record = json.loads((ROOT / picture).with_suffix(".json").read_text())
+        assert record["figure"] in kit.FIGURES and record["runs"] and record["facts"] and record["caption"]
+
+
+def test_project_speaks_of_itself_alone():
+    for path in [ROOT / "README.md", *ROOT.glob("figures/*.json")]:
+        assert not re.search(r"/work/|/root/|/tmp/", path.read_text()), path
