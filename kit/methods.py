@@ -96,7 +96,7 @@ class Method:
         """All that decides what it computes, as JSON values; burn-in is resolved with the recipe."""
         parts = {slot: getattr(self, slot) for slot in SLOTS if slot != "criterion"}
         record = {slot: chosen.config() if chosen else None for slot, chosen in parts.items()}
-            if self.criterion is not None:
+        if self.criterion is not None:
             record["criterion"] = {**self.criterion.quantity.config(), "sees": list(self.criterion.sees),
                                    "safe_end": self.criterion.safe_end}
         return record
