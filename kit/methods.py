@@ -18,6 +18,7 @@ from kit.regularisers import conv_fuzziness, weight_norms
 from kit.types import KitError, Part, Seen, Share, Table, part, unknown
 from kit.weights import batch_mean, drop_confused, factor, sigmoid, tanh, unnormalised
 
+
 def adversarial(epoch: int, epochs: int) -> tuple[bool, ...]:
     """One step a batch, on x_adv."""
     return (True,)

@@ -42,12 +42,12 @@ def conv_fuzziness(model: nn.Module, *, strength: NonNegative = 1.0) -> Tensor:
 
 
 def weight_norms(model: nn.Module, *, strength: NonNegative = 0.01) -> Tensor:
-    """strength · Σ ‖W‖₂ over the weight tensors (two or more dimensions), not squared. CSA's code, with 0.01.
+    """strength · Σ ‖W‖₂ over the parameters named "weight", not squared: CSA's code, with 0.01; batch norm's scales count.
 
     CSA Eq. 7 prints the norm of all parameters together with coefficient 1; a small network then learns nothing,
     because shrinking to zero pays more than any class.
     """
-    return strength * torch.stack([p.norm() for p in model.parameters() if p.dim() > 1]).sum()
+    return strength * torch.stack([p.norm() for name, p in model.named_parameters() if name.endswith("weight")]).sum()
 
 
 REGULARISERS = Table("regulariser", {fn.__name__: fn for fn in (conv_fuzziness, weight_norms)})
