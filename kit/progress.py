@@ -13,7 +13,7 @@ def live() -> bool:
     forced = os.environ.get("KIT_LIVE")
     if forced in ("0", "1"):
         return forced == "1"
-    return sys.stderr.isatty() or bool(os.environ.get("JPY_SESSION_NAME") or os.environ.get("VOILA_KERNEL_ID"))
+    return sys.stdout.isatty() or bool(os.environ.get("JPY_SESSION_NAME") or os.environ.get("VOILA_KERNEL_ID"))
 
 
 def duration(seconds: float) -> str:
@@ -51,5 +51,5 @@ class Progress:
     def _write(self, line: str, end: str = "") -> None:
         padded = line.ljust(self.width)
         self.width = len(line)
-        sys.stderr.write(padded + end)
-        sys.stderr.flush()
+        sys.stdout.write(padded + end)
+        sys.stdout.flush()

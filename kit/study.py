@@ -1,8 +1,8 @@
 """What a notebook calls: `begin` checks its parameters, then a `Study` holds its runs, figures and verdicts.
 
     study = kit.begin("02_confused_labels", globals())
-    study.draw("confused-labels", method)
-    study.check("S_mul outnumbers S_sig", printed="in every epoch", here="in 0 of 15", holds=False, fails=True)
+    bars = study.draw("confused-labels", method)
+    study.check(bars)
     study.finish()
 """
 
@@ -93,17 +93,12 @@ class Study:
         self.drawings.append(drawing)
         return drawing
 
-    def check(self, claim: str, *, printed: str, here: str, holds: bool, fails: bool) -> Verdicts:
-        """Set the paper's statement beside what these runs show; neither `holds` nor `fails` is undecided.
-
-        -> the table of this notebook's claims so far.
-        """
-        if holds and fails:
-            raise KitError(f"'{claim}' cannot both hold and fail; look at its two conditions")
-        verdict = "holds" if holds else "fails" if fails else "undecided"
-        self.verdicts = [v for v in self.verdicts if v["claim"] != claim]
-        self.verdicts.append({"claim": claim, "printed": printed, "here": here, "verdict": verdict})
-        return Verdicts(list(self.verdicts))
+    def check(self, *drawings: Drawing) -> Verdicts:
+        """Set what the papers say beside what these drawings show. -> the table of their claims."""
+        found = [claim.record() for drawing in drawings for claim in drawing.claims]
+        names = {record["claim"] for record in found}
+        self.verdicts = [record for record in self.verdicts if record["claim"] not in names] + found
+        return Verdicts(found)
 
     def finish(self) -> None:
         """Write the stamp by which a batch run knows that the notebook came to its end."""

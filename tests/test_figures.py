@@ -46,6 +46,8 @@ def test_every_figure_draws_and_says_where_it_came_from(name, runs, tmp_path):
         assert entry["config"]["recipe"]["eps"] == TINY["eps"] and entry["images"]["test"] == 497
         assert entry["versions"]["torch"]
     assert record["source"] == row.source and record["facts"]
+    assert [claim["verdict"] for claim in record["claims"]] == [claim.verdict for claim in drawing.claims]
+    assert not any(claim.holds and claim.fails for claim in drawing.claims)
 
 
 def test_same_run_same_picture(tiny_run, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 import kit
 from kit import params
+from kit.figures import Claim
 from kit.params import Parameter, check, declared, of_notebook, specs_of
 from kit.types import KitError
 
@@ -108,12 +109,12 @@ def test_a_study_keeps_to_its_parameters(home, tiny_run, monkeypatch, tmp_path):
         study.run("mart")
     drawing = study.draw("confused-label-counts", "at")
     assert {path.suffix for path in drawing.files} == {".png", ".svg", ".json"}
-    table = study.check("a", printed="p", here="<h>", holds=True, fails=False)
-    study.check("b", printed="p", here="h", holds=False, fails=True)
-    table = study.check("a", printed="p", here="<h2>", holds=False, fails=False)
-    assert "undecided" in repr(table) and "fails here" in repr(table) and "&lt;h2&gt;" in table._repr_html_()
-    with pytest.raises(KitError, match="both hold and fail"):
-        study.check("c", printed="", here="", holds=True, fails=True)
+    rows = [Claim("a", "p", "<h>", holds=True, fails=False), Claim("b", "p", "h", holds=False, fails=True)]
+    drawing.claims = rows
+    study.check(drawing)
+    drawing.claims = [Claim("a", "p", "<h2>", holds=False, fails=False)]
+    table = study.check(drawing)
+    assert "undecided" in repr(table) and "holds" not in repr(table) and "&lt;h2&gt;" in table._repr_html_()
     study.finish()
     record = json.loads((tmp_path / "00_test.json").read_text())
     assert record["stamp"] == "abc" and record["runs"] == {"at": tiny_run("at").key}

@@ -311,7 +311,7 @@ def test_network_that_never_learned_says_so(fresh_home, capsys):
         patch.setattr(train, "train_epoch", lambda model, *rest, real=train.train_epoch: (
             nn.init.zeros_(model[-1].weight), real(model, *rest))[1])
         kit.run(spec)
-    assert "learned nothing" in capsys.readouterr().err
+    assert "learned nothing" in capsys.readouterr().out
     kit.run(spec)
     assert "learned nothing" in capsys.readouterr().out
 

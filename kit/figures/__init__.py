@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kit import store
 from kit.figures import confused, confusion, margins, minmax
-from kit.figures.drawing import Drawing
+from kit.figures.drawing import Claim, Drawing
 from kit.figures.style import styled
 from kit.runs import Run
 from kit.types import KitError, Table, unknown
@@ -96,4 +96,4 @@ def draw(name: str, runs: Run | Iterable[Run] | Mapping[str, Run], *, folder: Pa
     return drawing
 
 
-__all__ = ["FIGURES", "Drawing", "FigureRow", "draw", "output_folder"]
+__all__ = ["FIGURES", "Claim", "Drawing", "FigureRow", "draw", "output_folder"]

@@ -11,7 +11,7 @@ import torch
 from kit.criteria import confused_label_margin, confused_labels, probabilistic_margin
 from kit.evaluate import paired_difference, wilson
 from kit.figures import style as s
-from kit.figures.drawing import Drawing
+from kit.figures.drawing import Claim, Drawing
 from kit.figures.reading import count_confused, epoch_probabilities, probabilities, ratio_interval, setting
 from kit.runs import Run
 from kit.types import KitError, unknown
@@ -61,11 +61,15 @@ def per_epoch(run: Run, *, counted: Literal["on the fly", "frozen"] = "on the fl
                      "ratio": ratios[:, 0], "ratio_low": ratios[:, 1], "ratio_high": ratios[:, 2], "min_ratio": lowest,
                      "epochs_above_1": int((ratios[:, 1] > 1).sum()), "epochs_below_1": int((ratios[:, 2] < 1).sum()),
                      "counted": counted}
+    above, below = drawing.facts["epochs_above_1"], drawing.facts["epochs_below_1"]
+    drawing.claims = [Claim(
+        "S_mul outnumbers S_sig in every reweighted epoch (CLIRAT Fig. 1A)", "conspicuously larger, no numbers",
+        f"ratio at least {lowest:.2f}; above 1 in {above} and below 1 in {below} of {len(shown)} epochs",
+        holds=above == len(shown), fails=below > 0)]
     drawing.caption = (
         f"CLIRAT Fig. 1A claims that misclassified training examples with several confused labels outnumber those with "
         f"one. {s.label(run.method)} on {setting(run)}, counted {counted}: the ratio runs from {lowest:.2f} to "
-        f"{np.nanmax(ratios[:, 0]):.2f}; its interval lies above 1 in {drawing.facts['epochs_above_1']} and below 1 in "
-        f"{drawing.facts['epochs_below_1']} of {len(shown)} epochs.")
+        f"{np.nanmax(ratios[:, 0]):.2f}; its interval lies above 1 in {above} and below 1 in {below} of {len(shown)} epochs.")
     return drawing
 
 
@@ -180,6 +184,11 @@ def two_margins(run: Run, *, split: Literal["train", "test"] = "train") -> Drawi
                      "equal_iff_one": bool(((np.abs(cl_pm - pm) < 1e-9) == (count == 1)).all()),
                      "mean_gap_several": float((pm - cl_pm)[count >= 2].mean()) if (count >= 2).any() else float("nan"),
                      "lowest_cl_pm": float(cl_pm.min()) if len(cl_pm) else float("nan")}
+    exact = above == 0 and drawing.facts["equal_iff_one"]
+    drawing.claims = [Claim(
+        "CL-PM is at most PM, and equal to it exactly with one confused label (CLIRAT Fig. 2)", "-0.2 and -0.3 for point B",
+        f"{values['B'][0]:.1f} and {values['B'][1]:.1f}; above PM in {above} of {int(wrong.sum())} images",
+        holds=exact, fails=not exact)]
     drawing.caption = (f"CLIRAT Fig. 2: at equal PM, CL-PM is lower where several labels are confused (A {values['A'][1]:+.1f}, "
                        f"B {values['B'][1]:+.1f}). Of {int(wrong.sum())} misclassified {split} images of {setting(run)}, CL-PM "
                        f"lies above PM in {above}, and below it by {drawing.facts['mean_gap_several']:.2f} on average where "
@@ -222,6 +231,9 @@ def leave_out(runs: Mapping[str, Run]) -> Drawing:
     drawing.facts = {"n": n, "runs": facts, "drop_mul_minus_drop_sig": paired_difference(
         broken["clirat-drop-single"], broken["clirat-drop-multiple"])}
     gap = drawing.facts["drop_mul_minus_drop_sig"]
+    drawing.claims = [Claim(
+        "leaving S_mul out costs more than leaving S_sig out (CLIRAT Fig. 1B)", "drastically against slightly, no numbers",
+        f"difference {gap[0]:+.1%} [{gap[1]:+.1%}, {gap[2]:+.1%}], one seed", holds=gap[2] < 0, fails=gap[1] > 0)]
     drawing.caption = (
         f"CLIRAT Fig. 1B claims that leaving S_mul out drops robustness drastically and leaving S_sig out only slightly. "
         f"{setting(whole)}, PGD-{whole.plan.recipe.steps}: without S_mul {mul['difference']:+.1%} against MAIL-AT, without S_sig "

@@ -8,7 +8,7 @@ import numpy as np
 
 from kit.evaluate import confusion, evaluate, wilson
 from kit.figures import style as s
-from kit.figures.drawing import Drawing
+from kit.figures.drawing import Claim, Drawing
 from kit.figures.reading import setting
 from kit.runs import Run
 
@@ -39,6 +39,7 @@ def matrices(runs: Mapping[str, Run], *, attack: str = "pgd100") -> Drawing:
     drawing.facts = {"attack": attack, "n": int(next(iter(panels.values())).sum()), "panels": facts, "natural": facts[f"{s.label('at')}, natural"],
                      "attacked": facts[f"{s.label('at')}, {s.attack_label(attack)}"]}
     natural, attacked = facts[f"{s.label('at')}, natural"], facts[f"{s.label('at')}, {s.attack_label(attack)}"]
+    drawing.claims = _claims(facts, natural, attacked)
     drawing.caption = (
         f"VIR Fig. 1 claims that adversarial training serves classes unequally, with one similar pair suffering most. {setting(first)}, "
         f"n = {drawing.facts['n']} test images: under AT recall spreads by {natural['spread']:.0%} between classes on clean images and "
@@ -48,15 +49,36 @@ def matrices(runs: Mapping[str, Run], *, attack: str = "pgd100") -> Drawing:
     return drawing
 
 
+def _claims(panels: dict, natural: dict, attacked: dict) -> list[Claim]:
+    """The three statements on Fig. 1. Beyond chance: a class's interval lies on one side of the mean recall."""
+    mean = float(np.mean(attacked["recall"]))
+    below, above = ([name for name, (low, high) in attacked["intervals"].items() if side(low, high)]
+                    for side in (lambda low, high: high < mean, lambda low, high: low > mean))
+    pairs = {title.split(",")[0]: " and ".join(panel["pair"]) for title, panel in panels.items() if "natural" not in title}
+    wider = attacked["spread"] > natural["spread"]
+    return [
+        Claim("adversarial training serves classes unequally under attack (VIR Fig. 1)", "cat 89 to 17 %, ship 96 to 59 %",
+              f"recall spreads by {natural['spread']:.0%} clean, {attacked['spread']:.0%} under attack",
+              holds=wider and bool(below) and bool(above), fails=not wider),
+        Claim("the lowest class is low beyond chance (VIR s. 4.1)", "class 3 (cat)",
+              f"class {attacked['lowest']}: {attacked['lowest_recall']:.0%} [{attacked['lowest_low']:.0%}, "
+              f"{attacked['lowest_high']:.0%}]; below the mean beyond chance: {', '.join(below) or 'none'}",
+              holds=attacked["lowest"] in below, fails=False),
+        Claim("the same pair of classes is exchanged most under every method (VIR Fig. 1)", "classes 3 and 5",
+              "; ".join(f"{name} {pair}" for name, pair in pairs.items()), holds=len(set(pairs.values())) == 1,
+              fails=len(set(pairs.values())) == len(pairs))]
+
+
 def disparity(counts: np.ndarray, classes: list[str]) -> dict:
     """Recall per class, its spread, the lowest class with its interval, and the pair most often exchanged."""
     totals = np.maximum(counts.sum(1), 1)
     recall = np.diag(counts) / totals
     lowest = int(recall.argmin())
-    low, high = wilson(int(counts[lowest, lowest]), int(totals[lowest]))
+    intervals = {name: wilson(int(counts[k, k]), int(totals[k])) for k, name in enumerate(classes)}
+    low, high = intervals[classes[lowest]]
     swapped = np.triu((counts / totals[:, None]) + (counts / totals[:, None]).T, k=1)
     i, j = np.unravel_index(swapped.argmax(), swapped.shape)
-    return {"recall": recall, "spread": float(recall.max() - recall.min()),
+    return {"recall": recall, "intervals": intervals, "spread": float(recall.max() - recall.min()),
             "variation": float(recall.std() / recall.mean()) if recall.mean() else float("nan"),
             "lowest": classes[lowest], "lowest_recall": float(recall[lowest]), "lowest_low": low, "lowest_high": high,
             "pair": [classes[i], classes[j]], "pair_share": float(swapped[i, j]), "n_per_class": totals}

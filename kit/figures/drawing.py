@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,13 +19,32 @@ from kit.figures.style import styled
 from kit.runs import Run, commit, versions
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says, what these runs show, and the rule's verdict; neither `holds` nor `fails` is undecided."""
+
+    claim: str
+    printed: str
+    here: str
+    holds: bool
+    fails: bool
+
+    @property
+    def verdict(self) -> str:
+        return "holds" if self.holds else "fails" if self.fails else "undecided"
+
+    def record(self) -> dict[str, str]:
+        return {"claim": self.claim, "printed": self.printed, "here": self.here, "verdict": self.verdict}
+
+
 class Drawing(Figure):
-    """A Figure with `facts` (the numbers that decide the claim), `caption`, and `files` once it is saved."""
+    """A Figure with `facts` (the numbers that decide the claims), `claims`, `caption`, and `files` once it is saved."""
 
     def __init__(self, width: float = 7.0, height: float = 3.0):
         super().__init__(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(self)
         self.facts: dict = {}
+        self.claims: list[Claim] = []
         self.caption = ""
         self.files: list[Path] = []
 
@@ -50,7 +70,7 @@ class Drawing(Figure):
         """NAME.png, NAME.svg, and NAME.json with everything needed to know and to make it again."""
         record = {
             "figure": name, "title": title, "source": source, "caption": self.caption, "options": options,
-            "facts": plain(self.facts), "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "claims": [claim.record() for claim in self.claims], "facts": plain(self.facts), "made": datetime.now(UTC).isoformat(timespec="seconds"),
             "drawn_in_seconds": round(seconds, 2), "versions": versions(), "commit": commit(),
             "runs": [{"key": run.key, "spec": run.record["spec"], "config": run.record["config"],
                       "device": run.record["device"], "versions": run.record["versions"], "commit": run.record["commit"],

@@ -10,7 +10,7 @@ from scipy import stats
 from kit.criteria import probabilistic_margin
 from kit.evaluate import evaluate, wilson
 from kit.figures import style as s
-from kit.figures.drawing import Drawing
+from kit.figures.drawing import Claim, Drawing
 from kit.figures.reading import probabilities, setting
 from kit.runs import Run
 from kit.types import KitError, unknown
@@ -62,6 +62,11 @@ def critical_lps(run: Run, *, counted: Literal["lps", "kappa"] = "lps") -> Drawi
     right.set_xlim(left=0)
     s.share_axis(right, "x")
     drawing.facts = facts
+    cw = facts["critical"]["broken by CW (margin loss)"]
+    drawing.claims = [Claim(
+        "examples with the largest LPS hold critical ones (MAIL Fig. 1b)", "a part of the bar, no numbers",
+        f"{cw['k']} of {facts['n_safe']}, {cw['share']:.1%} [{cw['low']:.1%}, {cw['high']:.1%}], fall to the margin loss",
+        holds=cw["low"] > 0.01, fails=cw["high"] < 0.01)]
     shares = ", ".join(f"{name} {f['share']:.1%}" for name, f in facts["critical"].items())
     drawing.caption = (f"MAIL Fig. 1b claims that the examples with the largest LPS hold critical ones too. {s.label(run.method)} on "
                        f"{setting(run)}: {facts['n_safe']} of {len(y)} test images survive all {steps} steps; critical among them "
@@ -99,6 +104,7 @@ def pm_by_lps(run: Run, *, split: Literal["train", "test"] = "train", margin: Li
     panels[0].set_ylabel({"nat": r"$\mathrm{PM}^{nat}$", "adv": r"$\mathrm{PM}^{adv}$"}[margin] + f" of {split} examples")
     drawing.facts = facts
     f = facts["lps"]
+    drawing.claims = [_hardly_differs(f)]
     compared = (f"the medians of LPS {f['high']} and {f['low']} differ by {f['median_difference']:+.3f}, and an example of the "
                 f"larger LPS has the smaller PM with probability {f['overlap']:.2f}"
                 if f["median_difference"] is not None else
@@ -107,6 +113,18 @@ def pm_by_lps(run: Run, *, split: Literal["train", "test"] = "train", margin: Li
                        f"{s.label(run.method)} on {setting(run)}, n = {len(pm)}: {compared}; Spearman correlation "
                        f"{f['spearman']:.2f}. Numbers above the boxes are n.")
     return drawing
+
+
+def _hardly_differs(f: dict) -> Claim:
+    """MAIL compares LPS 9 with 7 of 10. Hardly different: by less than either group's interquartile range."""
+    name, printed = "median PM hardly differs between large LPS values (MAIL Fig. 4)", "LPS 9 and 7, no numbers"
+    if f["median_difference"] is None:
+        return Claim(name, printed, f"LPS {f['high']} and {f['low']} do not both occur", holds=False, fails=False)
+    high, low = (f["levels"][k]["q3"] - f["levels"][k]["q1"] for k in (f["high"], f["low"]))
+    n = min(f["levels"][k]["n"] for k in (f["high"], f["low"]))
+    difference, apart = abs(f["median_difference"]), min(high, low)
+    return Claim(name, printed, f"{f['median_difference']:+.3f}, interquartile ranges {low:.3f} and {high:.3f}, n at least {n}",
+                 holds=n >= 10 and difference < apart, fails=n >= 10 and difference >= apart)
 
 
 def _spread(groups: dict[int, np.ndarray], level: np.ndarray, pm: np.ndarray, steps: int) -> dict:

@@ -12,7 +12,7 @@ from scipy import stats
 
 from kit.evaluate import wilson
 from kit.figures import style as s
-from kit.figures.drawing import Drawing
+from kit.figures.drawing import Claim, Drawing
 from kit.figures.reading import setting
 from kit.regularisers import conv_weights, fuzziness
 from kit.runs import Run
@@ -71,6 +71,15 @@ def parameters(runs: Mapping[str, Run], *, layer: int = 0) -> Drawing:
                      "max_ratio": _ratio(facts[methods[-1]]["max"], facts[methods[0]]["max"]),
                      "order_in_top_tenth": {"share": float(rising.mean()), "low": low, "high": high, "n": len(top)}}
     f = drawing.facts
+    names = " < ".join(map(s.label, methods))
+    near, largest = ([facts[m][key] for m in methods] for key in ("below_0.05", "max"))
+    drawing.claims = [
+        Claim(f"near-zero parameters: {names} (CSA Figs. 3, 4)", "several times as many in CSA as in ADV",
+              " / ".join(f"{share:.1%}" for share in near) + f" have |w| < 0.05; {f['near_zero_ratio']:.2f} times",
+              holds=near == sorted(near) and f["near_zero_ratio"] > 2, fails=near != sorted(near)),
+        Claim(f"largest parameters: {names} (CSA Figs. 3, 4)", "larger in CSA than in ADV",
+              " / ".join(f"{value:.2f}" for value in largest), holds=largest == sorted(largest),
+              fails=largest != sorted(largest))]
     drawing.caption = (
         f"CSA/CSE claims more near-zero and larger extreme parameters in the order {', '.join(map(s.label, methods))}. "
         f"{setting(next(iter(runs.values())))}, convolution {layer + 1}: {s.label(methods[-1])} has {f['near_zero_ratio']:.2f} times "
@@ -131,6 +140,7 @@ def fuzziness_curves(runs: Mapping[str, Run]) -> Drawing:
     a.legend(loc="upper right")
     cse, std = facts["methods"]["cse"], facts["methods"]["std"]
     drawing.facts = facts | {"n": n}
+    drawing.claims = _fuzziness_claims(std, cse, n)
     drawing.caption = (
         f"CSE Fig. 5 claims that fuzziness starts near 0.7, falls under CSE and stays under STD, and that CSE is more robust. "
         f"{setting(runs['cse'])}: it starts at {cse['initial_fuzziness']:.3f}, and ends at {cse['final_fuzziness']:.3f} (CSE) and "
@@ -138,6 +148,25 @@ def fuzziness_curves(runs: Mapping[str, Run]) -> Drawing:
         f"The share of |w| below 0.05 goes from {cse['below_0.05_initially']:.1%} to {cse['below_0.05_finally']:.1%} under CSE: "
         "falling fuzziness means fewer weights near zero, not more.")
     return drawing
+
+
+def _fuzziness_claims(std: dict, cse: dict, n: int) -> list[Claim]:
+    """The four statements on Fig. 5, with the rules by which they are judged."""
+    start = cse["initial_fuzziness"]
+    fall = {name: m["initial_fuzziness"] - m["final_fuzziness"] for name, m in (("cse", cse), ("std", std))}
+    before, after = cse["below_0.05_initially"], cse["below_0.05_finally"]
+    a, b = cse["robust_test"], std["robust_test"]
+    beyond = 2 * math.sqrt((a * (1 - a) + b * (1 - b)) / n)
+    return [
+        Claim("fuzziness starts near 0.7 (CSE Fig. 5b)", "0.7", f"{start:.3f}", holds=abs(start - 0.7) < 0.05,
+              fails=abs(start - 0.7) >= 0.05),
+        Claim("fuzziness falls under CSE and stays under STD (CSE Fig. 5b)", "falls / stays",
+              f"falls by {fall['cse']:.4f} / {fall['std']:.4f}", holds=fall["cse"] > 0 and fall["std"] < 0.25 * fall["cse"],
+              fails=fall["cse"] <= 0 or fall["std"] > 0.5 * fall["cse"]),
+        Claim("minimising fuzziness puts more parameters near zero (CSE s. III-C)", "most near 0, few large",
+              f"{before:.1%} before, {after:.1%} after (|w| < 0.05)", holds=after > before, fails=after <= before),
+        Claim("CSE is more robust than STD (CSE Fig. 5c)", "the higher curve", f"{a:.1%} and {b:.1%} of n = {n}",
+              holds=a - b > beyond, fails=b - a > beyond)]
 
 
 def fuzziness_layers(runs: Mapping[str, Run]) -> Drawing:
@@ -160,6 +189,11 @@ def fuzziness_layers(runs: Mapping[str, Run]) -> Drawing:
     axes.legend()
     apart = [abs(facts["methods"]["cse"]["end"][n] - facts["methods"]["std"]["end"][n]) for n in names]
     drawing.facts = facts | {"max_difference": max(apart), "mean_difference": float(np.mean(apart))}
+    moved = max(abs(start[n] - facts["methods"]["std"]["end"][n]) for n in names)
+    drawing.claims = [Claim(
+        "fuzziness is nearly the same under STD and CSE, layer by layer (CSE Fig. 6)", "almost identical on ResNet-18",
+        f"at most {max(apart):.4f} apart over {len(names)} convolutions; training moved it by up to {moved:.4f}",
+        holds=max(apart) < 0.25 * moved, fails=max(apart) > 0.5 * moved)]
     drawing.caption = (f"CSE Fig. 6 claims that on a deep network fuzziness is almost the same for STD and CSE. "
                        f"{setting(runs['cse'])}, {len(names)} convolutions: largest difference {max(apart):.3f}, mean "
                        f"{np.mean(apart):.3f}.")
