@@ -257,6 +257,9 @@ def _train(missing: dict[str, RunSpec], workers: int, device: str, failures: dic
         print(f"{chr(13) if live() else ''}  [{finished_count}/{len(missing)}] {name}: {state}"
               f"{f' ({duration(left)} left)' if left >= 1 else ''}".ljust(100), flush=True)
 
+    trunks = [resolve(spec).trunk for spec in missing.values()]
+    order = sorted(zip(missing, trunks, strict=True), key=lambda pair: trunks.index(pair[1]) != list(missing).index(pair[0]))
+    missing = {name: missing[name] for name, _ in order}   # first one of each trunk, so that the others can branch from it
     if missing:
         tasks = {name: (train_one, ({"method": spec.method, "recipe": spec.recipe, "seed": spec.seed,
                                      "overrides": dict(spec.overrides)}, device)) for name, spec in missing.items()}

@@ -65,6 +65,11 @@ class Method:
             names |= set(reader.sees if reader else ())
         return frozenset(names)
 
+    @property
+    def reads_clean(self) -> bool:
+        """Does a part need the outer pass of the clean images?"""
+        return bool({"logits_nat", "probs_nat"} & self.sees)
+
     def weigh(self, seen: Seen) -> Tensor:
         """Weights (N,) without gradient, past burn-in."""
         seen = seen.detach()

@@ -64,6 +64,19 @@ class Plan:
         return hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()[:12]
 
     @property
+    def trunk(self) -> str:
+        """12 hex digits of what it computes while every weight is 1: runs that differ in their weights alone share it."""
+        config = self.config()
+        config["method"] |= dict.fromkeys(("criterion", "weight", "normaliser", "select"))
+        config |= {"burn_in": None, "reads_clean": self.method.reads_clean}   # a clean pass moves the batch norms
+        return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def trunk_epochs(self) -> int:
+        """How many epochs of the trunk it shares: its burn-in, or all if it never reweights."""
+        return self.burn_in if self.method.reweights else self.recipe.epochs
+
+    @property
     def folder_name(self) -> str:
         data = re.sub(r"[^\w.-]+", "-", self.recipe.data.removeprefix("folder:").rstrip("/").split("/")[-1])
         return f"{data}-{self.key}"

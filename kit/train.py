@@ -7,6 +7,7 @@ so a run that was interrupted continues from its last checkpoint and ends bit fo
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -83,11 +84,10 @@ def see(model: nn.Module, plan: Plan, x: Tensor, y: Tensor, streams: Streams, at
         x_adv = method.attack(model, x, y, recipe.threat, generator=streams, watch=path, validate=False,
                               steps=recipe.steps, step_size=recipe.step * recipe.eps)
     model.train()
-    reads_clean = bool({"logits_nat", "probs_nat"} & method.sees)
-    logits_nat = model(x) if reads_clean and attacked else None
+    logits_nat = model(x) if method.reads_clean and attacked else None
     logits_adv = model(x_adv)
     if not attacked:
-        return Seen(y, logits_adv, logits_adv if reads_clean else None, steps=recipe.steps, streams=streams)
+        return Seen(y, logits_adv, logits_adv if method.reads_clean else None, steps=recipe.steps, streams=streams)
     p_last = logits_adv.detach().softmax(dim=1).gather(1, y[:, None]).squeeze(1)
     p_flip = path.p_flip.where(path.lps < recipe.steps, p_last)
     return Seen(y, logits_adv, logits_nat, path.kappa, path.lps, p_flip, recipe.steps, streams)
@@ -224,6 +224,8 @@ def fit(plan: Plan, folder: FilePath, device: torch.device, *, quiet: bool = Fal
     state = State(model, optimiser, 0, [])
     _describe(plan, folder, host_data, device)
     _resume(state, folder, device, quiet)
+    if state.epoch == 0:
+        _branch(state, plan, folder, device)
     progress = Progress(str(plan.spec), recipe.epochs, done=state.epoch, quiet=quiet)
     with threads_for(recipe.model, device):
         while state.epoch < recipe.epochs:
@@ -270,6 +272,33 @@ def epoch_of(state: State, plan: Plan, data: DataSet, folder: FilePath) -> None:
         store.save(folder / "best.ckpt", {"model": state.model.state_dict(), "epoch": epoch})
     store.write(folder / "history.csv", pd.DataFrame(state.history).to_csv(index=False).encode())
     state.save(folder / "last.ckpt")
+    if epoch == plan.burn_in:
+        shutil.copyfile(folder / "best.ckpt", folder / "best-in-burn-in.ckpt")
+        state.save(folder / f"burn-in-{plan.trunk}.ckpt")
+
+
+def _branch(state: State, plan: Plan, folder: FilePath, device: torch.device) -> None:
+    """Begin where a run that differs in its weights alone ended its burn-in, if there is one: nothing is trained twice.
+
+    Its epochs are this run's epochs, bit for bit. Anything missing or damaged there, and training starts from epoch 1.
+    """
+    for checkpoint in sorted(folder.parent.glob(f"*/burn-in-{plan.trunk}.ckpt")):
+        try:
+            reached = store.load(checkpoint)["epoch"]
+            if reached > plan.trunk_epochs:
+                continue
+            epochs = [f"epochs/{number:04d}.npz" for number in range(1, reached + 1)]
+            for name in epochs:
+                store.load_arrays(checkpoint.parent / name)
+            best = store.load(checkpoint.parent / "best-in-burn-in.ckpt")
+        except KitError:
+            continue
+        for name in epochs:
+            store.write(folder / name, (checkpoint.parent / name).read_bytes())
+        store.save(folder / "best.ckpt", best)
+        state.load(checkpoint, device)
+        store.write_json(folder / "branched.json", {"from": checkpoint.parent.name, "epoch": state.epoch})
+        return
 
 
 def check_health(state: State, row: dict[str, float], folder: FilePath) -> None:

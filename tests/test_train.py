@@ -180,6 +180,34 @@ def test_runs_that_share_burn_in_share_its_epochs(tiny_run):
     assert (a.epoch(3)["test_logits_adv"] != b.epoch(3)["test_logits_adv"]).any()
 
 
+def test_branching_from_a_sibling_changes_nothing(tmp_path, monkeypatch):
+    """Alone or branched from another run's burn-in, a run ends bit for bit the same; a damaged sibling is not used."""
+    ends = {}
+    for name, methods in (("alone", ["clirat"]), ("branched", ["mail-at", "clirat", "at"]), ("plain", ["at"]),
+                          ("damaged", ["mail-at", "clirat"])):
+        monkeypatch.setenv("KIT_HOME", str(tmp_path / name))
+        for method in methods:
+            run = kit.run(method, overrides={**TINY, "epochs": 4}, quiet=True)
+            ends[name, method] = contents(run.folder)
+            assert (run.folder / "branched.json").exists() == (name == "branched" and method != "mail-at")
+            if name == "damaged" and method == "mail-at":
+                path = run.folder / "epochs/0001.npz"
+                path.write_bytes(path.read_bytes()[:500])
+    for name in ("branched", "damaged"):
+        assert ends[name, "clirat"] == ends["alone", "clirat"]
+    assert ends["branched", "at"] == ends["plain", "at"]
+    assert ends["alone", "clirat"]["model"] != ends["branched", "mail-at"]["model"]
+
+
+def test_only_runs_that_differ_in_weights_share_a_trunk():
+    same = [plan_of(m).trunk for m in ("at", "mail-at", "clirat", "clirat-drop-single")]
+    assert len(set(same)) == 1
+    other = [plan_of("gairat"), plan_of("mail-trades"), plan_of("mail-at-nat"), plan_of("std"), plan_of("mail-at", eps=0.2)]
+    assert len({same[0], *(plan.trunk for plan in other)}) == 6
+    for a, b in (("mail-trades", "clir-trades"), ("mail-at-nat", "mail-at-dif")):   # the latter two pass x through, too
+        assert plan_of(a).trunk == plan_of(b).trunk
+
+
 def test_global_random_state_is_untouched(fresh_home):
     torch.manual_seed(7)
     expected = torch.rand(3)
