@@ -72,7 +72,10 @@ def ascent_direction(gradient: Tensor, which: str) -> Tensor:
     """Steepest ascent of unit length in the norm: the sign (L-inf) or the normalised gradient (L2)."""
     if which == "linf":
         return gradient.sign()
-    return gradient / per_example(norm(gradient, "l2").clamp_min(1e-12), gradient)
+    largest = per_example(norm(gradient, "linf"), gradient)
+    scaled = gradient / largest.where(largest > 0, 1)     # a confident network's gradients would vanish when squared
+    length = per_example(norm(scaled, "l2"), gradient)
+    return scaled / length.where(length > 0, 1)
 
 
 # ---------------------------------------------------------------------------------------------- checks

@@ -41,7 +41,7 @@ class Method:
     title: str
     source: str
     loss: Part = part(cross_entropy)                       # noqa: RUF009 - parts are immutable
-    attack: Part = part(pgd, loss="ce", init="gaussian")   # noqa: RUF009 - eps, steps and step come from the recipe
+    attack: Part | None = None                             # eps, steps and step come from the recipe
     stages: Part = part(adversarial)                       # noqa: RUF009 - (epoch, epochs) -> attacked?, per step
     criterion: Criterion | None = None
     weight: Part | None = None
@@ -111,7 +111,7 @@ class Method:
 SLOTS = ("attack", "stages", "criterion", "weight", "normaliser", "select", "loss", "regulariser")
 
 STD = Method("standard training on clean images", "-", stages=part(clean))
-AT = Method("adversarial training", "Madry et al. 2018")
+AT = Method("adversarial training", "Madry et al. 2018", attack=part(pgd, loss="ce", init="gaussian"))
 TRADES = AT.but("clean loss plus KL to the adversarial prediction", "Zhang et al. 2019",
                 loss=part(trades, beta=6.0), attack=part(pgd, loss="kl", init="gaussian"))
 MART = AT.but("boosted loss, KL weighted by 1 - p_y", "Wang et al. 2020", loss=part(mart, beta=5.0))
@@ -163,7 +163,8 @@ METHODS = Table("method", {
     "csa-l2": CSA.but("CSA plus the norms of the weight tensors", "CSA Eq. 7; coefficient as in its code",
                       regulariser=part(weight_norms)),
     "cse": CSE,
-    "cse-adv": CSE.but("CSE with a clean and an adversarial step per batch", "CSE s. IV", stages=part(alternating)),
+    "cse-adv": CSE.but("CSE with a clean and an adversarial step per batch", "CSE s. IV", stages=part(alternating),
+                       attack=AT.attack),
 })
 
 

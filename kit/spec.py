@@ -99,8 +99,8 @@ def resolve(spec: RunSpec) -> Plan:
     for path, value in spec.overrides.items():
         if "." in path:
             method = method.override(path, value)
-    share = method.burn_in if method.reweights else 0.0
-    burn_in = check_value("burn_in", spec.overrides.get("burn_in", round(share * chosen.epochs)), Natural)
+    usual = min(round(method.burn_in * chosen.epochs), chosen.epochs - 1) if method.reweights else 0
+    burn_in = check_value("burn_in", spec.overrides.get("burn_in", usual), Natural)
     if burn_in and not method.reweights:
         raise KitError(f"burn_in={burn_in}: {spec.method} never reweights, so it has no burn-in; leave it out")
     if burn_in and burn_in >= chosen.epochs:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from types import CodeType, MappingProxyType, UnionType
+from types import CodeType, FunctionType, MappingProxyType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
@@ -112,7 +112,7 @@ def check_value(name: str, value: Any, annotation: Any) -> Any:
         item = get_args(expected)[0]
         return tuple(check_value(f"{name}[{i}]", v, item) for i, v in enumerate(value))
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 10 ** 300 else math.inf
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         kind = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}[expected]
         raise KitError(f"{name}={value!r} is {type(value).__name__}; it must be {kind}")
@@ -173,16 +173,25 @@ class Part:
         """Name and hyper-parameters; for a function from outside the kit also a hash of its code, since its name promises
         nothing about what it computed last week."""
         own = (self.fn.__module__ or "").split(".")[0] == "kit"
-        return {"fn": self.name, **self.params} | ({} if own else {"code": code_digest(self.fn.__code__)})
+        return {"fn": self.name, **self.params} | ({} if own else {"code": function_digest(self.fn)})
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v}' for k, v in self.params.items())})"
 
 
-def code_digest(code: CodeType) -> str:
-    """12 hex digits over a function's bytecode, names and constants; where it stands in its file does not matter."""
-    constants = [code_digest(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
-    return hashlib.sha256(repr((code.co_code, code.co_names, constants)).encode()).hexdigest()[:12]
+def function_digest(fn: Callable) -> str:
+    """12 hex digits over a function's bytecode, names, constants and what it closes over; where its file has it does not
+    matter, and neither does the process. Globals that it reads are not followed."""
+    closed = [function_digest(v) if isinstance(v, FunctionType) else repr(v)
+              for v in (cell.cell_contents for cell in fn.__closure__ or ())]
+    return hashlib.sha256(repr((_code(fn.__code__), closed)).encode()).hexdigest()[:12]
+
+
+def _code(value: Any) -> Any:
+    """Code objects and sets as values that print alike in every process."""
+    if isinstance(value, CodeType):
+        return value.co_code, value.co_names, [_code(constant) for constant in value.co_consts]
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
 
 
 def part(fn: Callable, **params) -> Part:

@@ -42,8 +42,9 @@ WEIGHTS = Table("weight function", {fn.__name__: fn for fn in (sigmoid, tanh, ex
 
 def batch_mean(weights: Tensor) -> Tensor:
     """w · m / Σw: mean 1 over the batch, so that the loss keeps its scale. GAIRAT's code, MAIL's paper."""
-    total = weights.sum()
-    return (weights * (len(weights) / total.where(total > 0, 1))).where(total > 0, torch.ones_like(weights))
+    largest = weights.max()
+    shares = weights / largest.where(largest > 0, 1)      # first to at most 1: sums of tiny weights would vanish
+    return (shares * (len(weights) / shares.sum())).where(largest > 0, torch.ones_like(weights))
 
 
 def factor(weights: Tensor, *, scale: Positive = 3.0) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from kit import functional as f
 from kit.attacks.contract import check_inputs, frozen
-from kit.types import Count, KitError, Range, Streams, Threat, draw
+from kit.types import Count, KitError, NonNegative, Streams, Threat, check_value, draw
 
 Watch = Callable[[int, Tensor, Tensor], None]
 
@@ -45,7 +45,7 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *,
 
 def pgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *,
         generator: Streams | torch.Generator | None = None, watch: Watch | None = None,
-        steps: Count = 10, step_size: Annotated[float, Range(0, above=True)] | None = None, validate: bool = True,
+        steps: Count = 10, step_size: NonNegative | None = None, validate: bool = True,
         loss: Literal["ce", "kl", "margin"] = "ce",
         init: Literal["none", "uniform", "gaussian"] | Tensor = "uniform") -> Tensor:
     """Projected gradient ascent (Madry et al., 2018). -> the last iterate x_adv, in the ball and in [0, 1].
@@ -61,6 +61,10 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *,
     """
     if validate:
         check_inputs(model, x, y)
+        check_value("steps", steps, Count)
+        check_value("loss", loss, Literal["ce", "kl", "margin"])
+        if step_size is not None:
+            check_value("step_size", step_size, NonNegative)
     step_size = 2.5 * threat.eps / steps if step_size is None else step_size
     objective = OBJECTIVES[loss]
     with frozen(model):

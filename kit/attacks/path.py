@@ -21,9 +21,9 @@ class Path:
         self.p_flip: Tensor | None = None
 
     def __call__(self, t: int, x_t: Tensor, logits: Tensor) -> None:
-        right = logits.argmax(dim=1) == self.y
-        self.kappa += right
         p_true = logits.softmax(dim=1).gather(1, self.y[:, None]).squeeze(1)
+        right = (logits.argmax(dim=1) == self.y) & p_true.isfinite()   # NaN anywhere makes every probability NaN
+        self.kappa += right
         if self.p_flip is None:
             self.p_flip = torch.full_like(p_true, torch.nan)
         crossing = ~right & (self.lps == self.steps)

@@ -1,0 +1,456 @@
+"""Weight functions, normalisers, selections, and what the rows of the table of methods do with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kit
+from kit import weights as w
+from kit.criteria import Criterion, confused_labels
+from kit.methods import SLOTS
+from kit.models import build
+from kit.spec import RunSpec, resolve
+from kit.types import KitError, Seen, Streams, Threat, hyper_parameters, part
+from kit.weights import WEIGHTS
+
+quick = settings(deadline=None, max_examples=80, derandomize=True, database=None)
+
+#: Each weight function on one number, with any parameters.
+LITERAL = {
+    "sigmoid": lambda s, slope=10.0, bias=-0.5: 1 / (1 + math.exp(-slope * (s + bias))),
+    "tanh": lambda s, shift=-1.0, slope=5.0: (math.tanh(shift + slope * s) + 1) / 2,
+    "exponential": lambda s, alpha=0.5: math.exp(alpha * s),
+    "affine": lambda s, slope=1.0, offset=0.0: max(0.0, slope * s + offset),
+}
+SCORES = [i / 20 for i in range(-30, 31)]
+
+
+def choices(annotation: Any) -> st.SearchStrategy:
+    """Values of moderate size that an annotation allows."""
+    kind, (allowed,) = get_args(annotation)[0], get_args(annotation)[1:]
+    assert kind is float
+    return st.floats(max(allowed.low, -3), min(allowed.high, 20), exclude_min=allowed.above)
+
+
+# ---------------------------------------------------------------------------------------------- weight functions
+
+def test_literals_cover_the_table():
+    assert set(LITERAL) == set(WEIGHTS)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weight_equals_its_formula(name):
+    got = WEIGHTS[name](torch.tensor(SCORES, dtype=torch.float64))
+    assert got.tolist() == pytest.approx([LITERAL[name](s) for s in SCORES], rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@quick
+@given(data=st.data())
+def test_weight_is_never_negative_and_never_falls(name, data):
+    """For any allowed parameters: more vulnerable never weighs less. The formula holds away from its defaults too."""
+    params = {k: data.draw(choices(a), label=k) for k, (a, _) in hyper_parameters(WEIGHTS[name]).items()}
+    scores = sorted(data.draw(st.lists(st.floats(-3, 3), min_size=1, max_size=8), label="scores"))
+    got = part(WEIGHTS[name], **params)(torch.tensor(scores, dtype=torch.float64))
+    assert got.shape == (len(scores),) and bool(got.isfinite().all()) and bool((got >= 0).all())
+    assert bool((got.diff() >= 0).all())
+    assert got.tolist() == pytest.approx([LITERAL[name](s, **params) for s in scores], rel=1e-9, abs=1e-12)
+
+
+def test_sigmoid_is_mails_formula():
+    """σ(-γ(PM - β)) with γ 10 and β -0.5, in the paper's own sign."""
+    margins = torch.linspace(-1, 1, 41, dtype=torch.float64)
+    expected = [1 / (1 + math.exp(10 * (m + 0.5))) for m in margins.tolist()]
+    assert w.sigmoid(-margins, slope=10.0, bias=-0.5).tolist() == pytest.approx(expected)
+
+
+def test_tanh_is_gairats_table():
+    """κ = 0..10 of ten steps, before normalisation: 0.9997 for an example lost at once, 6e-6 for a survivor."""
+    got = w.tanh(-torch.tensor([(k - 5) / 5 for k in range(11)], dtype=torch.float64))
+    assert got.tolist() == pytest.approx([(math.tanh(-1 + 5 * (5 - k) / 5) + 1) / 2 for k in range(11)])
+    assert got[0].item() == pytest.approx(0.99966, abs=1e-5) and got[10].item() == pytest.approx(6.1e-6, rel=0.02)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_bad_parameters_are_refused(name):
+    for parameter, (annotation, _) in hyper_parameters(WEIGHTS[name]).items():
+        low = get_args(annotation)[1].low
+        bad = math.nan if low == -math.inf else low - 1
+        with pytest.raises(KitError, match=rf"{name}\.{parameter}=.*out of range"):
+            part(WEIGHTS[name], **{parameter: bad})
+
+
+# ---------------------------------------------------------------------------------------------- normalisers
+
+@quick
+@given(st.lists(st.floats(0, 100, allow_subnormal=False), min_size=1, max_size=12))
+def test_batch_mean_has_mean_one_and_keeps_ratios(values):
+    weights = torch.tensor(values, dtype=torch.float64)
+    got = w.batch_mean(weights)
+    assert got.mean().item() == pytest.approx(1, rel=1e-9)
+    if sum(values) > 0:
+        assert got.tolist() == pytest.approx([v * len(values) / sum(values) for v in values], rel=1e-9)
+
+
+def test_batch_mean_of_zeros_is_ones():
+    assert w.batch_mean(torch.zeros(4)).tolist() == [1, 1, 1, 1]
+    assert w.batch_mean(torch.tensor([0.0, 0.0, 3.0])).tolist() == [0, 0, 3]
+
+
+def test_batch_mean_of_vanishing_weights_is_finite():
+    """Weights below the smallest normal float (a very steep exponential) still have a mean that can be made 1."""
+    for weights in (torch.full((4,), 1e-40), torch.exp(torch.tensor([-93.0, -94.0, -200.0]))):
+        assert 0 < float(weights.max()) < torch.finfo(torch.float32).tiny
+        got = w.batch_mean(weights)
+        assert bool(got.isfinite().all()) and float(got.mean()) == pytest.approx(1, rel=1e-3)
+
+
+def test_factor_and_unnormalised():
+    weights = torch.tensor([0.0, 0.25, 200.0])
+    assert w.factor(weights).tolist() == [0, 0.75, 600] and w.factor(weights, scale=0.5).tolist() == [0, 0.125, 100]
+    assert torch.equal(w.unnormalised(weights), weights)
+
+
+# ---------------------------------------------------------------------------------------------- selection
+
+WHICH = ("single", "multiple", "multiple-matched", "random")
+
+
+def batch_with(counts: list[int], num_classes: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """(probs, y): example i has counts[i] labels above the true one."""
+    rows = []
+    for count in counts:
+        above, below = [2.0 + 0.1 * j for j in range(count)], [0.5] * (num_classes - 1 - count)
+        rows.append([1.0, *above, *below])
+    probs = torch.tensor(rows, dtype=torch.float64)
+    return probs / probs.sum(dim=1, keepdim=True), torch.zeros(len(counts), dtype=torch.int64)
+
+
+COUNTS = [0, 1, 2, 3, 0, 1, 1, 4, 2, 0, 2, 5, 1, 3, 0, 2]      # 4 of S_sig, 8 of S_mul, 4 correct
+
+
+def kept(which: str, counts: list[int], ids: list[int], *name: object) -> list[bool]:
+    probs, y = batch_with(counts)
+    mask = w.drop_confused(probs, y, Streams(torch.tensor(ids), *name), which=which)
+    assert mask.dtype == torch.bool and mask.shape == y.shape
+    return mask.tolist()
+
+
+def test_every_choice_is_tested():
+    assert get_args(hyper_parameters(w.drop_confused)["which"][0]) == WHICH
+
+
+def test_single_and_multiple_leave_out_exactly_their_set():
+    ids = list(range(len(COUNTS)))
+    assert kept("single", COUNTS, ids, 0) == [c != 1 for c in COUNTS]
+    assert kept("multiple", COUNTS, ids, 0) == [c < 2 for c in COUNTS]
+
+
+def test_single_and_multiple_do_not_depend_on_the_batch():
+    for which in ("single", "multiple"):
+        whole = kept(which, COUNTS, list(range(16)), 0)
+        assert whole[3:9] == kept(which, COUNTS[3:9], list(range(100, 106)), "other")
+        assert whole[::-1] == kept(which, COUNTS[::-1], list(range(16)), 0)
+
+
+@quick
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(0, 50))
+def test_sizes_and_pools_of_the_controls(counts, seed):
+    """Matched: min(|S_sig|, |S_mul|) of S_mul. Random: |S_mul| of all."""
+    ids, several, one = list(range(7, 7 + len(counts))), sum(c >= 2 for c in counts), sum(c == 1 for c in counts)
+    matched = kept("multiple-matched", counts, ids, seed)
+    assert matched.count(False) == min(one, several)
+    assert all(keep or c >= 2 for keep, c in zip(matched, counts, strict=True))
+    assert kept("random", counts, ids, seed).count(False) == several
+
+
+@pytest.mark.parametrize("which", ["multiple-matched", "random"])
+def test_controls_follow_the_ids(which):
+    """Same ids and name, same draw; moved with their ids, the same examples are drawn; another name draws others."""
+    ids = [5 * i + 3 for i in range(16)]
+    first = kept(which, COUNTS, ids, 0, "attack", 1)
+    assert first == kept(which, COUNTS, ids, 0, "attack", 1)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(3)).tolist()
+    moved = kept(which, [COUNTS[i] for i in order], [ids[i] for i in order], 0, "attack", 1)
+    assert moved == [first[i] for i in order]
+    assert any(kept(which, COUNTS, ids, 0, "attack", epoch) != first for epoch in range(2, 6))
+
+
+def test_controls_draw_evenly():
+    """Over 400 draws the random control hits each of 16 examples half the time, the matched one each of S_mul's 8."""
+    ids, draws = list(range(16)), 400
+    for which, share in (("random", [8 / 16] * 16), ("multiple-matched", [4 / 8 if c >= 2 else 0 for c in COUNTS])):
+        dropped = torch.tensor([kept(which, COUNTS, ids, seed) for seed in range(draws)]).logical_not().double().mean(dim=0)
+        assert dropped.tolist() == pytest.approx(share, abs=0.12)      # five standard errors are 0.125
+
+
+def test_check_weights():
+    w.check_weights(torch.tensor([0.0, 1.0, 5.0]), "mine")
+    for bad, words in (([1.0, math.nan], "NaN or infinite"), ([1.0, math.inf], "NaN or infinite"),
+                       ([2.0, -0.5], "negative weights.*-0.5"), ([0.0, 0.0], "only zeros for a batch of 2")):
+        with pytest.raises(KitError, match=f"mine returned {words}"):
+            w.check_weights(torch.tensor(bad), "mine")
+
+
+# ---------------------------------------------------------------------------------------------- the table of methods
+
+STEPS = 10
+
+
+def seen_of(n: int = 48, *, scale: float = 2.0, requires_grad: bool = False) -> Seen:
+    """What a training step might see: misclassified examples with one and with several confused labels among them."""
+    g = torch.Generator().manual_seed(11)
+    nat, adv = (scale * torch.randn(n, 10, generator=g) for _ in range(2))
+    y = torch.randint(10, (n,), generator=g)
+    nat[torch.arange(n), y] += 2 * scale
+    adv[torch.arange(n), y] += scale
+    kappa = torch.randint(0, STEPS + 1, (n,), generator=g)
+    return Seen(y, adv.requires_grad_(requires_grad), nat.requires_grad_(requires_grad), kappa, kappa,
+                torch.rand(n, generator=g), STEPS, Streams(torch.arange(100, 100 + n), 0, "attack", 1))
+
+
+def rearranged(seen: Seen, order: torch.Tensor) -> Seen:
+    fields = {f.name: getattr(seen, f.name) for f in dataclasses.fields(seen)}
+    fields = {k: v[order] if isinstance(v, torch.Tensor) else v for k, v in fields.items()}
+    return Seen(**fields | {"streams": Streams(seen.streams.ids[order], *seen.streams.parts)})
+
+
+@pytest.mark.parametrize("scale", [2.0, 100.0])
+@pytest.mark.parametrize("name", kit.METHODS)
+def test_weights_of_a_row_are_weights(name, scale):
+    """(N,), finite, not negative, without gradient although the logits have one; not all equal where it reweights."""
+    seen = seen_of(scale=scale, requires_grad=True)
+    weights = kit.METHODS[name].weigh(seen)
+    w.check_weights(weights, name)
+    assert weights.shape == seen.y.shape and weights.dtype == torch.float32 and not weights.requires_grad
+    assert (weights.unique().numel() > 1) == kit.METHODS[name].reweights
+    if not kit.METHODS[name].reweights:
+        assert bool((weights == 1).all())
+
+
+@pytest.mark.parametrize("name", kit.METHODS)
+def test_permuting_the_batch_permutes_the_weights(name):
+    """With the ids moved along: the random controls draw by id."""
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(2))
+    weights = kit.METHODS[name].weigh(seen_of())
+    torch.testing.assert_close(kit.METHODS[name].weigh(rearranged(seen_of(), order)), weights[order], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", [n for n, m in kit.METHODS.items() if m.weight is not None])
+def test_weights_rise_with_the_score(name):
+    """Among the examples that are kept, the order of weights is the order of vulnerability."""
+    method, seen = kit.METHODS[name], seen_of()
+    score, weights = method.criterion.score(seen), method.weigh(seen)
+    order = score.argsort()
+    ranked = weights[order][weights[order] > 0]
+    assert len(ranked) > 10 and bool((ranked.diff() >= 0).all()) and ranked[-1] > ranked[0]
+
+
+@pytest.mark.parametrize("name", [n for n, m in kit.METHODS.items() if m.normaliser.name == "batch_mean"])
+def test_batch_mean_rows_have_mean_one(name):
+    assert kit.METHODS[name].weigh(seen_of()).mean().item() == pytest.approx(1, rel=1e-5)
+
+
+def test_mail_at_weights_literally():
+    """3 σ(-10 (PM + 0.5)) on the attacked logits, number by number."""
+    seen = seen_of()
+    expected = []
+    for p, y in zip(seen.logits_adv.double().softmax(1).tolist(), seen.y.tolist(), strict=True):
+        margin = p[y] - max(v for j, v in enumerate(p) if j != y)
+        expected.append(3 / (1 + math.exp(10 * (margin + 0.5))))
+    assert kit.METHODS["mail-at"].weigh(seen).tolist() == pytest.approx(expected, rel=1e-4, abs=1e-8)
+
+
+def test_gairat_weights_literally():
+    seen = seen_of()
+    raw = [(math.tanh(-1 + 5 * (5 - k) / 5) + 1) / 2 for k in seen.kappa.tolist()]
+    expected = [v * len(raw) / sum(raw) for v in raw]
+    assert kit.METHODS["gairat"].weigh(seen).tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_dropped_examples_weigh_nothing_and_others_as_in_mail_at():
+    seen = seen_of()
+    count, full = confused_labels(seen.probs_adv, seen.y), kit.METHODS["mail-at"].weigh(seen)
+    single, several = count == 1, count >= 2
+    assert several.sum() > single.sum() > 0
+    for row, out in (("single", single), ("multiple", several)):
+        weights = kit.METHODS[f"clirat-drop-{row}"].weigh(seen_of())
+        assert bool((weights[out] == 0).all()) and torch.equal(weights[~out], full[~out])
+    matched, random = (kit.METHODS[f"clirat-drop-{row}"].weigh(seen_of()) == 0 for row in ("matched", "random"))
+    assert matched.sum() == single.sum() and bool(several[matched].all())
+    assert random.sum() == several.sum()
+
+
+@pytest.mark.parametrize("name", kit.METHODS)
+def test_sees_names_what_the_parts_read(name):
+    """Without the fields outside `sees` a row still weighs and loses; without one inside it does not."""
+    method, seen = kit.METHODS[name], seen_of()
+    needed = {{"probs_adv": "logits_adv", "probs_nat": "logits_nat"}.get(n, n) for n in method.sees} | {"y", "logits_adv"}
+    fields = {f.name: getattr(seen, f.name) for f in dataclasses.fields(seen)}
+
+    def use(keep: set[str]):
+        only = Seen(**{k: v if k in keep else None for k, v in fields.items()})
+        return method.weigh(only), method.loss.read(only)
+    use(needed)
+    for field in needed - {"y", "logits_adv", "streams"}:     # two of the selections draw nothing
+        with pytest.raises((AttributeError, TypeError)):
+            use(needed - {field})
+
+
+# ---------------------------------------------------------------------------------------------- hyper-parameters
+
+def others(annotation: Any, value: Any) -> list[Any]:
+    """Other allowed values of a hyper-parameter: all of a choice, one of a number."""
+    if get_origin(annotation) is Union or "|" in str(annotation):
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) is Literal:
+        return [v for v in get_args(annotation) if v != value]
+    if annotation is bool:
+        return [not value]
+    assert get_origin(annotation) is Annotated
+    return [value + 1] if get_args(annotation)[0] is int else [value + max(abs(value), 1.0) / 2]
+
+
+def parts_of(method: kit.methods.Method) -> dict:
+    chosen = {slot: getattr(method, slot) for slot in SLOTS}
+    return {slot: c.quantity if isinstance(c, Criterion) else c for slot, c in chosen.items() if c is not None}
+
+
+def all_changes() -> list:
+    return [pytest.param(name, f"{slot}.{parameter}", other, id=f"{name}-{slot}.{parameter}={other}")
+            for name, method in kit.METHODS.items() for slot, chosen in parts_of(method).items()
+            for parameter, (annotation, _) in hyper_parameters(chosen.fn).items()
+            for other in others(annotation, chosen.params[parameter])]
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A small network in double precision with logits far from linear, and 12 images."""
+    net = build("cnn", (1, 8, 8), 10, seed=1).double()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(2.5)
+    g = torch.Generator().manual_seed(0)
+    return net, torch.rand(12, 1, 8, 8, generator=g, dtype=torch.float64), torch.randint(10, (12,), generator=g)
+
+
+def effect(method: kit.methods.Method, slot: str, network) -> torch.Tensor:
+    """What the part of that slot decides: the attacked images, the weights, the loss, or the penalty."""
+    net, x, y = network
+    if slot == "attack":
+        return method.attack(net, x, y, Threat("linf", 0.2), generator=Streams(torch.arange(12), "t"), steps=4,
+                             step_size=0.08)
+    if slot == "loss":
+        return torch.stack([t.expand(48) for t in method.loss.read(seen_of())])
+    if slot == "regulariser":
+        return method.regulariser(net)
+    return method.weigh(seen_of())
+
+
+@pytest.mark.parametrize(("name", "path", "other"), all_changes())
+def test_every_hyper_parameter_changes_what_it_should(name, path, other, network):
+    method, slot = kit.METHODS[name], path.partition(".")[0]
+    before = method.hyper_parameters()
+    changed = method.override(path, other)
+    assert changed.hyper_parameters() == before | {path: other}
+    assert method.hyper_parameters() == before, "the row itself is not touched"
+    now, then = (effect(m, slot, network).detach() for m in (changed, method))
+    assert bool(now.isfinite().all()) and (now - then).abs().max() > 1e-6
+    assert torch.equal(effect(method, slot, network), then), "the difference is the parameter's, not chance"
+
+
+@pytest.mark.parametrize("name", kit.METHODS)
+def test_hyper_parameters_are_complete(name):
+    """Dotted names of every parameter of every part, with the values that it runs with."""
+    method = kit.METHODS[name]
+    expected = {f"{slot}.{p}": chosen.params[p]
+                for slot, chosen in parts_of(method).items() for p in hyper_parameters(chosen.fn)}
+    assert method.hyper_parameters() == expected and (expected or name == "std")
+
+
+@pytest.mark.parametrize("name", [n for n, m in kit.METHODS.items()
+                                  if not any(any(m.stages(e, 9)) for e in range(1, 10))])
+def test_rows_that_never_attack_refuse_settings_of_the_attack(name):
+    """A setting without any effect is refused, as burn-in is where nothing is reweighted."""
+    with pytest.raises(KitError):
+        resolve(RunSpec(name, overrides={"attack.loss": "margin"}))
+
+
+def test_override_names_what_is_wrong():
+    with pytest.raises(KitError, match=r"this method has no weight.*attack\.loss"):
+        kit.METHODS["at"].override("weight.slope", 3.0)
+    with pytest.raises(KitError, match=r"no parameter of sigmoid 'slop'.*Did you mean 'slope'"):
+        kit.METHODS["mail-at"].override("weight.slop", 3.0)
+    with pytest.raises(KitError, match=r"sigmoid\.slope=-1\.0 is out of range; it must be above 0"):
+        kit.METHODS["mail-at"].override("weight.slope", -1)
+
+
+def test_configurations_are_json_and_tell_rows_apart():
+    texts = {name: json.dumps(method.config(), sort_keys=True) for name, method in kit.METHODS.items()}
+    for name, text in texts.items():
+        assert json.loads(text) == kit.METHODS[name].config(), "nothing is lost on the way through JSON"
+    same = {text: [n for n, t in texts.items() if t == text] for text in texts.values()}
+    assert all(len(names) == 1 for names in same.values()), [names for names in same.values() if len(names) > 1]
+
+
+#: What the papers and their code print, row by row: the hyper-parameters, the epochs of burn-in out of 120, and the
+#: passes that one batch takes, clean ones as 0 and attacked ones as 1.
+GAUSSIAN, UNIFORM = {"attack.loss": "ce", "attack.init": "gaussian"}, {"attack.loss": "ce", "attack.init": "uniform"}
+KL = {"attack.loss": "kl", "attack.init": "gaussian"}
+STEEP = {"weight.slope": 10.0, "weight.bias": -0.5}
+FLAT = {"weight.slope": 2.0, "weight.bias": 0.0}
+THREE = {"normaliser.scale": 3.0}
+COSTS = {"loss.protected": 0, "loss.cost": 10.0}
+PRINTED = {
+    "std": ({}, 0, [0]),
+    "at": (GAUSSIAN, 0, [1]),
+    "adv": (GAUSSIAN, 0, [0, 1]),
+    "trades": (KL | {"loss.beta": 6.0}, 0, [1]),
+    "mart": (GAUSSIAN | {"loss.beta": 5.0}, 0, [1]),
+    "gairat": (UNIFORM | {"weight.shift": -1.0, "weight.slope": 5.0}, 59, [1]),
+    **dict.fromkeys(("mail-at", "mail-at-nat", "mail-at-dif"), (GAUSSIAN | STEEP | THREE, 75, [1])),
+    "mail-trades": (KL | FLAT | THREE | {"loss.beta": 5.0}, 75, [1]),
+    "mail-mart": (GAUSSIAN | FLAT | THREE | {"loss.beta": 6.0}, 75, [1]),
+    "clirat": (GAUSSIAN | STEEP, 75, [1]),
+    "clir-trades": (KL | FLAT | {"loss.beta": 5.0}, 75, [1]),
+    "clir-mart": (GAUSSIAN | FLAT | {"loss.beta": 6.0}, 75, [1]),
+    **{f"clirat-drop-{name}": (GAUSSIAN | STEEP | THREE | {"select.which": which}, 75, [1]) for name, which in (
+        ("single", "single"), ("multiple", "multiple"), ("matched", "multiple-matched"), ("random", "random"))},
+    "csa": (GAUSSIAN | COSTS, 0, [0, 1]),
+    "csa-l2": (GAUSSIAN | COSTS | {"regulariser.strength": 0.01}, 0, [0, 1]),
+    "cse": (COSTS | {"regulariser.strength": 1.0}, 0, [0]),
+    "cse-adv": (GAUSSIAN | COSTS | {"regulariser.strength": 1.0}, 0, [0, 1]),
+}
+
+
+@pytest.mark.parametrize("name", kit.METHODS)
+def test_settings_are_the_printed_ones(name):
+    """Settings of the attack count only where a row attacks."""
+    method = kit.METHODS[name]
+    parameters, burn_in, passes = PRINTED[name]
+    attacks = 1 in passes
+    assert {k: v for k, v in method.hyper_parameters().items() if attacks or not k.startswith("attack.")} == parameters
+    assert round(method.burn_in * 120) == burn_in
+    assert all(list(method.stages(epoch, 120)) == passes for epoch in (1, 60, 120))
+
+
+def test_what_a_criterion_reads_and_its_sign_are_settings():
+    """Two rows that differ in nothing else are two runs."""
+    mail = kit.METHODS["mail-at"]
+    turned = dataclasses.replace(mail.criterion, safe_end=-1)
+    moved = dataclasses.replace(mail.criterion, sees=("probs_nat", "y"))
+    configs = [mail.but("t", "s", criterion=criterion).config() for criterion in (mail.criterion, turned, moved)]
+    assert configs[0] == mail.config() and all(configs.count(config) == 1 for config in configs)
+
+
+def test_a_title_is_no_setting():
+    at = kit.METHODS["at"]
+    assert at.but("another title", "another source").config() == at.config()
