@@ -257,6 +257,13 @@ def test_name_and_draw_tell_streams_apart():
         assert all(not bool((a == b).any()) for b in found[i + 1:])
 
 
+def test_no_stream_is_another_one_moved_along():
+    """Numbers of 800 ids under four names: 24 bits each, so that a dozen of 25,600 meet by chance."""
+    ids = torch.arange(-400, 400)
+    numbers = torch.cat([uniform(ids, *name).flatten() for name in ((0,), (1,), (0, "attack"), (2**40, "attack"))])
+    assert len(numbers) == 25_600 and len(numbers) - numbers.unique().numel() < 60
+
+
 def test_shapes_follow_the_example():
     source = Streams(torch.arange(3), "s")
     for shape in ((3,), (3, 1), (3, 2, 4, 5)):
