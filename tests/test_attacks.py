@@ -162,6 +162,31 @@ def test_pgd_step_by_step(norm):
             assert got.flatten().tolist() == pytest.approx(expected, abs=1e-12), (i, t)
 
 
+@pytest.mark.parametrize("loss", ["ce", "kl", "margin"])
+def test_each_loss_has_its_own_direction(loss):
+    """Three linear classes, one L2 step from a given start: towards Σ p_j w_j - w_y, Σ (q_j - p_j) w_j, or w_j - w_y of
+    the strongest other class."""
+    w, shift = random(3, PIXELS, seed=11) - 0.5, 0.02 * (random(5, 1, 4, 4, seed=12) - 0.5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 3, bias=False)).double()
+    with torch.no_grad():
+        model[1].weight.copy_(w)
+    x, y = 0.4 + 0.2 * random(5, 1, 4, 4, seed=13), torch.tensor([0, 1, 2, 0, 1])
+    got = (pgd(model, x, y, Threat("l2", 0.2), loss=loss, init=shift, steps=1, step_size=0.05) - x - shift) / 0.05
+    for i in range(5):
+        z = [[sum(a * b for a, b in zip(row, image, strict=True)) for row in w.tolist()]
+             for image in (x[i].flatten().tolist(), (x + shift)[i].flatten().tolist())]
+        p, q = ([math.exp(v) / sum(map(math.exp, side)) for v in side] for side in z)
+        pull = [b - a for a, b in zip(p, q, strict=True)] if loss == "kl" else list(q)
+        if loss == "margin":
+            top = max((j for j in range(3) if j != y[i]), key=lambda j: z[1][j])
+            pull = [float(j == top) for j in range(3)]
+        if loss != "kl":
+            pull[y[i]] -= 1
+        direction = [sum(pull[j] * w[j, k].item() for j in range(3)) for k in range(PIXELS)]
+        length = math.sqrt(sum(v * v for v in direction))
+        assert got[i].flatten().tolist() == pytest.approx([v / length for v in direction], abs=1e-9)
+
+
 # ---------------------------------------------------------------------------------------------- geometry
 
 @st.composite
@@ -229,6 +254,14 @@ def test_ascent_direction_is_steepest_and_of_unit_length(gradient, other, scale,
     rival = torch.tensor(other, dtype=torch.float64).view(1, 1, 2, 2)
     rival = rival / f.norm(rival, norm).clamp_min(1)
     assert float((g * direction).sum()) >= float((g * rival).sum()) - 1e-9 * scale
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_gradient_no_step(norm):
+    """Alone in a batch with others."""
+    g = torch.stack([torch.zeros(1, 2, 2), torch.ones(1, 2, 2)])
+    assert f.ascent_direction(g, norm)[0].tolist() == [[[0, 0], [0, 0]]]
+    assert float(f.norm(f.ascent_direction(g, norm), norm)[1]) == pytest.approx(1)
 
 
 def test_norms():

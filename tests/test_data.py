@@ -46,8 +46,9 @@ def test_digits_are_split_once_and_for_all():
 
 
 def test_digits_are_the_same_each_time():
+    """On every machine and in every release: the fingerprint of the split is written down here."""
     first, again = load("digits", validation=130), load("digits", validation=130)
-    assert first.fingerprint() == again.fingerprint()
+    assert first.fingerprint() == again.fingerprint() == "04c4bb169378"
     assert torch.equal(first.train.ids, again.train.ids) and torch.equal(first.validation.ids, again.validation.ids)
 
 

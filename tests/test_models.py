@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kit.models import MODELS, Normalise, build, check_model_name
+from kit.models import MODELS, BasicBlock, Normalise, PreActBlock, build, check_model_name
 from kit.types import KitError
 
 NAMES = [*MODELS, "wrn-10-1", "wrn-16-2"]
@@ -61,6 +61,26 @@ def test_depth_is_what_the_name_says(name, convolutions):
     with torch.device("meta"):
         net = build(name, (3, 32, 32), 10)
     assert sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in net.modules()) == convolutions
+
+
+@pytest.mark.parametrize("block", [BasicBlock, PreActBlock])
+def test_a_block_that_adds_nothing_hands_its_input_on(block):
+    """The shortcut is the identity where width and resolution stay; He's first kind ends in a ReLU."""
+    same = block(4, 4, 1).eval()
+    last = same.bn2 if block is BasicBlock else same.conv2
+    with torch.no_grad():
+        last.weight.zero_()
+        x = 2 * images(2, (4, 6, 6)) - 1
+        torch.testing.assert_close(same(x), x.relu() if block is BasicBlock else x)
+        assert block(4, 6, 2).eval()(x).shape == (2, 6, 3, 3)
+
+
+def test_wide_networks_start_at_hes_scale():
+    """Standard deviation √(2 / (k² · channels out)), so that gradients keep their size on the way back."""
+    for module in build("wrn-16-4", (3, 32, 32), 10).modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 10_000:
+            expected = (2 / (module.kernel_size[0] ** 2 * module.out_channels)) ** 0.5
+            assert float(module.weight.detach().std()) == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.parametrize(("name", "side"), [("resnet18", 4), ("wrn-16-2", 8)])

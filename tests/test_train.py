@@ -19,7 +19,6 @@ from torch import nn
 
 import kit
 from kit import store, train
-from kit.evaluate import wilson
 from kit.runs import build_model, dataset, folder_of
 from kit.spec import RunSpec, resolve
 from kit.types import KitError, Streams
@@ -396,10 +395,9 @@ def test_cifar_networks_take_a_step(model):
 def test_mail_at_on_real_mnist(home):
     if not (home / "data/MNIST/raw").is_dir():
         pytest.skip("real MNIST is not in data/MNIST/raw")
-    run = kit.run("mail-at", "mnist", quiet=True)
+    run = kit.run("mail-at", "mnist", overrides={"epochs": 6, "milestones": [4, 5]}, quiet=True)
     table = kit.evaluate(run, ["natural", "pgd20"], n=2000, quiet=True)
-    assert table.accuracy["natural"] > 0.93 and table.low["pgd20"] > 0.5
-    assert wilson(1, 2)[0] < 0.5
+    assert table.accuracy["natural"] > 0.85 and table.low["pgd20"] > 0.6
 
 
 @pytest.mark.real

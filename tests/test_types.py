@@ -309,14 +309,21 @@ OWN = """
 def own(score, *, mode: str = "soft"):
     'A weight of the reader.'
     return score * (2.0 if mode in {"soft", "hard", "none", "odd", "even"} else 3.0)
+
+def twice(base):
+    def closed(score):
+        return 2 * base(score)
+    return closed
 """
 ELSEWHERE = f"""
 import json
 from kit.spec import RunSpec, resolve
-from kit.types import derive, function_digest
+from kit.types import derive, function_digest, part
+from kit.weights import sigmoid
 exec({OWN!r})
 print(json.dumps([[derive(*words) for words in {WORDS!r}],
-                  resolve(RunSpec("clirat", "cifar10", 2, {{"eps": 0.1}})).key, function_digest(own)]))
+                  resolve(RunSpec("clirat", "cifar10", 2, {{"eps": 0.1}})).key,
+                  function_digest(own), function_digest(twice(sigmoid)), function_digest(twice(part(sigmoid)))]))
 """
 
 
@@ -347,16 +354,24 @@ def test_a_key_is_the_same_in_every_process(elsewhere):
 
 # ---------------------------------------------------------------------------------------------- functions from outside
 
-def defined(source: str):
+def defined(source: str, name: str = "own"):
     space: dict = {}
     exec(source, space)
-    return space["own"]
+    return space[name]
 
 
 def test_the_digest_of_a_function_is_the_same_in_every_process(elsewhere):
     """Or the same notebook would train its runs again each time."""
     digest = t.function_digest(defined(OWN))
     assert [digest, digest] == [found[2] for found in elsewhere]
+
+
+@pytest.mark.parametrize(("place", "base"), [(3, kit.WEIGHTS["sigmoid"]), (4, part(kit.WEIGHTS["sigmoid"]))],
+                         ids=["function", "part"])
+def test_so_is_that_of_a_function_which_closes_over_one_of_the_kit(place, base, elsewhere):
+    """What it closes over is known by what it is, not by where it lies in memory."""
+    digest = t.function_digest(defined(OWN, "twice")(base))
+    assert [digest, digest] == [found[place] for found in elsewhere]
 
 
 def test_a_function_from_outside_is_known_by_its_code():

@@ -441,6 +441,27 @@ def test_settings_are_the_printed_ones(name):
     assert all(list(method.stages(epoch, 120)) == passes for epoch in (1, 60, 120))
 
 
+#: The quantity that each reweighting row weighs by; MAIL-AT's for the rows that leave examples out.
+CRITERION = {
+    "gairat": "kappa", "mail-at": "pm", "mail-at-nat": "pm-nat", "mail-at-dif": "pm-dif", "mail-trades": "pm",
+    "mail-mart": "pm", "clirat": "cl-pm", "clir-trades": "cl-pm", "clir-mart": "cl-pm",
+    **{f"clirat-drop-{name}": "pm" for name in ("single", "multiple", "matched", "random")},
+}
+
+
+@pytest.mark.parametrize("name", kit.METHODS)
+def test_rows_weigh_by_the_printed_quantity(name):
+    """By its score, turned into weights with the row's own functions; a row without one weighs nothing."""
+    method, seen = kit.METHODS[name], seen_of()
+    assert (method.weight is None) == (name not in CRITERION)
+    if name in CRITERION:
+        score = kit.CRITERIA[CRITERION[name]].score(seen)
+        expected = method.normaliser(method.weight(score))
+        if method.select is not None:
+            expected = expected * method.select.read(seen)
+        torch.testing.assert_close(method.weigh(seen_of()), expected)
+
+
 def test_what_a_criterion_reads_and_its_sign_are_settings():
     """Two rows that differ in nothing else are two runs."""
     mail = kit.METHODS["mail-at"]
