@@ -60,6 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KitError as error:
         print(f"kit: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:      # the reader, say head, has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing is left to say when Python flushes at exit
+        return 0
     except KeyboardInterrupt:
         print("\nkit: stopped. Finished epochs and notebooks are kept; the same command goes on there.", file=sys.stderr)
         return 130

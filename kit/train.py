@@ -29,6 +29,7 @@ from kit.runs import Run, build_model, commit, dataset, folder_of, versions
 from kit.runs import device as pick_device
 from kit.spec import Plan, RunSpec, resolve
 from kit.types import KitError, Part, Seen, Streams, generator, part
+from kit.weights import check_weights
 
 #: What looks at a network after each epoch, the same for every method: the recipe's steps, from beside the image.
 PROBE = part(pgd, loss="ce", init="gaussian")
@@ -248,6 +249,8 @@ def epoch_of(state: State, plan: Plan, data: DataSet, folder: FilePath) -> None:
     for group in state.optimiser.param_groups:
         group["lr"] = rate
     loss, arrays = train_epoch(state.model, state.optimiser, plan, data.train, epoch)
+    weigher = plan.method.weight or plan.method.select
+    check_weights(torch.from_numpy(arrays["weight"]), f"{plan.spec.method}, epoch {epoch}: {weigher}")
     row = {"epoch": epoch, "lr": rate, "loss": loss, "weight": float(arrays["weight"].mean(dtype=np.float64))}
     row["ce"] = float(cross_entropy(torch.from_numpy(arrays["logits_adv"]).float(), data.train.y.cpu()).mean())
     kept = {f"train_{name}": values for name, values in arrays.items()}

@@ -182,9 +182,24 @@ class Part:
 def function_digest(fn: Callable) -> str:
     """12 hex digits over a function's bytecode, names, constants and what it closes over; where its file has it does not
     matter, and neither does the process. Globals that it reads are not followed."""
-    closed = [function_digest(v) if isinstance(v, FunctionType) else repr(v)
-              for v in (cell.cell_contents for cell in fn.__closure__ or ())]
+    closed = [_fixed(cell.cell_contents, fn) for cell in fn.__closure__ or ()]
     return hashlib.sha256(repr((_code(fn.__code__), closed)).encode()).hexdigest()[:12]
+
+
+def _fixed(value: Any, fn: Callable) -> Any:
+    """A closed-over value as something that prints alike in every process, whole; else a `KitError`."""
+    if isinstance(value, FunctionType):
+        return function_digest(value)
+    if isinstance(value, Part):
+        return value.config()
+    if isinstance(value, Tensor):
+        return str(value.dtype), tuple(value.shape), value.detach().cpu().contiguous().flatten().tolist()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return type(value).__name__, [_fixed(getattr(value, field.name), fn) for field in dataclasses.fields(value)]
+    if isinstance(value, (int, float, str, bytes, type(None), tuple, list)):
+        return [_fixed(v, fn) for v in value] if isinstance(value, (tuple, list)) else repr(value)
+    raise KitError(f"{fn.__name__} closes over a {type(value).__name__}, which no run's key can name; hand it numbers, "
+                   "text, tensors or parts, best as keyword-only parameters")
 
 
 def _code(value: Any) -> Any:

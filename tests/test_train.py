@@ -21,7 +21,7 @@ import kit
 from kit import store, train
 from kit.runs import build_model, dataset, folder_of
 from kit.spec import RunSpec, resolve
-from kit.types import KitError, Streams
+from kit.types import KitError, Streams, part
 
 
 def plan_of(method: str, **overrides):
@@ -341,6 +341,18 @@ def test_network_that_never_learned_says_so(fresh_home, capsys):
     assert "learned nothing" in capsys.readouterr().out
     kit.run(spec)
     assert "learned nothing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("weight", "words"), [
+    (lambda score: score / 0, "NaN or infinite"), (lambda score: score * 0 - 1e-6, "negative weights"),
+    (lambda score: score * 0, "only zeros")])
+def test_weight_functions_that_weigh_nothing(weight, words, fresh_home, monkeypatch):
+    """A reader's own function is refused in words, and the last good epoch is kept."""
+    monkeypatch.setitem(kit.METHODS, "own", dataclasses.replace(kit.METHODS["mail-at"], weight=part(weight)))
+    with pytest.raises(KitError, match=f"own, epoch 3: .*{words}"):
+        kit.run("own", overrides={**TINY, "burn_in": 2}, quiet=True)
+    folder = next((fresh_home / "data/runs").iterdir())
+    assert store.load(folder / "last.ckpt")["epoch"] == 2
 
 
 def test_batch_larger_than_the_data(fresh_home):
