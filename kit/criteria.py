@@ -89,6 +89,12 @@ def discrepancy(probs_nat: Tensor, probs_adv: Tensor) -> Tensor:
     return (probs_nat * (probs_nat.clamp_min(tiny).log() - probs_adv.clamp_min(tiny).log())).sum(dim=1)
 
 
+def vulnerability_discrepancy(probs_nat: Tensor, probs_adv: Tensor, y: Tensor, *, alpha: Positive = 7.0,
+                              gamma: Positive = 10.0) -> Tensor:
+    """S_v S_d >= 0, (N,). VIR Eqs. 5-6; its β is the weight function's offset."""
+    return vulnerability(probs_nat, y, alpha=alpha, gamma=gamma) * discrepancy(probs_nat, probs_adv)
+
+
 def entropy(probs: Tensor) -> Tensor:
     """H(p) in [0, log K], (N,) nats. EWAT, as its abstract describes it."""
     return -(probs * probs.clamp_min(1e-37).log()).sum(dim=1)
@@ -136,6 +142,10 @@ CRITERIA = Table("criterion", {
                      ("probs_nat", "y"), -1, r"$S_v$", "VIR Eq. 5"),
     "s-d": Criterion("clean-adversarial discrepancy (VIR)", part(discrepancy),
                      ("probs_nat", "probs_adv"), -1, r"$S_d$", "VIR Eq. 6"),
+    "vir": Criterion("vulnerability times discrepancy (VIR)", part(vulnerability_discrepancy),
+                     ("probs_nat", "probs_adv", "y"), -1, r"$S_v S_d$", "VIR Eqs. 5-6"),
+    "mr-literal": Criterion("reweighted margin with Eq. 4's sign: calls safe examples vulnerable (MR)",
+                            part(reweighted_margin), ("probs_adv", "y"), -1, r"$-\tilde m$", "MR Eqs. 4, 14 as printed"),
     "entropy": Criterion("entropy of the adversarial prediction (EWAT)", part(entropy),
                          ("probs_adv",), -1, r"$H(p)$", "EWAT abstract"),
 })

@@ -38,6 +38,13 @@ def mart(logits_nat: Tensor, logits_adv: Tensor, y: Tensor, *, beta: NonNegative
     return boosted, beta * divergence * (1.0000001 - true_nat)
 
 
+def gair_trades(logits_nat: Tensor, logits_adv: Tensor, logits_second: Tensor, y: Tensor, *,
+                beta: NonNegative = 6.0) -> tuple[Tensor, Tensor]:
+    """CE(x) + β [w KL(p(x) ‖ p(x_KL)) + (1-w) KL(p(x) ‖ p(x_CW))], with two attacks. GAIRAT's code (GAIR_RST)."""
+    first, second = beta * f.kl(logits_nat, logits_adv), beta * f.kl(logits_nat, logits_second)
+    return first - second, second + f.cross_entropy(logits_nat, y)
+
+
 def cost_sensitive(logits_adv: Tensor, y: Tensor, *, protected: Natural = 0,
                    cost: NonNegative = 10.0) -> tuple[Tensor, Tensor]:
     """CE + Σ_i p_i C(i, y): mistakes that involve the protected class cost `cost`, others 1. CSA Eq. 4.
@@ -53,4 +60,4 @@ def cost_sensitive(logits_adv: Tensor, y: Tensor, *, protected: Natural = 0,
     return loss, loss.new_zeros(())
 
 
-LOSSES = Table("loss", {fn.__name__: fn for fn in (cross_entropy, trades, mart, cost_sensitive)})
+LOSSES = Table("loss", {fn.__name__: fn for fn in (cross_entropy, trades, mart, gair_trades, cost_sensitive)})

@@ -11,12 +11,23 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kit.attacks.gradient import pgd
+from kit.attacks.gradient import pgd, weighted_pgd
 from kit.criteria import CRITERIA, Criterion
-from kit.losses import cost_sensitive, cross_entropy, mart, trades
-from kit.regularisers import conv_fuzziness, weight_norms
+from kit.losses import cost_sensitive, cross_entropy, gair_trades, mart, trades
+from kit.regularisers import conv_fuzziness, conv_l1_minus_l2, weight_norms
 from kit.types import KitError, Part, Seen, Share, Table, part, unknown
-from kit.weights import batch_mean, drop_confused, factor, sigmoid, tanh, unnormalised
+from kit.weights import (
+    affine,
+    batch_mean,
+    drop_confused,
+    exponential,
+    factor,
+    flattened,
+    proportional,
+    sigmoid,
+    tanh,
+    unnormalised,
+)
 
 
 def adversarial(epoch: int, epochs: int) -> tuple[bool, ...]:
@@ -34,6 +45,11 @@ def alternating(epoch: int, epochs: int) -> tuple[bool, ...]:
     return (False, True)
 
 
+def clean_first_half(epoch: int, epochs: int) -> tuple[bool, ...]:
+    """One step a batch, on x in the first half of the epochs, then on x_adv. CSA s. IV, MNIST."""
+    return (epoch > epochs // 2,)
+
+
 @dataclass(frozen=True)
 class Method:
     """One row. Parts read the fields of `Seen` that their arguments name; what no part reads is not computed."""
@@ -42,11 +58,13 @@ class Method:
     source: str
     loss: Part = part(cross_entropy)                       # noqa: RUF009 - parts are immutable
     attack: Part | None = None                             # eps, steps and step come from the recipe
+    second_attack: Part | None = None                      # where the loss reads logits_second
     stages: Part = part(adversarial)                       # noqa: RUF009 - (epoch, epochs) -> attacked?, per step
     criterion: Criterion | None = None
     weight: Part | None = None
     normaliser: Part = part(unnormalised)                  # noqa: RUF009
     select: Part | None = None
+    detach: bool = True                                    # False: the loss's gradient runs through the weight, too
     burn_in: Share = 0.0                                   # share of the epochs in which every weight is 1
     regulariser: Part | None = None
 
@@ -71,8 +89,8 @@ class Method:
         return bool({"logits_nat", "probs_nat"} & self.sees)
 
     def weigh(self, seen: Seen) -> Tensor:
-        """Weights (N,) without gradient, past burn-in."""
-        seen = seen.detach()
+        """Weights (N,) past burn-in, without gradient unless the row says otherwise."""
+        seen = seen.detach() if self.detach else seen
         weights = torch.ones_like(seen.logits_adv[:, 0])
         if self.weight is not None:
             weights = self.normaliser(self.weight(self.criterion.score(seen)))
@@ -101,14 +119,14 @@ class Method:
     def config(self) -> dict:
         """All that decides what it computes, as JSON values; burn-in is resolved with the recipe."""
         parts = {slot: getattr(self, slot) for slot in SLOTS if slot != "criterion"}
-        record = {slot: chosen.config() if chosen else None for slot, chosen in parts.items()}
+        record = {slot: chosen.config() if chosen else None for slot, chosen in parts.items()} | {"detach": self.detach}
         if self.criterion is not None:
             record["criterion"] = {**self.criterion.quantity.config(), "sees": list(self.criterion.sees),
                                    "safe_end": self.criterion.safe_end}
         return record
 
 
-SLOTS = ("attack", "stages", "criterion", "weight", "normaliser", "select", "loss", "regulariser")
+SLOTS = ("attack", "second_attack", "stages", "criterion", "weight", "normaliser", "select", "loss", "regulariser")
 
 STD = Method("standard training on clean images", "-", stages=part(clean))
 AT = Method("adversarial training", "Madry et al. 2018", attack=part(pgd, loss="ce", init="gaussian"))
@@ -118,7 +136,7 @@ MART = AT.but("boosted loss, KL weighted by 1 - p_y", "Wang et al. 2020", loss=p
 GAIRAT = AT.but("weights from the attack steps survived", "Zhang et al. 2021; its code", criterion=CRITERIA["kappa"],
                 weight=part(tanh), normaliser=part(batch_mean), burn_in=59 / 120,
                 attack=part(pgd, loss="ce", init="uniform"))
-MAIL_AT = AT.but("weights from the probabilistic margin", "MAIL Eq. 8; factor 3 as in its code",
+MAIL_AT = AT.but("weights from the probabilistic margin", "MAIL Alg. 1; factor 3 as in its code",
                  criterion=CRITERIA["pm"], weight=part(sigmoid, slope=10.0, bias=-0.5), normaliser=part(factor),
                  burn_in=75 / 120)
 MAIL_TRADES = MAIL_AT.but("TRADES with weights on the KL", "MAIL Eq. 10; KL order as in its code",
@@ -129,6 +147,20 @@ ADV = AT.but("a clean and an adversarial step per batch, plain loss", "CSA Fig. 
 CSA = ADV.but("a clean and an adversarial step, with class costs", "CSA Alg. 2", loss=part(cost_sensitive))
 CSE = STD.but("clean images, class costs and the fuzziness of the convolutions", "CSE Eq. 10",
               loss=part(cost_sensitive), regulariser=part(conv_fuzziness))
+
+
+WMMR = AT.but("weights exp(-α PM) with their gradient, and an attack on the weighted loss", "Zeng et al. 2021, its code",
+              attack=part(weighted_pgd), criterion=CRITERIA["pm"], weight=part(exponential, alpha=0.5), detach=False)
+WMMR_MR = MAIL_AT.but("WMMR as MR uses it: detached, plain PGD, factor 3", "MR s. 4, Alg. 1",
+                      weight=part(exponential, alpha=2.0))
+MR_MAIL = MAIL_AT.but("MAIL-AT on the reweighted margin", "MR Eqs. 14-16, the margin's sign mended",
+                      criterion=CRITERIA["mr"])
+VIR_AT = AT.but("weights from vulnerability times discrepancy", "VIR Eqs. 5-6, 8; not normalised", criterion=CRITERIA["vir"],
+                weight=part(affine, slope=1.0, offset=0.007), burn_in=75 / 120)
+VIR_TRADES = VIR_AT.but("TRADES with VIR's weights on the KL", "VIR s. 4; inner attack not stated, KL taken",
+                        criterion=CRITERIA["vir"].but(alpha=8.0, gamma=3.0), weight=part(affine, slope=1.0, offset=1.6),
+                        loss=part(trades, beta=5.0), attack=TRADES.attack)
+BARE = part(affine, slope=1.0, offset=0.0)   # VIR Tables 6-7: the factor alone, without β
 
 
 def _clir(base: Method, title: str) -> Method:
@@ -159,10 +191,52 @@ METHODS = Table("method", {
     "clirat-drop-multiple": _without("multiple", "MAIL-AT without examples of several confused labels"),
     "clirat-drop-matched": _without("multiple-matched", "MAIL-AT without as many of S_mul as S_sig has (control)"),
     "clirat-drop-random": _without("random", "MAIL-AT without as many random examples as S_mul has (control)"),
+    "gairat-sigmoid": GAIRAT.but("GAIRAT with its sigmoid", "its code", weight=part(sigmoid, slope=5.0, bias=-0.2)),
+    "gairat-discrete": GAIRAT.but("GAIRAT with (K+1-κ)/(K+1), for K = 10", "its code",
+                                  weight=part(affine, slope=5 / 11, offset=6 / 11)),
+    "gair-mart": GAIRAT.but("MART with GAIRAT's weights on the boosted loss", "no code exists; as MAIL-MART does it",
+                            loss=part(mart, beta=6.0)),
+    "gair-trades": GAIRAT.but("TRADES between a KL and a CW attack, mixed by GAIRAT's weight", "its code, GAIR_RST",
+                              loss=part(gair_trades), normaliser=part(unnormalised), attack=TRADES.attack,
+                              second_attack=part(pgd, loss="margin", init="gaussian")),
+    "ewat": AT.but("weights from the entropy of the adversarial prediction", "its abstract; offset and norm are guesses",
+                   criterion=CRITERIA["entropy"], weight=part(proportional), normaliser=part(batch_mean)),
+    "wmmr": WMMR,
+    "wmmr-mr": WMMR_MR,
+    "wmmr-trades": TRADES.but("TRADES with exp(-α PM) on the KL, with its gradient", "Zeng et al. 2021, its code",
+                              criterion=CRITERIA["pm"], weight=part(exponential, alpha=2.0), detach=False,
+                              loss=part(trades, beta=5.0)),
+    "mr-mail": MR_MAIL,
+    "mr-mail-nosim": MR_MAIL.but("MR-MAIL without the similarity", "MR s. 4, ablation",
+                                 criterion=CRITERIA["mr"].but(similarity=False)),
+    "mr-mail-literal": MR_MAIL.but("MR-MAIL with Eq. 4's sign as printed: weighs the safe", "MR Eqs. 4, 15 as printed",
+                                   criterion=CRITERIA["mr-literal"]),
+    "mr-mail-alg1": MR_MAIL.but("MR-MAIL with Algorithm 1's sign of the bias", "MR Alg. 1 l. 10",
+                                weight=part(sigmoid, slope=10.0, bias=0.5)),
+    "mr-wmmr": WMMR_MR.but("WMMR on the reweighted margin, α dropped", "MR Eqs. 14-16", criterion=CRITERIA["mr"],
+                           weight=part(exponential, alpha=1.0)),
+    "vir-at": VIR_AT,
+    "vir-at-sv": VIR_AT.but("VIR-AT with vulnerability alone", "VIR Table 6", criterion=CRITERIA["s-v"], weight=BARE),
+    "vir-at-sd": VIR_AT.but("VIR-AT with discrepancy alone", "VIR Table 6", criterion=CRITERIA["s-d"], weight=BARE),
+    "vir-trades": VIR_TRADES,
+    "vir-trades-sv": VIR_TRADES.but("VIR-TRADES with vulnerability alone", "VIR Table 7", weight=BARE,
+                                    criterion=CRITERIA["s-v"].but(alpha=8.0, gamma=3.0)),
+    "vir-trades-sd": VIR_TRADES.but("VIR-TRADES with discrepancy alone", "VIR Table 7", criterion=CRITERIA["s-d"],
+                                    weight=BARE),
+    "at-scaled": VIR_AT.but("AT with the loss scaled by VIR's mean weight (control)", "is VIR more than a smaller step?",
+                            normaliser=part(flattened)),
+    "mail-at-printed": MAIL_AT.but("MAIL-AT with weights normalised over the batch", "MAIL Alg. 1 as printed",
+                                   normaliser=part(batch_mean)),
+    "mail-trades-2021": MAIL_TRADES.but("MAIL-TRADES attacked with cross-entropy, as first released",
+                                        "MAIL's code until 2022-04", attack=AT.attack),
     "csa": CSA,
+    "csa-halves": CSA.but("CSA: clean in the first half of training, then adversarial", "CSA s. IV, MNIST",
+                          stages=part(clean_first_half)),
     "csa-l2": CSA.but("CSA plus the norms of the weight tensors", "CSA Eq. 7; coefficient as in its code",
                       regulariser=part(weight_norms)),
     "cse": CSE,
+    "cse-l1l2": CSE.but("CSE with ‖W‖₁ - ‖W‖₂ in the fuzziness's place", "CSE's code", regulariser=part(
+        conv_l1_minus_l2)),
     "cse-adv": CSE.but("CSE with a clean and an adversarial step per batch", "CSE s. IV", stages=part(alternating),
                        attack=AT.attack),
 })

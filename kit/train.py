@@ -84,14 +84,19 @@ def see(model: nn.Module, plan: Plan, x: Tensor, y: Tensor, streams: Streams, at
     if attacked:
         x_adv = method.attack(model, x, y, recipe.threat, generator=streams, watch=path, validate=False,
                               steps=recipe.steps, step_size=recipe.step * recipe.eps)
+    x_second = None
+    if attacked and method.second_attack is not None:
+        x_second = method.second_attack(model, x, y, recipe.threat, generator=streams, validate=False, steps=recipe.steps,
+                                        step_size=recipe.step * recipe.eps)
     model.train()
     logits_nat = model(x) if method.reads_clean and attacked else None
     logits_adv = model(x_adv)
+    logits_second = model(x_second) if x_second is not None else None
     if not attacked:
         return Seen(y, logits_adv, logits_adv if method.reads_clean else None, steps=recipe.steps, streams=streams)
     p_last = logits_adv.detach().softmax(dim=1).gather(1, y[:, None]).squeeze(1)
     p_flip = path.p_flip.where(path.lps < recipe.steps, p_last)
-    return Seen(y, logits_adv, logits_nat, path.kappa, path.lps, p_flip, recipe.steps, streams)
+    return Seen(y, logits_adv, logits_nat, path.kappa, path.lps, p_flip, recipe.steps, streams, logits_second)
 
 
 def step(model: nn.Module, optimiser: torch.optim.Optimizer, plan: Plan, x: Tensor, y: Tensor, streams: Streams, *,
@@ -111,7 +116,7 @@ def step(model: nn.Module, optimiser: torch.optim.Optimizer, plan: Plan, x: Tens
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()
-    return Step(seen, weights, loss.detach())
+    return Step(seen, weights.detach(), loss.detach())
 
 
 # ---------------------------------------------------------------------------------------------- one epoch
@@ -166,7 +171,8 @@ def observe(model: nn.Module, plan: Plan, split: Split, purpose: str) -> dict[st
             with torch.no_grad():
                 nat, adv = model(x), model(x_adv)
             p_last = adv.softmax(dim=1).gather(1, y[:, None]).squeeze(1)
-            kept.append(_record(Seen(y, adv, nat, path.kappa, path.lps, path.p_flip.where(path.lps < recipe.steps, p_last))))
+            p_flip = path.p_flip.where(path.lps < recipe.steps, p_last)
+            kept.append(_record(Seen(y, adv, nat, kappa=path.kappa, lps=path.lps, p_flip=p_flip)))
     arrays = {name: _array(torch.cat([k[name] for k in kept])) for name in kept[0]}
     return arrays | {"y": _array(split.y), "ids": split.ids.cpu().numpy()}
 

@@ -316,6 +316,7 @@ class Seen:
     p_flip: Tensor | None = None     # p_y at that step
     steps: int = 0                   # inner attack steps
     streams: Streams | None = None   # for parts that draw
+    logits_second: Tensor | None = None   # (N, K), of the second attack's images where a method has one
 
     @cached_property
     def probs_adv(self) -> Tensor:

@@ -16,7 +16,7 @@ from kit.types import KitError, NonNegative, Positive, Real, Streams, Table
 
 
 def sigmoid(score: Tensor, *, slope: Positive = 10.0, bias: Real = -0.5) -> Tensor:
-    """σ(γ (score + β)), with slope γ and bias β: MAIL's σ(-γ(PM - β)), since the score is -PM. MAIL Eq. 8."""
+    """σ(γ (score + β)), with slope γ and bias β: MAIL's σ(-γ(PM - β)), since the score is -PM. MAIL Alg. 1."""
     return (slope * (score + bias)).sigmoid()
 
 
@@ -31,11 +31,16 @@ def exponential(score: Tensor, *, alpha: Positive = 0.5) -> Tensor:
 
 
 def affine(score: Tensor, *, slope: Positive = 1.0, offset: NonNegative = 0.0) -> Tensor:
-    """max(0, slope · score + offset): VIR's S_v S_d + β, EWAT's entropy."""
+    """max(0, slope · score + offset): VIR's S_v S_d + β."""
     return (slope * score + offset).clamp_min(0)
 
 
-WEIGHTS = Table("weight function", {fn.__name__: fn for fn in (sigmoid, tanh, exponential, affine)})
+def proportional(score: Tensor) -> Tensor:
+    """max(0, score), for scores that are weights already and are normalised afterwards. EWAT, as its abstract has it."""
+    return score.clamp_min(0)
+
+
+WEIGHTS = Table("weight function", {fn.__name__: fn for fn in (sigmoid, tanh, exponential, affine, proportional)})
 
 
 # ---------------------------------------------------------------------------------------------- normalisers
@@ -55,6 +60,14 @@ def factor(weights: Tensor, *, scale: Positive = 3.0) -> Tensor:
 def unnormalised(weights: Tensor) -> Tensor:
     """w as it is. VIR, WMMR."""
     return weights
+
+
+def flattened(weights: Tensor) -> Tensor:
+    """The batch's mean weight for everybody: what is left of a reweighting when it only scales the loss (a control)."""
+    return weights.mean().expand_as(weights)
+
+
+NORMALISERS = Table("normaliser", {fn.__name__: fn for fn in (batch_mean, factor, unnormalised, flattened)})
 
 
 # ---------------------------------------------------------------------------------------------- selection

@@ -82,6 +82,8 @@ LITERAL = {
     "mr": lambda e: mr(e.adv, e.y),
     "s-v": lambda e: 7.0 * math.exp(-10.0 * e.nat[e.y]),
     "s-d": lambda e: kl(e.nat, e.adv),
+    "vir": lambda e: 7.0 * math.exp(-10.0 * e.nat[e.y]) * kl(e.nat, e.adv),
+    "mr-literal": lambda e: mr(e.adv, e.y),
     "entropy": lambda e: entropy(e.adv),
 }
 
@@ -189,6 +191,8 @@ SAFER = {
     "mr": along(WRONG, "adv", mixed(0.5)),                   # by design not monotone where correct: c falls to 0
     "s-v": along(RISING, "nat", mixed(0.5)),
     "s-d": along(RISING, "adv", mixed(0.99)),                # the attacked prediction comes back to the clean one
+    "vir": along(RISING, "adv", mixed(0.99)),
+    "mr-literal": along(WRONG[::-1], "adv", mixed(0.5)),     # the sign as printed calls the safe vulnerable
     "entropy": along([0.5, 0.6, 0.8, 0.95], "adv", mixed(0.5)),
 }
 

@@ -72,7 +72,7 @@ def test_loss_is_mean_of_weighted_plus_plain(method):
             fresh = build_model(plan, dataset(plan))
             expected = expected + plan.method.regulariser(fresh)
         torch.testing.assert_close(done.loss, expected.detach())
-        assert done.weights.shape == y.shape and not done.weights.requires_grad
+        assert done.weights.shape == y.shape
         if not reweighted:
             assert (done.weights == 1).all()
         moved = any((a != b).any() for a, b in zip(before, model.parameters(), strict=True))
@@ -115,8 +115,10 @@ def test_every_method_trains(method, tiny_run):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", kit.METHODS)
 def test_every_method_learns_digits(method, home):
-    """Full recipe: far above chance on clean images, and adversarial methods above standard training under attack."""
-    overrides = {"lr": 0.02, "milestones": []} if method.startswith("cs") else {}
+    """Well above chance on clean images, and adversarial methods far above standard training under attack."""
+    overrides = {"epochs": 28, "milestones": [18, 22]}
+    if method.startswith("cs"):
+        overrides |= {"lr": 0.02, "milestones": []}
     run = kit.run(method, overrides=overrides, quiet=True)
     table = kit.evaluate(run, ["natural", "pgd20"], quiet=True)
     assert table.accuracy["natural"] > 0.75

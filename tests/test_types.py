@@ -442,7 +442,7 @@ def test_no_text_is_a_traceback(text):
 # ---------------------------------------------------------------------------------------------- specs to plans
 
 @pytest.mark.parametrize(("spec", "words"), [
-    (RunSpec("mail"), r"no method 'mail'\. Did you mean 'mail-at'"),
+    (RunSpec("mail-att"), r"no method 'mail-att'\. Did you mean 'mail-at'"),
     (RunSpec("at", "digit"), r"no recipe 'digit'\. Did you mean 'digits'"),
     (RunSpec("at", "folder:/no/such"), "no folder /no/such"),
     (RunSpec("at", seed=-1), "seed=-1 is out of range; it must be at least 0"),

@@ -29,6 +29,7 @@ LITERAL = {
     "tanh": lambda s, shift=-1.0, slope=5.0: (math.tanh(shift + slope * s) + 1) / 2,
     "exponential": lambda s, alpha=0.5: math.exp(alpha * s),
     "affine": lambda s, slope=1.0, offset=0.0: max(0.0, slope * s + offset),
+    "proportional": lambda s: max(0.0, s),
 }
 SCORES = [i / 20 for i in range(-30, 31)]
 
@@ -209,12 +210,13 @@ def seen_of(n: int = 48, *, scale: float = 2.0, requires_grad: bool = False) -> 
     """What a training step might see: misclassified examples with one and with several confused labels among them."""
     g = torch.Generator().manual_seed(11)
     nat, adv = (scale * torch.randn(n, 10, generator=g) for _ in range(2))
+    second = scale * torch.randn(n, 10, generator=torch.Generator().manual_seed(12))
     y = torch.randint(10, (n,), generator=g)
     nat[torch.arange(n), y] += 2 * scale
     adv[torch.arange(n), y] += scale
     kappa = torch.randint(0, STEPS + 1, (n,), generator=g)
     return Seen(y, adv.requires_grad_(requires_grad), nat.requires_grad_(requires_grad), kappa, kappa,
-                torch.rand(n, generator=g), STEPS, Streams(torch.arange(100, 100 + n), 0, "attack", 1))
+                torch.rand(n, generator=g), STEPS, Streams(torch.arange(100, 100 + n), 0, "attack", 1), second)
 
 
 def rearranged(seen: Seen, order: torch.Tensor) -> Seen:
@@ -226,13 +228,15 @@ def rearranged(seen: Seen, order: torch.Tensor) -> Seen:
 @pytest.mark.parametrize("scale", [2.0, 100.0])
 @pytest.mark.parametrize("name", kit.METHODS)
 def test_weights_of_a_row_are_weights(name, scale):
-    """(N,), finite, not negative, without gradient although the logits have one; not all equal where it reweights."""
-    seen = seen_of(scale=scale, requires_grad=True)
-    weights = kit.METHODS[name].weigh(seen)
-    w.check_weights(weights, name)
-    assert weights.shape == seen.y.shape and weights.dtype == torch.float32 and not weights.requires_grad
-    assert (weights.unique().numel() > 1) == kit.METHODS[name].reweights
-    if not kit.METHODS[name].reweights:
+    """(N,), finite, not negative, without gradient (but in WMMR's own rows) although the logits have one; not all equal
+    where it reweights, but in the control that flattens them."""
+    seen, method = seen_of(scale=scale, requires_grad=True), kit.METHODS[name]
+    weights = method.weigh(seen)
+    w.check_weights(weights.detach(), name)
+    assert weights.shape == seen.y.shape and weights.dtype == torch.float32
+    assert weights.requires_grad == (name in ("wmmr", "wmmr-trades"))
+    assert (weights.unique().numel() > 1) == (method.reweights and name != "at-scaled")
+    if not method.reweights:
         assert bool((weights == 1).all())
 
 
@@ -244,7 +248,8 @@ def test_permuting_the_batch_permutes_the_weights(name):
     torch.testing.assert_close(kit.METHODS[name].weigh(rearranged(seen_of(), order)), weights[order], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", [n for n, m in kit.METHODS.items() if m.weight is not None])
+@pytest.mark.parametrize("name", [
+    n for n, m in kit.METHODS.items() if m.weight is not None and m.normaliser.name != "flattened"])
 def test_weights_rise_with_the_score(name):
     """Among the examples that are kept, the order of weights is the order of vulnerability."""
     method, seen = kit.METHODS[name], seen_of()
@@ -257,6 +262,35 @@ def test_weights_rise_with_the_score(name):
 @pytest.mark.parametrize("name", [n for n, m in kit.METHODS.items() if m.normaliser.name == "batch_mean"])
 def test_batch_mean_rows_have_mean_one(name):
     assert kit.METHODS[name].weigh(seen_of()).mean().item() == pytest.approx(1, rel=1e-5)
+
+
+def test_at_scaled_keeps_the_mean_weight_alone():
+    weights, vir = kit.METHODS["at-scaled"].weigh(seen_of()), kit.METHODS["vir-at"].weigh(seen_of())
+    assert weights.tolist() == pytest.approx([vir.mean().item()] * 48) and vir.std() > 0
+
+
+def test_vir_weights_literally():
+    """7 exp(-10 p_y(x)) KL(p(x) ‖ p(x_adv)) + 0.007, number by number, not normalised."""
+    seen, expected = seen_of(), []
+    nat, adv = (logits.double().softmax(1).tolist() for logits in (seen.logits_nat, seen.logits_adv))
+    for p, q, y in zip(nat, adv, seen.y.tolist(), strict=True):
+        divergence = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+        expected.append(7 * math.exp(-10 * p[y]) * divergence + 0.007)
+    assert kit.METHODS["vir-at"].weigh(seen).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_margin_reweighting_literally_and_its_misprints():
+    """3 σ(-10 (m̃ + 0.5)) with m̃ = PM (2 - o) c; with Eq. 4's sign the safest example weighs most."""
+    seen, expected = seen_of(), []
+    for p, y in zip(seen.logits_adv.double().softmax(1).tolist(), seen.y.tolist(), strict=True):
+        other = max(v for j, v in enumerate(p) if j != y)
+        cosine = math.sqrt(sum(v * v for j, v in enumerate(p) if j != y) / sum(v * v for v in p))
+        expected.append(3 / (1 + math.exp(10 * ((p[y] - other) * (2 - other / (1 - p[y])) * cosine + 0.5))))
+    assert kit.METHODS["mr-mail"].weigh(seen).tolist() == pytest.approx(expected, rel=1e-3, abs=1e-8)
+    literal = kit.METHODS["mr-mail-literal"].weigh(seen)
+    mended = kit.METHODS["mr-mail"].weigh(seen)
+    assert (literal.argsort() == mended.argsort().flip(0)).float().mean() > 0.9
+    assert kit.METHODS["mr-mail-alg1"].weigh(seen).mean() > mended.mean(), "centred at PM = +0.5, it weighs nearly all"
 
 
 def test_mail_at_weights_literally():
@@ -345,14 +379,14 @@ def network():
 def effect(method: kit.methods.Method, slot: str, network) -> torch.Tensor:
     """What the part of that slot decides: the attacked images, the weights, the loss, or the penalty."""
     net, x, y = network
-    if slot == "attack":
-        return method.attack(net, x, y, Threat("linf", 0.2), generator=Streams(torch.arange(12), "t"), steps=4,
+    if slot in ("attack", "second_attack"):
+        return getattr(method, slot)(net, x, y, Threat("linf", 0.2), generator=Streams(torch.arange(12), "t"), steps=4,
                              step_size=0.08)
     if slot == "loss":
         return torch.stack([t.expand(48) for t in method.loss.read(seen_of())])
     if slot == "regulariser":
         return method.regulariser(net)
-    return method.weigh(seen_of())
+    return method.weigh(seen_of()).detach()
 
 
 @pytest.mark.parametrize(("name", "path", "other"), all_changes())
@@ -409,6 +443,9 @@ STEEP = {"weight.slope": 10.0, "weight.bias": -0.5}
 FLAT = {"weight.slope": 2.0, "weight.bias": 0.0}
 THREE = {"normaliser.scale": 3.0}
 COSTS = {"loss.protected": 0, "loss.cost": 10.0}
+PLAIN = {"weight.slope": 1.0, "weight.offset": 0.0}
+MR = {"criterion.tau": 2.0, "criterion.similarity": True}
+VIR, VIR_T = {"criterion.alpha": 7.0, "criterion.gamma": 10.0}, {"criterion.alpha": 8.0, "criterion.gamma": 3.0}
 PRINTED = {
     "std": ({}, 0, [0]),
     "at": (GAUSSIAN, 0, [1]),
@@ -424,6 +461,30 @@ PRINTED = {
     "clir-mart": (GAUSSIAN | FLAT | {"loss.beta": 6.0}, 75, [1]),
     **{f"clirat-drop-{name}": (GAUSSIAN | STEEP | THREE | {"select.which": which}, 75, [1]) for name, which in (
         ("single", "single"), ("multiple", "multiple"), ("matched", "multiple-matched"), ("random", "random"))},
+    "gairat-sigmoid": (UNIFORM | {"weight.slope": 5.0, "weight.bias": -0.2}, 59, [1]),
+    "gairat-discrete": (UNIFORM | {"weight.slope": 5 / 11, "weight.offset": 6 / 11}, 59, [1]),
+    "gair-mart": (UNIFORM | {"weight.shift": -1.0, "weight.slope": 5.0, "loss.beta": 6.0}, 59, [1]),
+    "gair-trades": (KL | {"second_attack.loss": "margin", "second_attack.init": "gaussian", "weight.shift": -1.0,
+                          "weight.slope": 5.0, "loss.beta": 6.0}, 59, [1]),
+    "ewat": (GAUSSIAN, 0, [1]),
+    "wmmr": ({"attack.alpha": 0.5, "attack.init": "uniform", "weight.alpha": 0.5}, 0, [1]),
+    "wmmr-mr": (GAUSSIAN | THREE | {"weight.alpha": 2.0}, 75, [1]),
+    "wmmr-trades": (KL | {"weight.alpha": 2.0, "loss.beta": 5.0}, 0, [1]),
+    "mr-mail": (GAUSSIAN | STEEP | THREE | MR, 75, [1]),
+    "mr-mail-nosim": (GAUSSIAN | STEEP | THREE | MR | {"criterion.similarity": False}, 75, [1]),
+    "mr-mail-literal": (GAUSSIAN | STEEP | THREE | MR, 75, [1]),
+    "mr-mail-alg1": (GAUSSIAN | STEEP | THREE | MR | {"weight.bias": 0.5}, 75, [1]),
+    "mr-wmmr": (GAUSSIAN | THREE | MR | {"weight.alpha": 1.0}, 75, [1]),
+    **dict.fromkeys(("vir-at", "at-scaled"), (GAUSSIAN | VIR | PLAIN | {"weight.offset": 0.007}, 75, [1])),
+    "vir-at-sv": (GAUSSIAN | VIR | PLAIN, 75, [1]),
+    "vir-at-sd": (GAUSSIAN | PLAIN, 75, [1]),
+    "vir-trades": (KL | VIR_T | PLAIN | {"weight.offset": 1.6, "loss.beta": 5.0}, 75, [1]),
+    "vir-trades-sv": (KL | VIR_T | PLAIN | {"loss.beta": 5.0}, 75, [1]),
+    "vir-trades-sd": (KL | PLAIN | {"loss.beta": 5.0}, 75, [1]),
+    "mail-at-printed": (GAUSSIAN | STEEP, 75, [1]),
+    "mail-trades-2021": (GAUSSIAN | FLAT | THREE | {"loss.beta": 5.0}, 75, [1]),
+    "csa-halves": (GAUSSIAN | COSTS, 0, {1: [0], 60: [0], 120: [1]}),
+    "cse-l1l2": (COSTS | {"regulariser.strength": 1.0, "regulariser.layers": 1}, 0, [0]),
     "csa": (GAUSSIAN | COSTS, 0, [0, 1]),
     "csa-l2": (GAUSSIAN | COSTS | {"regulariser.strength": 0.01}, 0, [0, 1]),
     "cse": (COSTS | {"regulariser.strength": 1.0}, 0, [0]),
@@ -438,7 +499,8 @@ def test_settings_are_the_printed_ones(name):
     parameters, burn_in, passes = PRINTED[name]
     assert method.hyper_parameters() == parameters
     assert round(method.burn_in * 120) == burn_in
-    assert all(list(method.stages(epoch, 120)) == passes for epoch in (1, 60, 120))
+    for epoch in (1, 60, 120):
+        assert list(method.stages(epoch, 120)) == (passes[epoch] if isinstance(passes, dict) else passes)
 
 
 #: The quantity that each reweighting row weighs by; MAIL-AT's for the rows that leave examples out.
@@ -446,16 +508,24 @@ CRITERION = {
     "gairat": "kappa", "mail-at": "pm", "mail-at-nat": "pm-nat", "mail-at-dif": "pm-dif", "mail-trades": "pm",
     "mail-mart": "pm", "clirat": "cl-pm", "clir-trades": "cl-pm", "clir-mart": "cl-pm",
     **{f"clirat-drop-{name}": "pm" for name in ("single", "multiple", "matched", "random")},
+    **dict.fromkeys(("gairat-sigmoid", "gairat-discrete", "gair-mart", "gair-trades"), "kappa"), "ewat": "entropy",
+    **dict.fromkeys(("wmmr", "wmmr-mr", "wmmr-trades", "mail-at-printed", "mail-trades-2021"), "pm"),
+    **dict.fromkeys(("mr-mail", "mr-mail-alg1", "mr-wmmr"), "mr"), "mr-mail-literal": "mr-literal",
+    **dict.fromkeys(("vir-at", "at-scaled"), "vir"), "vir-at-sv": "s-v", "vir-at-sd": "s-d", "vir-trades-sd": "s-d",
 }
+#: Rows that run the criterion with settings of their own.
+VARIED = {"mr-mail-nosim": ("mr", {"similarity": False}), "vir-trades": ("vir", {"alpha": 8.0, "gamma": 3.0}),
+          "vir-trades-sv": ("s-v", {"alpha": 8.0, "gamma": 3.0})}
 
 
 @pytest.mark.parametrize("name", kit.METHODS)
 def test_rows_weigh_by_the_printed_quantity(name):
     """By its score, turned into weights with the row's own functions; a row without one weighs nothing."""
     method, seen = kit.METHODS[name], seen_of()
-    assert (method.weight is None) == (name not in CRITERION)
-    if name in CRITERION:
-        score = kit.CRITERIA[CRITERION[name]].score(seen)
+    criterion, settings = VARIED.get(name, (CRITERION.get(name), {}))
+    assert (method.weight is None) == (criterion is None)
+    if criterion is not None:
+        score = kit.CRITERIA[criterion].but(**settings).score(seen)
         expected = method.normaliser(method.weight(score))
         if method.select is not None:
             expected = expected * method.select.read(seen)

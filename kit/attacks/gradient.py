@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -33,6 +34,11 @@ def margin_objective(logits: Tensor, y: Tensor, logits_nat: Tensor | None) -> Te
     return -f.margin(logits, y)
 
 
+def margin_weighted_objective(logits: Tensor, y: Tensor, logits_nat: Tensor | None, alpha: float) -> Tensor:
+    """exp(-α PM) CE, the weight moving with the image: WMMR's inner loss."""
+    return (-alpha * f.margin(logits.softmax(dim=1), y)).exp() * f.cross_entropy(logits, y)
+
+
 OBJECTIVES = {"ce": ce_objective, "kl": kl_objective, "margin": margin_objective}
 
 
@@ -46,11 +52,12 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *,
 def pgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *,
         generator: Streams | torch.Generator | None = None, watch: Watch | None = None,
         steps: Count = 10, step_size: NonNegative | None = None, validate: bool = True,
-        loss: Literal["ce", "kl", "margin"] = "ce",
+        loss: Literal["ce", "kl", "margin"] | Callable = "ce",
         init: Literal["none", "uniform", "gaussian"] | Tensor = "uniform") -> Tensor:
     """Projected gradient ascent (Madry et al., 2018). -> the last iterate x_adv, in the ball and in [0, 1].
 
-    x (N, C, H, W) in [0, 1]; y (N,) int64; `step_size` in pixels (default 2.5 eps / steps). `init`: none (x),
+    x (N, C, H, W) in [0, 1]; y (N,) int64; `step_size` in pixels (default 2.5 eps / steps). `loss`: a name, or a
+    function (logits, y, clean logits or None) -> (N,) to ascend. `init`: none (x),
     uniform (in the ball, then clipped), gaussian (x + 0.001 N(0, 1), not clipped before the first gradient, as the
     TRADES family's code does), or a start perturbation shaped like x. `watch(t, x_t, logits_t)` is called at the
     `steps` evaluation points, the start included and the returned point not: that one has had no forward pass.
@@ -62,11 +69,12 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *,
     if validate:
         check_inputs(model, x, y)
         check_value("steps", steps, Count)
-        check_value("loss", loss, Literal["ce", "kl", "margin"])
+        if not callable(loss):
+            check_value("loss", loss, Literal["ce", "kl", "margin"])
         if step_size is not None:
             check_value("step_size", step_size, NonNegative)
     step_size = 2.5 * threat.eps / steps if step_size is None else step_size
-    objective = OBJECTIVES[loss]
+    objective = loss if callable(loss) else OBJECTIVES[loss]
     with frozen(model):
         logits_nat = None
         if loss == "kl":
@@ -84,6 +92,12 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *,
                 watch(t, x_t, logits.detach())
             x_t = f.project(x_t + step_size * f.ascent_direction(gradient, threat.norm), x, threat)
     return x_t
+
+
+def weighted_pgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, alpha: NonNegative = 0.5,
+                 init: Literal["none", "uniform", "gaussian"] | Tensor = "uniform", **supplied) -> Tensor:
+    """PGD on exp(-α PM) CE: the attack that WMMR's code trains on. See `pgd`."""
+    return pgd(model, x, y, threat, loss=partial(margin_weighted_objective, alpha=alpha), init=init, **supplied)
 
 
 def start(x: Tensor, threat: Threat, init: str | Tensor, source: Streams | torch.Generator | None) -> Tensor:

@@ -21,7 +21,14 @@ _METHODS = {
     "mail-mart": (GREEN, ":"), "clirat": (BLUE, "-"), "clir-trades": (BLUE, "--"), "clir-mart": (BLUE, ":"),
     "csa": (BLUE, "-"), "csa-l2": (GREEN, "-"), "cse": (PURPLE, "-"), "cse-adv": (PURPLE, "--"),
     "mail-at-nat": (GREEN, "-."), "mail-at-dif": (GREEN, (0, (1, 2))),
-    "clirat-drop-single": (ORANGE, "-"), "clirat-drop-multiple": (BLUE, "-"),
+    "gairat-sigmoid": (PURPLE, "--"), "gairat-discrete": (PURPLE, ":"), "gair-mart": (PURPLE, "-."),
+    "gair-trades": (PURPLE, (0, (1, 2))), "ewat": (ORANGE, "--"), "wmmr": (SKY, "--"), "wmmr-mr": (SKY, ":"),
+    "wmmr-trades": (SKY, "-."), "mr-mail": (VERMILLION, ":"), "mr-mail-nosim": (VERMILLION, "-."),
+    "mr-mail-literal": (VERMILLION, (0, (1, 2))), "mr-mail-alg1": (VERMILLION, (0, (5, 1, 1, 1))), "mr-wmmr": (SKY, (0, (1, 2))),
+    "vir-at": (YELLOW, "-"), "vir-at-sv": (YELLOW, "--"), "vir-at-sd": (YELLOW, ":"), "vir-trades": (YELLOW, "-."),
+    "vir-trades-sv": (YELLOW, (0, (1, 2))), "vir-trades-sd": (YELLOW, (0, (5, 1, 1, 1))), "at-scaled": (GREY, ":"),
+    "mail-at-printed": (GREEN, (0, (5, 1, 1, 1))), "mail-trades-2021": (GREEN, (0, (5, 1))), "csa-halves": (BLUE, "-."),
+    "cse-l1l2": (PURPLE, (0, (5, 1))), "clirat-drop-single": (ORANGE, "-"), "clirat-drop-multiple": (BLUE, "-"),
     "clirat-drop-matched": (SKY, "--"), "clirat-drop-random": (GREY, "--"),
 }
 
