@@ -20,7 +20,8 @@ from kit.study import Study, begin
 from kit.train import run
 from kit.types import KitError, Threat
 from kit.weights import WEIGHTS
+from kit.whatif import whatif
 
 __all__ = [
     "ATTACKS", "CRITERIA", "FIGURES", "METHODS", "RECIPES", "WEIGHTS", "KitError", "Run", "RunSpec", "Study", "Threat",
-    "begin", "confusion", "device", "draw", "evaluate", "per_class", "protected_table", "run"]
+    "begin", "confusion", "device", "draw", "evaluate", "per_class", "protected_table", "run", "whatif"]

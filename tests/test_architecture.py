@@ -17,7 +17,7 @@ LAYERS = [
     {"methods", "recipes"},
     {"spec"},
     {"runs", "params"},
-    {"evaluate"},
+    {"evaluate", "whatif"},
     {"train", "figures"},
     {"study"},
     {"batch"},
