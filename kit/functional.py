@@ -36,11 +36,6 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return true - other
 
 
-def correct(logits: Tensor, y: Tensor) -> Tensor:
-    """(N,) bool. A tie counts as argmax decides it, and NaN logits are never correct."""
-    return (logits.argmax(dim=1) == y) & logits.isfinite().all(dim=1)
-
-
 # ---------------------------------------------------------------------------------------------- geometry
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 from kit.data import folder_path
 from kit.methods import METHODS, SLOTS, Method, check_override
 from kit.recipes import FIELDS, Recipe, recipe
-from kit.types import KitError, Natural, check_value, derive, unknown
+from kit.types import KitError, Natural, check_value, unknown
 
 #: Raised by one whenever training would give other numbers for the same settings.
 REVISION = 1
@@ -80,9 +80,6 @@ class Plan:
     def folder_name(self) -> str:
         data = re.sub(r"[^\w.-]+", "-", self.recipe.data.removeprefix("folder:").rstrip("/").split("/")[-1])
         return f"{data}-{self.key}"
-
-    def derive(self, *purpose: object) -> int:
-        return derive(self.seed, *purpose)
 
 
 def resolve(spec: RunSpec) -> Plan:

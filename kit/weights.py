@@ -67,9 +67,6 @@ def flattened(weights: Tensor) -> Tensor:
     return weights.mean().expand_as(weights)
 
 
-NORMALISERS = Table("normaliser", {fn.__name__: fn for fn in (batch_mean, factor, unnormalised, flattened)})
-
-
 # ---------------------------------------------------------------------------------------------- selection
 
 def drop_confused(probs_adv: Tensor, y: Tensor, streams: Streams, *,

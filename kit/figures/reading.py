@@ -46,10 +46,6 @@ def ratio_interval(several: int, one: int) -> tuple[float, float, float]:
     return odds[0], odds[1], odds[2]
 
 
-def burn_in_of(run: Run) -> int:
-    return run.plan.burn_in
-
-
 def setting(run: Run) -> str:
     """Data, seed and threat of a run, for captions."""
     return f"{run.plan.recipe.data}, {run.plan.recipe.model}, {run.plan.recipe.threat}, seed {run.spec.seed}"
