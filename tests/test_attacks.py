@@ -614,7 +614,6 @@ def test_path_never_counts_logits_that_are_no_numbers():
     path = Path(torch.tensor([1, 0]), 2)
     path(0, torch.empty(2, 1), torch.tensor([[0.0, math.nan], [math.nan, math.nan]]))
     assert path.kappa.tolist() == [0, 0] and path.lps.tolist() == [0, 0]
-    logits = torch.tensor([[0.0, math.nan], [math.nan, math.nan], [0.0, 1.0]])
 
 
 # ---------------------------------------------------------------------------------------------- outcomes
