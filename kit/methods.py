@@ -235,8 +235,8 @@ METHODS = Table("method", {
     "csa-l2": CSA.but("CSA plus the norms of the weight tensors", "CSA Eq. 7; coefficient as in its code",
                       regulariser=part(weight_norms)),
     "cse": CSE,
-    "cse-l1l2": CSE.but("CSE with ‖W‖₁ - ‖W‖₂ in the fuzziness's place", "CSE's code", regulariser=part(
-        conv_l1_minus_l2)),
+    "cse-l1l2": CSE.but("CSE with ‖W‖₁ - ‖W‖₂ in the fuzziness's place", "CSE's code; its 1 is too much for digits",
+                        regulariser=part(conv_l1_minus_l2, strength=0.01)),
     "cse-adv": CSE.but("CSE with a clean and an adversarial step per batch", "CSE s. IV", stages=part(alternating),
                        attack=AT.attack),
 })

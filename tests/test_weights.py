@@ -484,7 +484,7 @@ PRINTED = {
     "mail-at-printed": (GAUSSIAN | STEEP, 75, [1]),
     "mail-trades-2021": (GAUSSIAN | FLAT | THREE | {"loss.beta": 5.0}, 75, [1]),
     "csa-halves": (GAUSSIAN | COSTS, 0, {1: [0], 60: [0], 120: [1]}),
-    "cse-l1l2": (COSTS | {"regulariser.strength": 1.0, "regulariser.layers": 1}, 0, [0]),
+    "cse-l1l2": (COSTS | {"regulariser.strength": 0.01, "regulariser.layers": 1}, 0, [0]),
     "csa": (GAUSSIAN | COSTS, 0, [0, 1]),
     "csa-l2": (GAUSSIAN | COSTS | {"regulariser.strength": 0.01}, 0, [0, 1]),
     "cse": (COSTS | {"regulariser.strength": 1.0}, 0, [0]),
