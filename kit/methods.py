@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kit.attacks.gradient import pgd, weighted_pgd
+from kit.attacks.gradient import friendly_pgd, own_loss_pgd, pgd
 from kit.criteria import CRITERIA, Criterion
 from kit.losses import cost_sensitive, cross_entropy, gair_trades, mart, trades
-from kit.regularisers import conv_fuzziness, conv_l1_minus_l2, weight_norms
+from kit.perturbation import perturbed
+from kit.regularisers import conv_fuzziness, conv_kurtosis, conv_l1_minus_l2, weight_norms
+from kit.schedules import adversarial, alternating, clean, clean_first_half, friendlier_first, linear, piecewise, warm_up
 from kit.types import KitError, Part, Seen, Share, Table, part, unknown
 from kit.weights import (
     affine,
@@ -28,26 +30,6 @@ from kit.weights import (
     tanh,
     unnormalised,
 )
-
-
-def adversarial(epoch: int, epochs: int) -> tuple[bool, ...]:
-    """One step a batch, on x_adv."""
-    return (True,)
-
-
-def clean(epoch: int, epochs: int) -> tuple[bool, ...]:
-    """One step a batch, on x."""
-    return (False,)
-
-
-def alternating(epoch: int, epochs: int) -> tuple[bool, ...]:
-    """Two steps a batch, first on x, then on x_adv of the network that results. CSA Alg. 2, CIFAR-10."""
-    return (False, True)
-
-
-def clean_first_half(epoch: int, epochs: int) -> tuple[bool, ...]:
-    """One step a batch, on x in the first half of the epochs, then on x_adv. CSA s. IV, MNIST."""
-    return (epoch > epochs // 2,)
 
 
 @dataclass(frozen=True)
@@ -67,6 +49,8 @@ class Method:
     detach: bool = True                                    # False: the loss's gradient runs through the weight, too
     burn_in: Share = 0.0                                   # share of the epochs in which every weight is 1
     regulariser: Part | None = None
+    perturb: Part | None = None                            # shifts the parameters before each step
+    schedule: Part | None = None                           # (epoch, epochs) -> {"weight.shift": -1.0, ...}
 
     def but(self, title: str, source: str, **changes) -> Method:
         return replace(self, title=title, source=source, **changes)
@@ -98,6 +82,19 @@ class Method:
             weights = weights * self.select.read(seen)
         return weights
 
+    def own_loss(self, logits: Tensor, y: Tensor, *, reweighted: bool = True) -> Tensor:
+        """(N,) the loss of images with these logits, for attacks that maximise what is trained."""
+        seen = Seen(y, logits)
+        weighted, plain = self.loss.read(seen)
+        return (self.weigh(seen) if reweighted else 1) * weighted + plain
+
+    def at(self, epoch: int, epochs: int) -> Method:
+        """The row as it is in one epoch of a run: its timetable's values put in."""
+        method = self
+        for path, value in (self.schedule(epoch, epochs) if self.schedule else {}).items():
+            method = method.override(path, value)
+        return method
+
     def override(self, path: str, value: object) -> Method:
         """This row with one hyper-parameter changed, named as `part.parameter`, say weight.slope."""
         slot, _, name = path.partition(".")
@@ -114,7 +111,8 @@ class Method:
             if chosen is not None:
                 params = (chosen.quantity if isinstance(chosen, Criterion) else chosen).params
                 found |= {f"{slot}.{name}": value for name, value in params.items()}
-        return found
+        timed = self.schedule(1, 1) if self.schedule else ()
+        return {path: value for path, value in found.items() if path not in timed}
 
     def config(self) -> dict:
         """All that decides what it computes, as JSON values; burn-in is resolved with the recipe."""
@@ -126,7 +124,8 @@ class Method:
         return record
 
 
-SLOTS = ("attack", "second_attack", "stages", "criterion", "weight", "normaliser", "select", "loss", "regulariser")
+SLOTS = ("attack", "second_attack", "stages", "criterion", "weight", "normaliser", "select", "loss", "regulariser",
+         "perturb", "schedule")
 
 STD = Method("standard training on clean images", "-", stages=part(clean))
 AT = Method("adversarial training", "Madry et al. 2018", attack=part(pgd, loss="ce", init="gaussian"))
@@ -144,13 +143,14 @@ MAIL_TRADES = MAIL_AT.but("TRADES with weights on the KL", "MAIL Eq. 10; KL orde
 MAIL_MART = MAIL_AT.but("MART with weights on the boosted loss", "MAIL's code",
                         weight=part(sigmoid, slope=2.0, bias=0.0), loss=part(mart, beta=6.0))
 ADV = AT.but("a clean and an adversarial step per batch, plain loss", "CSA Fig. 3", stages=part(alternating))
-CSA = ADV.but("a clean and an adversarial step, with class costs", "CSA Alg. 2", loss=part(cost_sensitive))
+CSA = ADV.but("a clean and an adversarial step, with class costs in loss and attack", "CSA Eq. 4, Alg. 2",
+              loss=part(cost_sensitive), attack=part(own_loss_pgd, init="gaussian"))
 CSE = STD.but("clean images, class costs and the fuzziness of the convolutions", "CSE Eq. 10",
               loss=part(cost_sensitive), regulariser=part(conv_fuzziness))
 
 
 WMMR = AT.but("weights exp(-α PM) with their gradient, and an attack on the weighted loss", "Zeng et al. 2021, its code",
-              attack=part(weighted_pgd), criterion=CRITERIA["pm"], weight=part(exponential, alpha=0.5), detach=False)
+              attack=part(own_loss_pgd), criterion=CRITERIA["pm"], weight=part(exponential, alpha=0.5), detach=False)
 WMMR_MR = MAIL_AT.but("WMMR as MR uses it: detached, plain PGD, factor 3", "MR s. 4, Alg. 1",
                       weight=part(exponential, alpha=2.0))
 MR_MAIL = MAIL_AT.but("MAIL-AT on the reweighted margin", "MR Eqs. 14-16, the margin's sign mended",
@@ -177,6 +177,12 @@ METHODS = Table("method", {
     "adv": ADV,
     "trades": TRADES,
     "mart": MART,
+    "fat": AT.but("adversarial training on attacks that stop soon after they succeed", "Zhang et al. 2020, its code",
+                  attack=part(friendly_pgd), schedule=part(friendlier_first)),
+    "at-awp": AT.but("AT where the parameters are perturbed, too", "Wu et al. 2020, its code", perturb=part(perturbed),
+                     attack=part(pgd, loss="ce", init="uniform")),
+    "trades-awp": TRADES.but("TRADES where the parameters are perturbed, too", "Wu et al. 2020, its code",
+                             perturb=part(perturbed, gamma=0.005), schedule=part(warm_up)),
     "gairat": GAIRAT,
     "mail-at": MAIL_AT,
     "mail-at-nat": MAIL_AT.but("MAIL-AT on the clean margin", "MAIL Table 1", criterion=CRITERIA["pm-nat"]),
@@ -194,6 +200,8 @@ METHODS = Table("method", {
     "gairat-sigmoid": GAIRAT.but("GAIRAT with its sigmoid", "its code", weight=part(sigmoid, slope=5.0, bias=-0.2)),
     "gairat-discrete": GAIRAT.but("GAIRAT with (K+1-κ)/(K+1), for K = 10", "its code",
                                   weight=part(affine, slope=5 / 11, offset=6 / 11)),
+    "gairat-piecewise": GAIRAT.but("GAIRAT with λ in three steps", "its code as it is meant", schedule=part(piecewise)),
+    "gairat-linear": GAIRAT.but("GAIRAT with λ falling in a line", "its code, λ_max made finite", schedule=part(linear)),
     "gair-mart": GAIRAT.but("MART with GAIRAT's weights on the boosted loss", "no code exists; as MAIL-MART does it",
                             loss=part(mart, beta=6.0)),
     "gair-trades": GAIRAT.but("TRADES between a KL and a CW attack, mixed by GAIRAT's weight", "its code, GAIR_RST",
@@ -227,6 +235,11 @@ METHODS = Table("method", {
                             normaliser=part(flattened)),
     "mail-at-printed": MAIL_AT.but("MAIL-AT with weights normalised over the batch", "MAIL Alg. 1 as printed",
                                    normaliser=part(batch_mean)),
+    "mail-at-released": MAIL_AT.but("MAIL-AT with the 76 epochs of burn-in of its code", "MAIL's code", burn_in=76 / 120),
+    "mail-trades-released": MAIL_TRADES.but("MAIL-TRADES with the 76 epochs of burn-in of its code", "MAIL's code",
+                                            burn_in=76 / 120),
+    "mail-mart-released": MAIL_MART.but("MAIL-MART with the 76 epochs of burn-in of its code", "MAIL's code",
+                                        burn_in=76 / 120),
     "mail-trades-2021": MAIL_TRADES.but("MAIL-TRADES attacked with cross-entropy, as first released",
                                         "MAIL's code until 2022-04", attack=AT.attack),
     "csa": CSA,
@@ -237,12 +250,17 @@ METHODS = Table("method", {
     "cse": CSE,
     "cse-l1l2": CSE.but("CSE with ‖W‖₁ - ‖W‖₂ in the fuzziness's place", "CSE's code; its 1 is too much for digits",
                         regulariser=part(conv_l1_minus_l2, strength=0.01)),
+    "cse-kurtosis": CSE.but("CSE with the kurtosis in the fuzziness's place", "CSE's code, where it has no gradient",
+                            regulariser=part(conv_kurtosis, strength=0.01)),
     "cse-adv": CSE.but("CSE with a clean and an adversarial step per batch", "CSE s. IV", stages=part(alternating),
-                       attack=AT.attack),
+                       attack=CSA.attack),
 })
 
 
 def check_override(method: Method, path: str) -> None:
     """`KitError` unless the row takes a hyper-parameter of that dotted name."""
+    if method.schedule and path in method.schedule(1, 1):
+        own = [name for name in method.hyper_parameters() if name.startswith("schedule.")]
+        raise KitError(f"{path} follows the timetable {method.schedule.name}; change that: {', '.join(own)}")
     if path not in method.hyper_parameters():
         raise unknown("hyper-parameter", path, method.hyper_parameters())

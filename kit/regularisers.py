@@ -57,4 +57,17 @@ def conv_l1_minus_l2(model: nn.Module, *, strength: NonNegative = 1.0, layers: C
     return strength * torch.stack([w.abs().sum() - w.norm() for w in chosen]).sum()
 
 
-REGULARISERS = Table("regulariser", {fn.__name__: fn for fn in (conv_fuzziness, weight_norms, conv_l1_minus_l2)})
+def conv_kurtosis(model: nn.Module, *, strength: NonNegative = 1.0, layers: Count = 1) -> Tensor:
+    """-strength · Σ (E[(w - w̄)⁴] / E[(w - w̄)²]² - 3) over the first `layers` convolutions: small where tails are heavy.
+
+    CSE's code has it as a second choice, computed outside the graph: there it changes the printed loss and no parameter.
+    Here the gradient flows.
+    """
+    def kurtosis(weights: Tensor) -> Tensor:
+        deviation = weights - weights.mean()
+        return (deviation ** 4).mean() / (deviation ** 2).mean() ** 2 - 3
+    return -strength * torch.stack([kurtosis(w) for w in list(conv_weights(model).values())[:layers]]).sum()
+
+
+REGULARISERS = Table("regulariser", {
+    fn.__name__: fn for fn in (conv_fuzziness, weight_norms, conv_l1_minus_l2, conv_kurtosis)})

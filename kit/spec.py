@@ -67,7 +67,11 @@ class Plan:
     def trunk(self) -> str:
         """12 hex digits of what it computes while every weight is 1: runs that differ in their weights alone share it."""
         config = self.config()
-        config["method"] |= dict.fromkeys(("criterion", "weight", "normaliser", "select"))
+        slots = ["criterion", "weight", "normaliser", "select"]
+        timed = self.method.schedule(1, 1) if self.method.schedule else {}
+        if all(path.partition(".")[0] in slots for path in timed):
+            slots.append("schedule")
+        config["method"] |= dict.fromkeys(slots)
         config |= {"burn_in": None, "reads_clean": self.method.reads_clean}   # a clean pass moves the batch norms
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 

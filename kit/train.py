@@ -10,7 +10,8 @@ import contextlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -23,12 +24,14 @@ from kit import regularisers, store
 from kit.attacks import Path, frozen, pgd
 from kit.data import DataSet, Split, augment
 from kit.functional import cross_entropy
+from kit.methods import Method
 from kit.models import SMALL
 from kit.progress import Progress, duration
+from kit.recipes import Recipe
 from kit.runs import Run, build_model, commit, dataset, folder_of, versions
 from kit.runs import device as pick_device
 from kit.spec import Plan, RunSpec, resolve
-from kit.types import KitError, Part, Seen, Streams, generator, part
+from kit.types import KitError, Seen, Streams, generator, part
 from kit.weights import check_weights
 
 #: What looks at a network after each epoch, the same for every method: the recipe's steps, from beside the image.
@@ -68,55 +71,79 @@ def warning(run: Run) -> str:
 # ---------------------------------------------------------------------------------------------- one step
 
 @dataclass(frozen=True)
+class Batch:
+    """A batch after its attacks. What was not asked for is None."""
+
+    x: Tensor                  # (N, C, H, W) in [0, 1]
+    y: Tensor                  # (N,)
+    x_adv: Tensor | None
+    x_second: Tensor | None
+    path: Path | None          # of the first attack
+    streams: Streams
+
+
+def strike(model: nn.Module, method: Method, recipe: Recipe, x: Tensor, y: Tensor, streams: Streams, *,
+           reweighted: bool = True) -> Batch:
+    """Run the method's attacks on a batch, the network in eval mode. With x_adv None there is nothing to attack."""
+    path, made = Path(y, recipe.steps), []
+    for attack, watch in ((method.attack, path), (method.second_attack, None)):
+        own = {"own": partial(method.own_loss, reweighted=reweighted)} if attack and attack.takes("own") else {}
+        made.append(attack(model, x, y, recipe.threat, generator=streams, watch=watch, validate=False, steps=recipe.steps,
+                           step_size=recipe.step * recipe.eps, **own) if attack else None)
+    return Batch(x, y, made[0], made[1], path, streams)
+
+
+@dataclass(frozen=True)
 class Step:
     """What one step computed, per example where it can be."""
 
     seen: Seen
     weights: Tensor   # (N,)
-    loss: Tensor      # scalar
+    loss: Tensor      # scalar, with its graph until the step is taken
 
 
-def see(model: nn.Module, plan: Plan, x: Tensor, y: Tensor, streams: Streams, attacked: bool = True) -> Seen:
-    """Attack the batch (eval mode), then take the outer forward passes (train mode) that the method reads."""
-    recipe, method = plan.recipe, plan.method
-    path = Path(y, recipe.steps)
-    x_adv = x
-    if attacked:
-        x_adv = method.attack(model, x, y, recipe.threat, generator=streams, watch=path, validate=False,
-                              steps=recipe.steps, step_size=recipe.step * recipe.eps)
-    x_second = None
-    if attacked and method.second_attack is not None:
-        x_second = method.second_attack(model, x, y, recipe.threat, generator=streams, validate=False, steps=recipe.steps,
-                                        step_size=recipe.step * recipe.eps)
+def see(model: nn.Module, method: Method, batch: Batch) -> Seen:
+    """The outer forward passes (train mode) that the method reads: clean, attacked, and those of a second attack."""
     model.train()
-    logits_nat = model(x) if method.reads_clean and attacked else None
-    logits_adv = model(x_adv)
-    logits_second = model(x_second) if x_second is not None else None
-    if not attacked:
-        return Seen(y, logits_adv, logits_adv if method.reads_clean else None, steps=recipe.steps, streams=streams)
+    y, path = batch.y, batch.path
+    if batch.x_adv is None:
+        logits = model(batch.x)
+        return Seen(y, logits, logits if method.reads_clean else None, streams=batch.streams)
+    logits_nat = model(batch.x) if method.reads_clean else None
+    logits_adv = model(batch.x_adv)
+    logits_second = model(batch.x_second) if batch.x_second is not None else None
     p_last = logits_adv.detach().softmax(dim=1).gather(1, y[:, None]).squeeze(1)
-    p_flip = path.p_flip.where(path.lps < recipe.steps, p_last)
-    return Seen(y, logits_adv, logits_nat, path.kappa, path.lps, p_flip, recipe.steps, streams, logits_second)
+    p_flip = path.p_flip.where(path.lps < path.steps, p_last)
+    return Seen(y, logits_adv, logits_nat, path.kappa, path.lps, p_flip, path.steps, batch.streams, logits_second)
 
 
-def step(model: nn.Module, optimiser: torch.optim.Optimizer, plan: Plan, x: Tensor, y: Tensor, streams: Streams, *,
-         attacked: bool = True, reweighted: bool = True) -> Step:
+def objective(model: nn.Module, method: Method, batch: Batch, *, reweighted: bool) -> Step:
+    """What the step minimises: mean(w · weighted + plain), plus the regulariser."""
+    seen = see(model, method, batch)
+    weights = method.weigh(seen) if reweighted else torch.ones_like(seen.logits_adv[:, 0])
+    weighted, plain = method.loss.read(seen)
+    assert weights.shape == weighted.shape == batch.y.shape, "weights and losses are per example, (N,)"
+    loss = (weights * weighted + plain).mean()
+    if method.regulariser is not None:
+        loss = loss + method.regulariser(model)
+    return Step(seen, weights.detach(), loss)
+
+
+def step(model: nn.Module, optimiser: torch.optim.Optimizer, method: Method, recipe: Recipe, x: Tensor, y: Tensor,
+         streams: Streams, *, attacked: bool = True, reweighted: bool = True) -> Step:
     """One optimiser step on a batch x (N, C, H, W) in [0, 1], y (N,): the seven parts of a method, in order.
 
     `attacked`: on x_adv, else on x. `reweighted`: past burn-in; before it every weight is 1.
     """
-    method = plan.method
-    seen = see(model, plan, x, y, streams, attacked)
-    weights = method.weigh(seen) if reweighted else torch.ones_like(seen.logits_adv[:, 0])
-    weighted, plain = method.loss.read(seen)
-    assert weights.shape == weighted.shape == y.shape, "weights and losses are per example, (N,)"
-    loss = (weights * weighted + plain).mean()
-    if method.regulariser is not None:
-        loss = loss + method.regulariser(model)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    optimiser.step()
-    return Step(seen, weights.detach(), loss.detach())
+    batch = (strike(model, method, recipe, x, y, streams, reweighted=reweighted) if attacked else
+             Batch(x, y, None, None, None, streams))
+    take = partial(objective, model, method, batch, reweighted=reweighted)
+    with method.perturb(model, lambda: take().loss) if method.perturb else contextlib.nullcontext():
+        done = take()
+        optimiser.zero_grad(set_to_none=True)
+        done.loss.backward()
+        optimiser.step()
+    return replace(done, loss=done.loss.detach())
 
 
 # ---------------------------------------------------------------------------------------------- one epoch
@@ -127,15 +154,15 @@ def train_epoch(model: nn.Module, optimiser: torch.optim.Optimizer, plan: Plan, 
 
     The arrays are counted on the fly: the network moves from batch to batch, and its batch norms use batch statistics.
     """
-    recipe, seed = plan.recipe, plan.seed
+    recipe, seed, method = plan.recipe, plan.seed, plan.method.at(epoch, plan.recipe.epochs)
     order = torch.randperm(len(split), generator=generator(seed, "order", epoch)).to(split.y.device)
     kept, losses = [], []
     for rows in order.split(recipe.batch_size):
         ids, y = split.ids[rows], split.y[rows]
         x = augment(split.x(rows), recipe.augment, Streams(ids, seed, "augment", epoch))
-        for attacked in plan.method.stages(epoch, recipe.epochs):
-            done = step(model, optimiser, plan, x, y, Streams(ids, seed, "attack", epoch), attacked=attacked,
-                        reweighted=plan.method.reweights and epoch > plan.burn_in)
+        for attacked in method.stages(epoch, recipe.epochs):
+            done = step(model, optimiser, method, recipe, x, y, Streams(ids, seed, "attack", epoch), attacked=attacked,
+                        reweighted=method.reweights and epoch > plan.burn_in)
             losses.append(done.loss)
         kept.append(_record(done.seen) | {"weight": done.weights})
     back = order.argsort()
@@ -366,4 +393,4 @@ def _resume(state: State, folder: FilePath, device: torch.device, quiet: bool) -
             print(f"{error}; kept as {kept.name}, training starts again from the first epoch", flush=True)
 
 
-__all__ = ["PROBE", "Part", "Step", "fit", "observe", "run", "see", "step"]
+__all__ = ["PROBE", "Batch", "Step", "fit", "objective", "observe", "run", "see", "step", "strike"]

@@ -125,7 +125,7 @@ def check_value(name: str, value: Any, annotation: Any) -> Any:
 # ---------------------------------------------------------------------------------------------- parts
 
 #: Keyword arguments that the loop hands to a part on each call; they are not hyper-parameters.
-SUPPLIED = frozenset({"generator", "watch", "steps", "step_size", "validate", "epoch", "epochs"})
+SUPPLIED = frozenset({"generator", "watch", "steps", "step_size", "validate", "own"})
 
 
 @cache
@@ -155,6 +155,10 @@ class Part:
     def sees(self) -> tuple[str, ...]:
         """The fields of `Seen` it reads: the names of its positional parameters."""
         return tuple(p.name for p in inspect.signature(self.fn).parameters.values() if p.kind is not p.KEYWORD_ONLY)
+
+    def takes(self, name: str) -> bool:
+        """Is `name` one of its function's parameters?"""
+        return name in inspect.signature(self.fn).parameters
 
     def read(self, seen: Seen, fields: tuple[str, ...] = ()):
         """Call it on `seen`: its positional parameters are the fields that they are named after (or `fields`)."""

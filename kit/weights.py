@@ -46,10 +46,13 @@ WEIGHTS = Table("weight function", {fn.__name__: fn for fn in (sigmoid, tanh, ex
 # ---------------------------------------------------------------------------------------------- normalisers
 
 def batch_mean(weights: Tensor) -> Tensor:
-    """w · m / Σw: mean 1 over the batch, so that the loss keeps its scale. GAIRAT's code, MAIL's paper."""
-    largest = weights.max()
+    """w · m / Σw: mean 1 over the batch, so that the loss keeps its scale. GAIRAT's code, MAIL's paper.
+
+    No gradient runs through the sum, as in WMMR's code, whose weights have one.
+    """
+    largest = weights.detach().max()
     shares = weights / largest.where(largest > 0, 1)      # first to at most 1: sums of tiny weights would vanish
-    return (shares * (len(weights) / shares.sum())).where(largest > 0, torch.ones_like(weights))
+    return (shares * (len(weights) / shares.detach().sum())).where(largest > 0, torch.ones_like(weights))
 
 
 def factor(weights: Tensor, *, scale: Positive = 3.0) -> Tensor:

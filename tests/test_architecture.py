@@ -12,7 +12,7 @@ from conftest import ROOT
 LAYERS = [
     {"types"},
     {"functional", "store", "progress"},
-    {"attacks", "criteria", "regularisers", "models", "data"},
+    {"attacks", "criteria", "regularisers", "perturbation", "schedules", "models", "data"},
     {"weights", "losses"},
     {"methods", "recipes"},
     {"spec"},

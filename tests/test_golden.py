@@ -313,7 +313,8 @@ def test_training_steps(which, name):
                                             watch=path, steps=10, step_size=bench.step_size))
     modes = []
     hook = bench.net.register_forward_hook(lambda net, *_: modes.append(net.training))
-    done = step(bench.net, torch.optim.SGD(bench.net.parameters(), lr=0.0), plan, bench.x, bench.y, bench.recorded(name))
+    done = step(bench.net, torch.optim.SGD(bench.net.parameters(), lr=0.0), plan.method, plan.recipe, bench.x, bench.y,
+                bench.recorded(name))
     hook.remove()
     close(done.loss, golden[f"{name}_loss"])
     bench.compare_gradient_norms(name)

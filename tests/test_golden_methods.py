@@ -9,7 +9,7 @@ from conftest import ROOT
 from test_golden import Bench, Recorded
 
 from kit.attacks import Path, pgd
-from kit.attacks.gradient import weighted_pgd
+from kit.attacks.gradient import own_loss_pgd
 from kit.methods import METHODS
 from kit.regularisers import conv_l1_minus_l2
 from kit.train import step
@@ -59,7 +59,8 @@ def test_wmmr_attack(which):
     bench, name = Bench(which), f"{which}_wmmr_pgd_margin_eval"
     start = (GOLDEN[f"{name}_rand"].double() - 0.5) * 2 * bench.eps
     settings = {"init": start, "steps": 10, "step_size": bench.step_size}
-    x_adv = weighted_pgd(bench.net, bench.x, bench.y, bench.threat, alpha=2.0, **settings)
+    own = METHODS["wmmr"].override("weight.alpha", 2.0).own_loss
+    x_adv = own_loss_pgd(bench.net, bench.x, bench.y, bench.threat, own=own, **settings)
     close(x_adv - bench.x, GOLDEN[f"{name}_delta"], rtol=0, atol=1e-6)
     plain = pgd(bench.net, bench.x, bench.y, bench.threat, **settings)
     assert not torch.equal(plain, x_adv)
@@ -88,7 +89,8 @@ def test_gair_trades(which):
                      step_size=bench.step_size)
         close(x_adv - bench.x, GOLDEN[f"{name}_{delta}"], rtol=0, atol=1e-6)
     optimiser = torch.optim.SGD(bench.net.parameters(), lr=0.0)
-    done = step(bench.net, optimiser, bench.plan(method), bench.x, bench.y, Two(*noises))
+    plan = bench.plan(method)
+    done = step(bench.net, optimiser, plan.method, plan.recipe, bench.x, bench.y, Two(*noises))
     close(done.loss, GOLDEN[f"{name}_loss"])
 
 

@@ -6,6 +6,7 @@ import itertools
 import math
 
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -196,7 +197,7 @@ def test_cost_matrix_entry_by_entry(num_classes, protected, c):
 def test_costs_raise_the_protected_class_in_the_methods_table():
     """Every row with class costs protects class 0 at a cost of 10 unless told otherwise."""
     rows = {name: method for name, method in METHODS.items() if method.loss.name == "cost_sensitive"}
-    assert set(rows) == {"csa", "csa-halves", "csa-l2", "cse", "cse-l1l2", "cse-adv"}
+    assert set(rows) == {"csa", "csa-halves", "csa-l2", "cse", "cse-l1l2", "cse-kurtosis", "cse-adv"}
     seen = seen_of(10)
     for method in rows.values():
         assert method.loss.read(seen)[0].tolist() == pytest.approx(literal("cost_sensitive", seen)[0])
@@ -268,8 +269,12 @@ def l1_minus_l2_by_hand(net: nn.Module) -> float:
     return sum(map(abs, values)) - math.sqrt(sum(v * v for v in values))
 
 
+def kurtosis_by_hand(net: nn.Module) -> float:
+    return -float(scipy.stats.kurtosis(flat([net.state_dict()["0.weight"]])))
+
+
 BY_HAND = {"conv_fuzziness": (conv_fuzziness_by_hand, 1.0), "weight_norms": (weight_norms_by_hand, 0.01),
-           "conv_l1_minus_l2": (l1_minus_l2_by_hand, 1.0)}
+           "conv_l1_minus_l2": (l1_minus_l2_by_hand, 1.0), "conv_kurtosis": (kurtosis_by_hand, 1.0)}
 
 
 @pytest.mark.parametrize("name", REGULARISERS)
@@ -289,7 +294,7 @@ def test_penalty_reaches_exactly_its_weights(name):
     REGULARISERS[name](net).backward()
     kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d) if name == "weight_norms" else (nn.Conv2d,)
     expected = {f"{m}.weight" for m, module in net.named_modules() if isinstance(module, kinds)}
-    expected = {"0.weight"} if name == "conv_l1_minus_l2" else expected     # the first convolution alone
+    expected = {"0.weight"} if name in ("conv_l1_minus_l2", "conv_kurtosis") else expected     # the first convolution alone
     reached = {n for n, p in net.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
     assert reached == expected
     assert all(bool(p.grad.isfinite().all()) for p in net.parameters() if p.grad is not None)

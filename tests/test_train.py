@@ -40,7 +40,8 @@ def test_a_step_is_the_textbook_step():
     plan = plan_of("at", **{"attack.init": "none"})
     x, y, streams = batch_of(plan)
     ours, plain = (build_model(plan, dataset(plan)) for _ in range(2))
-    train.step(ours, torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9), plan, x, y, streams)
+    train.step(ours, torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9), plan.method, plan.recipe, x, y,
+               streams)
 
     eps, step_size = plan.recipe.eps, plan.recipe.eps * plan.recipe.step
     x_adv = x.clone()
@@ -64,7 +65,7 @@ def test_loss_is_mean_of_weighted_plus_plain(method):
     for reweighted in (False, True):
         model = build_model(plan, dataset(plan))
         before = [p.clone() for p in model.parameters()]
-        done = train.step(model, torch.optim.SGD(model.parameters(), lr=0.01), plan, x, y, streams,
+        done = train.step(model, torch.optim.SGD(model.parameters(), lr=0.01), plan.method, plan.recipe, x, y, streams,
                           attacked=any(plan.method.stages(1, 3)), reweighted=reweighted)
         weighted, plain = plan.method.loss.read(done.seen)
         expected = (done.weights * weighted + plain).mean()
@@ -81,12 +82,14 @@ def test_loss_is_mean_of_weighted_plus_plain(method):
 
 def test_what_no_part_reads_is_not_computed():
     """AT takes one outer forward, MAIL-AT on the clean margin and TRADES take two."""
-    for method, expected in (("at", 1), ("mail-at", 1), ("gairat", 1), ("mail-at-nat", 2), ("trades", 2), ("std", 1)):
+    for method, expected in (("at", 1), ("mail-at", 1), ("gairat", 1), ("mail-at-nat", 2), ("trades", 2), ("std", 1),
+                             ("at-awp", 2), ("trades-awp", 4)):   # AWP sees a batch once more to find its direction
         plan = plan_of(method)
         x, y, streams = batch_of(plan, 8)
         model, calls = build_model(plan, dataset(plan)), []
         model.register_forward_hook(lambda module, *_, calls=calls: calls.append(module.training))
-        train.see(model, plan, x, y, streams, attacked=any(plan.method.stages(1, 3)))
+        train.step(model, torch.optim.SGD(model.parameters(), lr=0.01), plan.method, plan.recipe, x, y, streams,
+                   attacked=any(plan.method.stages(1, 3)))
         assert sum(calls) == expected, f"{method}: {sum(calls)} forwards in train mode"
         inner = sum(not mode for mode in calls)
         attacked = any(plan.method.stages(1, 3))
@@ -400,7 +403,8 @@ def test_cifar_networks_take_a_step(model):
     from kit.models import build
     net = build(model, (3, 32, 32), 10)
     x, y = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 5])
-    done = train.step(net, torch.optim.SGD(net.parameters(), lr=0.01), plan, x, y, Streams(torch.arange(2), 0, "t"))
+    done = train.step(net, torch.optim.SGD(net.parameters(), lr=0.01), plan.method, plan.recipe, x, y,
+                      Streams(torch.arange(2), 0, "t"))
     assert done.loss.isfinite() and all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 

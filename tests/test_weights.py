@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kit
+from kit import functional as f
 from kit import weights as w
 from kit.criteria import Criterion, confused_labels
 from kit.methods import SLOTS
@@ -350,7 +351,10 @@ def others(annotation: Any, value: Any) -> list[Any]:
     if annotation is bool:
         return [not value]
     assert get_origin(annotation) is Annotated
-    return [value + 1] if get_args(annotation)[0] is int else [value + max(abs(value), 1.0) / 2]
+    if get_args(annotation)[0] is int:
+        return [value + 1]
+    raised = value + max(abs(value), 1.0) / 2
+    return [raised if raised in get_args(annotation)[1] else value / 2]
 
 
 def parts_of(method: kit.methods.Method) -> dict:
@@ -358,10 +362,16 @@ def parts_of(method: kit.methods.Method) -> dict:
     return {slot: c.quantity if isinstance(c, Criterion) else c for slot, c in chosen.items() if c is not None}
 
 
+def timed(method: kit.methods.Method) -> set[str]:
+    """Hyper-parameters that the row's timetable sets."""
+    return set(method.schedule(1, 1)) if method.schedule else set()
+
+
 def all_changes() -> list:
     return [pytest.param(name, f"{slot}.{parameter}", other, id=f"{name}-{slot}.{parameter}={other}")
             for name, method in kit.METHODS.items() for slot, chosen in parts_of(method).items()
             for parameter, (annotation, _) in hyper_parameters(chosen.fn).items()
+            if f"{slot}.{parameter}" not in timed(method)
             for other in others(annotation, chosen.params[parameter])]
 
 
@@ -380,8 +390,16 @@ def effect(method: kit.methods.Method, slot: str, network) -> torch.Tensor:
     """What the part of that slot decides: the attacked images, the weights, the loss, or the penalty."""
     net, x, y = network
     if slot in ("attack", "second_attack"):
-        return getattr(method, slot)(net, x, y, Threat("linf", 0.2), generator=Streams(torch.arange(12), "t"), steps=4,
-                             step_size=0.08)
+        attack = getattr(method, slot)
+        own = {"own": method.own_loss} if attack.takes("own") else {}
+        return attack(net, x, y, Threat("linf", 0.2), generator=Streams(torch.arange(12), "t"), steps=4, step_size=0.08,
+                      **own)
+    if slot == "schedule":      # what a run of 120 epochs is like in each of them
+        values = [list(method.schedule(epoch, 120).values()) for epoch in range(1, 121)]
+        return torch.tensor(values, dtype=torch.float64)
+    if slot == "perturb":
+        with method.perturb(net, lambda: f.cross_entropy(net(x), y).mean()):
+            return torch.cat([p.detach().flatten().clone() for p in net.parameters()])
     if slot == "loss":
         return torch.stack([t.expand(48) for t in method.loss.read(seen_of())])
     if slot == "regulariser":
@@ -406,7 +424,8 @@ def test_hyper_parameters_are_complete(name):
     """Dotted names of every parameter of every part, with the values that it runs with."""
     method = kit.METHODS[name]
     expected = {f"{slot}.{p}": chosen.params[p]
-                for slot, chosen in parts_of(method).items() for p in hyper_parameters(chosen.fn)}
+                for slot, chosen in parts_of(method).items() for p in hyper_parameters(chosen.fn)
+                if f"{slot}.{p}" not in timed(method)}
     assert method.hyper_parameters() == expected and (expected or name == "std")
 
 
@@ -416,6 +435,17 @@ def test_rows_that_never_attack_refuse_settings_of_the_attack(name):
     """A setting without any effect is refused, as burn-in is where nothing is reweighted."""
     with pytest.raises(KitError):
         resolve(RunSpec(name, overrides={"attack.loss": "margin"}))
+
+
+@pytest.mark.parametrize("name", [n for n, m in kit.METHODS.items() if m.schedule])
+def test_timetables(name):
+    """In each epoch the row has its timetable's values; alone they cannot be overridden, and the error says by what."""
+    method = kit.METHODS[name]
+    for path, value in method.schedule(119, 120).items():
+        slot, _, parameter = path.partition(".")
+        assert getattr(method.at(119, 120), slot).params[parameter] == value
+        with pytest.raises(KitError, match=rf"{path} follows the timetable {method.schedule.name}.*schedule\."):
+            resolve(RunSpec(name, overrides={path: value}))
 
 
 def test_override_names_what_is_wrong():
@@ -428,9 +458,9 @@ def test_override_names_what_is_wrong():
 
 
 def test_configurations_are_json_and_tell_rows_apart():
-    texts = {name: json.dumps(method.config(), sort_keys=True) for name, method in kit.METHODS.items()}
+    texts = {name: json.dumps([method.config(), method.burn_in], sort_keys=True) for name, method in kit.METHODS.items()}
     for name, text in texts.items():
-        assert json.loads(text) == kit.METHODS[name].config(), "nothing is lost on the way through JSON"
+        assert json.loads(text)[0] == kit.METHODS[name].config(), "nothing is lost on the way through JSON"
     same = {text: [n for n, t in texts.items() if t == text] for text in texts.values()}
     assert all(len(names) == 1 for names in same.values()), [names for names in same.values() if len(names) > 1]
 
@@ -438,6 +468,7 @@ def test_configurations_are_json_and_tell_rows_apart():
 #: What the papers and their code print, row by row: the hyper-parameters, the epochs of burn-in out of 120, and the
 #: passes that one batch takes, clean ones as 0 and attacked ones as 1.
 GAUSSIAN, UNIFORM = {"attack.loss": "ce", "attack.init": "gaussian"}, {"attack.loss": "ce", "attack.init": "uniform"}
+OWN = {"attack.init": "gaussian"}
 KL = {"attack.loss": "kl", "attack.init": "gaussian"}
 STEEP = {"weight.slope": 10.0, "weight.bias": -0.5}
 FLAT = {"weight.slope": 2.0, "weight.bias": 0.0}
@@ -452,6 +483,15 @@ PRINTED = {
     "adv": (GAUSSIAN, 0, [0, 1]),
     "trades": (KL | {"loss.beta": 6.0}, 0, [1]),
     "mart": (GAUSSIAN | {"loss.beta": 5.0}, 0, [1]),
+    "fat": (UNIFORM | {"attack.omega": 0.001, "schedule.first": 50 / 120, "schedule.second": 90 / 120}, 0, [1]),
+    "at-awp": (UNIFORM | {"perturb.gamma": 0.01}, 0, [1]),
+    "trades-awp": (KL | {"loss.beta": 6.0, "schedule.until": 10 / 200, "schedule.gamma": 0.005}, 0, [1]),
+    "gairat-piecewise": (UNIFORM | {"weight.slope": 5.0, "schedule.shift": -1.0, "schedule.second": -2.0,
+                                    "schedule.third": -2.5}, 59, [1]),
+    "gairat-linear": (UNIFORM | {"weight.slope": 5.0, "schedule.start": 5.0, "schedule.end": -1.0}, 59, [1]),
+    "mail-at-released": (GAUSSIAN | STEEP | THREE, 76, [1]),
+    "mail-trades-released": (KL | FLAT | THREE | {"loss.beta": 5.0}, 76, [1]),
+    "mail-mart-released": (GAUSSIAN | FLAT | THREE | {"loss.beta": 6.0}, 76, [1]),
     "gairat": (UNIFORM | {"weight.shift": -1.0, "weight.slope": 5.0}, 59, [1]),
     **dict.fromkeys(("mail-at", "mail-at-nat", "mail-at-dif"), (GAUSSIAN | STEEP | THREE, 75, [1])),
     "mail-trades": (KL | FLAT | THREE | {"loss.beta": 5.0}, 75, [1]),
@@ -467,7 +507,7 @@ PRINTED = {
     "gair-trades": (KL | {"second_attack.loss": "margin", "second_attack.init": "gaussian", "weight.shift": -1.0,
                           "weight.slope": 5.0, "loss.beta": 6.0}, 59, [1]),
     "ewat": (GAUSSIAN, 0, [1]),
-    "wmmr": ({"attack.alpha": 0.5, "attack.init": "uniform", "weight.alpha": 0.5}, 0, [1]),
+    "wmmr": ({"attack.init": "uniform", "weight.alpha": 0.5}, 0, [1]),
     "wmmr-mr": (GAUSSIAN | THREE | {"weight.alpha": 2.0}, 75, [1]),
     "wmmr-trades": (KL | {"weight.alpha": 2.0, "loss.beta": 5.0}, 0, [1]),
     "mr-mail": (GAUSSIAN | STEEP | THREE | MR, 75, [1]),
@@ -483,12 +523,13 @@ PRINTED = {
     "vir-trades-sd": (KL | PLAIN | {"loss.beta": 5.0}, 75, [1]),
     "mail-at-printed": (GAUSSIAN | STEEP, 75, [1]),
     "mail-trades-2021": (GAUSSIAN | FLAT | THREE | {"loss.beta": 5.0}, 75, [1]),
-    "csa-halves": (GAUSSIAN | COSTS, 0, {1: [0], 60: [0], 120: [1]}),
+    "csa-halves": (OWN | COSTS, 0, {1: [0], 60: [0], 120: [1]}),
     "cse-l1l2": (COSTS | {"regulariser.strength": 0.01, "regulariser.layers": 1}, 0, [0]),
-    "csa": (GAUSSIAN | COSTS, 0, [0, 1]),
-    "csa-l2": (GAUSSIAN | COSTS | {"regulariser.strength": 0.01}, 0, [0, 1]),
+    "cse-kurtosis": (COSTS | {"regulariser.strength": 0.01, "regulariser.layers": 1}, 0, [0]),
+    "csa": (OWN | COSTS, 0, [0, 1]),
+    "csa-l2": (OWN | COSTS | {"regulariser.strength": 0.01}, 0, [0, 1]),
     "cse": (COSTS | {"regulariser.strength": 1.0}, 0, [0]),
-    "cse-adv": (GAUSSIAN | COSTS | {"regulariser.strength": 1.0}, 0, [0, 1]),
+    "cse-adv": (OWN | COSTS | {"regulariser.strength": 1.0}, 0, [0, 1]),
 }
 
 
@@ -508,6 +549,8 @@ CRITERION = {
     "gairat": "kappa", "mail-at": "pm", "mail-at-nat": "pm-nat", "mail-at-dif": "pm-dif", "mail-trades": "pm",
     "mail-mart": "pm", "clirat": "cl-pm", "clir-trades": "cl-pm", "clir-mart": "cl-pm",
     **{f"clirat-drop-{name}": "pm" for name in ("single", "multiple", "matched", "random")},
+    **dict.fromkeys(("mail-at-released", "mail-trades-released", "mail-mart-released"), "pm"),
+    **dict.fromkeys(("gairat-piecewise", "gairat-linear"), "kappa"),
     **dict.fromkeys(("gairat-sigmoid", "gairat-discrete", "gair-mart", "gair-trades"), "kappa"), "ewat": "entropy",
     **dict.fromkeys(("wmmr", "wmmr-mr", "wmmr-trades", "mail-at-printed", "mail-trades-2021"), "pm"),
     **dict.fromkeys(("mr-mail", "mr-mail-alg1", "mr-wmmr"), "mr"), "mr-mail-literal": "mr-literal",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from kit import functional as f
 from kit.attacks.contract import check_inputs, frozen
-from kit.types import Count, KitError, NonNegative, Streams, Threat, check_value, draw
+from kit.types import Count, KitError, Natural, NonNegative, Streams, Threat, check_value, draw
 
 Watch = Callable[[int, Tensor, Tensor], None]
 
@@ -32,11 +31,6 @@ def margin_objective(logits: Tensor, y: Tensor, logits_nat: Tensor | None) -> Te
     than 50 logits.
     """
     return -f.margin(logits, y)
-
-
-def margin_weighted_objective(logits: Tensor, y: Tensor, logits_nat: Tensor | None, alpha: float) -> Tensor:
-    """exp(-α PM) CE, the weight moving with the image: WMMR's inner loss."""
-    return (-alpha * f.margin(logits.softmax(dim=1), y)).exp() * f.cross_entropy(logits, y)
 
 
 OBJECTIVES = {"ce": ce_objective, "kl": kl_objective, "margin": margin_objective}
@@ -94,10 +88,53 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *,
     return x_t
 
 
-def weighted_pgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, alpha: NonNegative = 0.5,
+def own_loss_pgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, own: Callable[[Tensor, Tensor], Tensor],
                  init: Literal["none", "uniform", "gaussian"] | Tensor = "uniform", **supplied) -> Tensor:
-    """PGD on exp(-α PM) CE: the attack that WMMR's code trains on. See `pgd`."""
-    return pgd(model, x, y, threat, loss=partial(margin_weighted_objective, alpha=alpha), init=init, **supplied)
+    """PGD on the loss that is trained, `own` (logits, y) -> (N,), with its weights or class costs. See `pgd`.
+
+    WMMR's code maximises exp(-α PM) CE; CSA Eq. 4 may be read so that the maximum covers the class costs, too.
+    """
+    return pgd(model, x, y, threat, loss=lambda logits, labels, _: own(logits, labels), init=init, **supplied)
+
+
+def friendly_pgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *,
+                 generator: Streams | torch.Generator | None = None, watch: Watch | None = None, steps: Count = 10,
+                 step_size: NonNegative | None = None, validate: bool = True, tau: Natural = 0, omega: NonNegative = 0.001,
+                 loss: Literal["ce", "kl", "margin"] = "ce",
+                 init: Literal["none", "uniform", "gaussian"] | Tensor = "uniform") -> Tensor:
+    """PGD in which an example stops where it has been misclassified at τ + 1 evaluation points, the start included. FAT.
+
+    Every start is clipped to [0, 1], and each step adds ω N(0, 1) before the projection. Examples keep their places (FAT's code returns them in the order in
+    which they stop); one that has stopped costs no more passes. See `pgd` for the rest.
+    """
+    if validate:
+        check_inputs(model, x, y)
+    step_size = 2.5 * threat.eps / steps if step_size is None else step_size
+    with frozen(model):
+        with torch.no_grad():
+            logits_nat = model(x) if loss == "kl" else None
+        x_t, patience = start(x, threat, init, generator).clamp(0, 1), torch.full_like(y, tau)
+        rows, seen = torch.arange(len(y), device=y.device), None
+        for t in range(steps):
+            active = x_t[rows].detach().requires_grad_(True)
+            with torch.enable_grad():
+                logits = model(active)
+                clean = None if logits_nat is None else logits_nat[rows]
+                (gradient,) = torch.autograd.grad(OBJECTIVES[loss](logits, y[rows], clean).sum(), active)
+            seen = logits.detach() if seen is None else seen.index_copy(0, rows, logits.detach())
+            if watch is not None:
+                watch(t, x_t, seen)
+            wrong = logits.argmax(dim=1) != y[rows]
+            goes_on = ~wrong | (patience[rows] > 0)
+            patience[rows] -= wrong.long()
+            noise = omega * draw(generator, "normal", x)[rows] if omega else 0.0
+            step = step_size * f.ascent_direction(gradient, threat.norm) + noise
+            moved = f.project(active.detach() + step, x[rows], threat)
+            rows = rows[goes_on]
+            x_t = x_t.detach().index_copy(0, rows, moved[goes_on])
+            if not len(rows):
+                break
+    return x_t
 
 
 def start(x: Tensor, threat: Threat, init: str | Tensor, source: Streams | torch.Generator | None) -> Tensor:
