@@ -180,7 +180,7 @@ METHODS = Table("method", {
     "fat": AT.but("adversarial training on attacks that stop soon after they succeed", "Zhang et al. 2020, its code",
                   attack=part(friendly_pgd), schedule=part(friendlier_first)),
     "at-awp": AT.but("AT where the parameters are perturbed, too", "Wu et al. 2020, its code", perturb=part(perturbed),
-                     attack=part(pgd, loss="ce", init="uniform")),
+                     attack=part(pgd, loss="ce", init="uniform"), schedule=part(warm_up, until=0.0, gamma=0.01)),
     "trades-awp": TRADES.but("TRADES where the parameters are perturbed, too", "Wu et al. 2020, its code",
                              perturb=part(perturbed, gamma=0.005), schedule=part(warm_up)),
     "gairat": GAIRAT,

@@ -1,4 +1,4 @@
-"""The one loop. `run` trains, resumes or opens; `fit` is the loop over epochs; `step` is one optimiser step.
+"""The one loop. `run` trains, resumes or opens; `fit` is the loop over epochs; `kit.minibatch.step` is one step.
 
 Every random number comes from a stream named after the seed, its purpose and the epoch (and per example its id),
 so a run that was interrupted continues from its last checkpoint and ends bit for bit as if it had not been.
@@ -10,8 +10,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -24,10 +23,9 @@ from kit import regularisers, store
 from kit.attacks import Path, frozen, pgd
 from kit.data import DataSet, Split, augment
 from kit.functional import cross_entropy
-from kit.methods import Method
+from kit.minibatch import step
 from kit.models import SMALL
 from kit.progress import Progress, duration
-from kit.recipes import Recipe
 from kit.runs import Run, build_model, commit, dataset, folder_of, versions
 from kit.runs import device as pick_device
 from kit.spec import Plan, RunSpec, resolve
@@ -65,85 +63,13 @@ def run(method: str | RunSpec, recipe: str = "digits", seed: int = 0, *, overrid
 
 def warning(run: Run) -> str:
     """What to know before using a finished run; "" if nothing."""
-    return ". WARNING: it has learned nothing, every image gets the same class" if run.done["constant"] else ""
-
-
-# ---------------------------------------------------------------------------------------------- one step
-
-@dataclass(frozen=True)
-class Batch:
-    """A batch after its attacks. What was not asked for is None."""
-
-    x: Tensor                  # (N, C, H, W) in [0, 1]
-    y: Tensor                  # (N,)
-    x_adv: Tensor | None
-    x_second: Tensor | None
-    path: Path | None          # of the first attack
-    streams: Streams
-
-
-def strike(model: nn.Module, method: Method, recipe: Recipe, x: Tensor, y: Tensor, streams: Streams, *,
-           reweighted: bool = True) -> Batch:
-    """Run the method's attacks on a batch, the network in eval mode. With x_adv None there is nothing to attack."""
-    path, made = Path(y, recipe.steps), []
-    for attack, watch in ((method.attack, path), (method.second_attack, None)):
-        own = {"own": partial(method.own_loss, reweighted=reweighted)} if attack and attack.takes("own") else {}
-        made.append(attack(model, x, y, recipe.threat, generator=streams, watch=watch, validate=False, steps=recipe.steps,
-                           step_size=recipe.step * recipe.eps, **own) if attack else None)
-    return Batch(x, y, made[0], made[1], path, streams)
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step computed, per example where it can be."""
-
-    seen: Seen
-    weights: Tensor   # (N,)
-    loss: Tensor      # scalar, with its graph until the step is taken
-
-
-def see(model: nn.Module, method: Method, batch: Batch) -> Seen:
-    """The outer forward passes (train mode) that the method reads: clean, attacked, and those of a second attack."""
-    model.train()
-    y, path = batch.y, batch.path
-    if batch.x_adv is None:
-        logits = model(batch.x)
-        return Seen(y, logits, logits if method.reads_clean else None, streams=batch.streams)
-    logits_nat = model(batch.x) if method.reads_clean else None
-    logits_adv = model(batch.x_adv)
-    logits_second = model(batch.x_second) if batch.x_second is not None else None
-    p_last = logits_adv.detach().softmax(dim=1).gather(1, y[:, None]).squeeze(1)
-    p_flip = path.p_flip.where(path.lps < path.steps, p_last)
-    return Seen(y, logits_adv, logits_nat, path.kappa, path.lps, p_flip, path.steps, batch.streams, logits_second)
-
-
-def objective(model: nn.Module, method: Method, batch: Batch, *, reweighted: bool) -> Step:
-    """What the step minimises: mean(w · weighted + plain), plus the regulariser."""
-    seen = see(model, method, batch)
-    weights = method.weigh(seen) if reweighted else torch.ones_like(seen.logits_adv[:, 0])
-    weighted, plain = method.loss.read(seen)
-    assert weights.shape == weighted.shape == batch.y.shape, "weights and losses are per example, (N,)"
-    loss = (weights * weighted + plain).mean()
-    if method.regulariser is not None:
-        loss = loss + method.regulariser(model)
-    return Step(seen, weights.detach(), loss)
-
-
-def step(model: nn.Module, optimiser: torch.optim.Optimizer, method: Method, recipe: Recipe, x: Tensor, y: Tensor,
-         streams: Streams, *, attacked: bool = True, reweighted: bool = True) -> Step:
-    """One optimiser step on a batch x (N, C, H, W) in [0, 1], y (N,): the seven parts of a method, in order.
-
-    `attacked`: on x_adv, else on x. `reweighted`: past burn-in; before it every weight is 1.
-    """
-    batch = (strike(model, method, recipe, x, y, streams, reweighted=reweighted) if attacked else
-             Batch(x, y, None, None, None, streams))
-    take = partial(objective, model, method, batch, reweighted=reweighted)
-    with method.perturb(model, lambda: take().loss) if method.perturb else contextlib.nullcontext():
-        done = take()
-        optimiser.zero_grad(set_to_none=True)
-        done.loss.backward()
-        optimiser.step()
-    return replace(done, loss=done.loss.detach())
+    if not run.done["constant"]:
+        return ""
+    history = run.history
+    since = len(history) - int(history.constant[::-1].cumprod().sum()) + 1
+    fell = collapsed(history.to_dict("records"))
+    state = f"it collapsed in epoch {since} and was stopped" if fell else "it has learned nothing"
+    return f". WARNING: {state}, every image gets the same class. Lower lr or eps, or raise burn_in"
 
 
 # ---------------------------------------------------------------------------------------------- one epoch
@@ -262,7 +188,7 @@ def fit(plan: Plan, folder: FilePath, device: torch.device, *, quiet: bool = Fal
         _branch(state, plan, folder, device)
     progress = Progress(str(plan.spec), recipe.epochs, done=state.epoch, quiet=quiet)
     with threads_for(recipe.model, device):
-        while state.epoch < recipe.epochs:
+        while state.epoch < recipe.epochs and not collapsed(state.history):
             epoch_of(state, plan, data, folder)
             last = state.history[-1]
             progress.update(state.epoch, f"loss {last['loss']:.3f}  clean {last['clean']:.1%}  robust {last['robust']:.1%}")
@@ -271,7 +197,7 @@ def fit(plan: Plan, folder: FilePath, device: torch.device, *, quiet: bool = Fal
     last = state.history[-1]
     store.write_json(folder / "done.json", {"epochs": state.epoch, "seconds": round(seconds, 2),
                                             "constant": bool(last["constant"])})
-    progress.close(f"trained {recipe.epochs} epochs in {duration(time.monotonic() - started)}: held-out clean "
+    progress.close(f"trained {state.epoch} epochs in {duration(time.monotonic() - started)}: held-out clean "
                    f"{last['clean']:.1%}, robust {last['robust']:.1%} ({plan.key}){warning(Run(plan.spec, folder))}")
 
 
@@ -338,18 +264,20 @@ def _branch(state: State, plan: Plan, folder: FilePath, device: torch.device) ->
 
 
 def check_health(state: State, row: dict[str, float], folder: FilePath) -> None:
-    """`KitError` for a loss or parameter that is no number, and for a network that has come to one answer for all."""
+    """`KitError` for a loss or parameter that is no number."""
     kept = (f"The last good checkpoint (epoch {state.epoch}) is kept in {folder}" if state.epoch else
             "No epoch was completed")
     finite = all(bool(p.isfinite().all()) for p in state.model.state_dict().values())
     if not np.isfinite(row["loss"]) or not finite:
         raise KitError(f"training diverged in epoch {row['epoch']}: {'a parameter' if finite is False else 'the loss'} "
                        f"is not finite (lr {row['lr']:g}). {kept}. Lower lr or eps, or raise burn_in")
-    recent = [*state.history[-(COLLAPSE_PATIENCE - 1):], row]
-    learned = any(r["clean_seen"] > 0.5 for r in state.history)
-    if learned and len(recent) == COLLAPSE_PATIENCE and all(r["constant"] for r in recent):
-        raise KitError(f"training collapsed: since epoch {row['epoch'] - COLLAPSE_PATIENCE + 1} the network gives every "
-                       f"image the same class. {kept}. Lower lr or eps, or raise burn_in")
+
+
+def collapsed(history: list[dict[str, float]]) -> bool:
+    """Did a network that had learned something come to one answer for all images, and stay there for three epochs? Going on
+    would cost hours and change nothing; the run ends there, and says so whenever it is opened."""
+    learned = any(row["clean_seen"] > 0.5 for row in history)
+    return learned and len(history) > COLLAPSE_PATIENCE and all(row["constant"] for row in history[-COLLAPSE_PATIENCE:])
 
 
 def finish(state: State, plan: Plan, data: DataSet, folder: FilePath) -> None:
@@ -392,5 +320,3 @@ def _resume(state: State, folder: FilePath, device: torch.device, quiet: bool) -
         if not quiet:
             print(f"{error}; kept as {kept.name}, training starts again from the first epoch", flush=True)
 
-
-__all__ = ["PROBE", "Batch", "Step", "fit", "objective", "observe", "run", "see", "step", "strike"]

@@ -17,7 +17,7 @@ LAYERS = [
     {"methods", "recipes"},
     {"spec"},
     {"runs", "params"},
-    {"evaluate", "whatif"},
+    {"evaluate", "whatif", "minibatch"},
     {"train", "figures"},
     {"study"},
     {"batch"},

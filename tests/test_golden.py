@@ -22,10 +22,10 @@ from kit.criteria import CRITERIA
 from kit.functional import cross_entropy, margin
 from kit.losses import LOSSES
 from kit.methods import METHODS, Method
+from kit.minibatch import step
 from kit.recipes import RECIPES
 from kit.regularisers import cost_matrix
 from kit.spec import Plan, RunSpec
-from kit.train import step
 from kit.types import Seen, Streams, Threat
 from kit.weights import affine, batch_mean, exponential, sigmoid, tanh
 

@@ -11,8 +11,8 @@ from test_golden import Bench, Recorded
 from kit.attacks import Path, pgd
 from kit.attacks.gradient import own_loss_pgd
 from kit.methods import METHODS
+from kit.minibatch import step
 from kit.regularisers import conv_l1_minus_l2
-from kit.train import step
 from kit.types import Seen
 
 with np.load(ROOT / "tests/golden/methods/methods.npz") as archive:

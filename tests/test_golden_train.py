@@ -14,10 +14,10 @@ from torch import nn
 
 from kit.attacks.gradient import friendly_pgd, own_loss_pgd, pgd
 from kit.methods import METHODS
+from kit.minibatch import Batch, objective
 from kit.perturbation import perturbed
 from kit.regularisers import conv_kurtosis
 from kit.schedules import friendlier_first
-from kit.train import Batch, objective
 from kit.types import Seen, part
 from kit.weights import batch_mean
 
@@ -45,7 +45,7 @@ class InPlace(Recorded):
     ("C_fat_tau0_uniform_cent", 0, "ce", "uniform", 0.0), ("C_fat_tau2_uniform_cent", 2, "ce", "uniform", 0.001),
     ("C_fat_tau1_normal_kl", 1, "kl", "gaussian", 0.0), ("C_fat_tau0_norand_cent", 0, "ce", "none", 0.0)])
 def test_fat_attack(name, tau, loss, init, omega):
-    """The official output in the order of leaving is ours at the source rows; the passes are as many; labels stay in place."""
+    """The official output, in the order of leaving, is ours at its source rows; labels stay in place."""
     bench, passes = Bench("C"), []
     rows = GOLDEN[f"{name}_source_row"]
     hook = bench.net.register_forward_hook(lambda net, inputs, _: passes.append(len(inputs[0])))
@@ -137,8 +137,8 @@ class _Cifar(nn.Module):
     """AT-AWP's normalisation."""
 
     def forward(self, x):
-        mean, std = (torch.tensor(v, dtype=x.dtype).view(3, 1, 1) for v in ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)))
-        return (x - mean) / std
+        mean, std = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+        return (x - x.new_tensor(mean).view(3, 1, 1)) / x.new_tensor(std).view(3, 1, 1)
 
 
 @pytest.mark.parametrize("classes", ["K10", "K100"])

@@ -19,6 +19,7 @@ from torch import nn
 
 import kit
 from kit import store, train
+from kit.minibatch import step
 from kit.runs import build_model, dataset, folder_of
 from kit.spec import RunSpec, resolve
 from kit.types import KitError, Streams, part
@@ -40,7 +41,7 @@ def test_a_step_is_the_textbook_step():
     plan = plan_of("at", **{"attack.init": "none"})
     x, y, streams = batch_of(plan)
     ours, plain = (build_model(plan, dataset(plan)) for _ in range(2))
-    train.step(ours, torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9), plan.method, plan.recipe, x, y,
+    step(ours, torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9), plan.method, plan.recipe, x, y,
                streams)
 
     eps, step_size = plan.recipe.eps, plan.recipe.eps * plan.recipe.step
@@ -65,7 +66,7 @@ def test_loss_is_mean_of_weighted_plus_plain(method):
     for reweighted in (False, True):
         model = build_model(plan, dataset(plan))
         before = [p.clone() for p in model.parameters()]
-        done = train.step(model, torch.optim.SGD(model.parameters(), lr=0.01), plan.method, plan.recipe, x, y, streams,
+        done = step(model, torch.optim.SGD(model.parameters(), lr=0.01), plan.method, plan.recipe, x, y, streams,
                           attacked=any(plan.method.stages(1, 3)), reweighted=reweighted)
         weighted, plain = plan.method.loss.read(done.seen)
         expected = (done.weights * weighted + plain).mean()
@@ -88,7 +89,7 @@ def test_what_no_part_reads_is_not_computed():
         x, y, streams = batch_of(plan, 8)
         model, calls = build_model(plan, dataset(plan)), []
         model.register_forward_hook(lambda module, *_, calls=calls: calls.append(module.training))
-        train.step(model, torch.optim.SGD(model.parameters(), lr=0.01), plan.method, plan.recipe, x, y, streams,
+        step(model, torch.optim.SGD(model.parameters(), lr=0.01), plan.method, plan.recipe, x, y, streams,
                    attacked=any(plan.method.stages(1, 3)))
         assert sum(calls) == expected, f"{method}: {sum(calls)} forwards in train mode"
         inner = sum(not mode for mode in calls)
@@ -120,8 +121,10 @@ def test_every_method_trains(method, tiny_run):
 def test_every_method_learns_digits(method, home):
     """Well above chance on clean images, and adversarial methods far above standard training under attack."""
     overrides = {"epochs": 28, "milestones": [18, 22]}
-    if method.startswith("cs"):
-        overrides |= {"lr": 0.02, "milestones": []}
+    if method == "csa-halves":   # the turn from clean to attacked images is too sharp for the usual rate
+        overrides |= {"lr": 0.02}
+    if method == "at-awp":     # from the first epoch on, as its code has it, it keeps a small network on its plateau
+        overrides |= {"schedule.until": 0.5}
     run = kit.run(method, overrides=overrides, quiet=True)
     table = kit.evaluate(run, ["natural", "pgd20"], quiet=True)
     assert table.accuracy["natural"] > 0.75
@@ -319,8 +322,9 @@ def test_divergence_is_stopped_with_the_last_good_checkpoint(fresh_home):
         assert all(v.isfinite().all() for v in state["model"].values())
 
 
-def test_collapse_is_stopped(fresh_home, monkeypatch):
-    """A network that had learned and then gives every image one class for three epochs is refused."""
+def test_collapse_ends_a_run(fresh_home, monkeypatch, capsys):
+    """A network that had learned and then gives every image one class for three epochs goes on no more; the run is a
+    result like any other, and nobody can miss what happened."""
     real = train.train_epoch
 
     def spoiled(model, optimiser, plan, split, epoch):
@@ -331,9 +335,12 @@ def test_collapse_is_stopped(fresh_home, monkeypatch):
                 model[-1].bias.copy_(torch.arange(10.0))
         return done
     monkeypatch.setattr(train, "train_epoch", spoiled)
-    with pytest.raises(KitError, match="collapsed: since epoch 13") as caught:
-        kit.run("std", overrides={**TINY, "epochs": 20, "milestones": []}, quiet=True)
-    assert "epoch 14) is kept" in str(caught.value)
+    spec = RunSpec("std", overrides={**TINY, "epochs": 20, "milestones": []})
+    for _ in range(2):
+        run = kit.run(spec)
+        assert "collapsed in epoch 13 and was stopped" in capsys.readouterr().out
+    assert len(run.history) == run.done["epochs"] == 15
+    assert kit.evaluate(run, "natural", quiet=True).accuracy.iloc[0] < 0.2
 
 
 def test_network_that_never_learned_says_so(fresh_home, capsys):
@@ -403,7 +410,7 @@ def test_cifar_networks_take_a_step(model):
     from kit.models import build
     net = build(model, (3, 32, 32), 10)
     x, y = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 5])
-    done = train.step(net, torch.optim.SGD(net.parameters(), lr=0.01), plan.method, plan.recipe, x, y,
+    done = step(net, torch.optim.SGD(net.parameters(), lr=0.01), plan.method, plan.recipe, x, y,
                       Streams(torch.arange(2), 0, "t"))
     assert done.loss.isfinite() and all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -398,6 +399,7 @@ def effect(method: kit.methods.Method, slot: str, network) -> torch.Tensor:
         values = [list(method.schedule(epoch, 120).values()) for epoch in range(1, 121)]
         return torch.tensor(values, dtype=torch.float64)
     if slot == "perturb":
+        net = copy.deepcopy(net)         # what is added and subtracted again leaves a rounding behind
         with method.perturb(net, lambda: f.cross_entropy(net(x), y).mean()):
             return torch.cat([p.detach().flatten().clone() for p in net.parameters()])
     if slot == "loss":
@@ -484,7 +486,7 @@ PRINTED = {
     "trades": (KL | {"loss.beta": 6.0}, 0, [1]),
     "mart": (GAUSSIAN | {"loss.beta": 5.0}, 0, [1]),
     "fat": (UNIFORM | {"attack.omega": 0.001, "schedule.first": 50 / 120, "schedule.second": 90 / 120}, 0, [1]),
-    "at-awp": (UNIFORM | {"perturb.gamma": 0.01}, 0, [1]),
+    "at-awp": (UNIFORM | {"schedule.until": 0.0, "schedule.gamma": 0.01}, 0, [1]),
     "trades-awp": (KL | {"loss.beta": 6.0, "schedule.until": 10 / 200, "schedule.gamma": 0.005}, 0, [1]),
     "gairat-piecewise": (UNIFORM | {"weight.slope": 5.0, "schedule.shift": -1.0, "schedule.second": -2.0,
                                     "schedule.third": -2.5}, 59, [1]),

@@ -104,8 +104,8 @@ def friendly_pgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *,
                  init: Literal["none", "uniform", "gaussian"] | Tensor = "uniform") -> Tensor:
     """PGD in which an example stops where it has been misclassified at τ + 1 evaluation points, the start included. FAT.
 
-    Every start is clipped to [0, 1], and each step adds ω N(0, 1) before the projection. Examples keep their places (FAT's code returns them in the order in
-    which they stop); one that has stopped costs no more passes. See `pgd` for the rest.
+    Every start is clipped to [0, 1], and each step adds ω N(0, 1) before the projection. Examples keep their places
+    (FAT's code returns them in the order in which they stop); one that has stopped costs no more passes. See `pgd`.
     """
     if validate:
         check_inputs(model, x, y)

@@ -29,6 +29,10 @@ _METHODS = {
     "vir-trades-sv": (YELLOW, (0, (1, 2))), "vir-trades-sd": (YELLOW, (0, (5, 1, 1, 1))), "at-scaled": (GREY, ":"),
     "mail-at-printed": (GREEN, (0, (5, 1, 1, 1))), "mail-trades-2021": (GREEN, (0, (5, 1))), "csa-halves": (BLUE, "-."),
     "cse-l1l2": (PURPLE, (0, (5, 1))), "clirat-drop-single": (ORANGE, "-"), "clirat-drop-multiple": (BLUE, "-"),
+    "fat": (YELLOW, (0, (3, 1, 1, 1))), "at-awp": (VERMILLION, (0, (5, 1))), "trades-awp": (ORANGE, (0, (5, 1))),
+    "gairat-piecewise": (PURPLE, (0, (3, 1, 1, 1))), "gairat-linear": (PURPLE, (0, (5, 2, 1, 2))),
+    "mail-at-released": (GREEN, (0, (3, 1, 1, 1))), "mail-trades-released": (GREEN, (0, (3, 2))),
+    "mail-mart-released": (GREEN, (0, (1, 1))), "cse-kurtosis": (PURPLE, (0, (1, 1))),
     "clirat-drop-matched": (SKY, "--"), "clirat-drop-random": (GREY, "--"),
 }
 
