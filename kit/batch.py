@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import params, store
+from kit.evaluate import evaluate
 from kit.figures import output_folder
 from kit.progress import duration, live
 from kit.recipes import FIELDS
@@ -85,17 +86,19 @@ def source_digest() -> str:
 # ---------------------------------------------------------------------------------------------- the plan
 
 def choose(only: list[str]) -> list[Path]:
-    """The notebooks whose names begin with one of `only` (all if empty), in order."""
-    paths = sorted(notebooks_folder().glob("[0-9]*.ipynb"))
+    """The notebooks whose names begin with one of `only`, in order; if it is empty the numbered ones, which draw the figures
+    and take minutes. `tables` are asked for by name: they train every method with several seeds."""
+    paths = sorted(notebooks_folder().glob("*.ipynb"))
     if not paths:
         raise KitError(f"there are no notebooks in {notebooks_folder()}; run this from a checkout of the project")
-    for word in only:
-        if not any(path.stem.startswith(word.removesuffix(".ipynb")) for path in paths):
+    words = [word.removesuffix(".ipynb") for word in only]
+    for word in words:
+        if not any(path.stem.startswith(word) for path in paths):
             raise unknown("notebook", word, [path.stem for path in paths])
-    return [p for p in paths if not only or any(p.stem.startswith(w.removesuffix(".ipynb")) for w in only)]
+    return [p for p in paths if (any(map(p.stem.startswith, words)) if words else p.stem[0].isdecimal())]
 
 
-def plan(only: list[str], given: Mapping[str, Any], seeds: list[int], out: Path | None) -> list[Job]:
+def plan(only: list[str], given: Mapping[str, Any], seeds: list[int] | None, out: Path | None) -> list[Job]:
     """One job per notebook and seed, every value checked.
 
     A given name that notebooks declare goes to those that do; any other is a setting of every run, and goes behind the
@@ -109,14 +112,19 @@ def plan(only: list[str], given: Mapping[str, Any], seeds: list[int], out: Path 
             raise unknown("notebook parameter or run setting", name, names | {*FIELDS, "burn_in"})
     words = " ".join(f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in settings.items())
     jobs = []
+    several = {"seeds": " ".join(map(str, seeds))} if seeds else {}
+    seeds = seeds or [0]
     for seed in seeds:
         for path, table in tables.items():
-            mine = {name: value for name, value in {**given, "seed": seed}.items() if name in table}
+            if "seeds" in table and seed != seeds[0]:
+                continue     # one notebook for all of them
+            mine = {name: value for name, value in {**several, **given, "seed": seed}.items() if name in table}
             if words:
                 mine["overrides"] = f"{mine.get('overrides', table['overrides'].default)} {words}".strip()
             values = params.check(table, mine)
             folder = out or output_folder(values.get("recipe", "digits"))
-            jobs.append(Job(path, values, folder / f"seed-{seed}" if len(seeds) > 1 else folder))
+            alone = len(seeds) == 1 or "seeds" in table
+            jobs.append(Job(path, values, folder if alone else folder / f"seed-{seed}"))
     return jobs
 
 
@@ -127,6 +135,16 @@ def runs_of(jobs: list[Job]) -> list[RunSpec]:
         for spec in params.specs_of(job.values):
             unique.setdefault(resolve(spec).key, spec)
     return list(unique.values())
+
+
+def attacks_for(jobs: list[Job]) -> dict[str, list[str]]:
+    """{key of a run: the attacks that its notebooks name}."""
+    wanted: dict[str, list[str]] = {}
+    for job in jobs:
+        for spec in params.specs_of(job.values):
+            names = wanted.setdefault(resolve(spec).key, [])
+            names += [name for name in params.attacks_of(job.values) if name not in names]
+    return wanted
 
 
 def is_trained(spec: RunSpec) -> bool:
@@ -149,10 +167,12 @@ def worker_environment(jobs: int) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 
-def train_one(words: dict, device: str) -> float:
-    """In a worker: train one run quietly. -> the seconds that took here."""
+def train_one(words: dict, attacks: list[str], device: str) -> float:
+    """In a worker: train one run quietly, and evaluate it under what its notebooks will ask for. -> the seconds it took."""
     started = time.monotonic()
-    run(RunSpec(**words), device=device, quiet=True)
+    trained = run(RunSpec(**words), device=device, quiet=True)
+    if attacks:
+        evaluate(trained, attacks, device=device, quiet=True)
     return time.monotonic() - started
 
 
@@ -230,13 +250,14 @@ def reproduce(jobs: list[Job], *, workers: int, device: str = "auto", fresh: boo
     print(f"{len(specs)} runs, {len(missing)} to train; {len(jobs)} notebooks, {len(due)} to run; {workers} at a time",
           flush=True)
     failures: dict[str, str] = {}
-    _train(missing, workers, device, failures)
+    _train(missing, attacks_for(jobs), workers, device, failures)
     seconds = _run_notebooks(due, workers, failures)
     _summary(jobs, seconds, failures, time.monotonic() - started)
     return 1 if failures else 0
 
 
-def _train(missing: dict[str, RunSpec], workers: int, device: str, failures: dict[str, str]) -> None:
+def _train(missing: dict[str, RunSpec], attacks: dict[str, list[str]], workers: int, device: str,
+           failures: dict[str, str]) -> None:
     began, finished_count = time.monotonic(), 0
     epochs = {name: resolve(spec).recipe.epochs for name, spec in missing.items()}
 
@@ -264,7 +285,8 @@ def _train(missing: dict[str, RunSpec], workers: int, device: str, failures: dic
     missing = {name: missing[name] for name, _ in order}   # first one of each trunk, so that the others can branch from it
     if missing:
         tasks = {name: (train_one, ({"method": spec.method, "recipe": spec.recipe, "seed": spec.seed,
-                                     "overrides": dict(spec.overrides)}, device)) for name, spec in missing.items()}
+                                     "overrides": dict(spec.overrides)}, attacks[resolve(spec).key], device))
+                 for name, spec in missing.items()}
         pooled(tasks, min(workers, len(missing)), tick, finished)
 
 
@@ -288,7 +310,8 @@ def _run_notebooks(due: list[Job], workers: int, failures: dict[str, str]) -> di
 
 
 def _summary(jobs: list[Job], seconds: dict[str, float], failures: dict[str, str], total: float) -> None:
-    print(f"\n{'notebook':<28}{'state':<12}{'seconds':>8}  figures")
+    width = max(len(job.label) for job in jobs) + 2
+    print(f"\n{'notebook':<{width}}{'state':<12}{'seconds':>8}  figures")
     for job in jobs:
         state = "failed" if job.label in failures else "made" if job.label in seconds else "up to date"
         try:
@@ -296,7 +319,7 @@ def _summary(jobs: list[Job], seconds: dict[str, float], failures: dict[str, str
         except KitError:
             figures = []
         made = ", ".join(figures) if state != "failed" else "-"
-        print(f"{job.label:<28}{state:<12}{seconds.get(job.label, 0):>8.1f}  {made}")
+        print(f"{job.label:<{width}}{state:<12}{seconds.get(job.label, 0):>8.1f}  {made}")
     for folder in sorted({job.folder for job in jobs}):
         print(f"results in {folder}")
     for name, error in failures.items():

@@ -21,7 +21,8 @@ def parser() -> argparse.ArgumentParser:
     reproduce = commands.add_parser("reproduce", help="train what is missing, run the notebooks, write the figures")
     reproduce.add_argument("--recipe", help="a name of `list recipes`, or folder:<path> (default: each notebook's own)")
     reproduce.add_argument("--only", nargs="+", default=[], metavar="NOTEBOOK", help="notebooks whose names begin so")
-    reproduce.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S", help="one set of figures per seed")
+    reproduce.add_argument("--seeds", nargs="+", type=int, metavar="S",
+                           help="one set of figures per seed (default: 0); tables use all of them (default: 0 1 2)")
     reproduce.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE",
                            help="notebook parameters, or settings of every run")
     reproduce.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one a core, at most 8)")

@@ -191,6 +191,8 @@ METHODS = Table("method", {
     "mail-trades": MAIL_TRADES,
     "mail-mart": MAIL_MART,
     "clirat": _clir(MAIL_AT, "weights from the confused-label margin"),
+    "clirat-printed": _clir(MAIL_AT, "").but("CLIRAT without burn-in, which its last line overwrites",
+                                             "CLIRAT Alg. 1 to the letter", burn_in=0.0),
     "clir-trades": _clir(MAIL_TRADES, "TRADES with confused-label weights on the KL"),
     "clir-mart": _clir(MAIL_MART, "MART with confused-label weights on the boosted loss"),
     "clirat-drop-single": _without("single", "MAIL-AT without examples of one confused label"),

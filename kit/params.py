@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from kit.attacks import ATTACKS
 from kit.methods import METHODS
 from kit.spec import RunSpec, parse_overrides, resolve
 from kit.types import KitError, Range, check_value, unknown
@@ -90,20 +91,40 @@ def check(parameters: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict
             raise unknown("notebook parameter", name, parameters)
     values = {name: check_value(name, given.get(name, p.default), p.annotation) for name, p in parameters.items()}
     specs_of(values)
+    attacks_of(values)
     return values
 
 
 def specs_of(values: Mapping[str, Any]) -> list[RunSpec]:
-    """The runs that a notebook's parameters ask for: each name in `method`, `methods` and `..._methods`, with its
-    recipe, seed and overrides. All are resolved here, so a wrong word fails now."""
+    """The runs that a notebook's parameters ask for: each name in `method`, `methods` and `..._methods` ("all" for every
+    row), with its recipe, seed or seeds, and overrides. All are resolved here, so a wrong word fails now."""
     names = []
     for parameter, value in values.items():
         if parameter in ("method", "methods") or parameter.endswith("_methods"):
             if not value.split():
-                raise KitError(f"{parameter} is empty; it must name methods. Choices: {', '.join(METHODS)}")
-            names += [name for name in value.split() if name not in names]
+                raise KitError(f"{parameter} is empty; it must name methods, or all. Choices: {', '.join(METHODS)}")
+            words = list(METHODS) if value == "all" else value.split()
+            names += [name for name in words if name not in names]
     overrides = parse_overrides(values.get("overrides", ""))
-    specs = [RunSpec(name, values.get("recipe", "digits"), values.get("seed", 0), overrides) for name in names]
+    specs = [RunSpec(name, values.get("recipe", "digits"), seed, overrides) for seed in seeds_of(values) for name in names]
     for spec in specs:
         resolve(spec)
     return specs
+
+
+def seeds_of(values: Mapping[str, Any]) -> list[int]:
+    """The numbers in `seeds`, or the one `seed`."""
+    if "seeds" not in values:
+        return [values.get("seed", 0)]
+    words = values["seeds"].split()
+    if not words or not all(word.isdecimal() for word in words) or len(set(words)) != len(words):
+        raise KitError(f"seeds={values['seeds']!r} must be different whole numbers with spaces between, such as \"0 1 2\"")
+    return list(map(int, words))
+
+
+def attacks_of(values: Mapping[str, Any]) -> list[str]:
+    """The names in `attacks`: what every run of the notebook is evaluated under; [] if it does not say."""
+    names = values.get("attacks", "").split()
+    for name in names:
+        ATTACKS[name]
+    return names

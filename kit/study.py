@@ -22,9 +22,10 @@ import torch
 from kit import store
 from kit.figures import Drawing, draw, output_folder
 from kit.figures.drawing import plain
-from kit.params import check, declared, specs_of
+from kit.params import attacks_of, check, declared, specs_of
 from kit.runs import Run, commit, device, versions
 from kit.spec import RunSpec
+from kit.tables import ResultTable, result_table
 from kit.train import run
 from kit.types import KitError, unknown
 
@@ -45,7 +46,7 @@ def begin(notebook: str, namespace: Mapping[str, Any]) -> Study:
         if cell.startswith("# Parameters"):   # papermill writes this line above what it injects
             given |= {name: namespace[name] for name in _assigned(cell) if name in namespace}
     values = check(parameters, given | {name: namespace[name] for name in parameters if name in namespace})
-    study = Study(notebook, values, {spec.method: spec for spec in specs_of(values)})
+    study = Study(notebook, values, specs_of(values))
     v = versions()
     print(f"kit {v['kit']} {commit()} · torch {v['torch']} · {device()} · " +
           " · ".join(f"{name} {value}" for name, value in values.items() if value != ""))
@@ -63,10 +64,10 @@ class Study:
 
     notebook: str
     values: dict[str, Any]
-    specs: dict[str, RunSpec]
-    drawings: list[Drawing] = field(default_factory=list)
+    specs: list[RunSpec]
+    drawings: list[Drawing | ResultTable] = field(default_factory=list)
     verdicts: list[dict[str, str]] = field(default_factory=list)
-    opened: dict[str, Run] = field(default_factory=dict)
+    opened: dict[str, Run] = field(default_factory=dict)    # by the spec in words
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -76,22 +77,41 @@ class Study:
 
     def run(self, method: str) -> Run:
         """The run of a method that the parameters name: trained now, resumed, or opened."""
-        if method not in self.specs:
-            raise unknown("method in this notebook's parameters", method, self.specs)
-        if method not in self.opened:
-            self.opened[method] = run(self.specs[method])
-        return self.opened[method]
+        spec = next((spec for spec in self.specs if spec.method == method), None)
+        if spec is None:
+            raise unknown("method in this notebook's parameters", method, {spec.method for spec in self.specs})
+        return self._open(spec)
+
+    def _open(self, spec: RunSpec) -> Run:
+        if str(spec) not in self.opened:
+            self.opened[str(spec)] = run(spec)
+        return self.opened[str(spec)]
 
     def runs(self, methods: str) -> dict[str, Run]:
         """{method: Run} of several names with spaces between."""
         return {method: self.run(method) for method in methods.split()}
 
-    def draw(self, figure: str, methods: str, **options) -> Drawing:
-        """Draw a figure of kit.FIGURES from the runs of `methods`, and save it in the study's folder."""
+    def draw(self, figure: str, methods: str = "", **options) -> Drawing:
+        """Draw a figure of kit.FIGURES from the runs of `methods` (all that are open), and save it in the study's folder."""
         torch.manual_seed(0)
-        drawing = draw(figure, self.runs(methods), folder=self.folder, **options)
+        runs = list(self.runs(methods).values()) if methods else list(self.opened.values())
+        drawing = draw(figure, runs, folder=self.folder, **options)
         self.drawings.append(drawing)
         return drawing
+
+    def table(self, title: str, name: str) -> ResultTable:
+        """All runs that the parameters ask for, under their `attacks`, as a table that is saved in the study's folder. A run
+        that cannot be trained is left out and named."""
+        runs, missing = [], {}
+        for spec in self.specs:
+            try:
+                runs.append(self._open(spec))
+            except KitError as error:
+                missing[str(spec)] = str(error)
+        table = result_table(title, runs, attacks_of(self.values), missing=missing)
+        table.save(self.folder, name)
+        self.drawings.append(table)
+        return table
 
     def check(self, *drawings: Drawing) -> Verdicts:
         """Set what the papers say beside what these drawings show. -> the table of their claims."""
@@ -104,7 +124,7 @@ class Study:
         """Write the stamp by which a batch run knows that the notebook came to its end."""
         store.write_json(self.folder / f"{self.notebook}.json", plain({
             "notebook": self.notebook, "stamp": os.environ.get("KIT_STAMP", ""), "parameters": self.values,
-            "runs": {method: r.key for method, r in self.opened.items()}, "verdicts": self.verdicts,
+            "runs": {words: opened.key for words, opened in self.opened.items()}, "verdicts": self.verdicts,
             "figures": [path.name for drawing in self.drawings for path in drawing.files],
             "seconds": round(time.monotonic() - self.started, 1)}))
         print(f"{self.notebook}: {len(self.drawings)} figures and {len(self.verdicts)} checks in "

@@ -18,6 +18,7 @@ LAYERS = [
     {"spec"},
     {"runs", "params"},
     {"evaluate", "whatif", "minibatch"},
+    {"tables"},
     {"train", "figures"},
     {"study"},
     {"batch"},

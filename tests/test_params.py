@@ -19,6 +19,16 @@ share: float = 0.5  # of the images; 0 to 1
 fast: bool = False  # leave things out
 overrides: str = ""  # settings
 '''
+SEVERAL = CELL + '''seeds: str = "0 1"  # random seeds
+attacks: str = "natural pgd20"  # attacks
+'''
+
+
+def test_several_seeds_and_all_methods():
+    values = check(declared(SEVERAL), {"seeds": "3 1", "method": "all"})
+    specs = specs_of(values)
+    assert [(spec.method, spec.seed) for spec in specs] == [(m, seed) for seed in (3, 1) for m in kit.METHODS]
+    assert params.attacks_of(values) == ["natural", "pgd20"] and params.attacks_of({}) == []
 
 
 def test_a_cell_declares():
@@ -44,6 +54,10 @@ def test_other_cells_declare_nothing(cell):
     ({"split": "valid"}, "train"),
     ({"method": "mail-ad"}, "Did you mean 'mail-at'"),
     ({"method": ""}, "empty"),
+    ({"seeds": "0 one"}, "different whole numbers"),
+    ({"seeds": "0 0"}, "different whole numbers"),
+    ({"seeds": ""}, "different whole numbers"),
+    ({"attacks": "pgd20 pgd21"}, "Did you mean 'pgd20'"),
     ({"overrides": "epochs"}, "name=value"),
     ({"overrides": "epochs=0"}, "at least 1"),
     ({"overrides": "weight.slop=3"}, r"Did you mean 'weight\.slope'"),
@@ -55,7 +69,7 @@ def test_other_cells_declare_nothing(cell):
 ])
 def test_wrong_words(given, words):
     with pytest.raises(KitError, match=words):
-        check(declared(CELL), given)
+        check(declared(SEVERAL if {"seeds", "attacks"} & set(given) else CELL), given)
 
 
 def test_runs_follow_from_the_values():
@@ -84,7 +98,7 @@ def params_values(cell: str) -> dict:
 
 def test_begin_reads_the_notebook(capsys, home):
     study = kit.begin("00_test", namespace(CELL, "import kit", method="clirat", seed=2))
-    assert list(study.specs) == ["clirat"] and study.specs["clirat"].seed == 2
+    assert [(spec.method, spec.seed) for spec in study.specs] == [("clirat", 2)]
     line = capsys.readouterr().out
     assert "kit 0.1.0" in line and "torch" in line and "seed 2" in line and "clirat" in line
 
@@ -117,6 +131,6 @@ def test_a_study_keeps_to_its_parameters(home, tiny_run, monkeypatch, tmp_path):
     assert "undecided" in repr(table) and "holds" not in repr(table) and "&lt;h2&gt;" in table._repr_html_()
     study.finish()
     record = json.loads((tmp_path / "00_test.json").read_text())
-    assert record["stamp"] == "abc" and record["runs"] == {"at": tiny_run("at").key}
+    assert record["stamp"] == "abc" and list(record["runs"].values()) == [tiny_run("at").key]
     assert [v["verdict"] for v in record["verdicts"]] == ["fails", "undecided"]
     assert set(record["figures"]) == {path.name for path in drawing.files}

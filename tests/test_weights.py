@@ -499,6 +499,7 @@ PRINTED = {
     "mail-trades": (KL | FLAT | THREE | {"loss.beta": 5.0}, 75, [1]),
     "mail-mart": (GAUSSIAN | FLAT | THREE | {"loss.beta": 6.0}, 75, [1]),
     "clirat": (GAUSSIAN | STEEP, 75, [1]),
+    "clirat-printed": (GAUSSIAN | STEEP, 0, [1]),
     "clir-trades": (KL | FLAT | {"loss.beta": 5.0}, 75, [1]),
     "clir-mart": (GAUSSIAN | FLAT | {"loss.beta": 6.0}, 75, [1]),
     **{f"clirat-drop-{name}": (GAUSSIAN | STEEP | THREE | {"select.which": which}, 75, [1]) for name, which in (
@@ -549,7 +550,7 @@ def test_settings_are_the_printed_ones(name):
 #: The quantity that each reweighting row weighs by; MAIL-AT's for the rows that leave examples out.
 CRITERION = {
     "gairat": "kappa", "mail-at": "pm", "mail-at-nat": "pm-nat", "mail-at-dif": "pm-dif", "mail-trades": "pm",
-    "mail-mart": "pm", "clirat": "cl-pm", "clir-trades": "cl-pm", "clir-mart": "cl-pm",
+    "mail-mart": "pm", "clirat": "cl-pm", "clirat-printed": "cl-pm", "clir-trades": "cl-pm", "clir-mart": "cl-pm",
     **{f"clirat-drop-{name}": "pm" for name in ("single", "multiple", "matched", "random")},
     **dict.fromkeys(("mail-at-released", "mail-trades-released", "mail-mart-released"), "pm"),
     **dict.fromkeys(("gairat-piecewise", "gairat-linear"), "kappa"),

@@ -11,7 +11,7 @@ from inspect import Parameter, signature
 from pathlib import Path
 
 from kit import store
-from kit.figures import confused, confusion, margins, minmax
+from kit.figures import confused, confusion, margins, minmax, oneloop, readings
 from kit.figures.drawing import Claim, Drawing
 from kit.figures.style import styled
 from kit.runs import Run
@@ -27,6 +27,7 @@ class FigureRow:
     draw: Callable[..., Drawing]
     methods: tuple[str, ...]
     one: bool = False      # draws any single run, whatever its method
+    any: bool = False      # draws whatever runs it is given, several seeds of a method among them
 
 
 FIGURES = Table("figure", {
@@ -52,6 +53,20 @@ FIGURES = Table("figure", {
                            ("std", "cse")),
     "fuzziness-layers": FigureRow("fuzziness of every convolution", "CSA/CSE Fig. 6", minmax.fuzziness_layers,
                                   ("std", "cse")),
+    "mini-batch": FigureRow("one mini-batch under attack, and the weights of several methods", "-", oneloop.mini_batch,
+                            ("mail-at",), one=True),
+    "every-weight": FigureRow("all methods' weights on the same examples", "-", oneloop.every_weight, ("mail-at",), one=True),
+    "every-method": FigureRow("accuracy of every method, clean and under attack", "-", oneloop.every_method, (), any=True),
+    "mr-signs": FigureRow("MR's weights with the signs as printed and mended", "MR Eqs. 4, 14-16, Alg. 1", readings.mr_signs,
+                          ("mail-at",), one=True),
+    "fuzziness-force": FigureRow("where minimising fuzziness drives parameters", "CSE Eqs. 8-9", readings.fuzziness_force,
+                                 ("cse",), one=True),
+    "vir-scale": FigureRow("VIR-AT beside AT with VIR's scale alone", "VIR Eq. 8", readings.vir_scale,
+                           ("at", "at-scaled", "vir-at")),
+    "clirat-burn-in": FigureRow("CLIRAT with its burn-in and as printed", "CLIRAT Alg. 1", readings.clirat_burn_in,
+                                ("clirat", "clirat-printed")),
+    "mail-normalisation": FigureRow("MAIL's weights as printed and as released", "MAIL Alg. 1 and its code",
+                                    readings.mail_normalisation, ("mail-at", "mail-at-printed")),
     "confusion": FigureRow("confusion matrices, natural and under attack", "VIR Fig. 1", confusion.matrices,
                            ("at", "trades", "mart")),
 })
@@ -76,9 +91,11 @@ def draw(name: str, runs: Run | Iterable[Run] | Mapping[str, Run], *, folder: Pa
         if not isinstance(run, Run):
             raise KitError(f"draw('{name}', ...) takes runs, such as kit.run(\"{row.methods[0]}\"), not {type(run).__name__}")
     by_method = {run.method: run for run in given}
+    if not given:
+        raise KitError(f"draw('{name}', ...) was given no runs; make one with kit.run(...)")
     if row.one and len(given) != 1:
         raise KitError(f"'{name}' draws exactly one run, it was given {len(given)}")
-    if not row.one:
+    if not row.one and not row.any:
         missing = [method for method in row.methods if method not in by_method]
         if missing:
             like = f" --recipe {given[0].spec.recipe} --seed {given[0].spec.seed}" if given else ""
@@ -90,7 +107,8 @@ def draw(name: str, runs: Run | Iterable[Run] | Mapping[str, Run], *, folder: Pa
             raise unknown(f"option of '{name}'", option, known)
     started = time.monotonic()
     with styled():
-        drawing = row.draw(given[0] if row.one else {m: by_method[m] for m in row.methods}, **options)
+        runs = given[0] if row.one else given if row.any else {m: by_method[m] for m in row.methods}
+        drawing = row.draw(runs, **options)
     drawing.save(Path(folder) if folder else output_folder(given[0].spec.recipe), name, given, title=row.title,
                  source=row.source, options=options, seconds=time.monotonic() - started)
     return drawing

@@ -9,9 +9,9 @@ import matplotlib
 import matplotlib.ticker
 from matplotlib.axes import Axes
 
-# Okabe and Ito (2008)
+# Okabe and Ito (2008); their yellow (#F0E442) is darkened, for lines on white
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#A89600", "#0072B2", "#D55E00", "#CC79A7")
 GREY = "#8A8A8A"
 
 #: The same method has the same colour and dash in every figure (AT, MAIL-AT and CLIRAT near CLIRAT Fig. 3's).
@@ -29,7 +29,7 @@ _METHODS = {
     "vir-trades-sv": (YELLOW, (0, (1, 2))), "vir-trades-sd": (YELLOW, (0, (5, 1, 1, 1))), "at-scaled": (GREY, ":"),
     "mail-at-printed": (GREEN, (0, (5, 1, 1, 1))), "mail-trades-2021": (GREEN, (0, (5, 1))), "csa-halves": (BLUE, "-."),
     "cse-l1l2": (PURPLE, (0, (5, 1))), "clirat-drop-single": (ORANGE, "-"), "clirat-drop-multiple": (BLUE, "-"),
-    "fat": (YELLOW, (0, (3, 1, 1, 1))), "at-awp": (VERMILLION, (0, (5, 1))), "trades-awp": (ORANGE, (0, (5, 1))),
+    "clirat-printed": (BLUE, "-."), "fat": (YELLOW, (0, (3, 1, 1, 1))), "at-awp": (VERMILLION, (0, (5, 1))), "trades-awp": (ORANGE, (0, (5, 1))),
     "gairat-piecewise": (PURPLE, (0, (3, 1, 1, 1))), "gairat-linear": (PURPLE, (0, (5, 2, 1, 2))),
     "mail-at-released": (GREEN, (0, (3, 1, 1, 1))), "mail-trades-released": (GREEN, (0, (3, 2))),
     "mail-mart-released": (GREEN, (0, (1, 1))), "cse-kurtosis": (PURPLE, (0, (1, 1))),
