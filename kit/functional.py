@@ -36,6 +36,26 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return true - other
 
 
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """-(z_y - max_{j≠y} z_j) / (z_(1) - z_(3)), (N,) to ascend, z_(k) the k-th largest; K >= 3. Croce and Hein (2020), Eq. 6.
+
+    Shifting or scaling the logits changes nothing. 1e-12 is added to the denominator, as auto-attack does.
+    """
+    top = logits.topk(3, dim=1).values
+    return -margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """z_t - z_y, (N,) to ascend: positive where class `target` (N,) beats the label."""
+    return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2), (N,) to ascend; K >= 4. Croce and Hein (2020), Eq. 7. See `dlr`."""
+    top = logits.topk(4, dim=1).values
+    return targeted_margin(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
 # ---------------------------------------------------------------------------------------------- geometry
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:
@@ -71,6 +91,15 @@ def ascent_direction(gradient: Tensor, which: str) -> Tensor:
     scaled = gradient / largest.where(largest > 0, 1)     # a confident network's gradients would vanish when squared
     length = per_example(norm(scaled, "l2"), gradient)
     return scaled / length.where(length > 0, 1)
+
+
+def adam_step(gradient: Tensor, moments: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    """(direction to subtract, new moments) of Adam's step t = 1, 2, ... (Kingma and Ba, 2015, Algorithm 1).
+
+    `moments` (2, N, ...) start as zeros. A function and no optimiser, so that an attack can drop examples on the way.
+    """
+    moments = torch.stack([0.9 * moments[0] + 0.1 * gradient, 0.999 * moments[1] + 0.001 * gradient ** 2])
+    return moments[0] / (1 - 0.9 ** t) / ((moments[1] / (1 - 0.999 ** t)).sqrt() + 1e-8), moments
 
 
 # ---------------------------------------------------------------------------------------------- checks

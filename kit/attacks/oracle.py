@@ -1,0 +1,155 @@
+"""What a searching attack sees of a network: it asks for logits and gradients, and every answer is noted.
+
+An attack that looks through an `Oracle` need not count its passes, remember what broke, or guard against NaN. It
+may drop examples whose search is over (`unbroken`): the examples of a batch never influence each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kit import functional as f
+from kit.attacks.contract import check_inputs, frozen
+from kit.types import KitError, Streams, Threat
+
+#: x + δ - x differs from δ by a rounding, so a perturbation may be this much larger than eps and count as inside.
+ROUNDING = 1e-6
+
+Objective = Callable[[Tensor, Tensor], Tensor]     # (logits (n, K), labels (n,)) -> (n,) to ascend
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What an attack did, per example. `x_adv` is misclassified where an adversarial example was found, else the most
+    harmful image that was tried; only a minimal-norm attack's may lie outside the ball."""
+
+    x_adv: Tensor        # (N, C, H, W) in [0, 1]
+    broken: Tensor       # (N,) bool: misclassified inside the threat's ball, the clean image included
+    by: tuple[str, ...]  # (N,) the attack that broke it first; "clean" or "" (nothing did)
+    step: Tensor         # (N,) int64 passes after the clean one until it was first misclassified: 0 clean, -1 never
+    margin: Tensor       # (N,) z_y - max_{j≠y} z_j at x_adv
+    size: Tensor         # (N,) norm of x_adv - x, in the threat's norm (CW-L2: always L2); inf: nothing found
+    forwards: Tensor     # (N,) int64 images of it that were passed through the network
+    backwards: Tensor    # (N,) int64 gradients taken
+    notes: tuple[str, ...] = ()   # departures that a reader must know of, say fewer targets than usual
+
+    @property
+    def robust(self) -> Tensor:
+        """(N,) bool."""
+        return ~self.broken
+
+
+class Oracle:
+    """Wraps a frozen network, images and labels for one attack call. Make one with `oracle`.
+
+    goal "inside": of each example the image with the lowest margin is kept. goal "nearest": the closest misclassified
+    one, wherever it lies; `norm` is what its distance and all sizes are measured in. Rows are int64 indices into the batch.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, goal: Literal["inside", "nearest"],
+                 norm: Literal["linf", "l2"]):
+        self.model, self.x, self.y, self.threat, self.goal, self.norm = model, x, y, threat, goal, norm
+        n, zeros = len(x), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        self.rows = torch.arange(n, device=x.device)
+        self.forwards, self.backwards, self.step = zeros, zeros.clone(), zeros - 1
+        self.x_adv, self.margin = x.clone(), x.new_full((n,), torch.inf)
+        self.size = x.new_zeros(n) if goal == "inside" else x.new_full((n,), torch.inf)
+        self.broken = torch.zeros(n, dtype=torch.bool, device=x.device)
+        self.notes: list[str] = []
+        self.logits_nat = self.logits(x, self.rows)
+
+    @property
+    def num_classes(self) -> int:
+        return self.logits_nat.shape[1]
+
+    def streams(self, given: Streams | None, name: str) -> Streams:
+        """`given`, or streams named `name` that are numbered by place in the batch."""
+        if given is None:
+            return Streams(self.rows, name)
+        if not isinstance(given, Streams) or len(given.ids) != len(self.rows):
+            raise KitError(f"generator is no kit.types.Streams over these {len(self.rows)} images; make one with "
+                           "Streams(ids, seed, ...), ids int64 (N,)")
+        return given
+
+    def unbroken(self, rows: Tensor | None = None) -> Tensor:
+        """Those of `rows` (all) that are still classified correctly inside the ball."""
+        rows = self.rows if rows is None else rows
+        return rows[~self.broken[rows]]
+
+    def logits(self, x_t: Tensor, rows: Tensor) -> Tensor:
+        """(n, K) logits of `x_t` (n, C, H, W), images of the examples `rows` (n,)."""
+        with torch.no_grad():
+            logits = self.model(x_t)
+        self._note(x_t, logits, rows)
+        return logits
+
+    def probe(self, x_t: Tensor, rows: Tensor) -> Tensor:
+        """Logits of images that may lie anywhere; they are counted and not kept. `rows` may name an example repeatedly."""
+        self.forwards.index_add_(0, rows, torch.ones_like(rows))
+        with torch.no_grad():
+            return self.model(x_t)
+
+    def gradient(self, x_t: Tensor, rows: Tensor, objective: Objective, passes: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        """(gradient of the objective with respect to `x_t`, the objective (n,), logits (n, K)); none carries a graph.
+
+        All three are means over `passes` passes, for networks that answer differently each time; the mean logits decide
+        what is broken. A gradient's NaN counts as 0, else the example would be lost and called robust.
+        """
+        x_t, sums = x_t.detach().requires_grad_(True), None
+        for _ in range(passes):
+            with torch.enable_grad():
+                logits = self.model(x_t)
+                values = objective(logits, self.y[rows])
+                # summed, not averaged: an example's gradient must not depend on its batch's size
+                (gradient,) = torch.autograd.grad(values.sum(), x_t)
+            answers = (gradient, values.detach(), logits.detach())
+            sums = answers if sums is None else [total + more for total, more in zip(sums, answers, strict=True)]
+        gradient, values, logits = sums if passes == 1 else [total / passes for total in sums]
+        self.backwards[rows] += passes
+        self.forwards[rows] += passes - 1
+        self._note(x_t.detach(), logits, rows)
+        return gradient.nan_to_num(), values, logits
+
+    def _note(self, x_t: Tensor, logits: Tensor, rows: Tensor) -> None:
+        self.forwards[rows] += 1
+        finite = logits.isfinite().all(dim=1)
+        wrong = (logits.argmax(dim=1) != self.y[rows]) | ~finite
+        margin = f.margin(logits, self.y[rows]).where(finite, -torch.inf).to(self.margin.dtype)
+        size = f.norm(x_t - self.x[rows], self.norm)
+        within = size if self.norm == self.threat.norm else f.norm(x_t - self.x[rows], self.threat.norm)
+        inside = within <= self.threat.eps + ROUNDING
+        if self.goal == "inside":     # an adversarial image never gives way to one that is classified correctly
+            better = inside & (margin < self.margin[rows]) & (wrong | ~self.broken[rows])
+        else:
+            better = wrong & (size < self.size[rows])
+        first = wrong & inside & ~self.broken[rows]
+        kept = rows[better]
+        self.x_adv[kept], self.margin[kept], self.size[kept] = x_t[better], margin[better], size[better]
+        self.broken[rows[first]] = True
+        self.step[rows[first]] = self.forwards[rows[first]] - 1
+
+    def result(self, name: str) -> AttackResult:
+        """What was noted so far; `name` is the attack's."""
+        by = tuple("clean" if step == 0 else name if broken else ""
+                   for step, broken in zip(self.step.tolist(), self.broken.tolist(), strict=True))
+        return AttackResult(self.x_adv, self.broken, by, self.step, self.margin, self.size, self.forwards, self.backwards,
+                            tuple(self.notes))
+
+
+@contextmanager
+def oracle(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, goal: Literal["inside", "nearest"] = "inside",
+           norm: Literal["linf", "l2"] | None = None, validate: bool = True) -> Iterator[Oracle]:
+    """An `Oracle` over the model in eval mode without parameter gradients; the model is handed back as it was.
+
+    Errors: those of `check_inputs`, unless `validate` is False.
+    """
+    if validate:
+        check_inputs(model, x, y)
+    with frozen(model):
+        yield Oracle(model, x, y, threat, goal, norm or threat.norm)
