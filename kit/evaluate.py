@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -38,25 +40,48 @@ def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
 
 
-def measure(model: nn.Module, split: Split, threat: Threat, attack: Attack, *, seed: int = 0,
+def measure(model: nn.Module, split: Split, threat: Threat, attack: Attack, *, seed: int = 0, partial: Path | None = None,
             progress: Progress | None = None) -> dict[str, np.ndarray]:
-    """Attack every image of `split`. -> prediction (n,) int64 and broken (n,) bool, y, ids.
+    """Attack every image of `split`. -> per example (n,): the fields of `AttackResult` but x_adv, and y and ids.
 
+    With a folder `partial`, finished batches are kept there and an interrupted call goes on behind them; random starts
+    depend on an example's id alone, so the result is the same. Where a device's memory runs out, batches are halved.
     Errors: `KitError` for a model that returns probabilities or NaN, or labels that it does not know.
     """
-    device = split.y.device
     check_inputs(model, split.x(slice(0, 256)), split.y[:256])
-    predictions, broken = [], []
+    size, pieces, begin = BATCH[split.y.device.type], [], 0
+    while begin < len(split):
+        kept = partial / f"{begin:06d}.npz" if partial else None
+        if kept is None or not kept.exists():
+            rows = torch.arange(begin, min(begin + size, len(split)), device=split.y.device)
+            try:
+                piece = _measure_batch(model, split, rows, threat, attack, seed)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise KitError("one image alone does not fit into the device's memory; take device=cpu") from None
+                size //= 2
+                print(f"out of memory; going on with {size} images at a time", flush=True)
+                continue
+            if kept:
+                store.save_arrays(kept, piece)
+        else:
+            piece = store.load_arrays(kept)
+        pieces.append(piece)
+        begin += len(piece["y"])
+        if progress is not None:
+            progress.update(begin)
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _measure_batch(model: nn.Module, split: Split, rows: torch.Tensor, threat: Threat, attack: Attack,
+                   seed: int) -> dict[str, np.ndarray]:
+    streams = Streams(split.ids[rows], "evaluate", seed, json.dumps(attack.config(), sort_keys=True))
     with frozen(model):
-        for rows in torch.arange(len(split), device=device).split(BATCH[device.type]):
-            streams = Streams(split.ids[rows], "evaluate", seed, json.dumps(attack.config(), sort_keys=True))
-            outcome = attack(model, split.x(rows), split.y[rows], threat, streams)
-            predictions.append(outcome.prediction)
-            broken.append(outcome.broken)
-            if progress is not None:
-                progress.update(int(rows[-1]) + 1)
-    return {"prediction": torch.cat(predictions).cpu().numpy(), "broken": torch.cat(broken).cpu().numpy(),
-            "y": split.y.cpu().numpy(), "ids": split.ids.cpu().numpy()}
+        result = attack(model, split.x(rows), split.y[rows], threat, streams)
+    names = ("prediction", "broken", "step", "margin", "size", "forwards", "backwards")
+    arrays = {name: getattr(result, name).cpu().numpy() for name in names}
+    return arrays | {"by": np.array(result.by, dtype="U24"), "y": split.y[rows].cpu().numpy(),
+                     "ids": split.ids[rows].cpu().numpy()}
 
 
 def evaluate(run: Run, attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw20"), *, split: str = "test", n: int = 0,
@@ -64,8 +89,10 @@ def evaluate(run: Run, attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw
     """Accuracy of a run under attacks, one row each, with the run's own threat.
 
     Columns: accuracy (no iterate of any restart misclassified; the stricter count), low and high (its Wilson 95 %
-    interval), last_iterate (accuracy as most papers count: only the last iterate can break an image), n, seconds.
-    `.attrs` holds the per-example arrays: "examples"[attack] with prediction, broken, y and ids.
+    interval), last_iterate (accuracy as most papers count: only the last iterate can break an image), forwards and
+    backwards (images passed through the network, and gradients, per image), n, seconds.
+    `.attrs` holds the per-example arrays: "examples"[attack] with prediction, broken, by (the attack that broke it), step
+    (passes until it was broken), margin, size of the perturbation, forwards, backwards, y and ids.
 
     split: train, validation or test; n: only the first n images (0 = all); which: last or best network.
     Errors: `KitError` for unknown names, an empty split, or a network that cannot be evaluated.
@@ -92,17 +119,20 @@ def evaluate(run: Run, attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw
                 if not len(images):
                     raise KitError(f"{run.spec} holds out no {split} images; choose another split")
             progress, started = Progress(f"{name} on {run.spec}", len(images), quiet=quiet), time.monotonic()
-            arrays = measure(model, images, run.plan.recipe.threat, attack, progress=progress)
+            partial = path.with_suffix(".partial")
+            arrays = measure(model, images, run.plan.recipe.threat, attack, partial=partial, progress=progress)
             seconds = time.monotonic() - started
             store.save_arrays(path, arrays | {"seconds": np.asarray(seconds), "settings": np.asarray(json.dumps(settings))})
+            shutil.rmtree(partial, ignore_errors=True)
             progress.close(f"{1 - arrays['broken'].mean():.1%} of {len(images)} in {seconds:.1f} s")
         arrays = store.load_arrays(path)
         count, right = len(arrays["y"]), int((~arrays["broken"]).sum())
         low, high = wilson(right, count)
         rows[name] = {"accuracy": right / count, "low": low, "high": high,
                       "last_iterate": float((arrays["prediction"] == arrays["y"]).mean()), "n": count,
+                      "forwards": float(arrays["forwards"].mean()), "backwards": float(arrays["backwards"].mean()),
                       "seconds": float(arrays["seconds"])}
-        examples[name] = {key: arrays[key] for key in ("prediction", "broken", "y", "ids")}
+        examples[name] = {key: values for key, values in arrays.items() if key not in ("seconds", "settings")}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("attack")
     table.attrs = {"run": run.key, "examples": examples, "classes": run.record["classes"]}
     return table

@@ -37,9 +37,10 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """-(z_y - max_{j≠y} z_j) / (z_(1) - z_(3)), (N,) to ascend, z_(k) the k-th largest; K >= 3. Croce and Hein (2020), Eq. 6.
+    """-(z_y - max_{j≠y} z_j) / (z_(1) - z_(3)), (N,) to ascend; K >= 3. Croce and Hein (2020), Eq. 6.
 
-    Shifting or scaling the logits changes nothing. 1e-12 is added to the denominator, as auto-attack does.
+    z_(k) is the k-th largest. Shifting or scaling the logits changes nothing. 1e-12 is added to the denominator, as in
+    auto-attack.
     """
     top = logits.topk(3, dim=1).values
     return -margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)

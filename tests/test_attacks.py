@@ -14,11 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kit import functional as f
-from kit.attacks import ATTACKS, Attack, Outcome, Path, check_inputs, fgsm, frozen, pgd, predict
+from kit.attacks import ATTACKS, AttackResult, Path, check_inputs, fgsm, frozen, pgd, predict
+from kit.attacks.search import natural, pgd_search
 from kit.types import KitError, Streams, Threat, part
 
 quick = settings(deadline=None, max_examples=100, derandomize=True, database=None)
 NORMS = ("linf", "l2")
+
+
+#: The rows of evaluation by PGD; the others have their own files.
+PGD_ROWS = {name: row for name, row in ATTACKS.items() if row.fn in (natural, pgd_search)}
 
 
 def random(*shape: int, seed: int = 0, dtype=torch.float64) -> Tensor:
@@ -119,7 +124,7 @@ def test_confidence_does_not_shorten_the_step(norm, attack, gap):
     assert bool((predict(model, x_adv) != y).all())
 
 
-@pytest.mark.parametrize("name", [n for n, row in ATTACKS.items() if row.attack])
+@pytest.mark.parametrize("name", [n for n in PGD_ROWS if n != "natural"])
 def test_every_row_breaks_what_is_in_reach_and_nothing_else(name):
     """On the linear model a row's flags are the closed form, in both norms."""
     for norm in NORMS:
@@ -315,14 +320,15 @@ def calls_of(network: nn.Module) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", PGD_ROWS)
 def test_every_image_that_a_row_tries_is_allowed(name, threat, network, batch):
     """Each start, iterate and end lies in [0, 1] and in the ball."""
     x, y = batch
     inputs = calls_of(network)
     with frozen(network):
         ATTACKS[name](network, x, y, threat, streams(20))
-    assert len(inputs) >= max(1, ATTACKS[name].steps * ATTACKS[name].restarts)
+    row = ATTACKS[name].config()
+    assert len(inputs) == 1 + (row.get("steps", -1) + 1) * row.get("restarts", 1)
     for x_t in inputs:
         assert float(x_t.min()) >= 0 and float(x_t.max()) <= 1
         assert bool((f.norm(x_t - x, threat.norm) <= threat.eps + 1e-9).all())
@@ -386,7 +392,7 @@ def test_no_radius_no_change(norm, network, batch):
     x, y = batch
     for attack in (fgsm, pgd):
         assert torch.equal(attack(network, x, y, Threat(norm, 0.0), generator=streams(20)), x)
-    for name, row in ATTACKS.items():
+    for name, row in PGD_ROWS.items():
         with frozen(network):
             outcome = row(network, x, y, Threat(norm, 0.0), streams(20))
             assert torch.equal(outcome.prediction, predict(network, x)), name
@@ -409,8 +415,9 @@ def test_fgsm_is_one_pgd_step_without_a_start(network, batch):
         with frozen(network):
             expected = pgd(network, x, y, threat, steps=1, step_size=threat.eps, init="none")
         assert torch.equal(fgsm(network, x, y, threat), expected)
-        row = ATTACKS["fgsm"].attack(network, x, y, threat, steps=1, step_size=threat.eps)
-        assert torch.equal(row, expected)
+        row = ATTACKS["fgsm"](network, x, y, threat, streams(len(x)))
+        with frozen(network):
+            assert torch.equal(row.prediction, predict(network, expected))
 
 
 # ---------------------------------------------------------------------------------------------- everything as it was
@@ -470,7 +477,7 @@ def test_frozen_asks_for_no_parameter_gradients(odd, batch):
     assert bool(x.grad.any()) and record(odd) == before
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", PGD_ROWS)
 def test_rows_leave_the_model_and_the_random_state_alone(name, odd, batch):
     before = record(odd)
     with frozen(odd):
@@ -511,18 +518,18 @@ def test_without_streams_the_global_state_is_used(network, batch):
 # ---------------------------------------------------------------------------------------------- batch mates
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", PGD_ROWS)
 def test_neither_batch_size_nor_mates_nor_order_matter(name, threat, network, batch):
     """One by one, in odd pieces and shuffled: the same outcome for each image."""
     x, y = batch
     ids = 1000 + 7 * torch.arange(20)
     with frozen(network):
-        def run(rows: Tensor) -> Outcome:
+        def run(rows: Tensor) -> AttackResult:
             return ATTACKS[name](network, x[rows], y[rows], threat, Streams(ids[rows], "test"))
         whole = run(torch.arange(20))
         shuffled = torch.randperm(20, generator=torch.Generator().manual_seed(4))
         splits = [list(torch.arange(20).split(7)), list(shuffled.split(20))]
-        if ATTACKS[name].steps * ATTACKS[name].restarts <= 20:
+        if ATTACKS[name].settings.get("steps", 0) <= 20:
             splits.append(list(torch.arange(20).split(1)))
         for pieces in splits:
             outcomes, back = [run(rows) for rows in pieces], torch.cat(pieces).argsort()
@@ -619,7 +626,7 @@ def test_path_never_counts_logits_that_are_no_numbers():
 # ---------------------------------------------------------------------------------------------- outcomes
 
 @pytest.mark.parametrize("threat", [Threat("linf", 0.012), Threat("l2", 0.06)], ids=str)
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", PGD_ROWS)
 def test_any_iterate_counts_at_least_what_the_last_does(name, threat, network, batch):
     x, y = batch
     with frozen(network):
@@ -631,38 +638,36 @@ def test_any_iterate_counts_at_least_what_the_last_does(name, threat, network, b
     assert 2 <= int(outcome.broken.sum()) < 20, "neither nothing nor everything, or the test says little"
 
 
-def scripted(plan: list[list[str]]):
-    """An attack that plays a script: per call, `wrong` or `right` at each evaluation point and then at the returned one."""
-    calls = iter(plan)
-
-    def attack(model, x, y, threat, *, generator=None, watch=None, steps=1, step_size=None, validate=True):
-        points = [x if word == "right" else 1 - x for word in next(calls)]
-        assert len(points) == steps + 1
-        for t, x_t in enumerate(points[:-1]):
-            watch(t, x_t, model(x_t))
-        return points[-1]
-    return part(attack)
-
-
 @pytest.mark.parametrize(("plan", "prediction", "broken"), [
-    ([["right", "right", "right"]], 0, False),
-    ([["right", "right", "wrong"]], 1, True),           # only the returned point
-    ([["right", "wrong", "right"]], 0, True),           # on the way, and back again
-    ([["wrong", "right", "right"]], 0, True),           # the random start
-    ([["right", "right", "right"], ["right", "right", "wrong"]], 0, True),      # the second restart
-    ([["right", "right", "wrong"], ["right", "right", "right"]], 1, True),      # the first restart is the prediction
-    ([["right", "right", "right"], ["right", "wrong", "right"]], 0, True),
+    (["right", "right", "right"], 0, False),
+    (["right", "right", "wrong"], 1, True),           # only the returned point
+    (["right", "wrong", "right"], 0, True),           # on the way, and back again
+    (["wrong", "right", "right"], 0, True),           # the random start
+    (["right", "right", "right", "right", "right", "wrong"], 0, True),      # the second restart
+    (["right", "right", "wrong", "right", "right", "right"], 1, True),      # the first restart is the prediction
+    (["right", "right", "right", "right", "wrong", "right"], 0, True),
 ])
-def test_broken_is_any_iterate_of_any_restart(plan, prediction, broken):
-    """The prediction is the first restart's last iterate."""
-    class Dark(nn.Module):
+@pytest.mark.parametrize("stop_early", [False, True])
+def test_broken_is_any_iterate_of_any_restart(plan, prediction, broken, stop_early):
+    """The prediction is the first restart's last iterate. The network answers by a script, the clean image rightly."""
+    script = iter(["right", *plan])
+
+    class Scripted(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            bright = x.flatten(1).mean(dim=1) - 0.5
-            return torch.stack([-bright, bright], dim=1)
+            sign = 1.0 if next(script) == "right" else -1.0
+            return torch.stack([sign + 0 * x.sum(), -sign + 0 * x.sum()]).view(1, 2)
     x = torch.full((1, 1, 2, 2), 0.1)
-    attack = Attack("scripted", "-", scripted(plan), steps=2, step=1.0, restarts=len(plan))
-    outcome = attack(Dark(), x, torch.tensor([0]), Threat(), streams(1))
-    assert (outcome.prediction.item(), outcome.broken.item()) == (prediction, broken)
+    outcome = pgd_search(Scripted(), x, torch.tensor([0]), Threat(), generator=streams(1), validate=False, steps=2,
+                         restarts=len(plan) // 3, stop_early=stop_early)
+    assert outcome.broken.item() == broken
+    at = plan.index("wrong") + 1 if broken else -1
+    assert outcome.step.item() == at and outcome.by == (("pgd",) if broken else ("",))
+    if stop_early:
+        assert outcome.forwards.item() == (at if broken else len(plan)) + 1, "an image that is broken costs no more"
+        assert outcome.prediction.item() == int(broken)
+    else:
+        assert outcome.forwards.item() == len(plan) + 1 and outcome.backwards.item() == len(plan) // 3 * 2
+        assert outcome.prediction.item() == prediction
 
 
 class Ridge(nn.Module):
@@ -699,8 +704,11 @@ def test_rows_describe_themselves_and_differ():
     configs = [str(row.config()) for row in ATTACKS.values()]
     assert len(set(configs)) == len(ATTACKS)
     assert ATTACKS["pgd20x5"].config() == ATTACKS["pgd20"].config() | {"restarts": 5}
+    assert ATTACKS["pgd20"].but(steps=40).config() == ATTACKS["pgd20"].config() | {"steps": 40}
+    with pytest.raises(KitError, match="Did you mean 'steps'"):
+        ATTACKS["pgd20"].but(step_s=3)
     for row in ATTACKS.values():
-        assert row.title and row.source and (row.steps > 0) == (row.step > 0) == (row.attack is not None)
+        assert row.title and row.source and set(row.settings) <= set(row.defaults)
 
 
 # ---------------------------------------------------------------------------------------------- refusals
@@ -789,7 +797,7 @@ def test_settings_of_a_part_are_checked():
         part(pgd, eps=0.1)
 
 
-@pytest.mark.parametrize("name", [n for n, row in ATTACKS.items() if row.attack])
+@pytest.mark.parametrize("name", [n for n in PGD_ROWS if n != "natural"])
 def test_attacks_do_more_than_noise(name, network, batch):
     """In single precision: images that signs thrown at random leave alone are broken at the same eps."""
     net, x = network.float(), batch[0].float()

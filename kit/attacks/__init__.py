@@ -1,76 +1,84 @@
-"""Attacks are functions `(model, x, y, threat, ...) -> x_adv`; the table `ATTACKS` gives them their settings."""
+"""Attacks are functions of `(model, x, y, threat, ...)`; the table `ATTACKS` gives those for evaluation their settings.
+
+`fgsm`, `pgd` and their kin in `gradient` return x_adv and are what methods train on; all that search return an
+`AttackResult`, which says of each example whether, by what, when and how far it was broken, and what that cost.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from inspect import Parameter, signature
+from types import MappingProxyType
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from kit.attacks.contract import check_inputs, frozen
 from kit.attacks.gradient import fgsm, pgd
+from kit.attacks.iterative import bia, lmpgd, mifgsm
+from kit.attacks.margin import md, mdmt
+from kit.attacks.minimal import cw_l2, fmn
+from kit.attacks.oracle import AttackResult
 from kit.attacks.path import Path
-from kit.types import Part, Streams, Table, Threat, part
+from kit.attacks.search import natural, pgd_search, predict
+from kit.attacks.spsa import spsa
+from kit.types import Streams, Table, Threat, unknown
 
-__all__ = ["ATTACKS", "Attack", "Outcome", "Path", "check_inputs", "fgsm", "frozen", "pgd", "predict"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an attack did to a batch, per example."""
-
-    prediction: Tensor      # (N,) class given to the first restart's last iterate: what the papers count
-    broken: Tensor          # (N,) bool: misclassified at any iterate of any restart, or clean already
+__all__ = ["ATTACKS", "Attack", "AttackResult", "Path", "check_inputs", "fgsm", "frozen", "pgd", "predict"]
 
 
 @dataclass(frozen=True)
 class Attack:
-    """A gradient attack with settings. `step` is in units of eps; `attack` None looks at the clean images."""
+    """An attack with the settings that it is run with; the threat comes from the run that is evaluated."""
 
     title: str
     source: str
-    attack: Part | None = None
-    steps: int = 0
-    step: float = 0.0
-    restarts: int = 1
+    fn: Callable[..., AttackResult]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def config(self) -> dict:
-        part_config = self.attack.config() if self.attack else None
-        return {"attack": part_config, "steps": self.steps, "step": self.step, "restarts": self.restarts}
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """All settings that the function knows, with its defaults."""
+        return {p.name: p.default for p in signature(self.fn).parameters.values()
+                if p.kind is Parameter.KEYWORD_ONLY and p.name not in ("generator", "validate", "watch", "state")}
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, streams: Streams) -> Outcome:
-        """Attack one batch of a frozen model; the inputs have passed `check_inputs`."""
-        prediction = predict(model, x)
-        broken = prediction != y
-        for restart in range(self.restarts if self.attack else 0):
-            path = Path(y, self.steps)
-            x_adv = self.attack(model, x, y, threat, generator=streams, watch=path, validate=False,
-                                steps=self.steps, step_size=self.step * threat.eps)
-            last = predict(model, x_adv)
-            broken = broken | (path.kappa < self.steps) | (last != y)
-            if restart == 0:
-                prediction = last
-        return Outcome(prediction, broken)
+    def but(self, **changes: Any) -> Attack:
+        """The attack with other settings, say ATTACKS["pgd20"].but(steps=40)."""
+        for name in changes:
+            if name not in self.defaults:
+                raise unknown(f"setting of {self.fn.__name__}", name, self.defaults)
+        return replace(self, settings=MappingProxyType({**self.settings, **changes}))
 
+    def config(self) -> dict[str, Any]:
+        """All that decides what it does, as JSON values."""
+        return {"attack": self.fn.__name__, **self.defaults, **self.settings}
 
-@torch.no_grad()
-def predict(model: nn.Module, x: Tensor) -> Tensor:
-    """(N,) class of each image, -1 where the logits are not finite: such an example is never correct."""
-    logits = model(x)
-    return logits.argmax(dim=1).where(logits.isfinite().all(dim=1), -1)
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, streams: Streams) -> AttackResult:
+        """Attack one batch whose images have passed `check_inputs`."""
+        return self.fn(model, x, y, threat, generator=streams, validate=False, **self.settings)
 
 
-PGD = part(pgd, loss="ce", init="uniform")
-CW = part(pgd, loss="margin", init="uniform")
+def _pgd(title: str, source: str, steps: int, step: float, **settings: Any) -> Attack:
+    return Attack(title, source, pgd_search, {"steps": steps, "step": step, **settings})
+
 
 ATTACKS = Table("attack", {
-    "natural": Attack("clean images", "-"),
-    "fgsm": Attack("one step of length eps, no random start", "Goodfellow et al. 2015",
-                   part(pgd, loss="ce", init="none"), steps=1, step=1.0),
-    "pgd10": Attack("PGD-10 on cross-entropy, steps of eps/4 (the training attack's)", "VIR s. 5", PGD, 10, 1 / 4),
-    "pgd20": Attack("PGD-20 on cross-entropy, steps of eps/10", "MAIL's code", PGD, 20, 1 / 10),
-    "pgd100": Attack("PGD-100 on cross-entropy, steps of eps/10", "MAIL's code", PGD, 100, 1 / 10),
-    "pgd20x5": Attack("PGD-20 with five random starts", "the strongest start counts", PGD, 20, 1 / 10, restarts=5),
-    "cw20": Attack("PGD-20 on the margin loss, steps of eps/10 (the papers' CW)", "MAIL's code", CW, 20, 1 / 10),
-    "cw100": Attack("PGD-100 on the margin loss, steps of eps/10", "MR s. 4", CW, 100, 1 / 10),
+    "natural": Attack("clean images", "-", natural),
+    "fgsm": _pgd("one step of length eps, no random start", "Goodfellow et al. 2015", 1, 1.0, init="none"),
+    "pgd10": _pgd("PGD-10 on cross-entropy, steps of eps/4 (the training attack's)", "VIR s. 5", 10, 1 / 4),
+    "pgd20": _pgd("PGD-20 on cross-entropy, steps of eps/10", "MAIL's code", 20, 1 / 10),
+    "pgd100": _pgd("PGD-100 on cross-entropy, steps of eps/10", "MAIL's code", 100, 1 / 10),
+    "pgd20x5": _pgd("PGD-20 with five random starts", "the strongest start counts", 20, 1 / 10, restarts=5),
+    "cw20": _pgd("PGD-20 on the margin loss, steps of eps/10 (the papers' CW)", "MAIL's code", 20, 1 / 10, loss="margin"),
+    "cw100": _pgd("PGD-100 on the margin loss, steps of eps/10", "MR s. 4", 100, 1 / 10, loss="margin"),
+    "mia": Attack("momentum iterative attack, 40 steps", "Dong et al. 2018; advertorch's defaults", mifgsm),
+    "bia": Attack("basic iterative attack, 10 steps; LinfBIA or L2BIA by the threat",
+                  "Kurakin et al. 2017; advertorch's defaults", bia),
+    "lm-pgd50": Attack("PGD with line search and Nesterov momentum, 50 steps", "the kit's own; MAIL Fig. 1a", lmpgd),
+    "fmn100": Attack("fast minimum-norm attack, 100 steps", "Pintor et al. 2021; VIR s. 5", fmn),
+    "cw-l2": Attack("Carlini and Wagner's L2 attack, 1,000 steps a round", "Carlini and Wagner 2017", cw_l2, {"steps": 1000}),
+    "md": Attack("margin decomposition, 2 runs of 50 steps", "Ma et al. 2023", md),
+    "mdmt": Attack("margin decomposition against up to 10 targets", "Ma et al. 2023", mdmt),
+    "spsa100": Attack("SPSA, 100 steps of 256 samples: sees no gradient", "Uesato et al. 2018; VIR s. 5", spsa),
 })

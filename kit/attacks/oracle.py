@@ -37,6 +37,7 @@ class AttackResult:
     size: Tensor         # (N,) norm of x_adv - x, in the threat's norm (CW-L2: always L2); inf: nothing found
     forwards: Tensor     # (N,) int64 images of it that were passed through the network
     backwards: Tensor    # (N,) int64 gradients taken
+    prediction: Tensor   # (N,) int64 class given to x_adv; -1 where the logits are not finite
     notes: tuple[str, ...] = ()   # departures that a reader must know of, say fewer targets than usual
 
     @property
@@ -61,8 +62,10 @@ class Oracle:
         self.x_adv, self.margin = x.clone(), x.new_full((n,), torch.inf)
         self.size = x.new_zeros(n) if goal == "inside" else x.new_full((n,), torch.inf)
         self.broken = torch.zeros(n, dtype=torch.bool, device=x.device)
+        self.prediction = zeros - 1
         self.notes: list[str] = []
         self.logits_nat = self.logits(x, self.rows)
+        self.prediction = classes(self.logits_nat)
 
     @property
     def num_classes(self) -> int:
@@ -131,6 +134,7 @@ class Oracle:
         first = wrong & inside & ~self.broken[rows]
         kept = rows[better]
         self.x_adv[kept], self.margin[kept], self.size[kept] = x_t[better], margin[better], size[better]
+        self.prediction[kept] = classes(logits)[better]
         self.broken[rows[first]] = True
         self.step[rows[first]] = self.forwards[rows[first]] - 1
 
@@ -139,7 +143,12 @@ class Oracle:
         by = tuple("clean" if step == 0 else name if broken else ""
                    for step, broken in zip(self.step.tolist(), self.broken.tolist(), strict=True))
         return AttackResult(self.x_adv, self.broken, by, self.step, self.margin, self.size, self.forwards, self.backwards,
-                            tuple(self.notes))
+                            self.prediction, tuple(self.notes))
+
+
+def classes(logits: Tensor) -> Tensor:
+    """(N,) most likely class, -1 where a logit is not finite: such an example is never correct."""
+    return logits.argmax(dim=1).where(logits.isfinite().all(dim=1), -1)
 
 
 @contextmanager
