@@ -11,6 +11,7 @@ Tables to look at: kit.METHODS, kit.RECIPES, kit.ATTACKS, kit.CRITERIA, kit.WEIG
 from kit.attacks import ATTACKS
 from kit.criteria import CRITERIA
 from kit.evaluate import confusion, evaluate, per_class, protected_table
+from kit.explain import explain
 from kit.figures import FIGURES, draw
 from kit.methods import METHODS
 from kit.recipes import RECIPES
@@ -24,4 +25,4 @@ from kit.whatif import whatif
 
 __all__ = [
     "ATTACKS", "CRITERIA", "FIGURES", "METHODS", "RECIPES", "WEIGHTS", "KitError", "Run", "RunSpec", "Study", "Threat",
-    "begin", "confusion", "device", "draw", "evaluate", "per_class", "protected_table", "run", "whatif"]
+    "begin", "confusion", "device", "draw", "evaluate", "explain", "per_class", "protected_table", "run", "whatif"]

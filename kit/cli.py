@@ -47,6 +47,9 @@ def parser() -> argparse.ArgumentParser:
 
     show = commands.add_parser("list", help="what there is to choose from")
     show.add_argument("what", nargs="?", default="methods", choices=[*TABLES, "runs"])
+
+    explain = commands.add_parser("explain", help="a method's formula, parts and numbers, and where paper and code disagree")
+    explain.add_argument("method", help="a name of `list methods`")
     return top
 
 
@@ -57,7 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. -> exit code."""
     options = parser().parse_args(arguments)
     try:
-        return {"reproduce": _reproduce, "train": _train, "evaluate": _evaluate, "list": _list}[options.command](options)
+        commands = {"reproduce": _reproduce, "train": _train, "evaluate": _evaluate, "list": _list, "explain": _explain}
+        return commands[options.command](options)
     except KitError as error:
         print(f"kit: {error}", file=sys.stderr)
         return 2
@@ -117,4 +121,12 @@ def _list(options: argparse.Namespace) -> int:
     for name, row in table.items():
         source = getattr(row, "source", "")
         print(f"{name:<{width}}  {describe(row)}{f'  [{source}]' if source else ''}")
+    if options.what == "methods":
+        print("\npython -m kit explain METHOD shows a method's formula, parts and numbers.")
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from kit.explain import explain
+    print(explain(options.method))
     return 0

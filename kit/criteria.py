@@ -48,7 +48,7 @@ def geometry_value(kappa: Tensor, steps: int) -> Tensor:
     correctly; it is not the step of the first crossing, which is LPS. GAIRAT; VIR Eq. 2.
     """
     half = max(steps // 2, 1)
-    return (kappa - half) / half
+    return (kappa.double() - half) / half
 
 
 def top2_ratio(probs: Tensor, y: Tensor) -> Tensor:
@@ -112,8 +112,8 @@ class Criterion:
     source: str
 
     def value(self, seen: Seen) -> Tensor:
-        """The paper's own quantity, (N,)."""
-        return self.quantity.read(seen, self.sees)
+        """The paper's own quantity, (N,), in the precision of the logits."""
+        return self.quantity.read(seen, self.sees).to(seen.logits_adv.dtype)
 
     def score(self, seen: Seen) -> Tensor:
         """Vulnerability, (N,): larger should weigh more."""
@@ -145,7 +145,7 @@ CRITERIA = Table("criterion", {
     "vir": Criterion("vulnerability times discrepancy (VIR)", part(vulnerability_discrepancy),
                      ("probs_nat", "probs_adv", "y"), -1, r"$S_v S_d$", "VIR Eqs. 5-6"),
     "mr-literal": Criterion("reweighted margin with Eq. 4's sign: calls safe examples vulnerable (MR)",
-                            part(reweighted_margin), ("probs_adv", "y"), -1, r"$-\tilde m$", "MR Eqs. 4, 14 as printed"),
+                            part(reweighted_margin), ("probs_adv", "y"), -1, r"$\tilde m$", "MR Eqs. 4, 14 as printed"),
     "entropy": Criterion("entropy of the adversarial prediction (EWAT)", part(entropy),
                          ("probs_adv",), -1, r"$H(p)$", "EWAT abstract"),
 })

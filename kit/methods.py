@@ -142,7 +142,7 @@ MAIL_TRADES = MAIL_AT.but("TRADES with weights on the KL", "MAIL Eq. 10; KL orde
                           weight=part(sigmoid, slope=2.0, bias=0.0), loss=part(trades, beta=5.0), attack=TRADES.attack)
 MAIL_MART = MAIL_AT.but("MART with weights on the boosted loss", "MAIL's code",
                         weight=part(sigmoid, slope=2.0, bias=0.0), loss=part(mart, beta=6.0))
-ADV = AT.but("a clean and an adversarial step per batch, plain loss", "CSA Fig. 3", stages=part(alternating))
+ADV = AT.but("a clean and an adversarial step per batch, plain loss", "CSA s. III-C, Figs. 3, 4", stages=part(alternating))
 CSA = ADV.but("a clean and an adversarial step, with class costs in loss and attack", "CSA Eq. 4, Alg. 2",
               loss=part(cost_sensitive), attack=part(own_loss_pgd, init="gaussian"))
 CSE = STD.but("clean images, class costs and the fuzziness of the convolutions", "CSE Eq. 10",
@@ -151,13 +151,13 @@ CSE = STD.but("clean images, class costs and the fuzziness of the convolutions",
 
 WMMR = AT.but("weights exp(-α PM) with their gradient, and an attack on the weighted loss", "Zeng et al. 2021, its code",
               attack=part(own_loss_pgd), criterion=CRITERIA["pm"], weight=part(exponential, alpha=0.5), detach=False)
-WMMR_MR = MAIL_AT.but("WMMR as MR uses it: detached, plain PGD, factor 3", "MR s. 4, Alg. 1",
+WMMR_MR = MAIL_AT.but("WMMR as MR uses it: detached, plain PGD, factor 3", "MR App. C, Alg. 1",
                       weight=part(exponential, alpha=2.0))
 MR_MAIL = MAIL_AT.but("MAIL-AT on the reweighted margin", "MR Eqs. 14-16, the margin's sign mended",
                       criterion=CRITERIA["mr"])
 VIR_AT = AT.but("weights from vulnerability times discrepancy", "VIR Eqs. 5-6, 8; not normalised", criterion=CRITERIA["vir"],
                 weight=part(affine, slope=1.0, offset=0.007), burn_in=75 / 120)
-VIR_TRADES = VIR_AT.but("TRADES with VIR's weights on the KL", "VIR s. 4; inner attack not stated, KL taken",
+VIR_TRADES = VIR_AT.but("TRADES with VIR's weights on the KL", "VIR Eq. 9; inner attack not stated, KL taken",
                         criterion=CRITERIA["vir"].but(alpha=8.0, gamma=3.0), weight=part(affine, slope=1.0, offset=1.6),
                         loss=part(trades, beta=5.0), attack=TRADES.attack)
 BARE = part(affine, slope=1.0, offset=0.0)   # VIR Tables 6-7: the factor alone, without β
@@ -217,13 +217,13 @@ METHODS = Table("method", {
                               criterion=CRITERIA["pm"], weight=part(exponential, alpha=2.0), detach=False,
                               loss=part(trades, beta=5.0)),
     "mr-mail": MR_MAIL,
-    "mr-mail-nosim": MR_MAIL.but("MR-MAIL without the similarity", "MR s. 4, ablation",
+    "mr-mail-nosim": MR_MAIL.but("MR-MAIL without the similarity", "MR Tables 4, 7",
                                  criterion=CRITERIA["mr"].but(similarity=False)),
     "mr-mail-literal": MR_MAIL.but("MR-MAIL with Eq. 4's sign as printed: weighs the safe", "MR Eqs. 4, 15 as printed",
                                    criterion=CRITERIA["mr-literal"]),
     "mr-mail-alg1": MR_MAIL.but("MR-MAIL with Algorithm 1's sign of the bias", "MR Alg. 1 l. 10",
                                 weight=part(sigmoid, slope=10.0, bias=0.5)),
-    "mr-wmmr": WMMR_MR.but("WMMR on the reweighted margin, α dropped", "MR Eqs. 14-16", criterion=CRITERIA["mr"],
+    "mr-wmmr": WMMR_MR.but("WMMR on the reweighted margin, α dropped", "MR s. 3.4, Eqs. 14-16", criterion=CRITERIA["mr"],
                            weight=part(exponential, alpha=1.0)),
     "vir-at": VIR_AT,
     "vir-at-sv": VIR_AT.but("VIR-AT with vulnerability alone", "VIR Table 6", criterion=CRITERIA["s-v"], weight=BARE),
@@ -245,7 +245,7 @@ METHODS = Table("method", {
     "mail-trades-2021": MAIL_TRADES.but("MAIL-TRADES attacked with cross-entropy, as first released",
                                         "MAIL's code until 2022-04", attack=AT.attack),
     "csa": CSA,
-    "csa-halves": CSA.but("CSA: clean in the first half of training, then adversarial", "CSA s. IV, MNIST",
+    "csa-halves": CSA.but("CSA: clean in the first half of training, then adversarial", "CSA s. IV-A, MNIST",
                           stages=part(clean_first_half)),
     "csa-l2": CSA.but("CSA plus the norms of the weight tensors", "CSA Eq. 7; coefficient as in its code",
                       regulariser=part(weight_norms)),
