@@ -14,7 +14,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kit.attacks.apgd import apgd
+from kit.attacks.autoattack import autoattack
 from kit.attacks.contract import check_inputs, frozen
+from kit.attacks.fab import fab
 from kit.attacks.gradient import fgsm, pgd
 from kit.attacks.iterative import bia, lmpgd, mifgsm
 from kit.attacks.margin import md, mdmt
@@ -23,6 +26,7 @@ from kit.attacks.oracle import AttackResult
 from kit.attacks.path import Path
 from kit.attacks.search import natural, pgd_search, predict
 from kit.attacks.spsa import spsa
+from kit.attacks.square import square
 from kit.types import Streams, Table, Threat, unknown
 
 __all__ = ["ATTACKS", "Attack", "AttackResult", "Path", "check_inputs", "fgsm", "frozen", "pgd", "predict"]
@@ -40,8 +44,9 @@ class Attack:
     @property
     def defaults(self) -> dict[str, Any]:
         """All settings that the function knows, with its defaults."""
+        aside = ("generator", "validate", "watch", "state", "batch_size")     # of no influence on what it does
         return {p.name: p.default for p in signature(self.fn).parameters.values()
-                if p.kind is Parameter.KEYWORD_ONLY and p.name not in ("generator", "validate", "watch", "state")}
+                if p.kind is Parameter.KEYWORD_ONLY and p.name not in aside}
 
     def but(self, **changes: Any) -> Attack:
         """The attack with other settings, say ATTACKS["pgd20"].but(steps=40)."""
@@ -81,5 +86,14 @@ ATTACKS = Table("attack", {
                     {"steps": 1000}),
     "md": Attack("margin decomposition, 2 runs of 50 steps", "Ma et al. 2023", md),
     "mdmt": Attack("margin decomposition against up to 10 targets", "Ma et al. 2023", mdmt),
+    "apgd-ce": Attack("APGD on cross-entropy, 100 steps", "Croce and Hein 2020", apgd),
+    "apgd-dlr": Attack("APGD on the difference of logits ratio", "Croce and Hein 2020", apgd, {"loss": "dlr"}),
+    "apgd-t": Attack("APGD on the targeted DLR, up to 9 targets", "Croce and Hein 2020", apgd, {"loss": "targeted"}),
+    "fab-t": Attack("targeted FAB, 100 steps, up to 9 targets: minimal norm", "Croce and Hein 2020", fab),
+    "square": Attack("Square, 5,000 queries: sees no gradient", "Andriushchenko et al. 2020", square),
+    "aa": Attack("AutoAttack, standard", "Croce and Hein 2020", autoattack),
+    "aa-plus": Attack("AutoAttack, plus", "Croce and Hein 2020", autoattack, {"version": "plus"}),
+    "aa-rand": Attack("AutoAttack for randomised networks", "Croce and Hein 2020", autoattack, {"version": "rand"}),
+    "mde": Attack("margin decomposition ensemble", "Ma et al. 2023; VIR s. 5", autoattack, {"version": "mde"}),
     "spsa100": Attack("SPSA, 100 steps of 256 samples: sees no gradient", "Uesato et al. 2018; VIR s. 5", spsa),
 })

@@ -1,0 +1,904 @@
+"""APGD, FAB, Square and AutoAttack: auto-attack's own numbers, second implementations, exact distances on linear models,
+what a result promises, and a journal that survives being killed."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import math
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from scipy.optimize import linprog
+from test_attacks import DISTANCE, NORMS, calls_of, linear_problem, random, streams
+from test_golden import LOGITS, Bench
+from torch import Tensor, nn
+
+from kit import functional as f
+from kit.attacks.apgd import apgd, ascend, objective_for, targets_of, touching
+from kit.attacks.autoattack import VERSIONS, autoattack
+from kit.attacks.fab import fab, search, to_hyperplane
+from kit.attacks.oracle import Oracle, classes
+from kit.attacks.square import pattern, repaint, shift_mass, square, window_side
+from kit.types import KitError, Streams, Threat, part
+
+APGD = importlib.import_module("kit.attacks.apgd")      # the module: the package may hold the function under its name
+
+
+def load(name: str) -> dict[str, Tensor]:
+    with np.load(ROOT / f"tests/golden/autoattack/{name}.npz") as archive:
+        return {key: torch.from_numpy(np.asarray(archive[key])) for key in archive.files}
+
+
+GOLDEN, MNIST = load("attacks"), load("mnist")
+THREATS = (Threat("linf", 0.05), Threat("l2", 0.3))
+BOTH_NORMS = pytest.mark.parametrize("threat", THREATS, ids=str)
+
+#: Every attack at settings that take a fraction of a second on small networks.
+ATTACKS = {
+    "apgd-ce": partial(apgd, steps=20),
+    "apgd-dlr": partial(apgd, steps=20, loss="dlr", restarts=2),
+    "apgd-t": partial(apgd, steps=10, loss="targeted"),
+    "fab-t": partial(fab, steps=10, goal="inside"),
+    "fab": partial(fab, steps=10, goal="inside", targeted=False, restarts=2),
+    "fab-nearest": partial(fab, steps=10),
+    "square": partial(square, queries=100),
+}
+EVERY = pytest.mark.parametrize("name", ATTACKS)
+SHORT = {"apgd-ce": part(apgd), "apgd-dlr": part(apgd, loss="dlr"), "square": part(square, queries=80)}
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """AutoAttack in three attacks that take a fraction of a second."""
+    monkeypatch.setitem(VERSIONS, "standard", SHORT)
+
+
+def dense(seed: int = 3, classes: int = 10, sharp: float = 3.0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.Tanh(), nn.Dropout(0.5), nn.Linear(24, classes)).double()
+    with torch.no_grad():
+        net[1].weight.mul_(sharp)
+        net[4].weight.mul_(sharp)
+    return net
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    """Small, in train mode, float64."""
+    return dense()
+
+
+@pytest.fixture
+def batch(network) -> tuple[Tensor, Tensor]:
+    """16 images with the network's own answer as their label, but for the last two; a corner at the walls."""
+    x = random(16, 1, 8, 8, seed=7)
+    x[:, :, :2, :2], x[:, :, 6:, 6:] = 0, 1
+    y = predicted(network, x)
+    return x, torch.cat([y[:14], (y[14:] + 1) % 10])
+
+
+def predicted(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return classes(copy.deepcopy(model).eval()(x))
+
+
+# ---------------------------------------------------------------------------------------------- the authors' numbers
+
+class RunsOn(Oracle):
+    """Nothing is ever broken, so no example is dropped; keeps what auto-attack returns, the latest misclassified image."""
+
+    latest = fallen = None
+
+    def _note(self, x_t: Tensor, logits: Tensor, rows: Tensor) -> None:
+        super()._note(x_t, logits, rows)
+        self.broken = torch.zeros_like(self.broken)
+        if self.latest is not None:
+            wrong = rows[logits.argmax(dim=1) != self.y[rows]]
+            self.latest[wrong], self.fallen[wrong] = x_t[logits.argmax(dim=1) != self.y[rows]], True
+
+
+@pytest.mark.parametrize(("name", "loss", "steps"), [
+    ("ce_n100", "ce", 100), ("ce_n20", "ce", 20), ("dlr_n100", "dlr", 100), ("dlr-targeted_n100", "targeted", 100)])
+def test_apgd_is_the_authors(name, loss, steps, monkeypatch):
+    """From the recorded start, in float64; the step sizes of the official code are float32 even then."""
+    bench, key, moved = Bench("M"), f"M_apgd_{name}", APGD.moved
+    monkeypatch.setattr(APGD, "moved", lambda x_t, x_old, x, gradient, step, threat, share: moved(
+        x_t, x_old, x, gradient, step.float().double(), threat, share))
+    look = RunsOn(bench.net, bench.x, bench.y, bench.threat, "inside", "linf")
+    drawn = 2 * GOLDEN[f"{key}_rand"].double() - 1
+    x_0 = (bench.x + bench.eps * drawn / drawn.abs().amax(dim=(1, 2, 3), keepdim=True)).clamp(0, 1)
+    look.latest, look.fallen = x_0.clone(), torch.zeros_like(look.broken)
+    target = GOLDEN[f"{key}_target"] if loss == "targeted" else bench.y
+    rows, best, x_best = ascend(look, x_0, look.rows, objective_for(look, loss), target, steps)
+    assert torch.equal(rows, look.rows) and torch.equal(~look.fallen, GOLDEN[f"{key}_acc"])
+    torch.testing.assert_close(best, GOLDEN[f"{key}_best_loss"], rtol=1e-9, atol=1e-6)
+    for ours, theirs in ((x_best, "best_delta"), (look.latest, "adv_delta")):
+        torch.testing.assert_close(ours - bench.x, GOLDEN[f"{key}_{theirs}"].double(), rtol=0, atol=1e-6)
+
+
+def test_targets_are_the_authors():
+    bench = Bench("M")
+    look = Oracle(bench.net, bench.x, bench.y, bench.threat, "inside", "linf")
+    stored = GOLDEN["M_apgd_dlr-targeted_n100_target"]
+    assert any(torch.equal(target, stored) for target in targets_of(look))
+
+
+def test_fab_finds_the_authors_distances():
+    """In single precision, as recorded: a target after the other, until one lies in the ball."""
+    bench = Bench("M")
+    x, threat = bench.x.float(), bench.threat
+    look = Oracle(bench.net.float(), x, bench.y, threat, "nearest", "linf")
+    for target in targets_of(look):
+        rows = look.unbroken()
+        search(look, x[rows], rows, target, 100)
+    fooled, stored = GOLDEN["M_fab_t_f32_fooled"], f.norm(GOLDEN["M_fab_t_f32_delta"], "linf")
+    assert torch.equal(look.broken, fooled) and 28 <= int(fooled.sum()) < 32
+    assert float((look.size / stored - 1)[fooled & (stored > 0)].abs().max()) < 1e-3
+    # the attack itself does not stop at a first success, and comes nearer
+    nearest = fab(bench.net, x[:1], bench.y[:1], threat)
+    assert float(nearest.size[0]) < 0.8 * float(stored[0]) and nearest.forwards.tolist() == [1 + 9 * 200]
+
+
+@pytest.mark.parametrize("width", ["K10", "K100"])
+def test_difference_of_logits_ratios_are_the_authors(width):
+    logits, y = LOGITS[f"{width}_adv_logits"], LOGITS[f"{width}_y"]
+    torch.testing.assert_close(f.dlr(logits, y), GOLDEN[f"{width}_aa_dlr_f64"], rtol=1e-9, atol=1e-9)
+    for rank in (2, 3, 4, 10):
+        stored, target = (GOLDEN[f"{width}_aa_dlr_targeted_rank{rank}_{what}"] for what in ("f64", "target"))
+        torch.testing.assert_close(f.targeted_dlr(logits, y, target), stored, rtol=1e-9, atol=1e-9)
+
+
+def mnist() -> tuple[nn.Module, Tensor, Tensor]:
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(1, 16, 4, 2, 1), nn.Conv2d(16, 32, 4, 2, 1)
+            self.fc1, self.fc2 = nn.Linear(1568, 64), nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(self.fc1(self.conv2(self.conv1(x).relu()).relu().flatten(1)).relu())
+    net = Net()
+    net.load_state_dict({key.removeprefix("param_"): value for key, value in MNIST.items() if key.startswith("param_")})
+    return net, MNIST["images_u8"] / 255, MNIST["labels"]
+
+
+@pytest.mark.slow
+def test_autoattack_is_as_strong_as_the_authors():
+    """Robust accuracy of 200 MNIST images after each attack: never over theirs by more than 0.01, and within 0.02."""
+    net, x, y = mnist()
+    result = autoattack(net, x, y, Threat("linf", 0.25))
+    broken_by, standing = np.array(result.by), torch.ones(len(x), dtype=torch.bool)
+    assert torch.equal(torch.from_numpy(broken_by == "clean"), ~MNIST["flags_clean"])
+    for name in ("clean", *VERSIONS["standard"]):
+        standing &= torch.from_numpy(broken_by != name)
+        if name != "clean":
+            theirs = [float(MNIST[f"eps0.25_seed{seed}_standard_flags_after_{name}"].float().mean()) for seed in (0, 1)]
+            ours = float(standing.float().mean())
+            assert min(theirs) - 0.02 <= ours <= max(theirs) + 0.01, name
+    assert torch.equal(standing, result.robust) and torch.equal(predicted(net, result.x_adv) != y, result.broken)
+    assert float((result.x_adv - x).abs().max()) <= 0.25 + 1e-6
+
+
+@pytest.mark.slow
+def test_fab_and_square_alone_are_as_strong_as_the_authors():
+    net, x, y = mnist()
+    ours = float(fab(net, x, y, Threat("linf", 0.25), goal="inside").robust.float().mean())
+    theirs = float(MNIST["eps0.25_seed0_alone_flags_fab-t"].float().mean())
+    assert theirs - 0.02 <= ours <= theirs + 0.01
+    ours = float(square(net, x, y, Threat("linf", 0.25), queries=1000).robust.float().mean())
+    theirs = [float(MNIST[f"eps0.25_seed{seed}_alone_flags_square1000"].float().mean()) for seed in (0, 1)]
+    assert min(theirs) - 0.02 <= ours <= max(theirs) + 0.01
+
+
+def test_every_golden_array_is_compared():
+    runs = ("ce_n100", "ce_n20", "dlr_n100", "dlr-targeted_n100")
+    names = {f"M_apgd_{run}_{what}" for run in runs for what in ("rand", "best_delta", "best_loss", "acc", "adv_delta")}
+    names |= {"M_apgd_dlr-targeted_n100_target", "M_fab_t_f32_delta", "M_fab_t_f32_fooled"}
+    for width in ("K10", "K100"):
+        names |= {f"{width}_aa_dlr_f64"} | {f"{width}_aa_dlr_targeted_rank{rank}_{what}" for rank in (2, 3, 4, 10)
+                                             for what in ("f64", "target")}
+    assert set(GOLDEN) == names
+    flags = {f"eps0.25_seed{seed}_standard_flags_after_{name}" for seed in (0, 1) for name in VERSIONS["standard"]}
+    alone = {"eps0.25_seed0_alone_flags_fab-t"} | {f"eps0.25_seed{seed}_alone_flags_square1000" for seed in (0, 1)}
+    layers = {f"param_{layer}.{what}" for layer in ("conv1", "conv2", "fc1", "fc2") for what in ("weight", "bias")}
+    assert set(MNIST) == flags | alone | layers | {"images_u8", "labels", "flags_clean"}
+
+
+# ---------------------------------------------------------------------------------------------- linear models
+
+LONG = {"apgd-ce": apgd, "apgd-dlr": partial(apgd, loss="dlr"), "apgd-t": partial(apgd, loss="targeted"), "fab-t": fab,
+        "fab": partial(fab, targeted=False), "square": partial(square, queries=800)}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", LONG)
+def test_a_boundary_in_reach_is_crossed_and_no_other(name, norm):
+    """Square's L2 windows of 3 x 3 cannot shape 4 x 4 pixels closely, so it gets more room."""
+    model, x, y = linear_problem(norm, DISTANCE[norm])
+    far = 2.0 if (name, norm) == ("square", "l2") else 1.05
+    for factor, n in ((0.95, 3), (far, 12)):
+        result = LONG[name](model, x[:n], y[:n], Threat(norm, factor * DISTANCE[norm]))
+        assert int(result.broken.sum()) == (n if factor > 1 else 0), factor
+        if "fab" not in name:
+            assert torch.equal(predicted(model, result.x_adv) != y[:n], result.broken)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("targeted", [True, False])
+def test_fab_finds_the_distance(targeted, norm):
+    """Within 5 % of the truth and never below it; whatever the threat's radius is."""
+    model, x, y = linear_problem(norm, DISTANCE[norm])
+    for factor in (0.95, 3.0):
+        result = fab(model, x, y, Threat(norm, factor * DISTANCE[norm]), targeted=targeted)
+        assert bool((predicted(model, result.x_adv) != y).all())
+        ratio = result.size / DISTANCE[norm]
+        assert float(ratio.min()) >= 1 - 1e-9 and float(ratio.max()) <= 1.05
+        assert torch.equal(result.broken, torch.full((12,), factor > 1))
+
+
+# ---------------------------------------------------------------------------------------------- second implementations
+
+def test_dlr_by_hand():
+    logits = torch.tensor([[1.0, 4.0, 2.0, -1.0, 0.5], [7.0, 3.0, 6.0, 5.0, 0.0]], dtype=torch.float64)
+    y, target = torch.tensor([1, 3]), torch.tensor([0, 4])
+    assert f.dlr(logits, y).tolist() == pytest.approx([-(4 - 2) / (4 - 1), -(5 - 7) / (7 - 5)])
+    assert f.targeted_margin(logits, y, target).tolist() == [-3, -5]
+    assert f.targeted_dlr(logits, y, target).tolist() == pytest.approx([-3 / (4 - 0.75), -5 / (7 - 4)])
+    torch.testing.assert_close(f.dlr(3 * logits + 5, y), f.dlr(logits, y), rtol=1e-9, atol=0)
+
+
+def allowed(point: Tensor, image: Tensor, threat: Threat) -> Tensor:
+    """The ball, then [0, 1]."""
+    delta = point - image
+    if threat.norm == "linf":
+        return (image + delta.clamp(-threat.eps, threat.eps)).clamp(0, 1)
+    return (image + delta * min(1.0, threat.eps / max(float(delta.norm()), 1e-12))).clamp(0, 1)
+
+
+def apgd_by_the_book(loss_of, x: Tensor, x_0: Tensor, threat: Threat, checkpoints: list[int]) -> tuple[float, Tensor]:
+    """Algorithm 1 for one image, with whole histories: (best loss, its image)."""
+    def value_and_gradient(point):
+        point = point.clone().requires_grad_()
+        value = loss_of(point)
+        return value.item(), torch.autograd.grad(value, point)[0]
+    points, (value, gradient) = [x_0, x_0], value_and_gradient(x_0)
+    losses, best, eta, halvings, bests = [0.0], (value, x_0, gradient), 2 * threat.eps, [True], [value]
+    last = 0
+    for k in range(1, checkpoints[-1] + 1):
+        uphill = gradient.sign() if threat.norm == "linf" else gradient / gradient.norm()
+        z = allowed(points[-1] + eta * uphill, x, threat)
+        share = 1.0 if k == 1 else 0.75
+        points.append(allowed(points[-1] + share * (z - points[-1]) + (1 - share) * (points[-1] - points[-2]), x, threat))
+        value, gradient = value_and_gradient(points[-1])
+        losses.append(value)
+        best = max(best, (value, points[-1], gradient), key=lambda entry: entry[0])
+        if k in checkpoints:
+            rises = sum(np.float32(losses[i]) > np.float32(losses[i - 1]) for i in range(last + 1, k + 1))
+            halved = rises <= 0.75 * (k - last) or (not halvings[-1] and best[0] == bests[-1])
+            if halved:
+                eta, points[-1], gradient = eta / 2, best[1], best[2]
+            halvings.append(halved)
+            bests.append(best[0])
+            last = k
+    return best[0], best[1]
+
+
+@BOTH_NORMS
+@pytest.mark.parametrize(("steps", "checkpoints"), [(100, [22, 41, 57, 70, 80, 87, 93, 99]), (50, [11, 21, 30, 38, 45, 50])])
+def test_apgd_by_the_book(steps, checkpoints, threat, network, batch):
+    """Both norms; the last checkpoint is where the walk by the book ends, and that image is ours."""
+    (x, y), network = batch, network.eval()
+    look = RunsOn(network, x, y, threat, "inside", threat.norm)
+    x_0 = touching(x, threat, streams(16))
+    _, best, x_best = ascend(look, x_0, look.rows, objective_for(look, "ce"), y, steps)
+    for i in range(0, 16, 3):
+        def loss_of(point, i=i):
+            return f.cross_entropy(network(point[None]), y[i:i + 1])[0]
+        expected, image = apgd_by_the_book(loss_of, x[i], x_0[i], threat, sorted({*checkpoints, steps}))
+        assert best[i].item() == pytest.approx(expected, abs=1e-7)
+        torch.testing.assert_close(x_best[i], image, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("losses", "halved_before"), [
+    ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], []),
+    ([0, -1, 1, 2, 3, 4, 5, 6, 7, 8], [4]),         # the first is no rise over 0, and three of four are not enough
+    ([10, 1, 2, 3, 4, 5, 6, 7, 1, 1], [7, 9])])     # nothing better than the start: no matter at 4, but at 7; then no rises
+def test_when_steps_are_halved(losses, halved_before, network, batch, monkeypatch):
+    """20 steps have checkpoints after 4, 7, 9, 10, ...; the loss follows a script, and ten step sizes are watched."""
+    (x, y), sizes, script, moved = batch, [], iter([*map(float, losses), *[99.0] * 20]), APGD.moved
+    monkeypatch.setattr(APGD, "moved", lambda *given: sizes.append(given[4].item()) or moved(*given))
+    look = RunsOn(network.eval(), x[:1], y[:1], THREATS[0], "inside", "linf")
+    ascend(look, x[:1], look.rows[:1], lambda logits, *_: 0 * logits.sum(dim=1) + next(script), y, 20)
+    expected = [0.1 / 2 ** sum(t >= edge for edge in halved_before) for t in range(10)]
+    assert sizes[:10] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_starts_touch_the_ball(norm):
+    x, threat = torch.full((40, 1, 4, 4), 0.5, dtype=torch.float64), Threat(norm, 0.1)
+    x_0 = touching(x, threat, streams(40))
+    torch.testing.assert_close(f.norm(x_0 - x, norm), torch.full((40,), 0.1, dtype=torch.float64))
+    assert float((x_0 - x).mean().abs()) < 0.01 and len((x_0 - x).flatten(1).unique(dim=0)) == 40
+
+
+def hyperplanes() -> tuple[Tensor, Tensor, Tensor]:
+    """60 points in 8 dimensions, some at the walls; hyperplanes on both sides, some with zero weights, some out of reach."""
+    points, w = random(60, 8, seed=1), random(60, 8, seed=2) - 0.5
+    points[::3, :2], points[1::3, 2:4], w[::4, 5] = 0, 1, 0
+    return points, w * torch.logspace(-8, 3, 60, dtype=torch.float64)[:, None], torch.zeros(60, dtype=torch.float64)
+
+
+def test_projection_in_linf_is_a_linear_programme():
+    """min t with |d_i| <= t, w · d = -value, 0 <= point + d <= 1; and the corner where there is no such d."""
+    points, w, value = hyperplanes()
+    value = (random(60, seed=3) - 0.5) * 3 * w.abs().sum(dim=1)
+    d, infeasible = to_hyperplane(points, w, value, "linf"), 0
+    for i in range(60):
+        n = 8
+        inequality = np.block([[np.eye(n), -np.ones((n, 1))], [-np.eye(n), -np.ones((n, 1))]])
+        scale = float(w[i].abs().max())
+        equality, wanted = [[*(w[i] / scale).tolist(), 0]], [-float(value[i]) / scale]
+        box = [*((-p, 1 - p) for p in points[i].tolist()), (0, None)]
+        solved = linprog([0] * n + [1], inequality, np.zeros(2 * n), equality, wanted, box)
+        if solved.success:
+            assert d[i].abs().max().item() == pytest.approx(solved.fun, abs=1e-8)
+            assert float(value[i] + w[i] @ d[i]) == pytest.approx(0, abs=1e-8 * scale)
+        else:
+            infeasible += 1
+            down = torch.where(value[i] * w[i] > 0, -points[i], 1 - points[i]).where(w[i] != 0, 0)
+            torch.testing.assert_close(d[i], down, rtol=0, atol=1e-9)
+        assert bool(((points[i] + d[i] >= -1e-12) & (points[i] + d[i] <= 1 + 1e-12)).all())
+    assert 10 < infeasible < 50
+
+
+def test_projection_in_l2_by_bisection():
+    """The shortest d is -λ w clipped to the box (Karush, Kuhn and Tucker); λ by bisection."""
+    points, w, value = hyperplanes()
+    value = (random(60, seed=4) - 0.5) * w.abs().sum(dim=1)
+    d, reached = to_hyperplane(points, w, value, "l2"), 0
+    for i in range(60):
+        direction, wanted = w[i] / w[i].abs().max(), float(value[i] / w[i].abs().max())
+        low, high = (-1e9, 0.0) if wanted < 0 else (0.0, 1e9)
+        for _ in range(200):
+            middle = (low + high) / 2
+            moved = torch.minimum(torch.maximum(-middle * direction, -points[i]), 1 - points[i])
+            low, high = (middle, high) if wanted + float(direction @ moved) > 0 else (low, middle)
+        torch.testing.assert_close(d[i], moved, rtol=0, atol=1e-7)
+        reached += abs(wanted + float(direction @ d[i])) < 1e-9
+    assert 20 < reached < 60
+
+
+def test_no_gradient_no_way():
+    """A gradient of zero, and answers that are no numbers, move nothing."""
+    points = random(3, 1, 2, 2)
+    for norm in NORMS:
+        assert not bool(to_hyperplane(points, torch.zeros_like(points), torch.ones(3).double(), norm).any())
+        d = to_hyperplane(points, torch.ones_like(points), torch.tensor([0.1, math.nan, 0.1]).double(), norm)
+        assert not bool(d[1].any()) and bool((d[[0, 2]] < 0).any())
+
+
+@BOTH_NORMS
+@pytest.mark.parametrize("targeted", [True, False])
+def test_fab_by_the_book(targeted, threat, network, batch):
+    """Algorithm 1 for single images, again in loops; the projections are those proved above."""
+    (x, y), network = batch, network.eval()
+    look = Oracle(network, x, y, threat, "nearest", threat.norm)
+    target = targets_of(look)[2]
+    search(look, x[:14], look.rows[:14], target if targeted else None, 12)
+
+    def length(d):
+        return float(d.abs().max() if threat.norm == "linf" else d.norm())
+    for i in range(0, 14, 2):
+        now, nearest = x[i], math.inf
+        for _ in range(12):
+            point = now.clone().requires_grad_()
+            logits = network(point[None])[0]
+            if int(logits.argmax()) != y[i]:        # a point gone back may still be misclassified, and is nearer
+                nearest = min(nearest, length(now - x[i]))
+            planes = []
+            for j in [int(target[i])] if targeted else [j for j in range(10) if j != y[i]]:
+                gradient = torch.autograd.grad(logits[j] - logits[y[i]], point, retain_graph=True)[0]
+                dual = gradient.abs().sum() if threat.norm == "linf" else gradient.norm()
+                lead = (logits[j] - logits[y[i]]).item()
+                planes.append((abs(lead) / float(dual), lead, gradient))
+            _, value, w = min(planes, key=lambda plane: plane[0])
+            values = torch.tensor([value, value + float((w * (x[i] - now)).sum())]).double()
+            d_t, d = to_hyperplane(torch.stack([now, x[i]]), torch.stack([w, w]), values, threat.norm)
+            alpha = min(length(d_t) / (length(d_t) + length(d)), 0.1)
+            now = ((1 - alpha) * (now + 1.05 * d_t) + alpha * (x[i] + 1.05 * d)).clamp(0, 1)
+            if int(network(now[None]).argmax()) != y[i]:
+                nearest = min(nearest, length(now - x[i]))
+                now = x[i] + 0.9 * (now - x[i])
+        assert look.size[i].item() == pytest.approx(nearest, abs=1e-8)
+
+
+def test_windows_shrink_on_schedule():
+    x = torch.zeros(1, 3, 32, 32)
+    sides = [window_side(query, x, 0.8) for query in (0, 10, 11, 51, 201, 501, 1001, 2001, 4001, 4999)]
+    assert sides == [29, 29, 20, 14, 10, 7, 5, 4, 3, 3]
+    assert window_side(0, torch.zeros(1, 1, 4, 9), 1.0) == 4 and window_side(9999, torch.zeros(1, 1, 4, 4), 0.8) == 1
+
+
+def test_square_pattern_by_the_book():
+    """Nested squares: 1 / (k + 1)² is added to those within distance k of a bump's centre."""
+    for side in (1, 2, 3, 5, 6, 9):
+        got, expected = pattern(side), np.zeros((side, side))
+        for top, height, sign in ((0, side // 2, 1), (side // 2, side - side // 2, -1)):
+            bump = np.zeros((height, side))
+            for k in range(max(height // 2, side // 2) + 1):
+                for i in range(height):
+                    for j in range(side):
+                        bump[i, j] += max(abs(i - height // 2), abs(j - side // 2)) <= k and 1 / (k + 1) ** 2
+            expected[top:top + height] = sign * bump / max(np.sqrt((bump ** 2).sum()), 1e-12)
+        np.testing.assert_allclose(got, expected / np.sqrt((expected ** 2).sum()), atol=1e-12)
+
+
+def test_repainted_windows():
+    """One window of the right side, each channel at +eps or -eps of x; every place of the image is reached."""
+    x, u = random(400, 2, 6, 5), random(400, 7, seed=1)
+    best = (x + 0.02).clamp(0, 1)
+    tried, covered = repaint(best, x, 3, u, 0.1), torch.zeros(6, 5)
+    up, down = (x + 0.1).clamp(0, 1), (x - 0.1).clamp(0, 1)
+    signs = set()
+    for i in range(400):
+        row, column = int(u[i, 0] * 4), int(u[i, 1] * 3)
+        expected = best[i].clone()
+        for c in range(2):
+            source = up if u[i, 5 + c] >= 0.5 else down
+            expected[c, row:row + 3, column:column + 3] = source[i, c, row:row + 3, column:column + 3]
+        torch.testing.assert_close(tried[i], expected, rtol=0, atol=1e-12)
+        covered[row:row + 3, column:column + 3] += 1
+        signs.add((bool(u[i, 5] < 0.5), bool(u[i, 6] < 0.5)))
+    assert bool((covered > 0).all()) and len(signs) == 4
+    assert torch.equal(best, (x + 0.02).clamp(0, 1)), "the best image so far is not painted over"
+
+
+def test_shifted_mass_by_the_book():
+    """Square's L2 proposal, image by image and channel by channel."""
+    x, u, eps, side = 0.3 + 0.4 * random(12, 2, 9, 8), random(12, 7, seed=1), 0.5, 3
+    best = (x + 0.05 * (random(12, 2, 9, 8, seed=2) - 0.5)).clamp(0, 1)
+    tried = shift_mass(best, x, 2, u, eps)
+    for i in range(12):
+        delta = (best - x)[i].clone()
+        (a, b), (c, d) = ((int(u[i, k] * 7), int(u[i, k + 1] * 6)) for k in (0, 2))
+        unused = max(eps ** 2 - float(delta.norm()) ** 2, 0) / 2
+        bump = pattern(side).T if u[i, 4] > 0.5 else pattern(side)
+        new = torch.zeros(2, 3, 3, dtype=torch.float64)
+        for k in range(2):
+            covered = torch.zeros(9, 8, dtype=torch.bool)
+            covered[a:a + 3, b:b + 3] = covered[c:c + 3, d:d + 3] = True
+            mass = float((delta[k][covered] ** 2).sum())
+            old = delta[k, a:a + 3, b:b + 3]
+            mixed = bump * (1 if u[i, 5 + k] >= 0.5 else -1) + old / old.norm()
+            new[k] = mixed / mixed.norm() * math.sqrt(unused + mass)
+        delta[:, c:c + 3, d:d + 3] = 0
+        delta[:, a:a + 3, b:b + 3] = new
+        torch.testing.assert_close(tried[i], (x[i] + eps * delta / delta.norm()).clamp(0, 1), rtol=0, atol=1e-9)
+
+
+@BOTH_NORMS
+def test_square_takes_what_lowers_the_margin(threat, network, batch):
+    """The walk again from the inputs that the network was given: each proposal changes the best image so far."""
+    x, y = (v[:1] for v in batch)
+    if threat.norm == "linf":
+        threat = Threat("linf", 0.01)
+    judge = copy.deepcopy(network).eval()
+    inputs = calls_of(network)
+    result = square(network, x, y, threat, queries=60, validate=False, generator=streams(1))
+    assert not bool(result.broken) and len(inputs) == 62
+    best, best_margin, lowered = inputs[1], float(f.margin(judge(inputs[1]), y).detach()), 0
+    assert f.norm(best - x, threat.norm).item() == pytest.approx(threat.eps, rel=0.3)
+    for query, tried in enumerate(inputs[2:]):
+        side = window_side(query, x, 0.8)
+        if threat.norm == "linf":
+            rows, columns = (tried != best)[0, 0].any(dim=1).nonzero(), (tried != best)[0, 0].any(dim=0).nonzero()
+            assert not len(rows) or max(int(v.max() - v.min()) for v in (rows, columns)) < side
+        margin = float(f.margin(judge(tried), y).detach())
+        if margin < best_margin:
+            best, best_margin, lowered = tried, margin, lowered + 1
+    assert lowered >= 3
+    assert float(result.margin) <= best_margin + 1e-9
+
+
+def test_square_draws_anew_for_each_query(network, batch, monkeypatch):
+    drawn, module = [], importlib.import_module("kit.attacks.square")
+    monkeypatch.setattr(module, "repaint", lambda best, x, side, u, eps: drawn.append(u) or repaint(best, x, side, u, eps))
+    square(network, *batch, Threat("linf", 1e-6), queries=140)
+    numbers = torch.stack(drawn)
+    assert numbers.shape == (140, 14, 6) and len(numbers.flatten().unique()) > 0.99 * numbers.numel()
+    assert 0.48 < float(numbers.mean()) < 0.52
+
+
+# ---------------------------------------------------------------------------------------------- what a result promises
+
+@EVERY
+@BOTH_NORMS
+def test_results_are_what_the_network_says(name, threat, network, batch):
+    """Flags, margins and sizes recomputed from x_adv; in the ball, in [0, 1], and nothing else is touched."""
+    x, y = batch
+    before, state, modes = x.clone(), torch.random.get_rng_state(), [module.training for module in network.modules()]
+    weights = copy.deepcopy(network.state_dict())
+    result = ATTACKS[name](network, x, y, threat, generator=streams(16))
+    assert torch.equal(x, before) and torch.equal(state, torch.random.get_rng_state())
+    assert modes == [module.training for module in network.modules()] and all(p.requires_grad for p in network.parameters())
+    assert all(torch.equal(weights[key], value) for key, value in network.state_dict().items())
+    assert all(p.grad is None for p in network.parameters()) and not result.x_adv.requires_grad
+    wrong, size = predicted(network, result.x_adv) != y, f.norm(result.x_adv - x, threat.norm)
+    found = result.size.isfinite()
+    torch.testing.assert_close(result.size[found], size[found], rtol=1e-9, atol=1e-12)
+    assert torch.equal(result.prediction, predicted(network, result.x_adv))
+    assert float(result.x_adv.min()) >= 0 and float(result.x_adv.max()) <= 1
+    if name != "fab-nearest":
+        assert torch.equal(wrong, result.broken) and float(size.max()) <= threat.eps + 1e-9
+    else:
+        assert torch.equal(wrong, found) and torch.equal(result.broken, found & (result.size <= threat.eps + 1e-6))
+    assert result.by[14:] == ("clean", "clean") and result.step[14:].tolist() == [0, 0]
+    assert torch.equal(result.x_adv[14:], x[14:]), "what is wrong from the start stays as it is"
+    assert 2 < int(result.broken.sum()) < 16, "a test of both kinds"
+
+
+@EVERY
+def test_passes_are_counted_and_broken_examples_leave(name, network, batch):
+    x, y = batch
+    inputs = calls_of(network)
+    result = ATTACKS[name](network, x, y, THREATS[0], generator=streams(16), validate=False)
+    assert int(result.forwards.sum()) == sum(map(len, inputs))
+    assert result.forwards[14:].tolist() == [1, 1] and result.backwards[14:].tolist() == [0, 0]
+    if name == "square":
+        assert int(result.backwards.sum()) == 0 and result.forwards[~result.broken].unique().tolist() == [102]
+    if name in ("apgd-ce", "apgd-dlr", "apgd-t"):
+        passes = {"apgd-ce": 21, "apgd-dlr": 2 * 21, "apgd-t": 9 * 11}[name]
+        assert result.forwards[~result.broken].unique().tolist() == [1 + passes]
+        assert torch.equal(result.backwards, result.forwards - 1)
+    if name == "fab-t":
+        assert result.forwards[~result.broken].unique().tolist() == [1 + 9 * 20]
+        assert result.backwards[~result.broken].unique().tolist() == [9 * 10]
+    late = (result.forwards - 1 - result.step)[result.broken]
+    # the pass that breaks an example is its last, but where FAB looks at all classes first
+    assert name == "fab-nearest" or int(late.max()) <= (18 if name == "fab" else 1 if name == "fab-t" else 0)
+
+
+@EVERY
+@BOTH_NORMS
+def test_neither_batch_size_nor_mates_nor_order_matter(name, threat, network, batch):
+    """In float64, where the last bit of a kernel is far below any decision."""
+    x, y = batch
+    whole = ATTACKS[name](network, x, y, threat, generator=streams(16))
+    for rows in (torch.tensor([3]), torch.tensor([15, 0, 5, 8, 9, 2])):
+        alone = ATTACKS[name](network, x[rows], y[rows], threat, generator=Streams(rows, "test"))
+        for field in ("broken", "step", "forwards", "backwards", "prediction"):
+            assert torch.equal(getattr(alone, field), getattr(whole, field)[rows]), field
+        torch.testing.assert_close(alone.x_adv, whole.x_adv[rows], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab", "square"])
+def test_draws_follow_the_example(name, network, batch):
+    """The same image under two ids is attacked differently, under one id alike; without streams twice alike."""
+    x, y = (v[:1].expand(3, *v.shape[1:]) for v in batch)
+    inputs = calls_of(network)
+    threat = Threat("linf", 0.001)
+    ATTACKS[name](network, x, y, threat, generator=Streams(torch.tensor([4, 5, 4]), "test"), validate=False)
+    differ = [float((tried[0] - tried[1]).abs().max()) > 1e-6 for tried in inputs if len(tried) == 3]
+    assert any(differ) and all(torch.equal(tried[0], tried[2]) for tried in inputs if len(tried) == 3)
+    again = [ATTACKS[name](network, *batch, threat) for _ in range(2)]
+    assert torch.equal(again[0].x_adv, again[1].x_adv)
+
+
+@EVERY
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_radius_no_change(name, norm, network, batch):
+    result = ATTACKS[name](network, *batch, Threat(norm, 0.0), generator=streams(16))
+    assert result.broken.tolist() == [False] * 14 + [True] * 2
+    assert name == "fab-nearest" or torch.equal(result.x_adv, batch[0])
+
+
+@EVERY
+@pytest.mark.parametrize("classes", [2, 3, 4, 8])
+def test_few_classes(name, classes):
+    """Any number of classes from two; where an attack is then another one, its notes say so."""
+    model = dense(classes, classes)
+    x = random(10, 1, 8, 8, seed=classes)
+    y = predicted(model, x)
+    for norm, eps in (("linf", 0.3), ("l2", 2.5)):
+        result = ATTACKS[name](model, x, y, Threat(norm, eps), generator=streams(10))
+        assert bool(result.broken.any())
+        notes = " ".join(result.notes)
+        assert (f"{classes - 1} targets, not 9" in notes) == (name in ("apgd-t", "fab-t", "fab-nearest"))
+        undefined = {"apgd-dlr": classes < 3, "apgd-t": classes < 4}.get(name, False)
+        assert ("the margin takes its place" in notes) == undefined
+
+
+def test_a_targeted_attack_aims_at_the_strongest_rivals():
+    """Ranks 2 to 10 of the clean logits in turn; all others where there are fewer."""
+    for width in (12, 10, 4, 2):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(4, width)).double()
+        with torch.no_grad():
+            model[1].weight.zero_()
+            model[1].bias.copy_(torch.arange(width))
+        look = Oracle(model, random(2, 1, 2, 2), torch.full((2,), width - 1), THREATS[0], "inside", "linf")
+        expected = list(range(width - 2, max(width - 11, -1), -1))
+        assert [target.tolist() for target in targets_of(look)] == [[j, j] for j in expected]
+
+
+# ---------------------------------------------------------------------------------------------- no numbers
+
+class Cliff(nn.Module):
+    """Linear, but NaN where any pixel exceeds 0.8; the first pixel's gradient is NaN everywhere if `steep`."""
+
+    def __init__(self, steep: bool = False):
+        super().__init__()
+        self.steep = steep
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = x.flatten(1).sum(dim=1) - 32
+        if self.steep:
+            value = value + (0 * x[:, 0, 0, 0]).abs().sqrt()        # 0 with a gradient of NaN
+        logits = torch.stack([value, -value, value - 99, value - 99], dim=1)
+        return logits.where((x.amax(dim=(1, 2, 3)) <= 0.8)[:, None], torch.nan)
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"])
+def test_an_image_without_an_answer_is_broken(name):
+    """Whatever class argmax makes of NaN. And where a pixel's gradient is NaN, the others still lead on."""
+    x = torch.full((2, 1, 8, 8), 0.7, dtype=torch.float64)
+    x[1] = 0.55
+    y = torch.zeros(2, dtype=torch.int64)
+    result = ATTACKS[name](Cliff(), x, y, Threat("linf", 0.12), generator=streams(2))
+    assert bool(result.x_adv.isfinite().all())
+    if name != "fab-t":     # it walks along the linearisation, away from the cliff
+        assert result.broken.tolist() == [name in ("square", "apgd-ce", "apgd-dlr", "apgd-t"), bool(result.broken[1])]
+        assert result.prediction[0] == -1
+    steep = ATTACKS[name](Cliff(steep=True), x, y, Threat("linf", 0.09), generator=streams(2))
+    assert bool(steep.x_adv.isfinite().all()) and steep.broken.tolist() == [False, True]
+
+
+def test_fab_comes_back_from_where_there_is_no_answer():
+    """Its first step ends in NaN; it goes back from there, tenth by tenth, to the edge at a distance of 0.01."""
+    x, y = torch.full((2, 1, 8, 8), 0.4, dtype=torch.float64), torch.ones(2, dtype=torch.int64)
+    x[0, 0, 0, 0] = 0.79
+    result = fab(Cliff(), x, y, Threat("linf", 0.05), steps=40)
+    assert bool(result.x_adv.isfinite().all()) and result.prediction.tolist() == [-1, 0]
+    assert 0.01 <= float(result.size[0]) < 0.0125 and result.broken.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, "autoattack"])
+def test_a_network_without_answers_scores_nothing(name, batch):
+    x, y = batch
+    attack = {**ATTACKS, "autoattack": autoattack}[name]
+    for bad in (math.nan, math.inf):
+        model = dense()
+        with torch.no_grad():
+            model[4].bias[3] = bad
+        with pytest.raises(KitError, match="NaN or infinite logits"):
+            attack(model, x, y, THREATS[0])
+        unchecked = attack(model, x, y, THREATS[0], validate=False)
+        assert bool(unchecked.broken.all()) and set(unchecked.by) == {"clean"}
+    for model, images, labels, words in ((nn.Sequential(dense(), nn.Softmax(dim=1)), x, y, "probabilities"),
+                                         (dense(), x * 255, y, "pixels run"), (dense(), x, y + 10, "labels run"),
+                                         (dense(), x[:3], y, "3 images")):
+        with pytest.raises(KitError, match=words):
+            attack(model, images, labels, THREATS[0])
+
+
+@pytest.mark.parametrize(("attack", "settings", "words"), [
+    (apgd, {"steps": 0}, "steps"), (apgd, {"loss": "kl"}, "Choices: ce, dlr, targeted"), (apgd, {"restarts": 0}, "restarts"),
+    (apgd, {"passes": 1.5}, "whole number"), (fab, {"goal": "far"}, "inside, nearest"), (fab, {"targeted": 1}, "True or"),
+    (fab, {"steps": -1}, "steps"), (square, {"queries": 0}, "queries"), (square, {"share": 2.0}, "share"),
+    (autoattack, {"version": "custom"}, "plus, rand, standard"), (autoattack, {"batch_size": 0}, "batch_size"),
+    (autoattack, {"seed": -1}, "seed"), (autoattack, {"generator": 7}, "Streams"), (apgd, {"generator": 7}, "Streams")])
+def test_settings_out_of_range_are_refused(attack, settings, words, network, batch):
+    with pytest.raises(KitError, match=words):
+        attack(network, *batch, THREATS[0], **settings)
+
+
+def test_square_needs_images(network, batch):
+    with pytest.raises(KitError, match="two sides"):
+        square(network, batch[0].flatten(1), batch[1], THREATS[0])
+
+
+# ---------------------------------------------------------------------------------------------- randomised networks
+
+class Noisy(nn.Module):
+    """Adds the next of a list of offsets to the margin, over and over; remembers how often it was asked."""
+
+    def __init__(self, offsets: list[float]):
+        super().__init__()
+        self.offsets, self.calls = offsets, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = x.flatten(1).mean(dim=1) - 0.3 + self.offsets[self.calls % len(self.offsets)]
+        self.calls += 1
+        return torch.stack([value, -value], dim=1)
+
+
+def test_a_gradient_is_a_mean_over_passes(network, batch):
+    """Gradient, objective and logits of a network that answers differently each time; the mean decides what is broken."""
+    x, y = torch.full((1, 1, 8, 8), 0.5, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    look = Oracle(Noisy([0.0, -2.0, 4.0]), x, y, THREATS[0], "inside", "linf")
+    gradient, value, logits = look.gradient(x, look.rows, f.cross_entropy, 3)
+    margins = [2 * (0.2 + offset) for offset in (-2.0, 4.0, 0.0)]
+    assert value.item() == pytest.approx(sum(math.log1p(math.exp(-m)) for m in margins) / 3)
+    assert logits[0, 0].item() == pytest.approx(0.2 + 2 / 3) and not bool(look.broken)
+    slope = sum(-2 / (1 + math.exp(m)) for m in margins) / 3
+    torch.testing.assert_close(gradient, torch.full_like(x, slope / 64), rtol=1e-9, atol=0)
+    assert look.forwards.tolist() == [4] and look.backwards.tolist() == [3]
+
+
+def test_rand_averages_twenty_passes():
+    x, y = torch.full((3, 1, 8, 8), 0.5, dtype=torch.float64), torch.zeros(3, dtype=torch.int64)
+    model = Noisy([0.0, 0.2, -0.2, 0.1, -0.1])
+    for eps, broken in ((0.15, False), (0.3, True)):
+        result = autoattack(model, x, y, Threat("linf", eps), version="rand", validate=False)
+        assert result.broken.tolist() == [broken] * 3
+        if not broken:
+            assert result.backwards.tolist() == [2 * 101 * 20] * 3 and any("DLR needs" in note for note in result.notes)
+
+
+# ---------------------------------------------------------------------------------------------- autoattack
+
+def same(ours, theirs) -> bool:
+    fields = ("x_adv", "broken", "step", "margin", "size", "forwards", "backwards", "prediction")
+    return ours.by == theirs.by and ours.notes == theirs.notes and all(
+        torch.equal(getattr(ours, field), getattr(theirs, field)) for field in fields)
+
+
+def test_the_versions_are_the_authors():
+    order = {version: [(name, {"restarts": 1, "passes": 1, "queries": 0, **row.params}) for name, row in rows.items()]
+             for version, rows in VERSIONS.items()}
+    assert [name for name, _ in order["standard"]] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert [name for name, _ in order["plus"]] == ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
+    assert [(name, row["passes"]) for name, row in order["rand"]] == [("apgd-ce", 20), ("apgd-dlr", 20)]
+    assert [row["restarts"] for _, row in order["plus"]] == [5, 5, 5, 1, 1, 1] and order["plus"][3][1]["queries"] == 5000
+    assert all(row["restarts"] == 1 for _, row in order["standard"]) and order["plus"][2][1]["targeted"] is False
+
+
+@BOTH_NORMS
+def test_autoattack_is_its_attacks_in_turn(threat, network, batch, short):
+    """On what the ones before left standing; passes add up; `by` and `step` tell which and when."""
+    x, y = batch
+    threat = Threat(threat.norm, 0.4 * threat.eps)
+    result = autoattack(network, x, y, threat, seed=5)
+    standing, forwards, by = torch.arange(16), torch.zeros(16, dtype=torch.int64), [""] * 16
+    for name, attack in SHORT.items():
+        alone = attack(network, x[standing], y[standing], threat, generator=Streams(standing, "autoattack", 5, name))
+        for i, row in enumerate(standing.tolist()):
+            if alone.broken[i]:
+                by[row] = "clean" if alone.step[i] == 0 else name
+                assert result.step[row] == forwards[row] + alone.step[i] and torch.equal(result.x_adv[row], alone.x_adv[i])
+        forwards[standing] += alone.forwards
+        standing = standing[~alone.broken]
+    assert result.by == tuple(by) and torch.equal(result.forwards, forwards)
+    assert 4 <= int(result.broken.sum()) < 16 and torch.equal(predicted(network, result.x_adv) != y, result.broken)
+
+
+def test_no_batch_changes_autoattack(network, batch, short):
+    x, y = batch
+    whole = autoattack(network, x, y, Threat("linf", 0.02))
+    inputs = calls_of(network)
+    small = autoattack(network, x, y, Threat("linf", 0.02), batch_size=3, validate=False)
+    assert max(map(len, inputs)) == 3 and whole.by == small.by
+    torch.testing.assert_close(small.x_adv, whole.x_adv, rtol=0, atol=1e-9)
+    order = torch.tensor([4, 15, 0, 9, 2])
+    mixed = autoattack(network, x[order], y[order], Threat("linf", 0.02), generator=Streams(order, "autoattack", 0))
+    assert mixed.by == tuple(whole.by[i] for i in order.tolist())
+    torch.testing.assert_close(mixed.x_adv, whole.x_adv[order], rtol=0, atol=1e-9)
+
+
+class Stops(nn.Module):
+    """Raises after a number of passes, as a preempted job would."""
+
+    def __init__(self, net: nn.Module, passes: int):
+        super().__init__()
+        self.net = net
+        self.left = passes
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise InterruptedError
+        return self.net(x)
+
+
+def test_an_interrupted_attack_goes_on_where_it_stopped(network, batch, short, tmp_path):
+    x, y = batch
+    settings = {"batch_size": 5, "seed": 3, "validate": False}
+    whole = autoattack(Stops(network, 10 ** 9), x, y, Threat("linf", 0.02), **settings)
+    passes, interruptions = 80, 0
+    while True:
+        model = Stops(network, passes)
+        try:
+            resumed = autoattack(model, x, y, Threat("linf", 0.02), state=tmp_path / "aa", **settings)
+            break
+        except InterruptedError:
+            interruptions += 1
+            assert interruptions < 40
+            passes += 20
+    assert interruptions >= 2 and same(resumed, whole)
+    model = Stops(network, 0)
+    assert same(autoattack(model, x, y, Threat("linf", 0.02), state=tmp_path / "aa", **settings), whole), "nothing to do"
+    settings["batch_size"] = 4
+    assert same(autoattack(model, x, y, Threat("linf", 0.02), state=tmp_path / "aa", **settings), whole), "in other batches"
+
+
+def test_damaged_pieces_are_computed_again(network, batch, short, tmp_path):
+    x, y = batch
+    settings = {"batch_size": 5, "state": tmp_path / "aa"}
+    whole = autoattack(network, x, y, Threat("linf", 0.02), **settings)
+    pieces = sorted((tmp_path / "aa").rglob("*.pt"))
+    assert len(pieces) >= 6
+    content = [path.read_bytes() for path in pieces]
+    pieces[0].write_bytes(content[0][:-100])
+    pieces[1].write_bytes(b"")
+    pieces[2].write_bytes(bytes(byte ^ 1 for byte in content[2]))
+    pieces[-1].unlink()
+    inputs = calls_of(network)
+    assert same(autoattack(network, x, y, Threat("linf", 0.02), **settings), whole)
+    assert inputs and [path.read_bytes() for path in pieces] == content
+
+
+def test_a_state_of_something_else_is_refused(network, batch, short, tmp_path):
+    x, y = batch
+    state, threat = tmp_path / "aa", Threat("linf", 0.02)
+    autoattack(network, x, y, threat, state=state)
+    changed = dense()
+    with torch.no_grad():
+        changed[1].bias[0] += 1e-3
+    for arguments, settings, words in (
+            ((changed, x, y, threat), {}, "its network differs"),
+            ((network, x.flip(0), y, threat), {}, "its images differs"),
+            ((network, x, y.flip(0), threat), {}, "its labels differs"),
+            ((network, x, y, Threat("linf", 0.020001)), {}, "its threat, radius differ"),
+            ((network, x, y, Threat("l2", 0.02)), {}, "its threat differs"),
+            ((network, x, y, threat), {"version": "rand"}, "its attacks differs"),
+            ((network, x, y, threat), {"seed": 1}, "its streams differs"),
+            ((network, x, y, threat), {"generator": streams(16)}, "its streams differs")):
+        with pytest.raises(KitError, match=f"belongs to another evaluation: {words}"):
+            autoattack(*arguments, state=state, **settings)
+    # without its record a folder's pieces are not trusted, only overwritten
+    (state / "state.json").unlink()
+    fresh = autoattack(changed, x, y, threat, state=state)
+    assert same(fresh, autoattack(changed, x, y, threat))
+    (state / "state.json").write_text("{")
+    with pytest.raises(KitError, match=r"state\.json"):
+        autoattack(changed, x, y, threat, state=state)
+
+
+CHILD = """
+import sys, time, torch
+sys.path[:0] = [{root!r}, {tests!r}]
+import test_autoattack as t
+torch.set_num_threads(1)
+t.VERSIONS["standard"] = t.SHORT
+network = t.dense()
+network[0].register_forward_hook(lambda *_: time.sleep(0.003))
+x = t.random(24, 1, 8, 8, seed=7)
+t.autoattack(network, x, t.predicted(t.dense(), x), t.Threat("linf", 0.01), batch_size=6, state=sys.argv[1])
+"""
+
+
+def test_a_killed_process_is_taken_up_by_another(tmp_path, short):
+    """kill -9 in the middle of it; then to the end in this process, exactly as if nothing had been."""
+    child = subprocess.Popen([sys.executable, "-c", CHILD.format(root=str(ROOT), tests=str(ROOT / "tests")), str(tmp_path)])
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.rglob("*.pt"))) < 3 and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL, "it was killed at work"
+    done = len(list(tmp_path.rglob("*.pt")))
+    assert done >= 3
+    network, x = dense(), random(24, 1, 8, 8, seed=7)
+    y, threat = predicted(network, x), Threat("linf", 0.01)
+    whole = autoattack(network, x, y, threat, batch_size=6)
+    inputs = calls_of(network)
+    resumed = autoattack(network, x, y, threat, batch_size=6, state=tmp_path, validate=False)
+    assert same(resumed, whole) and len(list(tmp_path.rglob("*.pt"))) > done
+    assert sum(map(len, inputs)) < int(whole.forwards.sum()), "what was finished was not computed again"
