@@ -84,6 +84,19 @@ def _measure_batch(model: nn.Module, split: Split, rows: torch.Tensor, threat: T
                      "ids": split.ids[rows].cpu().numpy()}
 
 
+class Examples(dict):
+    """{attack: per-example arrays} as a table's attribute. pandas compares and copies attributes at will; these are equal to
+    themselves alone, and shared."""
+
+    __hash__ = dict.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __deepcopy__(self, memo: dict) -> Examples:
+        return self
+
+
 def evaluate(run: Run, attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw20"), *, split: str = "test", n: int = 0,
              which: str = "last", device: str = "auto", quiet: bool = False) -> pd.DataFrame:
     """Accuracy of a run under attacks, one row each, with the run's own threat.
@@ -106,7 +119,7 @@ def evaluate(run: Run, attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw
         raise KitError(f"n={n!r} must be a whole number of images, or 0 for all")
     where = pick_device(device)
     model, images = None, None
-    rows, examples = {}, {}
+    rows, examples = {}, Examples()
     for name in names:
         attack = ATTACKS[name]
         settings = {"attack": attack.config(), "threat": str(run.plan.recipe.threat), "split": split, "n": n, "which": which}

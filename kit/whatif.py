@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -10,24 +11,30 @@ import torch
 from scipy.stats import rankdata
 
 from kit.criteria import confused_labels
-from kit.methods import METHODS
+from kit.methods import METHODS, Method
 from kit.runs import Run
-from kit.types import KitError, Seen, Streams, unknown
+from kit.types import KitError, Natural, Seen, Streams, check_value, unknown
+
+COUNTED = ("frozen", "on the fly", "final")
 
 
-def whatif(run: Run, methods: Sequence[str] | str, *, epochs: Sequence[int] | None = None,
-           reference: str = "") -> pd.DataFrame:
-    """The weights that `methods` would have given to the probe of `run` after each epoch; one row per epoch and method.
+def whatif(run: Run, methods: Sequence[str] | str, *, epochs: Sequence[int] | None = None, reference: str = "",
+           counted: Literal["frozen", "on the fly", "final"] = "frozen") -> pd.DataFrame:
+    """The weights that `methods` would have given to training images of `run`; one row per epoch and method.
+
+    counted: "frozen", the probe with the network as it stood after each epoch; "on the fly", all images as the training
+    steps of the epoch saw them; "final", all images with the finished network (epoch is then the last).
 
     Columns: mean_weight; effective_sample_share, (Σw)²/(n Σw²); spearman, the rank correlation with the weights of
     `reference` (by default the first method that reweights); top_overlap, the share of the reference's most-weighted
-    tenth that is in this method's; robust_share, one_label_share and several_labels_share, the shares of the total
-    weight on examples that are right under attack, have one, and have several confused labels; n. `.attrs["by_class"]`
-    is {(epoch, method): (K,) shares of the total weight}.
+    tenth that is in this method's (equal weights at the cut share its places; NaN where all weights are equal);
+    robust_share, one_label_share and several_labels_share, the shares of the total weight on examples that are right
+    under attack, have one, and have several confused labels; n. Where all weights are 0 shares are NaN.
+    `.attrs["by_class"]` is {"epoch method": [K shares of the total weight]}.
 
-    What it cannot know: under other weights the network would have become another one. Batch normalisers see the
-    whole probe as one batch, and every criterion sees the frozen network, not the moving one. Errors: `KitError` for
-    unknown methods, epochs that are not stored, or a reference that is not among the methods.
+    What it cannot know: under other weights the network would have become another one. Batch normalisers see all images
+    as one batch. Errors: `KitError` for unknown methods, epochs that are not stored, a reference that is not among the
+    methods, or a method that needs what the source lacks, say clean logits on the fly where training never took them.
     """
     names = methods.split() if isinstance(methods, str) else list(methods)
     if not names:
@@ -36,48 +43,94 @@ def whatif(run: Run, methods: Sequence[str] | str, *, epochs: Sequence[int] | No
     reference = reference or next((name for name in names if rows[name].reweights), names[0])
     if reference not in rows:
         raise unknown("reference among these methods", reference, names)
-    table, by_class = [], {}
-    for epoch in epochs if epochs is not None else range(1, len(run.history) + 1):
-        seen, ids = _seen(run, epoch)
-        weights = {name: rows[name].weigh(_with_streams(seen, ids, run, epoch)).detach().numpy() for name in rows}
-        groups = _groups(seen)
+    if counted not in COUNTED:
+        raise unknown("way of counting", counted, COUNTED)
+    table, by_class, total_epochs = [], {}, run.plan.recipe.epochs
+    for epoch in _chosen(run, epochs, counted):
+        seen, ids = _seen(run, epoch, counted)
+        groups, weights = _groups(seen), {}
+        for name, row in rows.items():
+            _check_source(name, row, seen, counted)
+            streams = Streams(ids, run.plan.seed, "whatif", epoch)      # of its own: no method's draws depend on another
+            weights[name] = row.at(epoch, total_epochs).weigh(_with(seen, streams)).detach().numpy()
+        compared = _Order(weights[reference])
         for name, w in weights.items():
-            table.append({"epoch": epoch, "method": name, **_summary(w, weights[reference], ids.numpy(), groups)})
-            by_class[epoch, name] = np.bincount(seen.y.numpy(), w, seen.logits_adv.shape[1]) / (w.sum() or 1.0)
+            table.append({"epoch": epoch, "method": name, **_summary(w, compared, groups)})
+            shares = np.bincount(seen.y.numpy(), w, seen.logits_adv.shape[1])
+            by_class[f"{epoch} {name}"] = (shares / w.sum() if w.sum() else shares * np.nan).tolist()
     frame = pd.DataFrame(table)
-    frame.attrs = {"by_class": by_class, "classes": run.record["classes"], "run": run.key, "reference": reference}
+    frame.attrs = {"by_class": by_class, "classes": run.record["classes"], "run": run.key, "reference": reference,
+                   "counted": counted}
     return frame
 
 
-def _seen(run: Run, epoch: int) -> tuple[Seen, torch.Tensor]:
-    """The probe of training images as it stood after an epoch, in float64, and its ids."""
-    stored = {name.removeprefix("seen_"): torch.from_numpy(values) for name, values in run.epoch(epoch).items()
-              if name.startswith("seen_")}
-    whole = {name: stored[name].long() for name in ("y", "kappa", "lps")}
-    real = {name: stored[name].double() for name in ("logits_adv", "logits_nat", "p_flip")}
+def _chosen(run: Run, epochs: Sequence[int] | None, counted: str) -> list[int]:
+    """The epochs asked for, checked; all by default, the last alone where only the finished network is looked at."""
+    last = len(run.history)
+    if epochs is None:
+        return [last] if counted == "final" else list(range(1, last + 1))
+    if isinstance(epochs, (str, int)) or not len(epochs):
+        raise KitError(f"epochs={epochs!r} must be a list of epochs such as [1, {last}], or left out for all")
+    chosen = [check_value("epochs", int(e) if isinstance(e, np.integer) else e, Natural) for e in epochs]
+    if counted == "final" and chosen != [last]:
+        raise KitError(f"epochs={chosen}: 'final' looks at the finished network, epoch {last}; leave epochs out")
+    return chosen
+
+
+def _seen(run: Run, epoch: int, counted: str) -> tuple[Seen, torch.Tensor]:
+    """What was stored of the images, in float64, and their ids."""
+    prefix = "seen_" if counted == "frozen" else "train_"
+    arrays = run.final if counted == "final" else run.epoch(epoch)
+    stored = {name.removeprefix(prefix): torch.from_numpy(values) for name, values in arrays.items()
+              if name.startswith(prefix)}
+    if counted == "on the fly":
+        train = run.data().train
+        stored |= {"y": train.y, "ids": train.ids}
+    whole = {name: stored[name].long() for name in ("y", "kappa", "lps") if name in stored}
+    real = {name: stored[name].double() for name in ("logits_adv", "logits_nat", "p_flip") if name in stored}
     # the second attack's images are not stored; no method's weights read them
-    return Seen(**whole, **real, steps=run.plan.recipe.steps), stored["ids"]
+    return Seen(**whole, **real, steps=run.plan.recipe.steps), stored["ids"].long()
 
 
-def _with_streams(seen: Seen, ids: torch.Tensor, run: Run, epoch: int) -> Seen:
-    """Fresh streams for each method, so that what one draws does not depend on the others."""
-    return Seen(seen.y, seen.logits_adv, seen.logits_nat, seen.kappa, seen.lps, seen.p_flip, seen.steps,
-                Streams(ids, run.plan.seed, "whatif", epoch))
+def _check_source(name: str, row: Method, seen: Seen, counted: str) -> None:
+    readers = [reader for reader in (row.criterion, row.select) if reader is not None]
+    needed = {{"probs_adv": "logits_adv", "probs_nat": "logits_nat"}.get(f, f) for reader in readers for f in reader.sees}
+    missing = sorted(field for field in needed - {"streams"} if getattr(seen, field) is None)
+    if missing:
+        raise KitError(f"{name} weighs by {', '.join(missing)}, which this run did not keep '{counted}': its own method "
+                       "never looked at it in training. Take counted=\"frozen\" or \"final\", where everything is kept")
+
+
+def _with(seen: Seen, streams: Streams) -> Seen:
+    return Seen(seen.y, seen.logits_adv, seen.logits_nat, seen.kappa, seen.lps, seen.p_flip, seen.steps, streams)
 
 
 def _groups(seen: Seen) -> dict[str, np.ndarray]:
     count = confused_labels(seen.probs_adv, seen.y).numpy()
     right = (seen.logits_adv.argmax(dim=1) == seen.y).numpy()
-    return {"robust_share": right, "one_label_share": count == 1, "several_labels_share": count >= 2}
+    return {"robust_share": right, "one_label_share": ~right & (count <= 1), "several_labels_share": ~right & (count >= 2)}
 
 
-def _summary(w: np.ndarray, reference: np.ndarray, ids: np.ndarray, groups: dict[str, np.ndarray]) -> dict[str, float]:
-    total, n = w.sum(), len(w)
-    tenth = max(1, n // 10)
-    top, top_reference = (set(ids[np.lexsort((ids, -values))][:tenth]) for values in (w, reference))
-    ranks, ranks_reference = rankdata(w), rankdata(reference)
-    constant = np.ptp(ranks) == 0 or np.ptp(ranks_reference) == 0
-    return {"mean_weight": total / n, "effective_sample_share": total ** 2 / (n * (w ** 2).sum()) if total else 0.0,
-            "spearman": np.nan if constant else np.corrcoef(ranks, ranks_reference)[0, 1],
-            "top_overlap": len(top & top_reference) / tenth,
-            **{name: w[mask].sum() / total if total else 0.0 for name, mask in groups.items()}, "n": n}
+class _Order:
+    """Ranks of weights and who is in their top tenth; computed once where many are compared with one."""
+
+    def __init__(self, w: np.ndarray):
+        self.constant = bool(np.ptp(w) <= 1e-12 * np.abs(w).max(initial=0))
+        ranks = rankdata(w)
+        self.centred = ranks - ranks.mean()
+        tenth = max(1, len(w) // 10)
+        cut = np.partition(w, -tenth)[-tenth]
+        above, equal = w > cut, w == cut
+        self.inside = above + equal * ((tenth - above.sum()) / equal.sum())     # of equals at the cut each has a share
+        self.tenth = tenth
+
+
+def _summary(w: np.ndarray, reference: _Order, groups: dict[str, np.ndarray]) -> dict[str, float]:
+    total, n, own = w.sum(), len(w), _Order(w)
+    blank = own.constant or reference.constant
+    shares = w / total if total else w * np.nan
+    lengths = np.sqrt((own.centred ** 2).sum() * (reference.centred ** 2).sum())
+    return {"mean_weight": total / n, "effective_sample_share": 1 / (n * (shares ** 2).sum()),
+            "spearman": np.nan if blank else (own.centred * reference.centred).sum() / lengths,
+            "top_overlap": np.nan if blank else np.minimum(own.inside, reference.inside).sum() / own.tenth,
+            **{name: shares[mask].sum() for name, mask in groups.items()}, "n": n}
