@@ -1,7 +1,8 @@
 """Data sets as tensors: a split is one uint8 tensor on the device, and augmentation is batched.
 
 Names: digits (inside scikit-learn, the default), mnist, fashion-mnist, cifar10, cifar100, svhn (downloaded and
-verified by torchvision into `data/`), and folder:<path>, any tree with train/<class>/ and test/<class>/ images.
+verified by torchvision into `data/`), mixture (two Gaussian classes, drawn here; see `kit.mixture`), and
+folder:<path>, any tree with train/<class>/ and test/<class>/ images.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kit import mixture
 from kit.store import home
 from kit.types import KitError, Streams, generator, unknown
 
 DIGITS_TEST = 497        # leaves 1,300 for training and validation
+MIXTURE_SIZES = {"train": 5_000, "test": 10_000}
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,14 @@ def _digits(root: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
     return (images[train], bundle.target[train]), (images[test], bundle.target[test]), tuple("0123456789")
 
 
+def _mixture(root: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
+    parts = []
+    for part, n in MIXTURE_SIZES.items():
+        x, labels = mixture.sample(mixture.MIXTURE, n, generator("mixture", part))
+        parts.append((mixture.images(mixture.MIXTURE, x).numpy(), labels.numpy()))
+    return parts[0], parts[1], mixture.CLASSES
+
+
 def _torchvision(kind: str, **splits: dict) -> Callable[[Path], tuple[Arrays, Arrays, tuple[str, ...]]]:
     def load(root: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
         import torchvision.datasets
@@ -123,6 +134,7 @@ DATA = {
     "cifar10": _torchvision("CIFAR10", **_BY_TRAIN),
     "cifar100": _torchvision("CIFAR100", **_BY_TRAIN),
     "svhn": _torchvision("SVHN", train={"split": "train"}, test={"split": "test"}),
+    "mixture": _mixture,
 }
 EXPECTED = {"mnist": (60_000, 10_000), "fashion-mnist": (60_000, 10_000), "cifar10": (50_000, 10_000),
             "cifar100": (50_000, 10_000), "svhn": (73_257, 26_032)}

@@ -1,6 +1,7 @@
 """Networks. All map pixels in [0, 1] to logits; where a recipe normalises its data, the model does it inside.
 
-`cnn` and `lenet` are for digits and MNIST; `resnet18` and `wrn-D-W` have the CIFAR stem (3x3, stride 1, no pool).
+`linear` is for the Gaussian mixture, `cnn` and `lenet` are for digits and MNIST; `resnet18` and `wrn-D-W` have the CIFAR
+stem (3x3, stride 1, no pool).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from kit.types import KitError, derive
 
-SMALL = ("cnn", "lenet")   # so small that one thread is fastest, and two runs side by side use two cores
+SMALL = ("linear", "cnn", "lenet")   # so small that one thread is fastest, and two runs side by side use two cores
 
 
 class Normalise(nn.Module):
@@ -26,6 +27,11 @@ class Normalise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+def linear(channels: int, size: int, num_classes: int) -> nn.Module:
+    """One linear layer on all pixels: what `kit.mixture` has closed forms for."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, num_classes))
 
 
 def cnn(channels: int, size: int, num_classes: int) -> nn.Module:
@@ -121,7 +127,7 @@ def wide_resnet(channels: int, size: int, num_classes: int, depth: int, width: i
     return net
 
 
-MODELS = {"cnn": cnn, "lenet": lenet, "resnet18": resnet18}
+MODELS = {"linear": linear, "cnn": cnn, "lenet": lenet, "resnet18": resnet18}
 
 
 def check_model_name(name: str) -> None:

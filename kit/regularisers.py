@@ -36,9 +36,17 @@ def conv_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: module.weight for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
 
 
+def penalised(model: nn.Module, layers: int | None = None) -> list[Tensor]:
+    """The weights of the first `layers` convolutions (all). `KitError` for a network without any."""
+    chosen = list(conv_weights(model).values())[:layers]
+    if not chosen:
+        raise KitError("CSE penalises convolutions, and this network has none; take model=cnn or another with convolutions")
+    return chosen
+
+
 def conv_fuzziness(model: nn.Module, *, strength: NonNegative = 1.0) -> Tensor:
     """γ · fuzziness of all convolutional weights together. CSE Eq. 10; the paper states no γ."""
-    return strength * fuzziness(torch.cat([w.flatten() for w in conv_weights(model).values()]))
+    return strength * fuzziness(torch.cat([w.flatten() for w in penalised(model)]))
 
 
 def weight_norms(model: nn.Module, *, strength: NonNegative = 0.01) -> Tensor:
@@ -53,8 +61,7 @@ def weight_norms(model: nn.Module, *, strength: NonNegative = 0.01) -> Tensor:
 def conv_l1_minus_l2(model: nn.Module, *, strength: NonNegative = 1.0, layers: Count = 1) -> Tensor:
     """strength · Σ (‖W‖₁ - ‖W‖₂) over the first `layers` convolutions: small where few weights are large. What CSE's
     released code has in the fuzziness's place (1 layer on MNIST, 2 on CIFAR-10)."""
-    chosen = list(conv_weights(model).values())[:layers]
-    return strength * torch.stack([w.abs().sum() - w.norm() for w in chosen]).sum()
+    return strength * torch.stack([w.abs().sum() - w.norm() for w in penalised(model, layers)]).sum()
 
 
 def conv_kurtosis(model: nn.Module, *, strength: NonNegative = 1.0, layers: Count = 1) -> Tensor:
@@ -66,7 +73,7 @@ def conv_kurtosis(model: nn.Module, *, strength: NonNegative = 1.0, layers: Coun
     def kurtosis(weights: Tensor) -> Tensor:
         deviation = weights - weights.mean()
         return (deviation ** 4).mean() / (deviation ** 2).mean() ** 2 - 3
-    return -strength * torch.stack([kurtosis(w) for w in list(conv_weights(model).values())[:layers]]).sum()
+    return -strength * torch.stack([kurtosis(w) for w in penalised(model, layers)]).sum()
 
 
 REGULARISERS = Table("regulariser", {

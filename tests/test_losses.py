@@ -306,6 +306,12 @@ def test_negative_strength_is_refused(name):
         part(REGULARISERS[name], strength=-1.0)
 
 
+@pytest.mark.parametrize("name", [name for name in REGULARISERS if name.startswith("conv_")])
+def test_a_network_without_convolutions_is_refused(name):
+    with pytest.raises(KitError, match="this network has none; take model=cnn"):
+        REGULARISERS[name](build("linear", (1, 8, 8), 2))
+
+
 def test_conv_weights_are_named_in_order():
     """A layer's name leads to the very parameter, first layer first."""
     net = build("lenet", (1, 28, 28), 10)

@@ -31,6 +31,8 @@ def images(n: int, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
     ("wrn-28-10", (3, 32, 32), 10, 36_479_194),
     ("wrn-16-4", (3, 32, 32), 10, 2_748_890),       # the 2.7 M of the Wide ResNet paper's table
     ("wrn-40-4", (3, 32, 32), 10, 8_949_210),       # its 8.9 M
+    ("linear", (1, 8, 8), 2, 64 * 2 + 2),
+    ("linear", (3, 32, 32), 10, 3072 * 10 + 10),
     ("lenet", (1, 28, 28), 10, 61_706),
     ("cnn", (1, 8, 8), 10, (9 + 1) * 16 + (16 * 9 + 1) * 32 + (32 * 16 + 1) * 64 + 65 * 10),
 ])
@@ -183,7 +185,7 @@ def test_normalisation_is_stored_but_not_trained():
 # ---------------------------------------------------------------------------------------------- refusals
 
 @pytest.mark.parametrize(("name", "words"), [
-    ("resnet50", "no model 'resnet50'.*cnn, lenet, resnet18, wrn-D-W"),
+    ("resnet50", "no model 'resnet50'.*linear, cnn, lenet, resnet18, wrn-D-W"),
     ("", "no model ''"),
     ("wrn-34", "no model 'wrn-34'"),
     ("WRN-34-10", "no model 'WRN-34-10'"),

@@ -79,7 +79,7 @@ def histogram(run: Run, *, split: Literal["train", "test"] = "train") -> Drawing
         raise unknown("split", split, ("train", "test"))
     probs, y = probabilities(run.final, f"{split}_logits_adv")
     counts, n = count_confused(probs, y), len(y)
-    shown = np.arange(1, max(4, int(np.flatnonzero(counts).max()) + 1))
+    shown = np.arange(1, min(len(counts), max(4, int(np.flatnonzero(counts).max()) + 1)))
     low, high = np.array([wilson(int(c), n) for c in counts[shown]]).T * n
     drawing = Drawing(5.2, 3.0)
     axes = drawing.subplots()

@@ -15,7 +15,7 @@ from kit.figures import style as s
 from kit.figures.drawing import Claim, Drawing
 from kit.figures.reading import setting
 from kit.methods import METHODS
-from kit.regularisers import conv_weights, fuzziness
+from kit.regularisers import fuzziness, penalised
 from kit.runs import Run
 from kit.types import Seen
 
@@ -162,7 +162,7 @@ def fuzziness_force(run: Run) -> Drawing:
     left.annotate("descent on Eq. 9", (0.4, 0.09), fontsize=7.5, color=s.PURPLE)
     left.set(xlabel="size |w| of a parameter", ylabel="fuzziness of it", title="a  What is minimised", ylim=(0, 0.98))
     left.legend(loc="upper right", fontsize=7.5)
-    before, after = (torch.cat([w.detach().flatten() for w in conv_weights(run.model(which)).values()]).abs().numpy()
+    before, after = (torch.cat([w.detach().flatten() for w in penalised(run.model(which))]).abs().numpy()
                      for which in ("initial", "last"))
     edges = np.linspace(0, max(before.max(), after.max()), 40)
     right.hist(before, edges, histtype="step", color=s.BLACK, linestyle=":", label=f"initial, {np.mean(before < 0.05):.0%} below 0.05")
