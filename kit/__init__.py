@@ -8,6 +8,7 @@
 Tables to look at: kit.METHODS, kit.RECIPES, kit.ATTACKS, kit.CRITERIA, kit.WEIGHTS, kit.FIGURES.
 """
 
+from kit import papers
 from kit.attacks import ATTACKS
 from kit.criteria import CRITERIA
 from kit.evaluate import confusion, evaluate, per_class, protected_table
@@ -25,4 +26,4 @@ from kit.whatif import whatif
 
 __all__ = [
     "ATTACKS", "CRITERIA", "FIGURES", "METHODS", "RECIPES", "WEIGHTS", "KitError", "Run", "RunSpec", "Study", "Threat",
-    "begin", "confusion", "device", "draw", "evaluate", "explain", "per_class", "protected_table", "run", "whatif"]
+    "begin", "confusion", "device", "draw", "evaluate", "explain", "papers", "per_class", "protected_table", "run", "whatif"]

@@ -33,18 +33,27 @@ def test_the_tour(tiny_digits):
     assert list(scope["table"].index) == ["natural", "fgsm", "pgd20", "cw20"]
 
 
+def test_an_attack_by_itself(tiny_digits, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tiny_run("at")
+    images = run.data().test.take(slice(0, 6))
+    scope = {"kit": kit, "model": run.model(), "x": images.x(), "y": images.y}
+    exec(BLOCKS[1], scope)
+    assert scope["result"].robust.shape == (6,) and (tmp_path / "aa-state").is_dir()
+
+
 def test_adding_a_criterion(tiny_digits):
-    assert len(BLOCKS[1].strip().splitlines()) <= 15
+    assert len(BLOCKS[2].strip().splitlines()) <= 15
     scope = {}
     try:
-        exec(BLOCKS[1], scope)
+        exec(BLOCKS[2], scope)
         run = scope["run"]
         assert run.plan.method.criterion.quantity.params["power"] == 4.0
         assert (run.epoch(3)["train_weight"] != 1).any()
         key = resolve(RunSpec("smooth-at", overrides={"criterion.power": 4.0})).key
         assert key == run.key
         # another function of the same name is another method
-        exec(BLOCKS[1].replace("true - (", "true - 2 * (").split("run = ")[0], scope)
+        exec(BLOCKS[2].replace("true - (", "true - 2 * (").split("run = ")[0], scope)
         assert resolve(RunSpec("smooth-at", overrides={"criterion.power": 4.0})).key != key
     finally:
         kit.CRITERIA.pop("smooth", None)
