@@ -197,7 +197,10 @@ def protected_table(runs: Mapping[str, Run], attacks: Sequence[str] = ("natural"
 
 
 def _examples(table: pd.DataFrame, attack: str) -> dict[str, np.ndarray]:
-    found = table.attrs.get("examples", {})
+    if "examples" not in table.attrs:
+        raise KitError("this table has no per-example arrays: pandas drops them where tables of different calls are joined; "
+                       "ask a table as kit.evaluate returned it")
+    found = table.attrs["examples"]
     if attack not in found:
         raise unknown("attack in this table", attack, found)
     return found[attack]

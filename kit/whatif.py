@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -14,11 +15,12 @@ from kit.criteria import confused_labels
 from kit.methods import METHODS, Method
 from kit.runs import Run
 from kit.types import KitError, Natural, Seen, Streams, check_value, unknown
+from kit.weights import check_weights
 
 COUNTED = ("frozen", "on the fly", "final")
 
 
-def whatif(run: Run, methods: Sequence[str] | str, *, epochs: Sequence[int] | None = None, reference: str = "",
+def whatif(run: Run, methods: Iterable[str] | str, *, epochs: Sequence[int] | None = None, reference: str = "",
            counted: Literal["frozen", "on the fly", "final"] = "frozen") -> pd.DataFrame:
     """The weights that `methods` would have given to training images of `run`; one row per epoch and method.
 
@@ -27,33 +29,32 @@ def whatif(run: Run, methods: Sequence[str] | str, *, epochs: Sequence[int] | No
 
     Columns: mean_weight; effective_sample_share, (Σw)²/(n Σw²); spearman, the rank correlation with the weights of
     `reference` (by default the first method that reweights); top_overlap, the share of the reference's most-weighted
-    tenth that is in this method's (equal weights at the cut share its places; NaN where all weights are equal);
+    tenth that is in this method's (equal weights at the cut share its places; both are NaN where all weights are equal,
+    and weights are equal that single precision, in which training holds them, cannot tell apart);
     robust_share, one_label_share and several_labels_share, the shares of the total weight on examples that are right
     under attack, have one, and have several confused labels; n. Where all weights are 0 shares are NaN.
     `.attrs["by_class"]` is {"epoch method": [K shares of the total weight]}.
 
     What it cannot know: under other weights the network would have become another one. Batch normalisers see all images
     as one batch. Errors: `KitError` for unknown methods, epochs that are not stored, a reference that is not among the
-    methods, or a method that needs what the source lacks, say clean logits on the fly where training never took them.
+    methods, a method that needs what the source lacks, say clean logits on the fly where training never took them, or
+    weights that are no finite numbers >= 0.
     """
-    names = methods.split() if isinstance(methods, str) else list(methods)
-    if not names:
-        raise KitError(f"whatif needs at least one method. Choices: {', '.join(METHODS)}")
-    rows = {name: METHODS[name] for name in names}
-    reference = reference or next((name for name in names if rows[name].reweights), names[0])
+    rows = _rows(methods)
+    reference = reference or next((name for name, row in rows.items() if row.reweights), next(iter(rows)))
     if reference not in rows:
-        raise unknown("reference among these methods", reference, names)
+        raise unknown("reference among these methods", reference, rows)
     if counted not in COUNTED:
         raise unknown("way of counting", counted, COUNTED)
     table, by_class, total_epochs = [], {}, run.plan.recipe.epochs
     for epoch in _chosen(run, epochs, counted):
         seen, ids = _seen(run, epoch, counted)
-        groups, weights = _groups(seen), {}
+        weights = {}
         for name, row in rows.items():
-            _check_source(name, row, seen, counted)
+            _check_source(name, row, seen, f"'{counted}' in epoch {epoch}")
             streams = Streams(ids, run.plan.seed, "whatif", epoch)      # of its own: no method's draws depend on another
-            weights[name] = row.at(epoch, total_epochs).weigh(_with(seen, streams)).detach().numpy()
-        compared = _Order(weights[reference])
+            weights[name] = _weights(row.at(epoch, total_epochs), replace(seen, streams=streams), f"{name}, epoch {epoch},")
+        groups, compared = _groups(seen), _Order(weights[reference])
         for name, w in weights.items():
             table.append({"epoch": epoch, "method": name, **_summary(w, compared, groups)})
             shares = np.bincount(seen.y.numpy(), w, seen.logits_adv.shape[1])
@@ -64,45 +65,69 @@ def whatif(run: Run, methods: Sequence[str] | str, *, epochs: Sequence[int] | No
     return frame
 
 
+def _rows(methods: Iterable[str] | str) -> dict[str, Method]:
+    names = methods.split() if isinstance(methods, str) else list(methods) if isinstance(methods, Iterable) else [methods]
+    if not names:
+        raise KitError(f"whatif needs at least one method. Choices: {', '.join(METHODS)}")
+    for name in names:
+        if not isinstance(name, str):
+            raise unknown("method", name, METHODS)
+    return {name: METHODS[name] for name in names}
+
+
 def _chosen(run: Run, epochs: Sequence[int] | None, counted: str) -> list[int]:
     """The epochs asked for, checked; all by default, the last alone where only the finished network is looked at."""
     last = len(run.history)
     if epochs is None:
         return [last] if counted == "final" else list(range(1, last + 1))
-    if isinstance(epochs, (str, int)) or not len(epochs):
+    asked = epochs.tolist() if isinstance(epochs, (np.ndarray, pd.Series)) else epochs
+    if not isinstance(asked, (list, tuple, range)) or not asked:
         raise KitError(f"epochs={epochs!r} must be a list of epochs such as [1, {last}], or left out for all")
-    chosen = [check_value("epochs", int(e) if isinstance(e, np.integer) else e, Natural) for e in epochs]
+    chosen = [check_value("epochs", int(e) if isinstance(e, np.integer) else e, Natural) for e in asked]
     if counted == "final" and chosen != [last]:
         raise KitError(f"epochs={chosen}: 'final' looks at the finished network, epoch {last}; leave epochs out")
     return chosen
 
 
 def _seen(run: Run, epoch: int, counted: str) -> tuple[Seen, torch.Tensor]:
-    """What was stored of the images, in float64, and their ids."""
+    """What was stored of the images, whole numbers too in float64, and their ids. What was not stored is None."""
     prefix = "seen_" if counted == "frozen" else "train_"
     arrays = run.final if counted == "final" else run.epoch(epoch)
     stored = {name.removeprefix(prefix): torch.from_numpy(values) for name, values in arrays.items()
               if name.startswith(prefix)}
     if counted == "on the fly":
-        train = run.data().train
-        stored |= {"y": train.y, "ids": train.ids}
-    whole = {name: stored[name].long() for name in ("y", "kappa", "lps") if name in stored}
-    real = {name: stored[name].double() for name in ("logits_adv", "logits_nat", "p_flip") if name in stored}
+        # the last pass has the same images in the same order; asking the data set would hash all pixels in each epoch
+        stored |= {name: torch.from_numpy(run.final[f"train_{name}"]) for name in ("y", "ids")}
+    names = ("logits_adv", "logits_nat", "kappa", "lps", "p_flip")
+    numbers = {name: stored[name].double() for name in names if name in stored}
+    if not all(bool(values.isfinite().all()) for values in numbers.values()):
+        raise KitError(f"{run.folder.name}, epoch {epoch}: what it kept '{counted}' is not finite (half precision ends at "
+                       "65,504), so no weight can be told; take another epoch or another way of counting")
+    if "kappa" not in stored:       # nothing was attacked: what trained the network were the clean images
+        numbers = {"logits_adv": None, "logits_nat": numbers["logits_adv"]}
     # the second attack's images are not stored; no method's weights read them
-    return Seen(**whole, **real, steps=run.plan.recipe.steps), stored["ids"].long()
+    return Seen(stored["y"].long(), **numbers, steps=run.plan.recipe.steps), stored["ids"].long()
 
 
-def _check_source(name: str, row: Method, seen: Seen, counted: str) -> None:
+def _check_source(name: str, row: Method, seen: Seen, source: str) -> None:
+    """`KitError` unless all is there that the row's weights and the table's groups read."""
     readers = [reader for reader in (row.criterion, row.select) if reader is not None]
-    needed = {{"probs_adv": "logits_adv", "probs_nat": "logits_nat"}.get(f, f) for reader in readers for f in reader.sees}
+    needed = {field.replace("probs", "logits") for reader in readers for field in reader.sees} | {"logits_adv"}
     missing = sorted(field for field in needed - {"streams"} if getattr(seen, field) is None)
     if missing:
-        raise KitError(f"{name} weighs by {', '.join(missing)}, which this run did not keep '{counted}': its own method "
-                       "never looked at it in training. Take counted=\"frozen\" or \"final\", where everything is kept")
+        raise KitError(f"{name} needs {', '.join(missing)}, which this run did not keep {source}: its own method "
+                       "did not look at it in training. Take counted=\"frozen\" or \"final\", where everything is kept")
 
 
-def _with(seen: Seen, streams: Streams) -> Seen:
-    return Seen(seen.y, seen.logits_adv, seen.logits_nat, seen.kappa, seen.lps, seen.p_flip, seen.steps, streams)
+def _weights(row: Method, seen: Seen, name: str) -> np.ndarray:
+    """(n,) float64, finite and >= 0; `KitError` for a row that gives anything else."""
+    weights = row.weigh(seen).double()
+    if weights.shape != seen.y.shape:
+        raise KitError(f"{name} gave weights of shape {tuple(weights.shape)}; criterion and weight function must return one "
+                       f"number an image, ({len(seen.y)},)")
+    if bool((weights != 0).any()):      # zeros alone are an answer here, if a poor one
+        check_weights(weights, name)
+    return weights.numpy()
 
 
 def _groups(seen: Seen) -> dict[str, np.ndarray]:
@@ -115,7 +140,8 @@ class _Order:
     """Ranks of weights and who is in their top tenth; computed once where many are compared with one."""
 
     def __init__(self, w: np.ndarray):
-        self.constant = bool(np.ptp(w) <= 1e-12 * np.abs(w).max(initial=0))
+        w = (w / (w.max() or 1.0)).astype(np.float32)   # vectorised kernels round the last bit by where a number lies
+        self.constant = bool(np.ptp(w) == 0)
         ranks = rankdata(w)
         self.centred = ranks - ranks.mean()
         tenth = max(1, len(w) // 10)

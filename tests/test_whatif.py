@@ -10,7 +10,10 @@ import pytest
 from scipy.stats import spearmanr
 
 import kit
-from kit.types import KitError
+from kit import store
+from kit.criteria import Criterion
+from kit.runs import Run
+from kit.types import KitError, part
 
 
 def softmax(row):
@@ -81,6 +84,159 @@ def test_on_the_fly_are_the_weights_that_were_used(method, tiny_run):
     row = kit.whatif(run, [method], epochs=[3], counted="on the fly").iloc[0]
     assert row.n == 600 and row.mean_weight == pytest.approx(used.mean(), rel=1e-4)
     assert row.effective_sample_share == pytest.approx(used.sum() ** 2 / (600 * (used ** 2).sum()), rel=1e-3)
+    y = run.data().train.y.numpy()
+    right = run.epoch(3)["train_logits_adv"].argmax(1) == y
+    assert row.robust_share == pytest.approx(used[right].sum() / used.sum(), rel=1e-3)
+    shares = kit.whatif(run, [method], epochs=[3], counted="on the fly").attrs["by_class"][f"3 {method}"]
+    assert shares == pytest.approx([used[y == k].sum() / used.sum() for k in range(10)], rel=1e-3)
+
+
+def test_on_the_fly_asks_for_no_pixels(tiny_run, monkeypatch):
+    """Hashing a large data set in each epoch would take longer than all else."""
+    run = tiny_run("trades")
+    monkeypatch.setattr(type(run), "data", lambda self: pytest.fail("labels and ids are kept with the run"))
+    assert (kit.whatif(run, "mail-at vir-at", counted="on the fly").n == 600).all()
+
+
+@pytest.mark.parametrize("method", ["std", "csa-halves"])
+def test_clean_images_are_not_taken_for_attacked_ones(method, tiny_run):
+    """Where a run trained on clean images, nothing was attacked on the fly; its other sources know all."""
+    run = tiny_run(method)
+    for asked in ("mail-at", "at"):
+        with pytest.raises(KitError, match=f"{asked} needs logits_adv.* did not keep 'on the fly' in epoch 1.*final"):
+            kit.whatif(run, asked, counted="on the fly")
+    assert len(kit.whatif(run, "mail-at vir-at")) == 6 and len(kit.whatif(run, "mail-at vir-at", counted="final")) == 2
+    if method == "csa-halves":
+        assert len(kit.whatif(run, "mail-at", counted="on the fly", epochs=[2, 3])) == 2
+
+
+def test_timetables_are_followed(tiny_run):
+    """gairat-linear: λ falls by 2 an epoch here, from 3 after the first to -1 after the third."""
+    run = tiny_run("at")
+    frame = kit.whatif(run, "gairat-linear gairat")
+    for row in frame[frame.method == "gairat-linear"].itertuples():
+        shift = 5 - row.epoch / 3 * 6
+        w = [(1 + math.tanh(shift + 5 * (2 - int(k)) / 2)) / 2 for k in run.epoch(row.epoch)["seen_kappa"]]
+        assert row.effective_sample_share == pytest.approx(sum(w) ** 2 / (60 * sum(v * v for v in w)))
+
+
+@pytest.fixture
+def row_of(monkeypatch):
+    """`row_of(function)` makes MAIL-AT with that weight function, or with that criterion, a method named "own"."""
+    def make(function, sees=()):
+        own = part(function)
+        change = {"criterion": Criterion("own", own, sees, -1, "own", "own")} if sees else {"weight": own}
+        monkeypatch.setitem(kit.METHODS, "own", kit.METHODS["mail-at"].but("own", "own", **change))
+        return "own"
+    return make
+
+
+@pytest.mark.parametrize(("weight", "words"), [
+    (lambda score: score / 0, "own, epoch 3, returned NaN or infinite"), (lambda score: score * 0 - 1, "returned negative"),
+    (lambda score: score.mean(), r"shape \(\); .* \(60,\)"), (lambda score: score[:, None].abs(), r"shape \(60, 1\)")])
+def test_weights_that_are_none(weight, words, row_of, tiny_run):
+    with pytest.raises(KitError, match=words):
+        kit.whatif(tiny_run("at"), row_of(weight), epochs=[3])
+
+
+def test_whole_numbers_are_computed_with_in_double_precision(row_of, tiny_run):
+    """A quotient of steps: in single precision a third would be off by 1e-8."""
+    run = tiny_run("at")
+    name = row_of(lambda kappa, lps, steps: (kappa + lps + 1) / (3 * steps), ("kappa", "lps", "steps"))
+    arrays = run.epoch(3)
+    scores = [(int(k) + int(t) + 1) / 12 for k, t in zip(arrays["seen_kappa"], arrays["seen_lps"], strict=True)]
+    exact = sum(3 / (1 + math.exp(-10 * (score - 0.5))) for score in scores) / 60
+    assert kit.whatif(run, name, epochs=[3]).mean_weight[0] == pytest.approx(exact, rel=1e-13)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-200, 1e-307])
+def test_tiny_weights_have_the_shares_of_large_ones(unit, row_of, tiny_run):
+    run = tiny_run("at")
+    row = kit.whatif(run, ["mail-at", row_of(lambda score: unit * (1.5 + score).clamp_min(0))], epochs=[3]).iloc[1]
+    ones = kit.whatif(run, ["mail-at", row_of(lambda score: (1.5 + score).clamp_min(0))], epochs=[3]).iloc[1]
+    columns = [name for name in ones.index if name not in ("epoch", "method", "mean_weight")]
+    assert row[columns].tolist() == pytest.approx(ones[columns].tolist(), rel=1e-9)
+
+
+def test_weights_that_underflow_have_no_shares(row_of, tiny_run):
+    frame = kit.whatif(tiny_run("at"), ["mail-at", row_of(lambda score: (score * 0 - 1e4).exp())], epochs=[3])
+    row = frame.iloc[1]
+    assert row.mean_weight == 0 and row[["effective_sample_share", "spearman", "top_overlap", "robust_share",
+                                         "one_label_share", "several_labels_share"]].isna().all()
+    assert np.isnan(frame.attrs["by_class"]["3 own"]).all()
+
+
+def test_what_is_not_finite_is_refused(tiny_run, copy_of):
+    run = copy_of(tiny_run("at"))
+    arrays = store.load_arrays(run.folder / "epochs" / "0002.npz")
+    arrays["seen_logits_adv"][7, 3] = np.inf
+    store.save_arrays(run.folder / "epochs" / "0002.npz", arrays)
+    with pytest.raises(KitError, match="epoch 2: what it kept 'frozen' is not finite"):
+        kit.whatif(run, "at")
+    assert len(kit.whatif(run, "at", epochs=[1, 3])) == 2
+
+
+def test_order_of_stored_images_does_not_matter(tiny_run, copy_of):
+    """All methods on 597 images, which fill no whole number of a processor's vectors, and on the same in another order; an
+    image twice, as ties."""
+    run, frames = copy_of(tiny_run("at")), []
+    final = {name: values for name, values in run.final.items() if name.startswith("train_")}
+    twice = np.arange(597) // 2
+    for rows in (twice, np.random.default_rng(3).permutation(twice)):
+        arrays = {name: values[rows] for name, values in final.items()}
+        store.save_arrays(run.folder / "final.npz", arrays)
+        frames.append(kit.whatif(Run(run.spec, run.folder), list(kit.METHODS), counted="final"))
+    first, second = (frame.set_index("method").drop(index=RANDOM) for frame in frames)
+    pd.testing.assert_frame_equal(first, second, rtol=1e-9, check_exact=False)
+    for key, shares in frames[0].attrs["by_class"].items():
+        if key.split()[1] not in RANDOM:
+            assert shares == pytest.approx(frames[1].attrs["by_class"][key], nan_ok=True)
+
+
+#: They draw by image id, and an image that is there twice has one id.
+RANDOM = ["clirat-drop-matched", "clirat-drop-random"]
+
+
+def literal(w, other, right):
+    """Every column in loops over Python's own numbers, ties resolved by averaging over all who might be in."""
+    n, tenth = len(w), max(1, len(w) // 10)
+
+    def inside(values):
+        above = [sum(v > mine for v in values) for mine in values]
+        equal = [sum(v == mine for v in values) for mine in values]
+        return [min(1.0, max(0.0, (tenth - a) / e)) for a, e in zip(above, equal, strict=True)]
+    total = math.fsum(w)
+    constant = len(set(w)) == 1 or len(set(other)) == 1
+    overlap = sum(min(a, b) for a, b in zip(inside(w), inside(other), strict=True)) / tenth
+    return {"mean_weight": total / n, "effective_sample_share": total ** 2 / (n * math.fsum(v * v for v in w)),
+            "spearman": math.nan if constant else spearmanr(w, other).statistic,
+            "top_overlap": math.nan if constant else overlap,
+            "robust_share": math.fsum(v for v, r in zip(w, right, strict=True) if r) / total, "n": n}
+
+
+@pytest.mark.parametrize("n", [2, 9, 10, 11, 25, 99])
+@pytest.mark.parametrize("levels", [1, 2, 3, 7, 1000])
+def test_columns_against_loops_with_ties(n, levels):
+    from kit.whatif import _Order, _summary
+    dice = np.random.default_rng(n * levels)
+    for _ in range(5):
+        w, other = (dice.integers(1, levels + 1, n) / 8 for _ in range(2))
+        right = dice.random(n) < 0.5
+        expected = literal(w.tolist(), other.tolist(), right.tolist())
+        assert _summary(w, _Order(other), {"robust_share": right}) == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_last_bit_breaks_no_tie():
+    """Vectorised kernels may round equal numbers differently by where they lie."""
+    from kit.whatif import _Order, _summary
+    flat = np.full(20, 0.7)
+    flat[3] = np.nextafter(0.7, 1)
+    assert math.isnan(_summary(flat, _Order(np.arange(20.0)), {})["spearman"])
+    stairs = np.repeat(np.arange(1.0, 5.0), 5)
+    shaken = stairs * np.where(np.arange(20) % 3, 1, 1 + 2.3e-16)
+    assert (shaken != stairs).any()
+    assert _summary(shaken, _Order(stairs), {})["spearman"] == pytest.approx(1, abs=1e-14)
+    assert _Order(shaken).inside.tolist() == _Order(stairs).inside.tolist()
 
 
 def test_final_looks_at_all_images_with_the_finished_network(tiny_run):
@@ -119,6 +275,8 @@ def test_tables_go_together(tiny_run):
     tables = [kit.evaluate(run, name, n=20, quiet=True) for name in ("natural", "fgsm")]
     assert len(pd.concat(tables)) == 2 and len(pd.concat([tables[0], tables[0]])) == 2
     assert tables[0].round(2).attrs["examples"]["natural"]["y"].shape == (20,)
+    with pytest.raises(KitError, match="no per-example arrays: pandas drops them"):
+        kit.per_class(pd.concat(tables), "natural")
 
 
 @pytest.mark.parametrize(("arguments", "options", "words"), [
@@ -126,7 +284,10 @@ def test_tables_go_together(tiny_run):
     (["mail-at"], {"epochs": []}, "list of epochs"), (["mail-at"], {"epochs": "last"}, "list of epochs"),
     (["mail-at"], {"counted": "frosen"}, "Did you mean 'frozen'"),
     (["mail-at"], {"counted": "final", "epochs": [1]}, "finished network"),
-    (["vir-at"], {"counted": "on the fly"}, "vir-at weighs by logits_nat, which this run did not keep"),
+    (["vir-at"], {"counted": "on the fly"}, "vir-at needs logits_nat, which this run did not keep 'on the fly' in epoch 1"),
+    (["mail-at"], {"epochs": 1.5}, "list of epochs"), (["mail-at"], {"epochs": np.array(3)}, "list of epochs"),
+    (["mail-at"], {"epochs": [True]}, "whole number"), (["mail-at"], {"epochs": [[1]]}, "whole number"),
+    (None, {}, "no method 'None'"), (3, {}, "no method '3'"), ([["at"]], {}, "Did you mean 'at'"),
     (["mail"], {}, "no method"), ([], {}, "at least one method"), (["mail-at"], {"epochs": [9]}, "epochs 1 to 3, not 9"),
     (["mail-at"], {"reference": "clirat"}, "no reference among these methods 'clirat'")])
 def test_bad_questions(tiny_run, arguments, options, words):

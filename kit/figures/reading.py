@@ -27,8 +27,11 @@ def epoch_probabilities(run: Run, epoch: int, counted: str) -> tuple[Tensor, Ten
     arrays = run.epoch(epoch)
     if counted == "frozen":
         return probabilities(arrays, "seen_logits_adv")
-    y = run.data().train.y
-    return torch.from_numpy(arrays["train_logits_adv"].astype(np.float64)).softmax(dim=1), y
+    if "train_kappa" not in arrays:
+        raise KitError(f"{run.method} trained on clean images in epoch {epoch}, so nothing was attacked on the fly; take "
+                       "counted=\"frozen\"")
+    return torch.from_numpy(arrays["train_logits_adv"].astype(np.float64)).softmax(dim=1), torch.from_numpy(
+        run.final["train_y"].astype(np.int64))
 
 
 def count_confused(probs: Tensor, y: Tensor) -> np.ndarray:
