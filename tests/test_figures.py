@@ -51,7 +51,7 @@ def test_every_figure_draws_and_says_where_it_came_from(name, runs, tmp_path):
 
 
 def test_clean_training_is_not_counted_as_attacked(tiny_run, tmp_path):
-    with pytest.raises(KitError, match="std trained on clean images in epoch .*frozen"):
+    with pytest.raises(KitError, match=r"std trained on clean images in epoch .*frozen"):
         kit.draw("confused-labels", tiny_run("std"), first_epoch=1, folder=tmp_path)
     assert kit.draw("confused-labels", tiny_run("std"), first_epoch=1, counted="frozen", folder=tmp_path).facts["n"] == 60
 
