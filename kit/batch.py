@@ -200,7 +200,7 @@ def execute(path: str, output: str, values: dict, folder: str, stamp: str) -> fl
 def pooled(tasks: dict[str, tuple[Callable, tuple]], jobs: int, tick: Callable[[set[str]], None],
            finished: Callable[[str, Exception | None, float], None]) -> None:
     """Run tasks, which return their seconds, in `jobs` worker processes. `finished` hears of each end, `tick` of the time
-    between. A task whose worker dies is tried once more, alone."""
+    between. A task whose worker dies is tried again, alone."""
     alone: list[str] = []
     with worker_environment(jobs):
         context = multiprocessing.get_context("spawn")

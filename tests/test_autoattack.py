@@ -132,6 +132,7 @@ def test_targets_are_the_authors():
     assert any(torch.equal(target, stored) for target in targets_of(look))
 
 
+@pytest.mark.slow
 def test_fab_finds_the_authors_distances():
     """In single precision, as recorded: a target after the other, until one lies in the ball."""
     bench = Bench("M")
@@ -885,6 +886,7 @@ t.autoattack(network, x, t.predicted(t.dense(), x), t.Threat("linf", 0.01), batc
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_taken_up_by_another(tmp_path, short):
     """kill -9 in the middle of it; then to the end in this process, exactly as if nothing had been."""
     child = subprocess.Popen([sys.executable, "-c", CHILD.format(root=str(ROOT), tests=str(ROOT / "tests")), str(tmp_path)])

@@ -4,6 +4,7 @@ exact distances on linear models, second implementations, and what an `AttackRes
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 from functools import partial
 
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 
 from kit import functional as f
 from kit.attacks import Path, frozen, predict
-from kit.attacks import spsa as spsa_module
 from kit.attacks.iterative import LINE_SEARCH, bia, lmpgd, mifgsm
 from kit.attacks.margin import decompose, md, mdmt, objective, step_length
 from kit.attacks.minimal import cw_l2, fmn
@@ -602,6 +602,7 @@ def test_fmn_where_the_gradient_vanishes():
 
 def test_spsa_keeps_its_batches_small(network, batch, monkeypatch):
     """Whatever the number of samples; the result does not depend on the size of a pass."""
+    spsa_module = importlib.import_module("kit.attacks.spsa")     # the package has the function under that name
     x, y = batch
     whole = BUDGET["spsa"](network, x, y, THREATS[0], generator=streams(12))
     monkeypatch.setattr(spsa_module, "IMAGES", 2 * spsa_module.BLOCK)
