@@ -10,6 +10,7 @@ Tables to look at: kit.METHODS, kit.RECIPES, kit.ATTACKS, kit.CRITERIA, kit.WEIG
 
 from kit import papers
 from kit.attacks import ATTACKS
+from kit.audit import audit
 from kit.criteria import CRITERIA
 from kit.evaluate import confusion, evaluate, per_class, protected_table
 from kit.explain import explain
@@ -26,4 +27,5 @@ from kit.whatif import whatif
 
 __all__ = [
     "ATTACKS", "CRITERIA", "FIGURES", "METHODS", "RECIPES", "WEIGHTS", "KitError", "Run", "RunSpec", "Study", "Threat",
-    "begin", "confusion", "device", "draw", "evaluate", "explain", "papers", "per_class", "protected_table", "run", "whatif"]
+    "audit", "begin", "confusion", "device", "draw", "evaluate", "explain", "papers", "per_class", "protected_table", "run",
+    "whatif"]

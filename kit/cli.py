@@ -45,6 +45,11 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--n", type=int, default=0, help="only the first n images")
     evaluate.add_argument("--device", default="auto")
 
+    audit = commands.add_parser("audit", help="is a stored run as robust as it looks? a ladder of attacks and ten rules")
+    audit.add_argument("run", help="the run's key, or the beginning of it (see `list runs`)")
+    audit.add_argument("--n", type=int, default=0, help="only the first n images")
+    audit.add_argument("--device", default="auto")
+
     show = commands.add_parser("list", help="what there is to choose from")
     show.add_argument("what", nargs="?", default="methods", choices=[*TABLES, "runs"])
 
@@ -60,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. -> exit code."""
     options = parser().parse_args(arguments)
     try:
-        commands = {"reproduce": _reproduce, "train": _train, "evaluate": _evaluate, "list": _list, "explain": _explain}
+        commands = {"reproduce": _reproduce, "train": _train, "evaluate": _evaluate, "audit": _audit, "list": _list,
+                    "explain": _explain}
         return commands[options.command](options)
     except KitError as error:
         print(f"kit: {error}", file=sys.stderr)
@@ -104,6 +110,16 @@ def _evaluate(options: argparse.Namespace) -> int:
     table = evaluate(run, options.attacks.split(","), split=options.split, n=options.n, device=options.device)
     print(run)
     print(table.to_string(float_format=lambda value: f"{value:.4f}"))
+    return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from kit.audit import audit
+    from kit.runs import find
+    report = audit(find(options.run), n=options.n, device=options.device)
+    print(report)
+    if report.stopped:
+        raise KeyboardInterrupt
     return 0
 
 
