@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ def execute(path: str, output: str, values: dict, folder: str, stamp: str) -> fl
 def pooled(tasks: dict[str, tuple[Callable, tuple]], jobs: int, tick: Callable[[set[str]], None],
            finished: Callable[[str, Exception | None, float], None]) -> None:
     """Run tasks, which return their seconds, in `jobs` worker processes. `finished` hears of each end, `tick` of the time
-    between. A task whose worker dies is tried again, alone."""
+    between. A worker's death takes all tasks with it that have not ended: they are tried again, one by one, up to twice."""
     alone: list[str] = []
     with worker_environment(jobs):
         context = multiprocessing.get_context("spawn")
@@ -216,11 +217,15 @@ def pooled(tasks: dict[str, tuple[Callable, tuple]], jobs: int, tick: Callable[[
                     else:
                         _report(future, futures[future], finished)
         for name in alone:
-            fn, args = tasks[name]
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
-                future = pool.submit(fn, *args)
-                wait([future])
-                _report(future, name, finished)
+            _report(_alone(context, *tasks[name]), name, finished)
+
+
+def _alone(context: BaseContext, fn: Callable, args: tuple, tries: int = 2) -> Future:
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        future = pool.submit(fn, *args)
+        wait([future])
+    again = isinstance(future.exception(), BrokenProcessPool) and tries > 1
+    return _alone(context, fn, args, tries - 1) if again else future
 
 
 def _report(future: Future, name: str, finished: Callable[[str, Exception | None, float], None]) -> None:

@@ -124,7 +124,7 @@ def test_plain_papermill_refuses_wrong_words(given, words, home, tmp_path):
 @pytest.mark.parametrize(("words", "expected"), [
     (["--recipe", "digit"], "Did you mean 'digits'"),
     (["--recipe", "folder:/nowhere"], "no folder /nowhere"),
-    (["--only", "07"], "there is no notebook '07'"),
+    (["--only", "97"], "there is no notebook '97'"),
     (["--set", "metod=at"], "Did you mean 'method'"),
     (["--set", "layer=two"], "whole number"),
     (["--set", "seed"], "name=value"),

@@ -11,7 +11,7 @@ from inspect import Parameter, signature
 from pathlib import Path
 
 from kit import store
-from kit.figures import confused, confusion, margins, minmax, oneloop, readings
+from kit.figures import confused, confusion, gallery, margins, minmax, oneloop, paths, readings
 from kit.figures.drawing import Claim, Drawing
 from kit.figures.style import styled
 from kit.runs import Run
@@ -67,6 +67,14 @@ FIGURES = Table("figure", {
                                 ("clirat", "clirat-printed")),
     "mail-normalisation": FigureRow("MAIL's weights as printed and as released", "MAIL Alg. 1 and its code",
                                     readings.mail_normalisation, ("mail-at", "mail-at-printed")),
+    "attack-gallery": FigureRow("images under each attack at several radii", "CSA/CSE Fig. 2", gallery.pictures, ("at",),
+                                one=True),
+    "attack-curves": FigureRow("accuracy against the radius, per attack", "-", gallery.curves, ("at",), one=True),
+    "lps-starts": FigureRow("LPS over random starts", "MAIL s. 2.2, Fig. 1a", paths.starts, ("at",), one=True),
+    "pgd-against-lmpgd": FigureRow("LPS and margin under PGD and LM-PGD", "MAIL Fig. 1a", paths.two_attacks, ("at",),
+                                   one=True),
+    "decision-plane": FigureRow("two attack paths on the plane through their ends", "MAIL Fig. 2", paths.plane, ("at",),
+                                one=True),
     "confusion": FigureRow("confusion matrices, natural and under attack", "VIR Fig. 1", confusion.matrices,
                            ("at", "trades", "mart")),
 })
