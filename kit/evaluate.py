@@ -98,7 +98,7 @@ class Examples(dict):
 
 
 def evaluate(run: Run, attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw20"), *, split: str = "test", n: int = 0,
-             which: str = "last", device: str = "auto", quiet: bool = False) -> pd.DataFrame:
+             which: str | int = "last", device: str = "auto", quiet: bool = False) -> pd.DataFrame:
     """Accuracy of a run under attacks, one row each, with the run's own threat.
 
     Columns: accuracy (no iterate of any restart misclassified; the stricter count), low and high (its Wilson 95 %
@@ -107,7 +107,8 @@ def evaluate(run: Run, attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw
     `.attrs` holds the per-example arrays: "examples"[attack] with prediction, broken, by (the attack that broke it), step
     (passes until it was broken), margin, size of the perturbation, forwards, backwards, y and ids.
 
-    split: train, validation or test; n: only the first n images (0 = all); which: last or best network.
+    split: train, validation or test; n: only the first n images (0 = all); which: last or best network, or that of
+    an epoch in `run.snapshots`.
     Errors: `KitError` for unknown names, an empty split, or a network that cannot be evaluated.
     """
     names = [attacks] if isinstance(attacks, str) else list(attacks)

@@ -97,7 +97,8 @@ def check(parameters: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict
 
 def specs_of(values: Mapping[str, Any]) -> list[RunSpec]:
     """The runs that a notebook's parameters ask for: each name in `method`, `methods` and `..._methods` ("all" for every
-    row), with its recipe, seed or seeds, and overrides. All are resolved here, so a wrong word fails now."""
+    row), with its recipe, seed or seeds, and overrides; and each of them again at every point of a `grid`, such as
+    "weight.slope=7,8,9 weight.bias=-0.2,-0.5". All are resolved here, so a wrong word fails now."""
     names = []
     for parameter, value in values.items():
         if parameter in ("method", "methods") or parameter.endswith("_methods"):
@@ -106,10 +107,23 @@ def specs_of(values: Mapping[str, Any]) -> list[RunSpec]:
             words = list(METHODS) if value == "all" else value.split()
             names += [name for name in words if name not in names]
     overrides = parse_overrides(values.get("overrides", ""))
-    specs = [RunSpec(name, values.get("recipe", "digits"), seed, overrides) for seed in seeds_of(values) for name in names]
+    points = [{}] + [point for mine in grid_of(values).values() for point in mine]
+    specs = [RunSpec(name, values.get("recipe", "digits"), seed, overrides | point)
+             for seed in seeds_of(values) for name in names for point in points]
     for spec in specs:
         resolve(spec)
     return specs
+
+
+def grid_of(values: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """{setting: its overrides, one a value} of the `grid` parameter: one setting is varied at a time, the others stay."""
+    points: dict[str, list[dict[str, Any]]] = {}
+    for word in values.get("grid", "").split():
+        name, sign, choices = word.partition("=")
+        if not sign or not all(choices.split(",")) or name in points:
+            raise KitError(f"grid: {word!r} must be one setting with its values, such as weight.slope=7,8,9, each named once")
+        points[name] = [parse_overrides(f"{name}={choice}") for choice in choices.split(",")]
+    return points
 
 
 def seeds_of(values: Mapping[str, Any]) -> list[int]:

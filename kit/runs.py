@@ -117,13 +117,20 @@ class Run:
                            f"images, or delete {self.folder} to train again")
         return found
 
-    def model(self, which: str = "last", device: torch.device | str = "cpu") -> nn.Module:
-        """The network in eval mode; `which` is last, best (on the held-out images) or initial."""
-        if which not in ("last", "best", "initial"):
-            raise KitError(f"there is no '{which}' network of a run. Choices: last, best, initial")
+    @cached_property
+    def snapshots(self) -> list[int]:
+        """The epochs after which the network was kept, for learning curves under any attack; about twelve."""
+        return sorted(int(path.stem) for path in (self.folder / "snapshots").glob("*.ckpt"))
+
+    def model(self, which: str | int = "last", device: torch.device | str = "cpu") -> nn.Module:
+        """The network in eval mode; `which` is last, best (on the held-out images), initial, or an epoch in `snapshots`."""
+        if which not in ("last", "best", "initial", *self.snapshots) or isinstance(which, bool):
+            kept = ", ".join(map(str, self.snapshots)) or "none"
+            raise KitError(f"{self.spec} has no network {which!r}. Choices: last, best, initial, or an epoch that was kept: {kept}")
         net = build_model(self.plan, self.data())
         if which != "initial":
-            net.load_state_dict(store.load(self.folder / f"{which}.ckpt")["model"])
+            name = f"{which}.ckpt" if isinstance(which, str) else f"snapshots/{which:04d}.ckpt"
+            net.load_state_dict(store.load(self.folder / name)["model"])
         return net.to(device).eval()
 
     def epoch(self, number: int) -> dict[str, np.ndarray]:

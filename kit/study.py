@@ -22,7 +22,7 @@ import torch
 from kit import store
 from kit.figures import Drawing, draw, output_folder
 from kit.figures.drawing import plain
-from kit.params import attacks_of, check, declared, specs_of
+from kit.params import attacks_of, check, declared, grid_of, specs_of
 from kit.runs import Run, commit, device, versions
 from kit.spec import RunSpec
 from kit.tables import ResultTable, result_table
@@ -91,10 +91,20 @@ class Study:
         """{method: Run} of several names with spaces between."""
         return {method: self.run(method) for method in methods.split()}
 
-    def draw(self, figure: str, methods: str = "", **options) -> Drawing:
-        """Draw a figure of kit.FIGURES from the runs of `methods` (all that are open), and save it in the study's folder."""
+    def grid(self, setting: str) -> list[Run]:
+        """The runs at the values of one setting of the `grid` parameter, every method, in order."""
+        points = grid_of(self.values)
+        if setting not in points:
+            raise unknown("setting in the grid parameter", setting, points)
+        return [self._open(spec) for spec in self.specs
+                if any(spec.overrides.items() >= point.items() for point in points[setting])]
+
+    def draw(self, figure: str, methods: str | list[Run] = "", **options) -> Drawing:
+        """Draw a figure of kit.FIGURES from the runs of `methods` (names, or runs; all that are open), and save it in the
+        study's folder."""
         torch.manual_seed(0)
-        runs = list(self.runs(methods).values()) if methods else list(self.opened.values())
+        given = self.runs(methods).values() if isinstance(methods, str) and methods else methods or self.opened.values()
+        runs = list(given)
         drawing = draw(figure, runs, folder=self.folder, **options)
         self.drawings.append(drawing)
         return drawing

@@ -36,6 +36,7 @@ from kit.weights import check_weights
 PROBE = part(pgd, loss="ce", init="gaussian")
 PROBE_BATCH = 256
 COLLAPSE_PATIENCE = 3
+SNAPSHOTS = 12
 
 
 def run(method: str | RunSpec, recipe: str = "digits", seed: int = 0, *, overrides: Mapping[str, Any] | None = None,
@@ -233,10 +234,18 @@ def epoch_of(state: State, plan: Plan, data: DataSet, folder: FilePath) -> None:
     if best:
         store.save(folder / "best.ckpt", {"model": state.model.state_dict(), "epoch": epoch})
     store.write(folder / "history.csv", pd.DataFrame(state.history).to_csv(index=False).encode())
+    if is_snapshot(epoch, plan):
+        store.save(folder / "snapshots" / f"{epoch:04d}.ckpt", {"model": state.model.state_dict(), "epoch": epoch})
     state.save(folder / "last.ckpt")
     if epoch == plan.burn_in:
         shutil.copyfile(folder / "best.ckpt", folder / "best-in-burn-in.ckpt")
         state.save(folder / f"burn-in-{plan.trunk}.ckpt")
+
+
+def is_snapshot(epoch: int, plan: Plan) -> bool:
+    """Is the network kept after this epoch? About twelve are, evenly spaced, and those where burn-in and training end."""
+    epochs = plan.recipe.epochs
+    return epoch % -(-epochs // SNAPSHOTS) == 0 or epoch in (plan.burn_in, epochs)
 
 
 def _branch(state: State, plan: Plan, folder: FilePath, device: torch.device) -> None:
@@ -249,13 +258,17 @@ def _branch(state: State, plan: Plan, folder: FilePath, device: torch.device) ->
             reached = store.load(checkpoint)["epoch"]
             if reached > plan.trunk_epochs:
                 continue
-            epochs = [f"epochs/{number:04d}.npz" for number in range(1, reached + 1)]
+            numbers = range(1, reached + 1)
+            epochs = [f"epochs/{number:04d}.npz" for number in numbers]
+            snapshots = [f"snapshots/{number:04d}.ckpt" for number in numbers if is_snapshot(number, plan)]
             for name in epochs:
                 store.load_arrays(checkpoint.parent / name)
+            for name in snapshots:
+                store.load(checkpoint.parent / name)
             best = store.load(checkpoint.parent / "best-in-burn-in.ckpt")
         except KitError:
             continue
-        for name in epochs:
+        for name in epochs + snapshots:
             store.write(folder / name, (checkpoint.parent / name).read_bytes())
         store.save(folder / "best.ckpt", best)
         state.load(checkpoint, device)

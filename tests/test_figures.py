@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import kit
-from kit.figures import FIGURES, output_folder, style
+from kit.figures import FIGURES, NUMBERS, output_folder, style
 from kit.figures.minmax import shape_of
 from kit.figures.reading import ratio_interval
+from kit.papers import PAPERS
 from kit.types import KitError
 
 
@@ -48,6 +49,12 @@ def test_every_figure_draws_and_says_where_it_came_from(name, runs, tmp_path):
     assert record["source"] == row.source and record["facts"]
     assert [claim["verdict"] for claim in record["claims"]] == [claim.verdict for claim in drawing.claims]
     assert not any(claim.holds and claim.fails for claim in drawing.claims)
+
+
+def test_a_papers_own_number_is_a_name(tiny_run, tmp_path):
+    drawing = kit.draw("mail-4", tiny_run("at"), folder=tmp_path)
+    assert {path.name for path in drawing.files} == {f"pm-by-lps.{ending}" for ending in ("png", "svg", "json")}
+    assert set(NUMBERS.values()) <= set(FIGURES) and all(name.partition("-")[0] in PAPERS for name in NUMBERS)
 
 
 def test_clean_training_is_not_counted_as_attacked(tiny_run, tmp_path):

@@ -77,6 +77,16 @@ def test_runs_follow_from_the_values():
     assert [(s.method, s.seed, s.overrides) for s in specs] == [("at", 3, {"eps": 0.125}), ("mail-at", 3, {"eps": 0.125})]
 
 
+def test_a_grid_varies_one_setting_at_a_time():
+    values = {"method": "clirat", "grid": "weight.slope=7,8 eps=0.1", "overrides": "epochs=30"}
+    points = [{}, {"weight.slope": 7}, {"weight.slope": 8}, {"eps": 0.1}]
+    assert [s.overrides for s in specs_of(values)] == [{"epochs": 30} | point for point in points]
+    for grid, words in (("weight.slope", "grid: 'weight.slope'"), ("eps=0.1,", "its values"), ("eps=1 eps=2", "once"),
+                        ("weight.slop=1", "Did you mean")):
+        with pytest.raises(KitError, match=words):
+            specs_of({**values, "grid": grid})
+
+
 def test_notebook_files(tmp_path):
     path = tmp_path / "a.ipynb"
     loose = {"cells": [{"source": ["x = 1"], "metadata": {"tags": ["parameters"]}}]}

@@ -206,6 +206,25 @@ def test_branching_from_a_sibling_changes_nothing(tmp_path, monkeypatch):
     assert ends["alone", "clirat"]["model"] != ends["branched", "mail-at"]["model"]
 
 
+def test_networks_are_kept_along_the_way(tmp_path, monkeypatch):
+    """Every second of 14 epochs, and where burn-in (9) and training end; branched or not; each is that epoch's network."""
+    monkeypatch.setenv("KIT_HOME", str(tmp_path))
+    runs = [kit.run(m, overrides={**TINY, "epochs": 14, "burn_in": 9, "milestones": []}, quiet=True) for m in ("mail-at", "clirat")]
+    for run in runs:
+        assert run.snapshots == [2, 4, 6, 8, 9, 10, 12, 14]
+        for epoch in (9, 14):
+            arrays = run.epoch(epoch)
+            images = run.data().test.take(slice(0, len(arrays["test_y"])))
+            with torch.no_grad():
+                np.testing.assert_allclose(run.model(epoch)(images.x()), arrays["test_logits_nat"], atol=1e-4)
+        for which in (7, "worst", True):
+            with pytest.raises(KitError, match="last, best, initial, or an epoch that was kept: 2, 4, 6, 8, 9"):
+                run.model(which)
+    assert (runs[1].folder / "branched.json").exists()
+    same, other = kit.evaluate(runs[0], ["natural"], which=14, quiet=True), kit.evaluate(runs[0], ["natural"], quiet=True)
+    assert same.accuracy["natural"] == other.accuracy["natural"]
+
+
 def test_only_runs_that_differ_in_weights_share_a_trunk():
     same = [plan_of(m).trunk for m in ("at", "mail-at", "clirat", "clirat-drop-single")]
     assert len(set(same)) == 1

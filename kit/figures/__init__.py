@@ -70,14 +70,28 @@ FIGURES = Table("figure", {
     "attack-gallery": FigureRow("images under each attack at several radii", "CSA/CSE Fig. 2", gallery.pictures, ("at",),
                                 one=True),
     "attack-curves": FigureRow("accuracy against the radius, per attack", "-", gallery.curves, ("at",), one=True),
-    "lps-starts": FigureRow("LPS over random starts", "MAIL s. 2.2, Fig. 1a", paths.starts, ("at",), one=True),
     "pgd-against-lmpgd": FigureRow("LPS and margin under PGD and LM-PGD", "MAIL Fig. 1a", paths.two_attacks, ("at",),
                                    one=True),
+    "lps-starts": FigureRow("LPS over random starts", "MAIL Fig. 1a", paths.starts, ("at",), one=True),
     "decision-plane": FigureRow("two attack paths on the plane through their ends", "MAIL Fig. 2", paths.plane, ("at",),
                                 one=True),
     "confusion": FigureRow("confusion matrices, natural and under attack", "VIR Fig. 1", confusion.matrices,
                            ("at", "trades", "mart")),
 })
+
+
+def _numbers() -> dict[str, str]:
+    labels = {"CSA/CSE": "csa"}
+    found: dict[str, str] = {}
+    for name, row in FIGURES.items():
+        for label, places in re.findall(r"(\S+) Figs?\. ([^;]+)", row.source):
+            for number in re.findall(r"\d+[a-zA-Z]?", places):
+                found.setdefault(f"{labels.get(label, label)}-{number}".lower(), name)
+    return found
+
+
+#: The papers' own numbers, such as mail-4 or clirat-1a, and the figure that is drawn for each.
+NUMBERS = _numbers()
 
 
 def output_folder(recipe: str) -> Path:
@@ -90,9 +104,11 @@ def draw(name: str, runs: Run | Iterable[Run] | Mapping[str, Run], *, folder: Pa
          **options) -> Drawing:
     """Draw a figure of `FIGURES` from finished runs, and save it as PNG, SVG and JSON provenance in `folder`.
 
+    `name` is a row of FIGURES, or a paper's own number, such as mail-4 or clirat-1a.
     `options` are those of the drawing function. -> a matplotlib Figure with .facts, .caption and .files.
     Errors: `KitError` for an unknown figure or option, or runs that are missing, with the command that makes them.
     """
+    name = NUMBERS.get(name, name)
     row = FIGURES[name]
     given = [runs] if isinstance(runs, Run) else list(runs.values() if isinstance(runs, Mapping) else runs)
     for run in given:
