@@ -15,6 +15,7 @@ from kit.criteria import CRITERIA
 from kit.evaluate import confusion, evaluate, per_class, protected_table
 from kit.explain import explain
 from kit.figures import FIGURES, draw
+from kit.memory import keep_freed_memory
 from kit.methods import METHODS
 from kit.recipes import RECIPES
 from kit.runs import Run, device
@@ -29,3 +30,5 @@ __all__ = [
     "ATTACKS", "CRITERIA", "FIGURES", "METHODS", "RECIPES", "WEIGHTS", "KitError", "Run", "RunSpec", "Study", "Threat",
     "audit", "begin", "confusion", "device", "draw", "evaluate", "explain", "papers", "per_class", "protected_table", "run",
     "whatif"]
+
+keep_freed_memory()

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 LAYERS = [
     {"types"},
-    {"functional", "store", "progress", "mixture"},
+    {"functional", "memory", "store", "progress", "mixture"},
     {"attacks", "criteria", "regularisers", "perturbation", "schedules", "models", "data"},
     {"weights", "losses"},
     {"methods", "recipes"},

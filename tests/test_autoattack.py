@@ -98,12 +98,13 @@ class RunsOn(Oracle):
 
     latest = fallen = None
 
-    def _note(self, x_t: Tensor, logits: Tensor, rows: Tensor) -> None:
-        super()._note(x_t, logits, rows)
+    def _note(self, x_t: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
+        margin = super()._note(x_t, logits, rows)
         self.broken = torch.zeros_like(self.broken)
         if self.latest is not None:
             wrong = rows[logits.argmax(dim=1) != self.y[rows]]
             self.latest[wrong], self.fallen[wrong] = x_t[logits.argmax(dim=1) != self.y[rows]], True
+        return margin
 
 
 @pytest.mark.parametrize(("name", "loss", "steps"), [
@@ -140,7 +141,7 @@ def test_fab_finds_the_authors_distances():
     look = Oracle(bench.net.float(), x, bench.y, threat, "nearest", "linf")
     for target in targets_of(look):
         rows = look.unbroken()
-        search(look, x[rows], rows, target, 100)
+        search(look, x[rows], rows, target[rows], 100)
     fooled, stored = GOLDEN["M_fab_t_f32_fooled"], f.norm(GOLDEN["M_fab_t_f32_delta"], "linf")
     assert torch.equal(look.broken, fooled) and 28 <= int(fooled.sum()) < 32
     assert float((look.size / stored - 1)[fooled & (stored > 0)].abs().max()) < 1e-3
@@ -394,7 +395,7 @@ def test_fab_by_the_book(targeted, threat, network, batch):
     (x, y), network = batch, network.eval()
     look = Oracle(network, x, y, threat, "nearest", threat.norm)
     target = targets_of(look)[2]
-    search(look, x[:14], look.rows[:14], target if targeted else None, 12)
+    search(look, x[:14], look.rows[:14], target[:14] if targeted else None, 12)
 
     def length(d):
         return float(d.abs().max() if threat.norm == "linf" else d.norm())
@@ -588,8 +589,9 @@ def test_draws_follow_the_example(name, network, batch):
     inputs = calls_of(network)
     threat = Threat("linf", 0.001)
     ATTACKS[name](network, x, y, threat, generator=Streams(torch.tensor([4, 5, 4]), "test"), validate=False)
-    differ = [float((tried[0] - tried[1]).abs().max()) > 1e-6 for tried in inputs if len(tried) == 3]
-    assert any(differ) and all(torch.equal(tried[0], tried[2]) for tried in inputs if len(tried) == 3)
+    tried = [images.unflatten(0, (-1, 3)) for images in inputs if len(images) % 3 == 0]      # (targets at once, 3, ...)
+    assert any(float((images[:, 0] - images[:, 1]).abs().max()) > 1e-6 for images in tried)
+    assert all(torch.equal(images[:, 0], images[:, 2]) for images in tried)
     again = [ATTACKS[name](network, *batch, threat) for _ in range(2)]
     assert torch.equal(again[0].x_adv, again[1].x_adv)
 

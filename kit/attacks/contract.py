@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kit import functional as f
+from kit.attacks.inputs import quick_input_gradients
 from kit.types import KitError
 
 
@@ -21,7 +22,8 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     for p in wanted:
         p.requires_grad_(False)
     try:
-        yield model
+        with quick_input_gradients(model):
+            yield model
     finally:
         for module, training in modes:
             module.training = training

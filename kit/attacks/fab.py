@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kit import functional as f
-from kit.attacks.apgd import targets_of, touching
+from kit.attacks.apgd import at_once, targets_of, touching
 from kit.attacks.oracle import AttackResult, Oracle, classes, oracle
 from kit.types import Count, Streams, Threat, check_value
 
@@ -40,16 +40,20 @@ def fab(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, generator: St
         check_value(name, value, kind)
     with oracle(model, x, y, threat, goal=goal, validate=validate) as look:
         streams, wanted = look.streams(generator, "fab"), look.unbroken()
-        for target in targets_of(look) if targeted else [None]:
-            for restart in range(restarts):
-                x_0 = x if restart == 0 else touching(x, Threat(threat.norm, threat.eps / 2), streams)
-                rows, x_t = holding(look, wanted, x_0[wanted])
-                search(look, x_t, rows, target, steps)
+        targets = torch.stack(targets_of(look)) if targeted else None
+        copies = len(targets) if targeted else 1
+        for restart in range(restarts):
+            x_0 = torch.stack([x if restart == 0 else touching(x, Threat(threat.norm, threat.eps / 2), streams)
+                               for _ in range(copies)])
+            for rows in at_once(wanted[~look.broken[wanted] | (goal == "nearest")], copies):
+                search(look, x_0[:, rows].flatten(0, 1), rows.repeat(copies),
+                       targets[:, rows].flatten() if targeted else None, steps)
         return look.result("fab")
 
 
 def search(look: Oracle, x_t: Tensor, rows: Tensor, target: Tensor | None, steps: int) -> None:
-    """One search from the points `x_t` (n, C, H, W) of the examples `rows`.
+    """One search from the points `x_t` (n, C, H, W) of the examples `rows` (n,), which may be named repeatedly, for the
+    classes `target` (n,).
 
     A step is a gradient and a pass that tells whether its end is misclassified. If not, the next gradient is taken at the
     same point; this second pass of it is not saved, as most steps cross the boundary. If so, the gradient's pass also tells
@@ -62,20 +66,16 @@ def search(look: Oracle, x_t: Tensor, rows: Tensor, target: Tensor | None, steps
         x_t = step_to_boundary(x_t, look.x[rows], value, gradient, look.threat.norm)
         wrong = classes(look.logits(x_t, rows)) != look.y[rows]
         x_t = (look.x[rows] + BACK * (x_t - look.x[rows])).where(f.per_example(wrong, x_t), x_t)
-        rows, x_t = holding(look, rows, x_t)
-
-
-def holding(look: Oracle, rows: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
-    """`rows` and their points; without the broken ones where the goal is to break inside the ball."""
-    on = ~look.broken[rows] | (look.goal == "nearest")
-    return rows[on], x_t[on]
+        if look.goal == "inside" and bool(look.broken[rows].any()):
+            on = ~look.broken[rows]
+            rows, x_t, target = rows[on], x_t[on], None if target is None else target[on]
 
 
 def linearise(look: Oracle, x_t: Tensor, rows: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(z_t - z_y (n,), its gradient) at `x_t`, for the classes target[rows]; None: for the class whose linearised
+    """(z_t - z_y (n,), its gradient) at `x_t`, for the classes `target` (n,); None: for the class whose linearised
     boundary |z_j - z_y| / ‖gradient‖_dual is nearest."""
     if target is not None:
-        gradient, value, _ = look.gradient(x_t, rows, lambda z, y: f.targeted_margin(z, y, target[rows]))
+        gradient, value, _ = look.gradient(x_t, rows, lambda z, y: f.targeted_margin(z, y, target))
         return value, gradient
     nearest = x_t.new_full((len(rows),), torch.inf)
     value, gradient = torch.zeros_like(nearest), torch.zeros_like(x_t)

@@ -50,7 +50,8 @@ class Oracle:
     """Wraps a frozen network, images and labels for one attack call. Make one with `oracle`.
 
     goal "inside": of each example the image with the lowest margin is kept. goal "nearest": the closest misclassified
-    one, wherever it lies; `norm` is what its distance and all sizes are measured in. Rows are int64 indices into the batch.
+    one, wherever it lies; `norm` is what its distance and all sizes are measured in. Rows are int64 indices into the batch,
+    and may name an example repeatedly: several images of it are then tried in one pass.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, goal: Literal["inside", "nearest"],
@@ -92,8 +93,13 @@ class Oracle:
         self._note(x_t, logits, rows)
         return logits
 
+    def margins(self, x_t: Tensor, rows: Tensor) -> Tensor:
+        """(n,) margins z_y - max_{j≠y} z_j of `x_t`, -inf where a logit is not finite."""
+        with torch.no_grad():
+            return self._note(x_t, self.model(x_t), rows)
+
     def probe(self, x_t: Tensor, rows: Tensor) -> Tensor:
-        """Logits of images that may lie anywhere; they are counted and not kept. `rows` may name an example repeatedly."""
+        """Logits of images that may lie anywhere; they are counted and not kept."""
         self.forwards.index_add_(0, rows, torch.ones_like(rows))
         with torch.no_grad():
             return self.model(x_t)
@@ -114,16 +120,26 @@ class Oracle:
             answers = (gradient, values.detach(), logits.detach())
             sums = answers if sums is None else [total + more for total, more in zip(sums, answers, strict=True)]
         gradient, values, logits = sums if passes == 1 else [total / passes for total in sums]
-        self.backwards[rows] += passes
-        self.forwards[rows] += passes - 1
+        self.backwards.index_add_(0, rows, torch.full_like(rows, passes))
+        self.forwards.index_add_(0, rows, torch.full_like(rows, passes - 1))
         self._note(x_t.detach(), logits, rows)
         return gradient.nan_to_num(), values, logits
 
-    def _note(self, x_t: Tensor, logits: Tensor, rows: Tensor) -> None:
-        self.forwards[rows] += 1
+    def _note(self, x_t: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
+        """Count a pass and keep what it found. -> margins (n,), -inf where a logit is not finite."""
+        self.forwards.index_add_(0, rows, torch.ones_like(rows))
+        y = self.y[rows]
         finite = logits.isfinite().all(dim=1)
-        wrong = (logits.argmax(dim=1) != self.y[rows]) | ~finite
-        margin = f.margin(logits, self.y[rows]).where(finite, -torch.inf).to(self.margin.dtype)
+        wrong = (logits.argmax(dim=1) != y) | ~finite
+        margin = f.margin(logits, y).where(finite, -torch.inf).to(self.margin.dtype)
+        # most passes find nothing new: only what might be new is measured
+        new = wrong if self.goal == "nearest" else (margin < self.margin[rows]) | (wrong & ~self.broken[rows])
+        found = new.nonzero().squeeze(1)
+        if len(found):
+            self._keep(x_t[found], logits[found], margin[found], wrong[found], rows[found])
+        return margin
+
+    def _keep(self, x_t: Tensor, logits: Tensor, margin: Tensor, wrong: Tensor, rows: Tensor) -> None:
         size = f.norm(x_t - self.x[rows], self.norm)
         within = size if self.norm == self.threat.norm else f.norm(x_t - self.x[rows], self.threat.norm)
         inside = within <= self.threat.eps + ROUNDING
@@ -131,12 +147,14 @@ class Oracle:
             better = inside & (margin < self.margin[rows]) & (wrong | ~self.broken[rows])
         else:
             better = wrong & (size < self.size[rows])
-        first = wrong & inside & ~self.broken[rows]
-        kept = rows[better]
-        self.x_adv[kept], self.margin[kept], self.size[kept] = x_t[better], margin[better], size[better]
-        self.prediction[kept] = classes(logits)[better]
-        self.broken[rows[first]] = True
-        self.step[rows[first]] = self.forwards[rows[first]] - 1
+        first = rows[wrong & inside & ~self.broken[rows]]
+        best = best_of_each(rows, (margin if self.goal == "inside" else size).where(better, torch.inf), len(self.rows))
+        best = best[better[best]]
+        kept = rows[best]
+        self.x_adv[kept], self.margin[kept], self.size[kept] = x_t[best], margin[best], size[best]
+        self.prediction[kept] = classes(logits)[best]
+        self.step[first] = self.forwards[first] - 1
+        self.broken[first] = True
 
     def result(self, name: str) -> AttackResult:
         """What was noted so far; `name` is the attack's."""
@@ -144,6 +162,14 @@ class Oracle:
                    for step, broken in zip(self.step.tolist(), self.broken.tolist(), strict=True))
         return AttackResult(self.x_adv, self.broken, by, self.step, self.margin, self.size, self.forwards, self.backwards,
                             self.prediction, tuple(self.notes))
+
+
+def best_of_each(rows: Tensor, key: Tensor, count: int) -> Tensor:
+    """Of the places (n,) that name the same one of `count` examples the one with the least `key`, the first if they tie."""
+    order = key.argsort(stable=True)
+    place = torch.arange(len(rows), device=rows.device)
+    first = place.new_full((count,), len(rows)).scatter_reduce(0, rows[order], place, "amin")
+    return order[first[first < len(rows)]]
 
 
 def classes(logits: Tensor) -> Tensor:

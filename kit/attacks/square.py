@@ -40,7 +40,7 @@ def square(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, generator:
         streams, rows = look.streams(generator, "square"), look.unbroken()
         best_x = (stripes if threat.norm == "linf" else bumps)(x, threat, streams)[rows]
         propose = repaint if threat.norm == "linf" else shift_mass
-        best = f.margin(look.logits(best_x, rows), y[rows])
+        best = look.margins(best_x, rows)
         for query in range(queries):
             if query % BLOCK == 0:      # drawn for every example, that none may see what became of its mates
                 drawn = draw(streams, "uniform", x.new_empty(len(x), BLOCK, 5 + x.shape[1]))[rows]
@@ -50,7 +50,7 @@ def square(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, generator:
             if not len(rows):
                 break
             tried = propose(best_x, x[rows], window_side(query, x, share), drawn[:, query % BLOCK], threat.eps)
-            margin = f.margin(look.logits(tried, rows), y[rows])
+            margin = look.margins(tried, rows)
             lower = margin < best
             best = margin.where(lower, best)
             best_x[lower] = tried[lower]

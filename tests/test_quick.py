@@ -1,0 +1,83 @@
+"""What makes attacks quick changes no number: input gradients the short way, and memory that is kept."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from kit.attacks import frozen
+from kit.attacks.inputs import quick_input_gradients
+from kit.memory import keep_freed_memory
+
+
+@settings(max_examples=60, deadline=None)
+@given(channels=st.integers(1, 4), size=st.integers(5, 11), kernel=st.integers(1, 4), stride=st.integers(1, 3),
+       padding=st.integers(0, 2), dilation=st.integers(1, 2), bias=st.booleans(), seed=st.integers(0, 99))
+def test_gradients_are_the_plain_ones(channels, size, kernel, stride, padding, dilation, bias, seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layer = nn.Conv2d(channels, 5, kernel, stride, padding, dilation, bias=bias).double()
+        x = torch.rand(3, channels, size, size + 1, dtype=torch.float64, requires_grad=True)
+        if dilation * (kernel - 1) + 1 > size + 2 * padding:
+            return
+        plain = layer(x)
+        upstream = torch.rand_like(plain)
+    (expected,) = torch.autograd.grad(plain, x, upstream)
+    with frozen(layer):
+        quick = layer(x)
+        (gradient,) = torch.autograd.grad(quick, x, upstream)
+        assert (quick.grad_fn.name() == "_ConvolutionBackward") == (channels <= 3)
+    torch.testing.assert_close(quick, plain, rtol=0, atol=0)
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+
+
+class Own(nn.Conv2d):
+    """A layer with a forward pass of its own."""
+
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def test_only_plain_layers_take_it_and_all_are_handed_back():
+    layers = {"first": nn.Conv2d(1, 4, 3), "grouped": nn.Conv2d(2, 4, 3, groups=2), "same": nn.Conv2d(1, 4, 3, padding="same"),
+              "mirrored": nn.Conv2d(1, 4, 3, padding=1, padding_mode="reflect"), "own": Own(1, 4, 3), "wide": nn.Conv2d(8, 4, 3)}
+    model = nn.ModuleDict(layers)
+    with pytest.raises(RuntimeError, match="planned"), quick_input_gradients(model):
+        assert [name for name, layer in layers.items() if "forward" in vars(layer)] == ["first"]
+        raise RuntimeError("planned")
+    assert not any("forward" in vars(layer) for layer in layers.values())
+    x = torch.rand(2, 1, 6, 6, requires_grad=True)
+    layers["first"](x).sum().backward()
+    assert layers["first"].weight.grad is not None, "training's gradients are untouched"
+    with frozen(model), torch.no_grad():
+        assert torch.equal(layers["own"](x), nn.Conv2d.forward(layers["own"], x) * 2)
+
+
+FAULTS = """
+import resource, sys, torch
+torch.set_num_threads(1)
+if sys.argv[1] == "kept":
+    from kit.memory import keep_freed_memory
+    assert keep_freed_memory()
+def passes():
+    for _ in range(50):
+        torch.ones(4, 600_000).relu()
+passes()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+passes()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="the C library is not glibc")
+def test_freed_memory_is_kept():
+    """The same passes again: the system is asked for hardly a page, and for thousands without."""
+    faults = {which: int(subprocess.run([sys.executable, "-c", FAULTS, which], capture_output=True, text=True,
+                                        check=True).stdout) for which in ("kept", "returned")}
+    assert faults["kept"] < 200 < 2000 < faults["returned"], faults
