@@ -42,13 +42,14 @@ def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]
 
 def measure(model: nn.Module, split: Split, threat: Threat, attack: Attack, *, seed: int = 0, partial: Path | None = None,
             progress: Progress | None = None) -> dict[str, np.ndarray]:
-    """Attack every image of `split`. -> per example (n,): the fields of `AttackResult` but x_adv, and y and ids.
+    """Attack every image of `split`. -> per example (n,): the fields of `AttackResult` but x_adv, and y and ids; and notes, words
+    on what `check_inputs` found odd.
 
     With a folder `partial`, finished batches are kept there and an interrupted call goes on behind them; random starts
     depend on an example's id alone, so the result is the same. Where a device's memory runs out, batches are halved.
     Errors: `KitError` for a model that returns probabilities or NaN, or labels that it does not know.
     """
-    check_inputs(model, split.x(slice(0, 256)), split.y[:256])
+    notes = check_inputs(model, split.x(slice(0, 256)), split.y[:256])
     size, pieces, begin = BATCH[split.y.device.type], [], 0
     while begin < len(split):
         kept = partial / f"{begin:06d}.npz" if partial else None
@@ -70,7 +71,8 @@ def measure(model: nn.Module, split: Split, threat: Threat, attack: Attack, *, s
         begin += len(piece["y"])
         if progress is not None:
             progress.update(begin)
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    arrays = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    return arrays | {"notes": np.array(notes, dtype="U300")}
 
 
 def _measure_batch(model: nn.Module, split: Split, rows: torch.Tensor, threat: Threat, attack: Attack,
@@ -105,7 +107,8 @@ def evaluate(run: Run, attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw
     interval), last_iterate (accuracy as most papers count: only the last iterate can break an image), forwards and
     backwards (images passed through the network, and gradients, per image), n, seconds.
     `.attrs` holds the per-example arrays: "examples"[attack] with prediction, broken, by (the attack that broke it), step
-    (passes until it was broken), margin, size of the perturbation, forwards, backwards, y and ids.
+    (passes until it was broken), margin, size of the perturbation, forwards, backwards, y and ids. "notes" says where numbers
+    must be read with care: a network that answers differently each time, or gives all images one class.
 
     split: train, validation or test; n: only the first n images (0 = all); which: last or best network, or that of
     an epoch in `run.snapshots`.
@@ -120,7 +123,7 @@ def evaluate(run: Run, attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw
         raise KitError(f"n={n!r} must be a whole number of images, or 0 for all")
     where = pick_device(device)
     model, images = None, None
-    rows, examples = {}, Examples()
+    rows, examples, notes = {}, Examples(), {}
     for name in names:
         attack = ATTACKS[name]
         settings = {"attack": attack.config(), "threat": str(run.plan.recipe.threat), "split": split, "n": n, "which": which}
@@ -138,6 +141,8 @@ def evaluate(run: Run, attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw
             seconds = time.monotonic() - started
             store.save_arrays(path, arrays | {"seconds": np.asarray(seconds), "settings": np.asarray(json.dumps(settings))})
             shutil.rmtree(partial, ignore_errors=True)
+            for note in () if quiet else arrays["notes"]:
+                print(f"WARNING: {run.spec}: {note}", flush=True)
             progress.close(f"{1 - arrays['broken'].mean():.1%} of {len(images)} in {seconds:.1f} s")
         arrays = store.load_arrays(path)
         count, right = len(arrays["y"]), int((~arrays["broken"]).sum())
@@ -146,9 +151,10 @@ def evaluate(run: Run, attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw
                       "last_iterate": float((arrays["prediction"] == arrays["y"]).mean()), "n": count,
                       "forwards": float(arrays["forwards"].mean()), "backwards": float(arrays["backwards"].mean()),
                       "seconds": float(arrays["seconds"])}
-        examples[name] = {key: values for key, values in arrays.items() if key not in ("seconds", "settings")}
+        examples[name] = {key: values for key, values in arrays.items() if key not in ("seconds", "settings", "notes")}
+        notes |= {str(note): None for note in arrays.get("notes", ())}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("attack")
-    table.attrs = {"run": run.key, "examples": examples, "classes": run.record["classes"]}
+    table.attrs = {"run": run.key, "examples": examples, "classes": run.record["classes"], "notes": list(notes)}
     return table
 
 

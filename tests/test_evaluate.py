@@ -96,6 +96,34 @@ def test_networks_that_cannot_be_judged(tiny_run, make):
         measure(make(run.model()), run.data().test.take(slice(0, 20)), Threat(eps=0.1), ATTACKS["pgd10"])
 
 
+class Shaky(nn.Module):
+    """A network in training mode's spirit: dropout that never sleeps."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return nn.functional.dropout(self.net(x), 0.3, training=True)
+
+
+def test_what_is_odd_is_said(tiny_run, capsys, monkeypatch):
+    """By evaluate, each attack's result, and AutoAttack; nothing of the kind about an honest network."""
+    from kit.runs import Run
+    run, odd = tiny_run("at"), {"differently each time": Shaky, "gives every image class": lambda net: Scaled(net, 0.0)}
+    split, plain = run.data().test.take(slice(0, 40)), Run.model
+    assert kit.evaluate(run, ["pgd10"], n=7, quiet=True).attrs["notes"] == []
+    for words, make in odd.items():
+        monkeypatch.setattr(Run, "model", lambda self, *which, make=make: make(plain(self, *which)).eval())
+        n = 41 + len(words)      # a size that no other test has asked for
+        table = kit.evaluate(run, ["natural"], n=n)
+        assert len(table.attrs["notes"]) == 1 and words in table.attrs["notes"][0]
+        assert f"WARNING: {run.spec}: " in capsys.readouterr().out and words in kit.evaluate(
+            run, ["natural"], n=n, quiet=True).attrs["notes"][0], "also when it is opened again"
+        for attack in (ATTACKS["pgd10"].fn, ATTACKS["apgd-ce"].fn):
+            assert any(words in note for note in attack(make(plain(run)), split.x(), split.y, Threat(eps=0.1)).notes)
+
+
 class Scaled(nn.Module):
     def __init__(self, net: nn.Module, factor: float):
         super().__init__()

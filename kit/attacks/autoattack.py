@@ -60,8 +60,7 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, genera
     check_value("version", version, Literal["standard", "plus", "rand", "mde"])
     check_value("batch_size", batch_size, Count)
     check_value("seed", seed, Natural)
-    if validate:
-        check_inputs(model, x, y)
+    notes = check_inputs(model, x, y) if validate else ()
     streams = Streams(torch.arange(len(x), device=x.device), "autoattack", seed) if generator is None else generator
     if not isinstance(streams, Streams) or len(streams.ids) != len(x):
         raise KitError(f"generator is no kit.types.Streams over these {len(x)} images; leave it out, or make one with "
@@ -85,7 +84,7 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, genera
                     add(total, piece, place)
     steps, places = total["step"].tolist(), total["place"].tolist()
     by = tuple("clean" if step == 0 else ("", *attacks)[place + 1] for step, place in zip(steps, places, strict=True))
-    return AttackResult(by=by, notes=tuple(total["notes"]), **{key: total[key] for key in FIELDS})
+    return AttackResult(by=by, notes=(*notes, *total["notes"]), **{key: total[key] for key in FIELDS})
 
 
 def nothing_yet(x: Tensor) -> dict[str, Any]:

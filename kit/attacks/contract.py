@@ -31,14 +31,24 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             p.requires_grad_(True)
 
 
-def check_inputs(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Refuses images, labels and models that would give a wrong number: see the errors of `kit.functional`."""
+def check_inputs(model: nn.Module, x: Tensor, y: Tensor) -> tuple[str, ...]:
+    """Refuses images, labels and models that would give a wrong number: see the errors of `kit.functional`. -> what is no
+    error and yet must be known: a network that answers differently each time, or alike to everything."""
     f.check_images(x)
     if len(x) != len(y):
         raise KitError(f"{len(x)} images came with {len(y)} labels")
     if len(x) == 0:
         raise KitError("there are no images to attack")
     with frozen(model), torch.no_grad():
-        logits = model(x[:256])
+        logits, again = model(x[:256]), model(x[:16])
     f.check_logits(logits, len(x[:256]))
     f.check_labels(y, logits.shape[1])
+    notes = []
+    if float((again - logits[:16]).abs().max()) > 1e-3 * max(1.0, float(logits.abs().max())):   # rounding is far below
+        notes.append("the network answers the same images differently each time, and one pass may miss what another finds: "
+                     "attack it with AutoAttack's version rand, or average its logits")
+    given = logits.argmax(dim=1)
+    if len(y) > 1 and bool((given == given[0]).all()) and not bool((y[:256] == y[0]).all()):
+        notes.append(f"the network gives every image class {int(given[0])}: its accuracy is the share of that class, and no "
+                     "attack can lower it")
+    return tuple(notes)

@@ -184,7 +184,8 @@ def oracle(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, goal: Lite
 
     Errors: those of `check_inputs`, unless `validate` is False.
     """
-    if validate:
-        check_inputs(model, x, y)
+    notes = check_inputs(model, x, y) if validate else ()
     with frozen(model):
-        yield Oracle(model, x, y, threat, goal, norm or threat.norm)
+        look = Oracle(model, x, y, threat, goal, norm or threat.norm)
+        look.notes += notes
+        yield look
