@@ -42,8 +42,8 @@ def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]
 
 def measure(model: nn.Module, split: Split, threat: Threat, attack: Attack, *, seed: int = 0, partial: Path | None = None,
             progress: Progress | None = None) -> dict[str, np.ndarray]:
-    """Attack every image of `split`. -> per example (n,): the fields of `AttackResult` but x_adv, and y and ids; and notes, words
-    on what `check_inputs` found odd.
+    """Attack every image of `split`. -> per example (n,): the fields of `AttackResult` but x_adv, and y and ids; and notes,
+    words on what `check_inputs` found odd.
 
     With a folder `partial`, finished batches are kept there and an interrupted call goes on behind them; random starts
     depend on an example's id alone, so the result is the same. Where a device's memory runs out, batches are halved.
@@ -107,8 +107,8 @@ def evaluate(run: Run, attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw
     interval), last_iterate (accuracy as most papers count: only the last iterate can break an image), forwards and
     backwards (images passed through the network, and gradients, per image), n, seconds.
     `.attrs` holds the per-example arrays: "examples"[attack] with prediction, broken, by (the attack that broke it), step
-    (passes until it was broken), margin, size of the perturbation, forwards, backwards, y and ids. "notes" says where numbers
-    must be read with care: a network that answers differently each time, or gives all images one class.
+    (passes until it was broken), margin, size of the perturbation, forwards, backwards, y and ids. "notes" says where
+    numbers must be read with care: a network that answers differently each time, or gives all images one class.
 
     split: train, validation or test; n: only the first n images (0 = all); which: last or best network, or that of
     an epoch in `run.snapshots`.

@@ -126,7 +126,8 @@ class Run:
         """The network in eval mode; `which` is last, best (on the held-out images), initial, or an epoch in `snapshots`."""
         if which not in ("last", "best", "initial", *self.snapshots) or isinstance(which, bool):
             kept = ", ".join(map(str, self.snapshots)) or "none"
-            raise KitError(f"{self.spec} has no network {which!r}. Choices: last, best, initial, or an epoch that was kept: {kept}")
+            raise KitError(f"{self.spec} has no network {which!r}. Choices: last, best, initial, or an epoch that was kept: "
+                           f"{kept}")
         net = build_model(self.plan, self.data())
         if which != "initial":
             name = f"{which}.ckpt" if isinstance(which, str) else f"snapshots/{which:04d}.ckpt"

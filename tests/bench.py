@@ -186,17 +186,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(WORK), default=list(WORK))
     parser.add_argument("--json", type=Path)
     words = parser.parse_args()
-    machine = {"torch": torch.__version__, "python": platform.python_version(), "device": words.device, "threads": words.threads,
-               "machine": torch.cuda.get_device_name() if words.device == "cuda" else platform.processor() or platform.machine(),
-               "images": words.images, "eps": EPS, "date": time.strftime("%Y-%m-%d")}
+    name = torch.cuda.get_device_name() if words.device == "cuda" else platform.processor() or platform.machine()
+    machine = {"torch": torch.__version__, "python": platform.python_version(), "device": words.device, "machine": name,
+               "threads": words.threads, "images": words.images, "eps": EPS, "date": time.strftime("%Y-%m-%d")}
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    print(f"{'work':8} {'who':14} {'seconds':>8} {'cpu':>8} {'robust':>7} {'forwards':>10} {'backwards':>10}  slower than the kit, n")
+    print(f"{'work':8} {'who':14} {'seconds':>8} {'cpu':>8} {'robust':>7} {'forwards':>10} {'backwards':>10}  "
+          "times the kit's seconds, n")
     rows = []
     for work in words.only:
         for row in race(work, words.rounds, words.images, words.threads, words.device):
             rows.append(row)
-            print(f"{work:8} {row['who']:14} {row['seconds']:8.2f} {row['cpu']:8.2f} {row['robust']:7.3f} {row['forwards']:10,} "
-                  f"{row['backwards']:10,}  {row['ratio']:.2f}x [{row['low']:.2f}, {row['high']:.2f}], {row['n']}", flush=True)
+            spread = f"{row['ratio']:.2f}x [{row['low']:.2f}, {row['high']:.2f}], {row['n']}"
+            print(f"{work:8} {row['who']:14} {row['seconds']:8.2f} {row['cpu']:8.2f} {row['robust']:7.3f} "
+                  f"{row['forwards']:10,} {row['backwards']:10,}  {spread}", flush=True)
     if words.json:
         words.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 

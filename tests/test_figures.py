@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import json
 import math
 from xml.etree import ElementTree
@@ -14,10 +15,12 @@ from PIL import Image
 
 import kit
 from kit.figures import FIGURES, NUMBERS, output_folder, style
+from kit.figures.drawing import swap_lightness
 from kit.figures.minmax import shape_of
 from kit.figures.reading import ratio_interval
+from kit.minibatch import objective, strike
 from kit.papers import PAPERS
-from kit.types import KitError
+from kit.types import KitError, Streams
 
 
 @pytest.fixture
@@ -61,6 +64,41 @@ def test_clean_training_is_not_counted_as_attacked(tiny_run, tmp_path):
     with pytest.raises(KitError, match=r"std trained on clean images in epoch .*frozen"):
         kit.draw("confused-labels", tiny_run("std"), first_epoch=1, folder=tmp_path)
     assert kit.draw("confused-labels", tiny_run("std"), first_epoch=1, counted="frozen", folder=tmp_path).facts["n"] == 60
+
+
+def test_a_slide_is_dark_and_keeps_its_hues(tiny_run, tmp_path):
+    """White becomes nearly black, orange stays orange, text in the SVG stays text; the drawing itself is as it was."""
+    drawing = kit.draw("pm-by-lps", tiny_run("at"), folder=tmp_path)
+    before = drawing.png()
+    with Image.open(drawing.slide(tmp_path / "dark.png")) as picture, Image.open(tmp_path / "pm-by-lps.png") as bright:
+        dark, light = np.asarray(picture.convert("L")), np.asarray(bright.convert("L"))
+        assert dark.shape == light.shape and np.median(dark) < 30 and np.median(light) > 240
+        assert "MAIL Fig. 4" in picture.info["Description"]
+    svg = drawing.slide(tmp_path / "dark.svg").read_text()
+    assert "#ffffff" not in svg.split("</defs>")[0]
+    assert svg.count("<text") == (tmp_path / "pm-by-lps.svg").read_text().count("<text")
+    assert drawing.png() == before
+    for name in (style.BLUE, style.VERMILLION, style.GREEN, style.PURPLE, style.BLACK):
+        r, g, b = (int(name[i:i + 2], 16) / 255 for i in (1, 3, 5))
+        hue, lightness, _ = colorsys.rgb_to_hls(r, g, b)
+        swapped = swap_lightness(np.array([round(255 * c) for c in (r, g, b)], dtype=np.uint8)) / 255
+        new_hue, new_lightness, _ = colorsys.rgb_to_hls(*swapped)
+        assert min(abs(new_hue - hue),
+                   1 - abs(new_hue - hue)) < 0.02 and abs(new_lightness - (0.07 + 0.93 * (1 - lightness))) < 0.02
+    with pytest.raises(KitError, match=r"must end in .png or .svg"):
+        drawing.slide(tmp_path / "dark.pdf")
+
+
+def test_training_stages_add_up(tiny_run, tmp_path):
+    """The two parts of the loss that are drawn make the loss that the step minimises, on the same attacked images."""
+    csa = tiny_run("csa")
+    facts = kit.draw("csa-1", {"csa": csa, "cse": tiny_run("cse")}, folder=tmp_path).facts
+    images, epochs = csa.data().train.take(slice(0, facts["n"])), csa.plan.recipe.epochs
+    model, method = csa.model(), csa.plan.method.at(epochs, epochs)
+    batch = strike(model, method, csa.plan.recipe, images.x(), images.y, Streams(images.ids, csa.spec.seed, "figure"))
+    assert facts["loss"] == pytest.approx(objective(model, method, batch, reweighted=False).loss.item(), rel=1e-5)
+    assert facts["protected"] == csa.record["classes"][0] and facts["cost"] == 10
+    assert all(0 < layer["last"] < math.log(2) for layer in facts["fuzziness"].values())
 
 
 def test_same_run_same_picture(tiny_run, tmp_path):

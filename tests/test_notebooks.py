@@ -198,7 +198,7 @@ def test_plan_shares_runs_and_seeds_get_their_own_folder(home, tmp_path):
         ("02_confused_labels", "seed-0"), ("05_class_confusion", "seed-0"),
         ("02_confused_labels", "seed-1"), ("05_class_confusion", "seed-1")]
     specs = batch.runs_of(jobs)
-    assert len(specs) == 2 * 8 and len({(s.method, s.seed) for s in specs}) == len(specs)
+    assert len(specs) == 2 * 10 and len({(s.method, s.seed) for s in specs}) == len(specs)
 
 
 # ---------------------------------------------------------------------------------------------- the other commands

@@ -45,8 +45,9 @@ class Own(nn.Conv2d):
 
 
 def test_only_plain_layers_take_it_and_all_are_handed_back():
-    layers = {"first": nn.Conv2d(1, 4, 3), "grouped": nn.Conv2d(2, 4, 3, groups=2), "same": nn.Conv2d(1, 4, 3, padding="same"),
-              "mirrored": nn.Conv2d(1, 4, 3, padding=1, padding_mode="reflect"), "own": Own(1, 4, 3), "wide": nn.Conv2d(8, 4, 3)}
+    layers = {"first": nn.Conv2d(1, 4, 3), "grouped": nn.Conv2d(2, 4, 3, groups=2),
+              "same": nn.Conv2d(1, 4, 3, padding="same"), "mirrored": nn.Conv2d(1, 4, 3, padding=1, padding_mode="reflect"),
+              "own": Own(1, 4, 3), "wide": nn.Conv2d(8, 4, 3)}
     model = nn.ModuleDict(layers)
     with pytest.raises(RuntimeError, match="planned"), quick_input_gradients(model):
         assert [name for name, layer in layers.items() if "forward" in vars(layer)] == ["first"]

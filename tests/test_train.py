@@ -209,7 +209,8 @@ def test_branching_from_a_sibling_changes_nothing(tmp_path, monkeypatch):
 def test_networks_are_kept_along_the_way(tmp_path, monkeypatch):
     """Every second of 14 epochs, and where burn-in (9) and training end; branched or not; each is that epoch's network."""
     monkeypatch.setenv("KIT_HOME", str(tmp_path))
-    runs = [kit.run(m, overrides={**TINY, "epochs": 14, "burn_in": 9, "milestones": []}, quiet=True) for m in ("mail-at", "clirat")]
+    longer = {**TINY, "epochs": 14, "burn_in": 9, "milestones": []}
+    runs = [kit.run(m, overrides=longer, quiet=True) for m in ("mail-at", "clirat")]
     for run in runs:
         assert run.snapshots == [2, 4, 6, 8, 9, 10, 12, 14]
         for epoch in (9, 14):

@@ -31,7 +31,8 @@ def apgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, generator: S
     is averaged over, for randomised networks (EOT, Athalye et al., 2018). x (N, C, H, W) in [0, 1], y (N,) int64.
 
     An example leaves with the first image that breaks it, and no later run sees it; auto-attack runs on and keeps the last
-    one. All targets run at once (auto-attack: one after the other), which is quicker, and finds the same examples. With `passes` above 1 the mean of the logits must be wrong, where auto-attack looks at one pass.
+    one. All targets run at once (auto-attack: one after the other), which is quicker and finds the same examples. With
+    `passes` above 1 the mean of the logits must be wrong, where auto-attack looks at one pass.
     Errors: `KitError` for settings out of range, and those of `check_inputs`.
     """
     for name, value, kind in (("steps", steps, Count), ("loss", loss, Literal["ce", "dlr", "targeted"]),
@@ -43,7 +44,8 @@ def apgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, generator: S
         for _ in range(restarts):
             x_0 = torch.stack([touching(x, threat, streams) for _ in targets])
             for rows in at_once(look.unbroken(), len(targets)):
-                ascend(look, x_0[:, rows].flatten(0, 1), rows.repeat(len(targets)), objective, targets[:, rows].flatten(), steps,
+                ascend(look, x_0[:, rows].flatten(0, 1), rows.repeat(len(targets)), objective, targets[:, rows].flatten(),
+                       steps,
                        passes)
         return look.result("apgd")
 
@@ -58,13 +60,13 @@ def ascend(look: Oracle, x_t: Tensor, rows: Tensor, objective: Callable[[Tensor,
            target: Tensor, steps: int, passes: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """One run from the points `x_t` (n, ...) of the examples `rows`. -> (rows, best loss, its image) of those that hold.
 
-    `objective(logits, y, target)` is ascended, `target` (n,). An example may have several runs at once, which differ in their
-    targets and starts, and all end where one succeeds. A step is x + α d + the
-    momentum's 0.25 (x_t - x_{t-1}), see `moved`. At a checkpoint α is halved, and the example goes back to its best image,
-    where (1) the loss rose in no more than 0.75 of the steps since the last checkpoint, or (2) the best loss is what it was
-    there and α was not halved then. Quirks of auto-attack's code, kept: the first step's loss is compared with 0, rises
-    count where single precision sees them, rule (2) never acts at the first checkpoint, and x_{t-1} stays as it was when an
-    example goes back.
+    `objective(logits, y, target)` is ascended, `target` (n,). An example may have several runs at once, which differ
+    in their targets and starts, and all end where one succeeds. A step is x + α d + the momentum's 0.25 (x_t -
+    x_{t-1}), see `moved`. At a checkpoint α is halved, and the example goes back to its best image, where (1) the
+    loss rose in no more than 0.75 of the steps since the last checkpoint, or (2) the best loss is what it was there
+    and α was not halved then. Quirks of auto-attack's code, kept: the first step's loss is compared with 0, rises
+    count where single precision sees them, rule (2) never acts at the first checkpoint, and x_{t-1} stays as it was
+    when an example goes back.
 
     Long, because all that is known of an example lives here and is packed anew whenever examples break.
     """

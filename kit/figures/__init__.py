@@ -11,7 +11,22 @@ from inspect import Parameter, signature
 from pathlib import Path
 
 from kit import store
-from kit.figures import confused, confusion, gallery, margins, minmax, oneloop, paths, readings
+from kit.figures import (
+    ablation,
+    classes,
+    confused,
+    confusion,
+    curves,
+    gallery,
+    margins,
+    minmax,
+    oneloop,
+    paths,
+    readings,
+    similarity,
+    simplex,
+    stages,
+)
 from kit.figures.drawing import Claim, Drawing
 from kit.figures.style import styled
 from kit.runs import Run
@@ -46,6 +61,20 @@ FIGURES = Table("figure", {
                               "MAIL Fig. 1b", margins.critical_lps, ("at",), one=True),
     "pm-by-lps": FigureRow("probabilistic margin by attack steps survived", "MAIL Fig. 4", margins.pm_by_lps, ("at",),
                            one=True),
+    "margin-regions": FigureRow("safe, boundary and wrong region by margin, and the training data in each", "MAIL Fig. 3",
+                                simplex.regions, ("mail-at",), one=True),
+    "pgd-against-cw": FigureRow("AT and GAIRAT under PGD, CW and AutoAttack", "MAIL Fig. 1c", margins.pgd_against_cw,
+                                ("at", "gairat")),
+    "same-margin": FigureRow("examples of equal margin, sized by MAIL's and by MR's weight", "MR Fig. 1",
+                             simplex.same_margin, ("at",), one=True),
+    "margin-by-probability": FigureRow("margin against the true class's probability", "MR Fig. 2",
+                                       similarity.margin_by_probability, ("at",), one=True),
+    "similarity-pair": FigureRow("softmax with and without its true class, for an unsure and a sure example", "MR Fig. 3",
+                                 similarity.similarity_pair, ("at",), one=True),
+    "similarity-by-error": FigureRow("similarity against the incorrect rate", "MR Fig. 4", similarity.similarity_by_error,
+                                     ("at",), one=True),
+    "training-stages": FigureRow("one mini-batch through CSA's stages and costs, and CSE's fuzziness", "CSA/CSE Fig. 1",
+                                 stages.walk_through, ("csa", "cse")),
     "parameters": FigureRow("first-layer parameters", "CSA/CSE Fig. 3", minmax.parameters, ("adv", "csa")),
     "parameters-l2": FigureRow("first-layer parameters with an L2 term", "CSA/CSE Fig. 4", minmax.parameters,
                                ("adv", "csa-l2", "csa")),
@@ -55,7 +84,8 @@ FIGURES = Table("figure", {
                                   ("std", "cse")),
     "mini-batch": FigureRow("one mini-batch under attack, and the weights of several methods", "-", oneloop.mini_batch,
                             ("mail-at",), one=True),
-    "every-weight": FigureRow("all methods' weights on the same examples", "-", oneloop.every_weight, ("mail-at",), one=True),
+    "every-weight": FigureRow("all methods' weights on the same examples", "-", oneloop.every_weight, ("mail-at",),
+                              one=True),
     "every-method": FigureRow("accuracy of every method, clean and under attack", "-", oneloop.every_method, (), any=True),
     "mr-signs": FigureRow("MR's weights with the signs as printed and mended", "MR Eqs. 4, 14-16, Alg. 1", readings.mr_signs,
                           ("mail-at",), one=True),
@@ -77,6 +107,15 @@ FIGURES = Table("figure", {
                                 one=True),
     "confusion": FigureRow("confusion matrices, natural and under attack", "VIR Fig. 1", confusion.matrices,
                            ("at", "trades", "mart")),
+    "classes-by-method": FigureRow("VIR's confusion matrices, and whom it helps", "VIR Fig. 2", classes.by_method,
+                                   ("at", "trades", "vir-at", "vir-trades")),
+    "class-weights": FigureRow("the weight that each class gets", "VIR Fig. 3", classes.weights, ("vir-at", "vir-trades")),
+    "learning-curves": FigureRow("AT, MAIL-AT and CLIRAT along the way", "CLIRAT Fig. 3", curves.learning_curves,
+                                 curves.COMPARED, any=True),
+    "learning-curves-each": FigureRow("the same, one panel a criterion", "CLIRAT Fig. 5", curves.learning_curves_each,
+                                      curves.COMPARED, any=True),
+    "slope-and-offset": FigureRow("accuracies over gamma and beta", "CLIRAT Fig. 4", ablation.slope_and_offset, ("clirat",),
+                                  any=True),
 })
 
 
@@ -113,7 +152,8 @@ def draw(name: str, runs: Run | Iterable[Run] | Mapping[str, Run], *, folder: Pa
     given = [runs] if isinstance(runs, Run) else list(runs.values() if isinstance(runs, Mapping) else runs)
     for run in given:
         if not isinstance(run, Run):
-            raise KitError(f"draw('{name}', ...) takes runs, such as kit.run(\"{row.methods[0]}\"), not {type(run).__name__}")
+            raise KitError(f"draw('{name}', ...) takes runs, such as kit.run(\"{row.methods[0]}\"), "
+                           f"not {type(run).__name__}")
     by_method = {run.method: run for run in given}
     if not given:
         raise KitError(f"draw('{name}', ...) was given no runs; make one with kit.run(...)")

@@ -69,7 +69,8 @@ def per_epoch(run: Run, *, counted: Literal["on the fly", "frozen"] = "on the fl
     drawing.caption = (
         f"CLIRAT Fig. 1A claims that misclassified training examples with several confused labels outnumber those with "
         f"one. {s.label(run.method)} on {setting(run)}, counted {counted}: the ratio runs from {lowest:.2f} to "
-        f"{np.nanmax(ratios[:, 0]):.2f}; its interval lies above 1 in {above} and below 1 in {below} of {len(shown)} epochs.")
+        f"{np.nanmax(ratios[:, 0]):.2f}; its interval lies above 1 in {above} and below 1 in {below} of {len(shown)} "
+        "epochs.")
     return drawing
 
 
@@ -94,9 +95,9 @@ def histogram(run: Run, *, split: Literal["train", "test"] = "train") -> Drawing
     several = int(counts[2:].sum())
     drawing.facts = {"counts": counts, "n": n, "share_several": several / n, "share_misclassified": 1 - counts[0] / n,
                      "share_several_of_misclassified": several / max(1, n - int(counts[0]))}
-    drawing.caption = (f"{s.label(run.method)} on {setting(run)}: of {n} {split} images under the training attack {counts[0]} "
-                       f"are right, {counts[1]} have one confused label and {several} have two or more. Bars with Wilson "
-                       "95 % intervals.")
+    drawing.caption = (f"{s.label(run.method)} on {setting(run)}: of {n} {split} images under the training attack "
+                       f"{counts[0]} are right, {counts[1]} have one confused label and {several} have two or more. Bars "
+                       "with Wilson 95 % intervals.")
     return drawing
 
 
@@ -133,7 +134,8 @@ def softmax_pair(run: Run, *, single: int = -1, multiple: int = -1) -> Drawing:
         panel.bar(range(len(p)), p, color=tints)
         panel.axhline(p[truth], color=s.BLUE, linewidth=1, linestyle=":")
         name = "one confused label" if letter == "C" else f"{int(count[row])} confused labels"
-        panel.set(title=f"{letter}  {name}\nPM {pm[row]:+.2f}, CL-PM {cl_pm[row]:+.2f}", xlabel="class", xticks=range(len(p)))
+        panel.set(title=f"{letter}  {name}\nPM {pm[row]:+.2f}, CL-PM {cl_pm[row]:+.2f}", xlabel="class",
+                  xticks=range(len(p)))
         panel.set_xticklabels(classes if len(p) <= 20 else range(len(p)), rotation=0 if len(str(classes[0])) < 3 else 45)
     axes[0].set_ylabel("probability under attack")
     handles = [matplotlib_patch(s.BLUE, "true class"), matplotlib_patch(s.VERMILLION, "confused label"),
@@ -142,8 +144,9 @@ def softmax_pair(run: Run, *, single: int = -1, multiple: int = -1) -> Drawing:
     drawing.facts = {name: {"id": int(ids[row]), "y": int(y[row]), "pm": float(pm[row]), "cl_pm": float(cl_pm[row]),
                             "confused_labels": int(count[row]), "p": probs[row].numpy()}
                      for name, row in zip(("single", "multiple"), pair, strict=True)}
-    drawing.caption = (f"Two training images of {setting(run)} under attack, {s.label(run.method)}. PM is {pm[pair[0]]:+.2f} "
-                       f"and {pm[pair[1]]:+.2f}, hardly different; CL-PM is {cl_pm[pair[0]]:+.2f} and {cl_pm[pair[1]]:+.2f}.")
+    drawing.caption = (f"Two training images of {setting(run)} under attack, {s.label(run.method)}. PM is "
+                       f"{pm[pair[0]]:+.2f} and {pm[pair[1]]:+.2f}, hardly different; CL-PM is {cl_pm[pair[0]]:+.2f} and "
+                       f"{cl_pm[pair[1]]:+.2f}.")
     return drawing
 
 
@@ -167,8 +170,10 @@ def two_margins(run: Run, *, split: Literal["train", "test"] = "train") -> Drawi
     for i, (name, p) in enumerate(points.items()):
         truth = torch.tensor([0])
         values[name] = float(probabilistic_margin(p, truth)), float(confused_label_margin(p, truth))
-        toy.bar(np.arange(4) + i * 5, p[0].numpy(), color=[s.BLUE, s.VERMILLION, s.VERMILLION if name == "B" else "#C9CDD2", "#C9CDD2"])
-        toy.annotate(f"PM {values[name][0]:+.1f}\nCL-PM {values[name][1]:+.1f}", (i * 5 + 1.5, 0.49), ha="center", fontsize=8.5)
+        tints = [s.BLUE, s.VERMILLION, s.VERMILLION if name == "B" else "#C9CDD2", "#C9CDD2"]
+        toy.bar(np.arange(4) + i * 5, p[0].numpy(), color=tints)
+        toy.annotate(f"PM {values[name][0]:+.1f}\nCL-PM {values[name][1]:+.1f}", (i * 5 + 1.5, 0.49), ha="center",
+                     fontsize=8.5)
     toy.set(xticks=[0, 1, 2, 3, 5, 6, 7, 8], xticklabels=["i", "j", "k", "rest"] * 2, ylim=(0, 0.6), ylabel="probability",
             title="Points A and B of the paper, true class i")
     for several, tint, text in ((False, s.ORANGE, "one confused label"), (True, s.GREEN, "two or more")):
@@ -189,10 +194,11 @@ def two_margins(run: Run, *, split: Literal["train", "test"] = "train") -> Drawi
         "CL-PM is at most PM, and equal to it exactly with one confused label (CLIRAT Fig. 2)", "-0.2 and -0.3 for point B",
         f"{values['B'][0]:.1f} and {values['B'][1]:.1f}; above PM in {above} of {int(wrong.sum())} images",
         holds=exact, fails=not exact)]
-    drawing.caption = (f"CLIRAT Fig. 2: at equal PM, CL-PM is lower where several labels are confused (A {values['A'][1]:+.1f}, "
-                       f"B {values['B'][1]:+.1f}). Of {int(wrong.sum())} misclassified {split} images of {setting(run)}, CL-PM "
-                       f"lies above PM in {above}, and below it by {drawing.facts['mean_gap_several']:.2f} on average where "
-                       "two or more labels are confused.")
+    drawing.caption = (
+        f"CLIRAT Fig. 2: at equal PM, CL-PM is lower where several labels are confused (A {values['A'][1]:+.1f}, "
+        f"B {values['B'][1]:+.1f}). Of {int(wrong.sum())} misclassified {split} images of {setting(run)}, CL-PM "
+        f"lies above PM in {above}, and below it by {drawing.facts['mean_gap_several']:.2f} on average where "
+        "two or more labels are confused.")
     return drawing
 
 
@@ -236,8 +242,8 @@ def leave_out(runs: Mapping[str, Run]) -> Drawing:
         f"difference {gap[0]:+.1%} [{gap[1]:+.1%}, {gap[2]:+.1%}], one seed", holds=gap[2] < 0, fails=gap[1] > 0)]
     drawing.caption = (
         f"CLIRAT Fig. 1B claims that leaving S_mul out drops robustness drastically and leaving S_sig out only slightly. "
-        f"{setting(whole)}, PGD-{whole.plan.recipe.steps}: without S_mul {mul['difference']:+.1%} against MAIL-AT, without S_sig "
-        f"{sig['difference']:+.1%}; S_mul minus S_sig {gap[0]:+.1%} [{gap[1]:+.1%}, {gap[2]:+.1%}], one seed. As many examples left "
-        f"out at random: {facts['clirat-drop-random']['difference']:+.1%}; S_mul cut to the size of S_sig: "
+        f"{setting(whole)}, PGD-{whole.plan.recipe.steps}: without S_mul {mul['difference']:+.1%} against MAIL-AT, without "
+        f"S_sig {sig['difference']:+.1%}; S_mul minus S_sig {gap[0]:+.1%} [{gap[1]:+.1%}, {gap[2]:+.1%}], one seed. As many "
+        f"examples left out at random: {facts['clirat-drop-random']['difference']:+.1%}; S_mul cut to the size of S_sig: "
         f"{facts['clirat-drop-matched']['difference']:+.1%}.")
     return drawing

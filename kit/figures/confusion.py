@@ -26,7 +26,8 @@ def matrices(runs: Mapping[str, Run], *, attack: str = "pgd100") -> Drawing:
     facts = {}
     for panel, (title, counts) in zip(axes, panels.items(), strict=True):
         share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        seaborn.heatmap(share * 100, ax=panel, cmap="Blues", vmin=0, vmax=100, cbar=False, square=True, annot=len(classes) <= 10,
+        seaborn.heatmap(share * 100, ax=panel, cmap="Blues", vmin=0, vmax=100, cbar=False, square=True,
+                        annot=len(classes) <= 10,
                         fmt=".0f", annot_kws={"fontsize": 6}, xticklabels=classes, yticklabels=classes, linewidths=0.3,
                         linecolor="white")
         facts[title] = disparity(counts, classes)
@@ -36,14 +37,18 @@ def matrices(runs: Mapping[str, Run], *, attack: str = "pgd100") -> Drawing:
         panel.tick_params(labelsize=6.5, length=0, labelrotation=0 if len(str(classes[0])) < 3 else 90)
         panel.tick_params(axis="y", labelrotation=0)
     axes[0].set_ylabel("true class")
-    drawing.facts = {"attack": attack, "n": int(next(iter(panels.values())).sum()), "panels": facts, "natural": facts[f"{s.label('at')}, natural"],
+    drawing.facts = {"attack": attack, "n": int(next(iter(panels.values())).sum()), "panels": facts,
+                     "natural": facts[f"{s.label('at')}, natural"],
                      "attacked": facts[f"{s.label('at')}, {s.attack_label(attack)}"]}
     natural, attacked = facts[f"{s.label('at')}, natural"], facts[f"{s.label('at')}, {s.attack_label(attack)}"]
     drawing.claims = _claims(facts, natural, attacked)
     drawing.caption = (
-        f"VIR Fig. 1 claims that adversarial training serves classes unequally, with one similar pair suffering most. {setting(first)}, "
-        f"n = {drawing.facts['n']} test images: under AT recall spreads by {natural['spread']:.0%} between classes on clean images and "
-        f"by {attacked['spread']:.0%} under {s.attack_label(attack)}; lowest is class {attacked['lowest']} ({attacked['lowest_recall']:.0%} "
+        f"VIR Fig. 1 claims that adversarial training serves classes unequally, with one similar pair suffering most. "
+        f"{setting(first)}, "
+        f"n = {drawing.facts['n']} test images: under AT recall spreads by {natural['spread']:.0%} between classes on clean "
+        "images and "
+        f"by {attacked['spread']:.0%} under {s.attack_label(attack)}; lowest is class {attacked['lowest']} "
+        f"({attacked['lowest_recall']:.0%} "
         f"[{attacked['lowest_low']:.0%}, {attacked['lowest_high']:.0%}]), and the most confused pair is "
         f"{' and '.join(attacked['pair'])}. Rows are true classes, cells are percent of the row.")
     return drawing

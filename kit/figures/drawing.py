@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,10 +14,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from kit import store
 from kit.figures.style import styled
 from kit.runs import Run, commit, versions
+from kit.types import KitError
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,25 @@ class Drawing(Figure):
             self.savefig(buffer, format="svg", metadata={"Date": None, "Description": self.caption})
         return buffer.getvalue()
 
+    def slide(self, path: Path | str) -> Path:
+        """Save for a dark slide, as PNG or SVG by the path's ending: colours keep their hue, light and dark change places.
+
+        Errors: `KitError` for another ending.
+        """
+        path = Path(path)
+        if path.suffix not in (".png", ".svg"):
+            raise KitError(f"{path.name} must end in .png or .svg")
+        if path.suffix == ".svg":
+            text = re.sub(r"#[0-9a-f]{6}\b", lambda match: _hex(swap_lightness(_rgb(match[0]))), self.svg().decode())
+            store.write(path, text.encode())
+            return path
+        with Image.open(io.BytesIO(self.png())) as picture:
+            swapped = Image.fromarray(swap_lightness(np.asarray(picture.convert("RGB"))))
+        buffer = io.BytesIO()
+        swapped.save(buffer, "png", pnginfo=_description(self.caption))
+        store.write(path, buffer.getvalue())
+        return path
+
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
         width = int(self.get_figwidth() * 110)
         return ({"image/png": base64.b64encode(self.png()).decode(), "text/plain": self.caption},
@@ -70,7 +93,8 @@ class Drawing(Figure):
         """NAME.png, NAME.svg, and NAME.json with everything needed to know and to make it again."""
         record = {
             "figure": name, "title": title, "source": source, "caption": self.caption, "options": options,
-            "claims": [claim.record() for claim in self.claims], "facts": plain(self.facts), "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "claims": [claim.record() for claim in self.claims], "facts": plain(self.facts),
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
             "drawn_in_seconds": round(seconds, 2), "versions": versions(), "commit": commit(),
             "runs": [{"key": run.key, "spec": run.record["spec"], "config": run.record["config"],
                       "device": run.record["device"], "versions": run.record["versions"], "commit": run.record["commit"],
@@ -82,6 +106,27 @@ class Drawing(Figure):
             path = folder / f"{name}.{ending}"
             store.write(path, payload)
             self.files.append(path)
+
+
+def swap_lightness(colours: np.ndarray) -> np.ndarray:
+    """RGB (..., 3) uint8 with lightness l turned into 1 - l, hue and saturation kept (HLS); black would be #121212."""
+    wide = colours.astype(np.int16)
+    swapped = wide + 255 - wide.max(axis=-1, keepdims=True) - wide.min(axis=-1, keepdims=True)
+    return np.round(18 + swapped * (237 / 255)).astype(np.uint8)
+
+
+def _rgb(code: str) -> np.ndarray:
+    return np.array([int(code[i:i + 2], 16) for i in (1, 3, 5)], dtype=np.uint8)
+
+
+def _hex(colour: np.ndarray) -> str:
+    return "#" + "".join(f"{int(part):02x}" for part in colour)
+
+
+def _description(text: str) -> PngInfo:
+    info = PngInfo()
+    info.add_text("Description", text)
+    return info
 
 
 def plain(value):

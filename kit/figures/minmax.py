@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 
 import matplotlib.ticker
 import numpy as np
@@ -58,12 +59,13 @@ def parameters(runs: Mapping[str, Run], *, layer: int = 0) -> Drawing:
     left.set_ylim(0, left.get_ylim()[1] ** 1.45)
     left.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
     left.legend(loc="upper left", fontsize=7.2, handlelength=1.4)
-    right.set(xlabel=f"position, sorted by size in {s.label(first)}", ylabel="size $|w|$", title="b  Size, position by position")
+    right.set(xlabel=f"position, sorted by size in {s.label(first)}", ylabel="size $|w|$",
+              title="b  Size, position by position")
     right.legend(loc="upper right")
     top = order[: max(1, len(order) // 10)]
     rising = np.ones(len(top), dtype=bool)
     methods = list(values)
-    for lower, upper in zip(methods, methods[1:], strict=False):
+    for lower, upper in pairwise(methods):
         rising &= np.abs(values[lower])[top] < np.abs(values[upper])[top]
     low, high = wilson(int(rising.sum()), len(top))
     seeds = {m: facts[m]["below_0.05"] for m in methods}
@@ -82,9 +84,10 @@ def parameters(runs: Mapping[str, Run], *, layer: int = 0) -> Drawing:
               fails=largest != sorted(largest))]
     drawing.caption = (
         f"CSA/CSE claims more near-zero and larger extreme parameters in the order {', '.join(map(s.label, methods))}. "
-        f"{setting(next(iter(runs.values())))}, convolution {layer + 1}: {s.label(methods[-1])} has {f['near_zero_ratio']:.2f} times "
-        f"{s.label(first)}'s share below 0.05 and {f['max_ratio']:.2f} times its largest; at the {len(top)} largest positions of "
-        f"{s.label(first)} sizes rise in that order in {f['order_in_top_tenth']['share']:.0%} [{low:.0%}, {high:.0%}].")
+        f"{setting(next(iter(runs.values())))}, convolution {layer + 1}: {s.label(methods[-1])} has "
+        f"{f['near_zero_ratio']:.2f} times {s.label(first)}'s share below 0.05 and {f['max_ratio']:.2f} times its largest; "
+        f"at the {len(top)} largest positions of {s.label(first)} sizes rise in that order in "
+        f"{f['order_in_top_tenth']['share']:.0%} [{low:.0%}, {high:.0%}].")
     return drawing
 
 
@@ -142,11 +145,12 @@ def fuzziness_curves(runs: Mapping[str, Run]) -> Drawing:
     drawing.facts = facts | {"n": n}
     drawing.claims = _fuzziness_claims(std, cse, n)
     drawing.caption = (
-        f"CSE Fig. 5 claims that fuzziness starts near 0.7, falls under CSE and stays under STD, and that CSE is more robust. "
-        f"{setting(runs['cse'])}: it starts at {cse['initial_fuzziness']:.3f}, and ends at {cse['final_fuzziness']:.3f} (CSE) and "
-        f"{std['final_fuzziness']:.3f} (STD); accuracy under attack ends at {cse['robust_test']:.1%} and {std['robust_test']:.1%}. "
-        f"The share of |w| below 0.05 goes from {cse['below_0.05_initially']:.1%} to {cse['below_0.05_finally']:.1%} under CSE: "
-        "falling fuzziness means fewer weights near zero, not more.")
+        "CSE Fig. 5 claims that fuzziness starts near 0.7, falls under CSE and stays under STD, and that CSE is more "
+        f"robust. {setting(runs['cse'])}: it starts at {cse['initial_fuzziness']:.3f}, and ends at "
+        f"{cse['final_fuzziness']:.3f} (CSE) and {std['final_fuzziness']:.3f} (STD); accuracy under attack ends at "
+        f"{cse['robust_test']:.1%} and {std['robust_test']:.1%}. The share of |w| below 0.05 goes from "
+        f"{cse['below_0.05_initially']:.1%} to {cse['below_0.05_finally']:.1%} under CSE: falling fuzziness means fewer "
+        "weights near zero, not more.")
     return drawing
 
 
@@ -184,7 +188,8 @@ def fuzziness_layers(runs: Mapping[str, Run]) -> Drawing:
         facts["methods"][method] = {"start": start, "end": layers}
     axes.plot(range(1, len(names) + 1), list(start.values()), marker="s", markersize=4, color=s.BLACK, linewidth=0.8,
               linestyle=":", label="initial")
-    axes.set(xlabel="convolution, from the input", ylabel="fuzziness", xticks=range(1, len(names) + 1), title="Layer by layer")
+    axes.set(xlabel="convolution, from the input", ylabel="fuzziness", xticks=range(1, len(names) + 1),
+             title="Layer by layer")
     axes.margins(x=0.15)
     axes.legend()
     apart = [abs(facts["methods"]["cse"]["end"][n] - facts["methods"]["std"]["end"][n]) for n in names]

@@ -44,8 +44,9 @@ def mini_batch(run: Run, *, count: int = 12, compare: str = "mail-at clirat gair
         axes = drawing.add_subplot(grid[0, place])
         axes.imshow(image.permute(1, 2, 0).squeeze(), cmap="gray_r", vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[])
-        axes.set_title(f"{run.record['classes'][y]}\nPM {m:+.2f}" + ("" if p == y else f"\nas {run.record['classes'][p]}"), fontsize=6.8,
-                       fontweight="normal", loc="center", color=s.BLACK if p == y else s.VERMILLION)
+        mistaken = "" if p == y else f"\nas {run.record['classes'][p]}"
+        axes.set_title(f"{run.record['classes'][y]}\nPM {m:+.2f}{mistaken}", fontsize=6.8, fontweight="normal", loc="center",
+                       color=s.BLACK if p == y else s.VERMILLION)
     facts = {"n": len(order), "margin": margin[order].tolist(), "weights": {}}
     for row, method in enumerate(methods, 1):
         weights = METHODS[method].weigh(seen)[order].detach().numpy()
@@ -55,25 +56,29 @@ def mini_batch(run: Run, *, count: int = 12, compare: str = "mail-at clirat gair
         axes.set_title(f"{s.label(method)}, mean {weights.mean():.2f}", fontsize=8)
         facts["weights"][method] = weights.tolist()
     drawing.facts = facts
-    drawing.caption = (f"{len(order)} training images as the network of {run.method} ({setting(run)}) sees them under attack, least "
-                       "safe first; red is misclassified. Bars: what each method multiplies the image's loss with.")
+    drawing.caption = (f"{len(order)} training images as the network of {run.method} ({setting(run)}) sees them under "
+                       "attack, least safe first; red is misclassified. Bars: what each method multiplies the image's loss "
+                       "with.")
     return drawing
 
 
 def every_weight(run: Run, *, count: int = 60) -> Drawing:
-    """All reweighting methods on the same examples: rows are methods, columns examples, colour is weight over the row's mean."""
+    """All reweighting methods on the same examples: rows are methods, columns examples, colour is weight over the row's
+    mean."""
     from matplotlib.colors import TwoSlopeNorm
     seen, _ = probe(run, count)
     margin = probabilistic_margin(seen.probs_adv, seen.y)
     order = margin.argsort().numpy()
     epochs = len(run.history)
-    rows = {name: row.at(epochs, epochs).weigh(seen).detach().numpy()[order] for name, row in METHODS.items() if row.reweights}
+    rows = {name: row.at(epochs, epochs).weigh(seen).detach().numpy()[order]
+            for name, row in METHODS.items() if row.reweights}
     share = np.stack([w / w.mean() if w.mean() else w for w in rows.values()])
     robust = (seen.logits_adv.argmax(dim=1) == seen.y).numpy()[order]
     first_right = float(np.argmax(robust)) - 0.5
     drawing = Drawing(7.4, 0.135 * len(rows) + 1.2)
     axes = drawing.subplots()
-    image = axes.imshow(np.minimum(share, 4), aspect="auto", cmap="PuOr_r", norm=TwoSlopeNorm(1, 0, 4), interpolation="nearest")
+    image = axes.imshow(np.minimum(share, 4), aspect="auto", cmap="PuOr_r", norm=TwoSlopeNorm(1, 0, 4),
+                        interpolation="nearest")
     axes.axvline(first_right, color=s.BLACK, linewidth=1)
     axes.set_yticks(range(len(rows)), list(rows), fontsize=6.5)
     axes.set_xticks([])
@@ -81,12 +86,13 @@ def every_weight(run: Run, *, count: int = 60) -> Drawing:
     axes.set_title("Who counts?")
     for edge in axes.spines.values():
         edge.set_visible(False)
-    drawing.colorbar(image, ax=axes, label="weight / mean weight", ticks=[0, 1, 2, 3, 4], shrink=0.6, pad=0.02).ax.set_yticklabels(
-        ["0", "1", "2", "3", "4 or more"])
+    scale = drawing.colorbar(image, ax=axes, label="weight / mean weight", ticks=[0, 1, 2, 3, 4], shrink=0.6, pad=0.02)
+    scale.ax.set_yticklabels(["0", "1", "2", "3", "4 or more"])
     drawing.facts = {"n": len(order), "misclassified": int((~robust).sum()), "weight_on_robust": {
         name: float(w[robust].sum() / w.sum()) if w.sum() else None for name, w in rows.items()}}
-    drawing.caption = (f"All {len(rows)} reweighting rows on {len(order)} training images of one network ({run.method}, {setting(run)}, "
-                       f"after epoch {epochs}); {int((~robust).sum())} of the images are misclassified under attack.")
+    drawing.caption = (f"All {len(rows)} reweighting rows on {len(order)} training images of one network ({run.method}, "
+                       f"{setting(run)}, after epoch {epochs}); {int((~robust).sum())} of the images are misclassified "
+                       "under attack.")
     return drawing
 
 
@@ -98,17 +104,20 @@ def every_method(runs: Sequence[Run], *, attacks: str = "natural pgd100 cw20") -
     order = means[names[-1]].sort_values().index
     drawing = Drawing(7.2, max(2.4, 0.17 * len(order) + 1.0))
     axes = drawing.subplots()
-    looks = dict(zip(names, ((s.GREY, "o"), (s.BLUE, "s"), (s.VERMILLION, "D"), (s.GREEN, "^"), (s.PURPLE, "v")), strict=False))
+    looks = dict(zip(names, ((s.GREY, "o"), (s.BLUE, "s"), (s.VERMILLION, "D"), (s.GREEN, "^"), (s.PURPLE, "v")),
+                     strict=False))
     for attack, (tint, marker) in looks.items():
         rows = table.cells.xs(attack, level="attack").loc[order]
         axes.hlines(range(len(order)), rows["low"], rows["high"], color=tint, linewidth=1, alpha=0.6)
-        axes.plot(rows["mean"], range(len(order)), marker, color=tint, markersize=3.5, linewidth=0, label=s.attack_label(attack))
+        axes.plot(rows["mean"], range(len(order)), marker, color=tint, markersize=3.5, linewidth=0,
+                  label=s.attack_label(attack))
     axes.set_yticks(range(len(order)), order, fontsize=6.5)
     axes.set(xlabel="accuracy", xlim=(0, 1.0), ylim=(-1, len(order)), title="Every method")
     axes.grid(axis="y", linewidth=0.4)
     s.share_axis(axes, "x")
-    axes.legend(loc="lower right", fontsize=7.5)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=len(looks), fontsize=7.5)
     drawing.facts = {method: {attack: [float(table.cells.loc[(method, attack)][k]) for k in ("mean", "low", "high")]
                               for attack in names} for method in order}
-    drawing.caption = f"{setting(runs[0]).rsplit(', seed', 1)[0]}. {table.caption.lstrip('. ')} Sorted by {s.attack_label(names[-1])}."
+    drawing.caption = (f"{setting(runs[0]).rsplit(', seed', 1)[0]}. {table.caption.lstrip('. ')} "
+                       f"Sorted by {s.attack_label(names[-1])}.")
     return drawing

@@ -50,8 +50,8 @@ def curves(runs: Mapping[str, Run]) -> Drawing:
     left.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     left.annotate("weights begin", (burn_in + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(4, -8),
                   textcoords="offset points", fontsize=7.5, color=s.GREY)
-    right.set(ylabel=f"accuracy under attack, n = {len(next(iter(runs.values())).epoch(1)['test_y'])}", title="b  What it does",
-              ylim=(0, 1))
+    right.set(ylabel=f"accuracy under attack, n = {len(next(iter(runs.values())).epoch(1)['test_y'])}",
+              title="b  What it does", ylim=(0, 1))
     s.share_axis(right)
     right.legend(loc="lower right")
     drawing.facts = facts
@@ -60,7 +60,8 @@ def curves(runs: Mapping[str, Run]) -> Drawing:
     drawing.caption = (
         f"{setting(next(iter(runs.values())))}. Mean weight once weights have begun: " +
         ", ".join(f"{s.label(m)} {f['mean_weight']:.3f}" for m, f in facts["methods"].items()) +
-        f". Accuracy of all {facts['n']} test images under the training attack against {s.label(first)}, paired, 95 %: {words}.")
+        f". Accuracy of all {facts['n']} test images under the training attack against {s.label(first)}, paired, 95 %: "
+        f"{words}.")
     return drawing
 
 
@@ -74,7 +75,7 @@ def mail_normalisation(runs: Mapping[str, Run]) -> Drawing:
               f"{weight['mail-at-printed']:.3f} and {weight['mail-at']:.3f}",
               holds=abs(weight["mail-at-printed"] - 1) < 1e-3 < abs(weight["mail-at"] - 1), fails=False),
         Claim("the two normalisations end at the same robustness", "not discussed", _points(d, low, high, "printed - code"),
-              holds=-0.05 < low and high < 0.05, fails=low > 0 or high < 0)]
+              holds=low > -0.05 and high < 0.05, fails=low > 0 or high < 0)]
     return drawing
 
 
@@ -137,12 +138,12 @@ def mr_signs(run: Run) -> Drawing:
     drawing.facts = facts
     drawing.claims = [Claim(
         "MR weighs the vulnerable (MR Eqs. 4, 15 as printed)", "larger weights for smaller margins",
-        f"{parts['mr-mail-literal']:.0%} of the weight on examples that are right under attack, {parts['mr-mail']:.0%} with the "
-        "margin's sign turned", holds=parts["mr-mail-literal"] < 0.5, fails=parts["mr-mail-literal"] >= 0.5)]
+        f"{parts['mr-mail-literal']:.0%} of the weight on examples that are right under attack, {parts['mr-mail']:.0%} with "
+        "the margin's sign turned", holds=parts["mr-mail-literal"] < 0.5, fails=parts["mr-mail-literal"] >= 0.5)]
     drawing.caption = (
         f"MR prints its margin with two signs. {setting(run)}, {run.method} after epoch {len(run.history)}, {len(margin)} "
-        f"training images of which {facts['robust_share']:.0%} are right under attack (blue). Share of the total weight on those: " +
-        ", ".join(f"{s.label(m)} {share:.0%}" for m, share in parts.items()) + ".")
+        f"training images of which {facts['robust_share']:.0%} are right under attack (blue). Share of the total weight on "
+        "those: " + ", ".join(f"{s.label(m)} {share:.0%}" for m, share in parts.items()) + ".")
     return drawing
 
 
@@ -165,7 +166,8 @@ def fuzziness_force(run: Run) -> Drawing:
     before, after = (torch.cat([w.detach().flatten() for w in penalised(run.model(which))]).abs().numpy()
                      for which in ("initial", "last"))
     edges = np.linspace(0, max(before.max(), after.max()), 40)
-    right.hist(before, edges, histtype="step", color=s.BLACK, linestyle=":", label=f"initial, {np.mean(before < 0.05):.0%} below 0.05")
+    right.hist(before, edges, histtype="step", color=s.BLACK, linestyle=":",
+               label=f"initial, {np.mean(before < 0.05):.0%} below 0.05")
     right.hist(after, edges, histtype="step", color=s.PURPLE, label=f"trained, {np.mean(after < 0.05):.0%} below 0.05")
     right.set(xlabel=f"|w| of the convolutions (n = {len(after)})", ylabel="parameters", title=f"b  {s.label(run.method)}")
     right.legend(loc="upper right", fontsize=7.5)
@@ -177,7 +179,7 @@ def fuzziness_force(run: Run) -> Drawing:
                             f"{drawing.facts['below_0.05'][0]:.1%} to {drawing.facts['below_0.05'][1]:.1%}",
                             holds=False, fails=bool(printed.argmax() == 0))]
     drawing.caption = (
-        f"CSE's text and its Eq. 9 disagree about parameters near 0: by the formula they are the fuzziest, so minimising drives them "
-        f"away. {setting(run)}: {grown:.0%} of {len(after)} convolution parameters ended larger than they began, mean |w| "
-        f"{drawing.facts['mean_size'][0]:.3f} before and {drawing.facts['mean_size'][1]:.3f} after.")
+        "CSE's text and its Eq. 9 disagree about parameters near 0: by the formula they are the fuzziest, so minimising "
+        f"drives them away. {setting(run)}: {grown:.0%} of {len(after)} convolution parameters ended larger than they "
+        f"began, mean |w| {drawing.facts['mean_size'][0]:.3f} before and {drawing.facts['mean_size'][1]:.3f} after.")
     return drawing

@@ -24,12 +24,14 @@ _METHODS = {
     "gairat-sigmoid": (PURPLE, "--"), "gairat-discrete": (PURPLE, ":"), "gair-mart": (PURPLE, "-."),
     "gair-trades": (PURPLE, (0, (1, 2))), "ewat": (ORANGE, "--"), "wmmr": (SKY, "--"), "wmmr-mr": (SKY, ":"),
     "wmmr-trades": (SKY, "-."), "mr-mail": (VERMILLION, ":"), "mr-mail-nosim": (VERMILLION, "-."),
-    "mr-mail-literal": (VERMILLION, (0, (1, 2))), "mr-mail-alg1": (VERMILLION, (0, (5, 1, 1, 1))), "mr-wmmr": (SKY, (0, (1, 2))),
+    "mr-mail-literal": (VERMILLION, (0, (1, 2))), "mr-mail-alg1": (VERMILLION, (0, (5, 1, 1, 1))),
+    "mr-wmmr": (SKY, (0, (1, 2))),
     "vir-at": (YELLOW, "-"), "vir-at-sv": (YELLOW, "--"), "vir-at-sd": (YELLOW, ":"), "vir-trades": (YELLOW, "-."),
     "vir-trades-sv": (YELLOW, (0, (1, 2))), "vir-trades-sd": (YELLOW, (0, (5, 1, 1, 1))), "at-scaled": (GREY, ":"),
     "mail-at-printed": (GREEN, (0, (5, 1, 1, 1))), "mail-trades-2021": (GREEN, (0, (5, 1))), "csa-halves": (BLUE, "-."),
     "cse-l1l2": (PURPLE, (0, (5, 1))), "clirat-drop-single": (ORANGE, "-"), "clirat-drop-multiple": (BLUE, "-"),
-    "clirat-printed": (BLUE, "-."), "fat": (YELLOW, (0, (3, 1, 1, 1))), "at-awp": (VERMILLION, (0, (5, 1))), "trades-awp": (ORANGE, (0, (5, 1))),
+    "clirat-printed": (BLUE, "-."), "fat": (YELLOW, (0, (3, 1, 1, 1))), "at-awp": (VERMILLION, (0, (5, 1))),
+    "trades-awp": (ORANGE, (0, (5, 1))),
     "gairat-piecewise": (PURPLE, (0, (3, 1, 1, 1))), "gairat-linear": (PURPLE, (0, (5, 2, 1, 2))),
     "mail-at-released": (GREEN, (0, (3, 1, 1, 1))), "mail-trades-released": (GREEN, (0, (3, 2))),
     "mail-mart-released": (GREEN, (0, (1, 1))), "cse-kurtosis": (PURPLE, (0, (1, 1))),
@@ -77,6 +79,8 @@ def share_axis(axes: Axes, name: str = "y") -> None:
 
 
 def attack_label(name: str) -> str:
-    """PGD-100 for pgd100, CW-20 for cw20, FGSM for fgsm."""
+    """PGD-100 for pgd100, CW-20 for cw20, FGSM for fgsm; natural stays as it is."""
+    if name == "natural":
+        return name
     match = re.fullmatch(r"([a-z]+)(\d+)(x\d+)?", name)
     return f"{match[1].upper()}-{match[2]}{match[3] or ''}" if match else name.upper()
