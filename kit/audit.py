@@ -24,7 +24,7 @@ from kit.data import Split
 from kit.evaluate import BATCH, evaluate, measure, wilson
 from kit.masking import AUTOATTACK, FEWEST, Evidence, Finding, Light, judge, worst
 from kit.progress import Progress, duration
-from kit.runs import Run
+from kit.runs import Run, threads_for
 from kit.runs import device as pick_device
 from kit.types import KitError, Natural, Positive, Streams, Threat, check_value
 
@@ -179,7 +179,8 @@ def audit(run: Run, *, n: int = 0, which: str = "last", device: str = "auto", bu
         table = evaluate(run, [name], n=0 if count == len(split) else count, which=which, device=device, quiet=quiet)
         return table.attrs["examples"][name]
     source = None if transfer is None else transfer.model("last", where)
-    return _climb(str(run.spec), run.model(which, where), split, run.plan.recipe.threat, ask, n, budget, source, quiet)
+    with threads_for(run.plan.recipe.model, where):
+        return _climb(str(run.spec), run.model(which, where), split, run.plan.recipe.threat, ask, n, budget, source, quiet)
 
 
 def audit_model(model: nn.Module, split: Split, threat: Threat, *, n: int = 0, budget: float | None = None,

@@ -24,6 +24,9 @@ from typing import Any
 from kit import params, store
 from kit.evaluate import evaluate
 from kit.figures import output_folder
+from kit.forecast import epochs_to_train, leaders_first, training_seconds
+from kit.papers.grid import Ask
+from kit.papers.measured import is_kept, trained_run
 from kit.progress import duration, live
 from kit.recipes import FIELDS
 from kit.runs import device as pick_device
@@ -138,18 +141,24 @@ def runs_of(jobs: list[Job]) -> list[RunSpec]:
     return list(unique.values())
 
 
-def attacks_for(jobs: list[Job]) -> dict[str, list[str]]:
-    """{key of a run: the attacks that its notebooks name}."""
-    wanted: dict[str, list[str]] = {}
+def asks_for(jobs: list[Job]) -> dict[str, list[Ask]]:
+    """{key of a run: what its notebooks evaluate it under}."""
+    wanted: dict[str, list[Ask]] = {}
     for job in jobs:
-        for spec in params.specs_of(job.values):
-            names = wanted.setdefault(resolve(spec).key, [])
-            names += [name for name in params.attacks_of(job.values) if name not in names]
+        for spec, asks in params.asks_of(job.values):
+            known = wanted.setdefault(resolve(spec).key, [])
+            known += [ask for ask in asks if ask not in known]
     return wanted
 
 
 def is_trained(spec: RunSpec) -> bool:
-    return (folder_of(resolve(spec)) / "done.json").exists()
+    return trained_run(spec) is not None
+
+
+def is_ready(spec: RunSpec, asks: list[Ask]) -> bool:
+    """Is it trained, and are its evaluations kept?"""
+    trained = trained_run(spec)
+    return trained is not None and all(is_kept(trained, ask) for ask in asks)
 
 
 # ---------------------------------------------------------------------------------------------- workers
@@ -168,12 +177,12 @@ def worker_environment(jobs: int) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 
-def train_one(words: dict, attacks: list[str], device: str) -> float:
+def train_one(words: dict, asks: list[Ask], device: str) -> float:
     """In a worker: train one run quietly, and evaluate it under what its notebooks will ask for. -> the seconds it took."""
     started = time.monotonic()
     trained = run(RunSpec(**words), device=device, quiet=True)
-    if attacks:
-        evaluate(trained, attacks, device=device, quiet=True)
+    for attack, n, which in asks:
+        evaluate(trained, [attack], n=n, which=which, device=device, quiet=True)
     return time.monotonic() - started
 
 
@@ -237,12 +246,21 @@ def _report(future: Future, name: str, finished: Callable[[str, Exception | None
 
 # ---------------------------------------------------------------------------------------------- the batch
 
-def show_plan(jobs: list[Job]) -> None:
-    """What would run, what is there already."""
-    for spec in runs_of(jobs):
-        print(f"  run       {spec}: {'trained' if is_trained(spec) else 'to train'}")
+def show_plan(jobs: list[Job], *, workers: int, device: str = "auto") -> None:
+    """What would run, what is there already, and how long the trainings would take here."""
+    left = epochs_to_train(runs_of(jobs))
+    for plan, epochs in left:
+        state = "trained" if not epochs else f"to train, {epochs} of {plan.recipe.epochs} epochs"
+        print(f"  run       {plan.spec}: {state}")
     for job in jobs:
         print(f"  notebook  {job.name}: {'up to date' if job.is_done() else 'to run'} -> {job.folder}")
+    if any(epochs for _, epochs in left):
+        runs = f"training {sum(epochs > 0 for _, epochs in left)} runs, {workers} at a time,"
+        try:
+            seconds = training_seconds(runs_of(jobs), pick_device(device), workers)
+            print(f"{runs} takes about {duration(seconds)} here, as a timed step tells; attacks and drawing come on top")
+        except KitError as error:
+            print(f"{runs} takes no one knows how long: {error}")
 
 
 def reproduce(jobs: list[Job], *, workers: int, device: str = "auto", fresh: bool = False) -> int:
@@ -250,18 +268,21 @@ def reproduce(jobs: list[Job], *, workers: int, device: str = "auto", fresh: boo
     pick_device(device)
     started = time.monotonic()
     specs = runs_of(jobs)
-    missing = {str(spec): spec for spec in specs if not is_trained(spec)}
+    asks = asks_for(jobs)
+    missing = {str(spec): spec for spec in specs if not is_ready(spec, asks[resolve(spec).key])}
+    untrained = sum(not is_trained(spec) for spec in missing.values())
     due = [job for job in jobs if fresh or not job.is_done()]
-    print(f"{len(specs)} runs, {len(missing)} to train; {len(jobs)} notebooks, {len(due)} to run; {workers} at a time",
+    attack = f", {len(missing) - untrained} to evaluate" if len(missing) > untrained else ""
+    print(f"{len(specs)} runs, {untrained} to train{attack}; {len(jobs)} notebooks, {len(due)} to run; {workers} at a time",
           flush=True)
     failures: dict[str, str] = {}
-    _train(missing, attacks_for(jobs), workers, device, failures)
+    _train(missing, asks, workers, device, failures)
     seconds = _run_notebooks(due, workers, failures)
     _summary(jobs, seconds, failures, time.monotonic() - started)
     return 1 if failures else 0
 
 
-def _train(missing: dict[str, RunSpec], attacks: dict[str, list[str]], workers: int, device: str,
+def _train(missing: dict[str, RunSpec], asks: dict[str, list[Ask]], workers: int, device: str,
            failures: dict[str, str]) -> None:
     began, finished_count = time.monotonic(), 0
     epochs = {name: resolve(spec).recipe.epochs for name, spec in missing.items()}
@@ -281,16 +302,14 @@ def _train(missing: dict[str, RunSpec], attacks: dict[str, list[str]], workers: 
         if error is not None:
             failures[name] = str(error)
         left = (time.monotonic() - began) / finished_count * (len(missing) - finished_count)
-        state = f"failed: {error}" if error else f"trained in {duration(seconds)}"
+        state = f"failed: {error}" if error else f"ready in {duration(seconds)}"
         print(f"{chr(13) if live() else ''}  [{finished_count}/{len(missing)}] {name}: {state}"
               f"{f' ({duration(left)} left)' if left >= 1 else ''}".ljust(100), flush=True)
 
-    trunks = [resolve(spec).trunk for spec in missing.values()]
-    order = sorted(zip(missing, trunks, strict=True), key=lambda pair: trunks.index(pair[1]) != list(missing).index(pair[0]))
-    missing = {name: missing[name] for name, _ in order}   # first one of each trunk, so that the others can branch from it
+    missing = {str(spec): spec for spec in leaders_first(missing.values())}
     if missing:
         tasks = {name: (train_one, ({"method": spec.method, "recipe": spec.recipe, "seed": spec.seed,
-                                     "overrides": dict(spec.overrides)}, attacks[resolve(spec).key], device))
+                                     "overrides": dict(spec.overrides)}, asks[resolve(spec).key], device))
                  for name, spec in missing.items()}
         pooled(tasks, min(workers, len(missing)), tick, finished)
 

@@ -53,6 +53,13 @@ def parser() -> argparse.ArgumentParser:
     show = commands.add_parser("list", help="what there is to choose from")
     show.add_argument("what", nargs="?", default="methods", choices=[*TABLES, "runs"])
 
+    compare = commands.add_parser("compare", help="the papers' claims against what finished runs show, each with a verdict")
+    compare.add_argument("paper", nargs="?", help="clirat, mail, vir, mr or csa (default: all)")
+    compare.add_argument("--recipe", help="a name of `list recipes`, or folder:<path> (default: digits)")
+    compare.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="as given to `reproduce`")
+    compare.add_argument("--seeds", nargs="+", type=int, metavar="S", help="as given to `reproduce`")
+    compare.add_argument("--json", type=Path, metavar="FILE", help="write it there, too, every statement with its numbers")
+
     explain = commands.add_parser("explain", help="a method's formula, parts and numbers, and where paper and code disagree")
     explain.add_argument("method", help="a name of `list methods`")
     return top
@@ -66,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         commands = {"reproduce": _reproduce, "train": _train, "evaluate": _evaluate, "audit": _audit, "list": _list,
-                    "explain": _explain}
+                    "explain": _explain, "compare": _compare}
         return commands[options.command](options)
     except KitError as error:
         print(f"kit: {error}", file=sys.stderr)
@@ -88,10 +95,10 @@ def _reproduce(options: argparse.Namespace) -> int:
     if options.jobs < 0:
         raise KitError(f"--jobs {options.jobs} must be at least 1, or 0 for one a core")
     jobs = batch.plan(options.only, given, options.seeds, options.out.resolve() if options.out else None)
-    if options.plan:
-        batch.show_plan(jobs)
-        return 0
     workers = options.jobs or min(8, os.cpu_count() or 1)
+    if options.plan:
+        batch.show_plan(jobs, workers=workers, device=options.device)
+        return 0
     return batch.reproduce(jobs, workers=workers, device=options.device, fresh=options.fresh)
 
 
@@ -145,4 +152,18 @@ def _list(options: argparse.Namespace) -> int:
 def _explain(options: argparse.Namespace) -> int:
     from kit.explain import explain
     print(explain(options.method))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from kit import batch, papers
+    from kit.figures.drawing import plain
+    from kit.params import grid_options, seeds_of
+    from kit.spec import parse_overrides
+    given = parse_overrides(" ".join(options.set)) | ({"recipe": options.recipe} if options.recipe else {})
+    values = batch.plan(["tables_of_the_papers"], given, options.seeds, None)[0].values    # the runs that reproduce makes
+    found = papers.compare(options.paper, seeds=seeds_of(values), settings=" ".join(options.set), **grid_options(values))
+    print(papers.report(found))
+    if options.json:
+        store.write_json(options.json, plain(found.reset_index().to_dict("records")))
     return 0

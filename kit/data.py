@@ -2,16 +2,20 @@
 
 Names: digits (inside scikit-learn, the default), mnist, fashion-mnist, cifar10, cifar100, svhn (downloaded and
 verified by torchvision into `data/`), mixture (two Gaussian classes, drawn here; see `kit.mixture`), and
-folder:<path>, any tree with train/<class>/ and test/<class>/ images.
+folder:<path>, any tree with train/<class>/ and test/<class>/ images, or TinyImageNet as it is unpacked. +npz:<file>
+behind any of them adds generated images to those for training.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+import math
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 import torch
@@ -24,6 +28,8 @@ from kit.types import KitError, Streams, generator, unknown
 
 DIGITS_TEST = 497        # leaves 1,300 for training and validation
 MIXTURE_SIZES = {"train": 5_000, "test": 10_000}
+ANNOTATIONS = "val_annotations.txt"   # of TinyImageNet
+CHUNK = 4096             # images read or counted at a time
 
 
 @dataclass(frozen=True)
@@ -71,14 +77,14 @@ class DataSet:
         digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
             for tensor in (split.images, split.y):
-                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+                digest.update(tensor.cpu().contiguous().view(-1).numpy())
         return digest.hexdigest()[:12]
 
     def mean_std(self) -> tuple[Tensor, Tensor]:
         """Per channel, over the training images, in [0, 1]."""
         levels = torch.arange(256, dtype=torch.float64) / 255
-        counts = torch.stack([torch.bincount(channel.flatten().long(), minlength=256)
-                              for channel in self.train.images.transpose(0, 1).cpu()]).double()
+        counts = sum(torch.stack([channel.flatten().bincount(minlength=256) for channel in images.transpose(0, 1).cpu()])
+                     for images in self.train.images.split(CHUNK)).double()
         counts = counts / counts.sum(dim=1, keepdim=True)
         mean = (counts * levels).sum(dim=1)
         variance = (counts * (levels - mean[:, None]) ** 2).sum(dim=1)
@@ -86,6 +92,7 @@ class DataSet:
 
 
 Arrays = tuple[np.ndarray, np.ndarray]   # images uint8 (N, H, W) or (N, H, W, C), labels (N,)
+Samples = list[tuple[str, int]]          # (file, label)
 
 
 def _digits(root: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
@@ -140,47 +147,191 @@ EXPECTED = {"mnist": (60_000, 10_000), "fashion-mnist": (60_000, 10_000), "cifar
             "cifar100": (50_000, 10_000), "svhn": (73_257, 26_032)}
 
 
-def _folder(path: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
-    from torchvision.datasets import ImageFolder
-    parts, classes = [], []
-    for name in ("train", "test"):
-        try:
-            tree = ImageFolder(str(path / name))
-        except FileNotFoundError as error:
-            raise KitError(f"{path / name} is not a folder of images; expected {path}/train/<class>/*.png (or .jpg) "
-                           f"and {path}/test/<class>/*.png: {error}") from error
-        images = []
-        for file, _ in tree.samples:
-            try:
-                images.append(np.asarray(tree.loader(file)))
-            except Exception as error:
-                raise KitError(f"{file} is not a readable image ({type(error).__name__}); delete or replace it") from error
-            if images[-1].shape != images[0].shape:
-                raise KitError(f"{file} is {images[-1].shape[1]}x{images[-1].shape[0]} pixels, the images before it "
-                               f"{images[0].shape[1]}x{images[0].shape[0]}; a data set has one size")
-        parts.append((np.stack(images), np.asarray(tree.targets)))
-        classes.append(tuple(tree.classes))
-    if classes[0] != classes[1]:
-        odd = sorted(set(classes[0]) ^ set(classes[1]))
-        raise KitError(f"{path}: train/ and test/ have different classes ({', '.join(odd[:5])} is in one only)")
-    if parts[0][0].shape[1:] != parts[1][0].shape[1:]:
-        raise KitError(f"{path}: images in train/ and test/ differ in size")
-    return parts[0], parts[1], classes[0]
+def _located(path: str) -> Path:
+    found = Path(path).expanduser()
+    return found if found.is_absolute() or found.exists() else home() / found
+
+
+def base_of(name: str) -> str:
+    """A data set's name without the file of generated images."""
+    return name.partition("+npz:")[0]
 
 
 def folder_path(name: str) -> Path:
     """The path of a `folder:<path>` name; a relative one is looked for here, then beside `data/`."""
-    path = Path(name.removeprefix("folder:")).expanduser()
-    return path if path.is_absolute() or path.exists() else home() / path
+    return _located(base_of(name).removeprefix("folder:"))
+
+
+def generated_path(name: str) -> Path | None:
+    """The file of a `<data set>+npz:<file>` name, found like a folder; None where there is none."""
+    return _located(name.partition("+npz:")[2]) if "+npz:" in name else None
+
+
+def absolute(name: str) -> str:
+    """The name with absolute paths: however a place is written, it is one data set."""
+    base, file = base_of(name), generated_path(name)
+    base = f"folder:{folder_path(base).resolve()}" if base.startswith("folder:") else base
+    return f"{base}+npz:{file.resolve()}" if file else base
 
 
 def check_data_name(name: str) -> None:
-    """`KitError` unless `load` knows it; a folder must exist."""
-    if name.startswith("folder:"):
-        if not folder_path(name).is_dir():
-            raise KitError(f"there is no folder {folder_path(name)}; expected one with train/<class>/ and test/<class>/")
-    elif name not in DATA:
-        raise unknown("data set", name, [*DATA, "folder:<path>"])
+    """`KitError` unless `load` knows it; a folder and a file must exist."""
+    base, file = base_of(name), generated_path(name)
+    if base.startswith("folder:"):
+        if not folder_path(base).is_dir():
+            raise KitError(f"there is no folder {folder_path(base)}; expected one with train/<class>/ and test/<class>/")
+    elif base not in DATA:
+        raise unknown("data set", base, [*DATA, "folder:<path>", "<data set>+npz:<file>"])
+    if file and not file.is_file():
+        raise KitError(f"there is no file {file}; expected an .npz of generated images, with arrays image and label")
+
+
+# ---------------------------------------------------------------------------------------------- folders
+
+def _folder(path: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
+    train, classes = _classified(path, "train")
+    test = _tested(path, classes)
+    parts = [(_pixels(samples), np.asarray([label for _, label in samples])) for samples in (train, test)]
+    if parts[0][0].shape[1:] != parts[1][0].shape[1:]:
+        raise KitError(f"{path}: images in train/ and test/ differ in size")
+    return parts[0], parts[1], classes
+
+
+def _classified(path: Path, part: str) -> tuple[Samples, tuple[str, ...]]:
+    """The images of path/part/<class>/, at any depth, and the classes in alphabetical order."""
+    from torchvision.datasets import ImageFolder
+    try:
+        tree = ImageFolder(str(path / part))
+    except FileNotFoundError as error:
+        raise KitError(f"{path / part} is not a folder of images; expected {path}/train/<class>/*.png (or .jpg) "
+                       f"and {path}/test/<class>/*.png: {error}") from error
+    return tree.samples, tuple(tree.classes)
+
+
+def _tested(path: Path, classes: tuple[str, ...]) -> Samples:
+    """The images of test/ or, where it holds none of the classes (TinyImageNet's has no labels), of val/."""
+    part = next((p for p in ("test", "val") if any((path / p / name).is_dir() for name in classes)), "")
+    if not part and (path / "val" / ANNOTATIONS).is_file():
+        return _annotated(path / "val", classes)
+    samples, found = _classified(path, part or "test")
+    if found != classes:
+        odd = sorted(set(found) ^ set(classes))
+        raise KitError(f"{path}: train/ and {part or 'test'}/ have different classes ({', '.join(odd[:5])} is in one only)")
+    return samples
+
+
+def _annotated(folder: Path, classes: tuple[str, ...]) -> Samples:
+    """TinyImageNet's val/: images/ and a table of file, class ("wnid") and bounding box, with tabs between."""
+    table, labels = folder / ANNOTATIONS, {}
+    for number, line in enumerate(table.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        file, wnid = [*line.split("\t"), ""][:2]
+        if wnid not in classes or file in labels:
+            wrong = f"{file} was there before" if file in labels else f"'{wnid}' is no class of train/"
+            raise KitError(f"{table}, line {number}: {wrong}. Expected for each image a line of its name, one of the "
+                           f"{len(classes)} wnids of train/ and a box, with tabs between; unpack the archive again")
+        labels[file] = classes.index(wnid)
+    found = {file.name for file in (folder / "images").glob("*.JPEG")}
+    if odd := sorted(found ^ set(labels)):
+        raise KitError(f"{folder}: {odd[0]} is in {'images/' if odd[0] in found else ANNOTATIONS} only; expected every "
+                       f"image in images/ and in {ANNOTATIONS}. Unpack the archive again")
+    if not labels:
+        raise KitError(f"{folder} holds no image; expected TinyImageNet's images/ and {ANNOTATIONS}")
+    return [(str(folder / "images" / file), labels[file]) for file in sorted(labels)]
+
+
+def _pixels(samples: Samples) -> np.ndarray:
+    """The images (N, H, W, 3) of files of one size."""
+    from torchvision.datasets.folder import default_loader
+    images = None
+    for row, (file, _) in enumerate(samples):
+        try:
+            image = np.asarray(default_loader(file))
+        except Exception as error:
+            raise KitError(f"{file} is not a readable image ({type(error).__name__}); delete or replace it") from error
+        images = np.empty((len(samples), *image.shape), np.uint8) if images is None else images
+        if image.shape != images.shape[1:]:
+            raise KitError(f"{file} is {image.shape[1]}x{image.shape[0]} pixels, the images before it "
+                           f"{images.shape[2]}x{images.shape[1]}; a data set has one size")
+        images[row] = image
+    return images
+
+
+# ---------------------------------------------------------------------------------------------- generated images
+
+@contextlib.contextmanager
+def _archive(file: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+    except KitError:
+        raise
+    except Exception as error:   # zipfile, zlib, struct, tokenize and numpy each have their own
+        raise KitError(f"{file} is not a readable .npz ({type(error).__name__}: {error}); it is cut short, damaged or "
+                       "something else. Expected what numpy.savez writes; get it again") from error
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> tuple[IO[bytes], tuple[int, ...], bool, np.dtype]:
+    """An array's bytes, shape, Fortran order and type. Only its header is read; objects would follow as a pickle."""
+    stream = archive.open(f"{name}.npy")
+    read = (np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(stream) == (1, 0) else
+            np.lib.format.read_array_header_2_0)
+    return stream, *read(stream)
+
+
+def _labels(file: Path, picture: tuple[int, ...], num_classes: int) -> np.ndarray:
+    """The labels (N,) of a file of generated images, once what both arrays' headers say is right. Errors: `KitError`."""
+    wanted = f"expected image (N, {', '.join(map(str, picture))}) of uint8 and label (N,) of integers, in C order"
+    with _archive(file) as archive:
+        here = sorted(member.removesuffix(".npy") for member in archive.namelist())
+        if missing := sorted({"image", "label"} - set(here)):
+            raise KitError(f"{file} lacks {' and '.join(missing)}, it has {', '.join(here) or 'nothing'}; {wanted}")
+        _, pixels, fortran, kind = _header(archive, "image")
+        stream, shape, _, integers = _header(archive, "label")
+        if not (kind == np.uint8 and pixels[1:] == picture and not fortran and integers.kind in "iu"
+                and shape == pixels[:1] != (0,)):
+            raise KitError(f"{file} has image {pixels} of {kind}{' in Fortran order' if fortran else ''} and label {shape} "
+                           f"of {integers}; {wanted}")
+        labels = np.frombuffer(stream.read(), integers).reshape(shape)
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise KitError(f"{file}: labels run from {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}")
+    return labels.astype(np.int64)
+
+
+def _read_images(file: Path, rows: np.ndarray, into: Tensor) -> None:
+    """The file's images `rows` (sorted) to `into` (len(rows), C, H, W), in chunks: the file may exceed the memory."""
+    with _archive(file) as archive:
+        stream, (n, *picture), _, _ = _header(archive, "image")
+        for first in range(0, n, CHUNK):
+            count = min(CHUNK, n - first)
+            chunk = np.frombuffer(stream.read(count * math.prod(picture)), np.uint8).reshape(count, *picture)
+            begin, end = np.searchsorted(rows, [first, first + count])
+            into[begin:end] = _channels_first(chunk[rows[begin:end] - first])
+        if stream.read():        # also what makes zipfile compare the checksum
+            raise KitError(f"{file}: image has more bytes than {(n, *picture)}; it is damaged. Get it again")
+
+
+def _with_generated(base: Split, file: Path, num_classes: int, first_id: int, train_size: int) -> Split:
+    """`base` and behind it the file's images, with ids from `first_id`; of both `train_size` at random (0 = all)."""
+    channels, *size = base.images.shape[1:]
+    labels = torch.from_numpy(_labels(file, (*size, channels) if channels > 1 else tuple(size), num_classes))
+    total = len(base) + len(labels)
+    if train_size > total:
+        raise KitError(f"train_size={train_size}, but there are {len(base)} training images and {len(labels)} in {file}")
+    order = torch.randperm(total, generator=generator(file.name, "generated"))
+    kept = order[:train_size].sort().values if train_size else torch.arange(total)
+    own, drawn = kept[kept < len(base)], kept[kept >= len(base)] - len(base)
+    try:
+        images = base.images.new_empty(len(kept), *base.images.shape[1:])
+    except RuntimeError as error:
+        raise KitError(f"{len(kept)} images do not fit into the memory; train_size=1000000 uses a million") from error
+    images[:len(own)] = base.images[own]
+    _read_images(file, drawn.numpy(), images[len(own):])
+    return Split(images, torch.cat([base.y[own], labels[drawn]]), torch.cat([base.ids[own], first_id + drawn]))
+
+
+def _channels_first(images: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(images))
+    return tensor[:, None] if tensor.dim() == 3 else tensor.permute(0, 3, 1, 2).contiguous()
 
 
 def _split(name: str, part: str, arrays: Arrays, first_id: int, num_classes: int) -> Split:
@@ -191,35 +342,38 @@ def _split(name: str, part: str, arrays: Arrays, first_id: int, num_classes: int
     if labels.min() < 0 or labels.max() >= num_classes:
         raise KitError(f"{name}, {part}: labels run from {labels.min()} to {labels.max()}, expected 0 to "
                        f"{num_classes - 1}. Delete the files and run again")
-    tensor = torch.from_numpy(np.ascontiguousarray(images))
-    tensor = tensor[:, None] if tensor.dim() == 3 else tensor.permute(0, 3, 1, 2).contiguous()
     ids = torch.arange(first_id, first_id + len(labels))
-    return Split(tensor, torch.from_numpy(labels.astype(np.int64)), ids)
+    return Split(_channels_first(images), torch.from_numpy(labels.astype(np.int64)), ids)
 
 
 def load(name: str, *, validation: int = 0, train_size: int = 0, root: Path | None = None) -> DataSet:
     """The data set `name` on the CPU, with `validation` training images held out and at most `train_size` (0 = all) used.
 
-    The held-out and the used images are a fixed random choice, the same for every seed. Test ids follow the
-    training ids. Errors: `KitError` for an unknown name, and for missing, truncated or foreign files.
+    The held-out and the used images are a fixed random choice, the same for every seed. Test ids follow the training
+    ids, and those of generated images the test ids; they are in `train` only. Errors: `KitError` for an unknown name, and
+    for missing, truncated or foreign files.
     """
     check_data_name(name)
-    if name.startswith("folder:"):
-        train, test, classes = _folder(folder_path(name))
+    base, file = base_of(name), generated_path(name)
+    if base.startswith("folder:"):
+        train, test, classes = _folder(folder_path(base))
     else:
-        train, test, classes = DATA[name](root or home() / "data")
-    for part, arrays, expected in zip(("train", "test"), (train, test), EXPECTED.get(name, (None, None)), strict=True):
+        train, test, classes = DATA[base](root or home() / "data")
+    for part, arrays, expected in zip(("train", "test"), (train, test), EXPECTED.get(base, (None, None)), strict=True):
         if expected is not None and len(arrays[1]) != expected:
-            raise KitError(f"{name}, {part}: {len(arrays[1])} images, expected {expected}; the file is truncated or "
+            raise KitError(f"{base}, {part}: {len(arrays[1])} images, expected {expected}; the file is truncated or "
                            f"foreign. Delete it below {root or home() / 'data'} and run again")
-    train = _split(name, "train", train, 0, len(classes))
-    test = _split(name, "test", test, len(train), len(classes))
-    if validation + 1 > len(train) or (train_size and validation + train_size > len(train)):
-        raise KitError(f"{name} has {len(train)} training images; validation={validation} and "
+    train = _split(base, "train", train, 0, len(classes))
+    test = _split(base, "test", test, len(train), len(classes))
+    if validation + 1 > len(train) or (train_size and not file and validation + train_size > len(train)):
+        raise KitError(f"{base} has {len(train)} training images; validation={validation} and "
                        f"train_size={train_size or 'all'} do not fit")
-    order = torch.randperm(len(train), generator=generator(name.split("/")[-1], "validation"))
-    kept = order[validation:validation + train_size] if train_size else order[validation:]
-    return DataSet(name, classes, train.take(kept.sort().values), train.take(order[:validation].sort().values), test)
+    order = torch.randperm(len(train), generator=generator(base.split("/")[-1], "validation"))
+    kept = order[validation:] if file else order[validation:][:train_size or None]
+    used = train.take(kept.sort().values)
+    if file:
+        used = _with_generated(used, file, len(classes), len(train) + len(test), train_size)
+    return DataSet(name, classes, used, train.take(order[:validation].sort().values), test)
 
 
 # ---------------------------------------------------------------------------------------------- augmentation

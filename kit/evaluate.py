@@ -23,7 +23,7 @@ from kit import store
 from kit.attacks import ATTACKS, Attack, check_inputs, frozen
 from kit.data import Split
 from kit.progress import Progress
-from kit.runs import Run
+from kit.runs import Run, threads_for
 from kit.runs import device as pick_device
 from kit.types import KitError, Streams, Threat, unknown
 
@@ -137,7 +137,8 @@ def evaluate(run: Run, attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw
                     raise KitError(f"{run.spec} holds out no {split} images; choose another split")
             progress, started = Progress(f"{name} on {run.spec}", len(images), quiet=quiet), time.monotonic()
             partial = path.with_suffix(".partial")
-            arrays = measure(model, images, run.plan.recipe.threat, attack, partial=partial, progress=progress)
+            with threads_for(run.plan.recipe.model, where):
+                arrays = measure(model, images, run.plan.recipe.threat, attack, partial=partial, progress=progress)
             seconds = time.monotonic() - started
             store.save_arrays(path, arrays | {"seconds": np.asarray(seconds), "settings": np.asarray(json.dumps(settings))})
             shutil.rmtree(partial, ignore_errors=True)

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 
 from kit.attacks import ATTACKS
 from kit.methods import METHODS
+from kit.papers.grid import Ask, asked, chosen, grid
 from kit.spec import RunSpec, parse_overrides, resolve
 from kit.types import KitError, Range, check_value, unknown
 
@@ -90,15 +91,15 @@ def check(parameters: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict
         if name not in parameters:
             raise unknown("notebook parameter", name, parameters)
     values = {name: check_value(name, given.get(name, p.default), p.annotation) for name, p in parameters.items()}
-    specs_of(values)
-    attacks_of(values)
+    asks_of(values)
     return values
 
 
 def specs_of(values: Mapping[str, Any]) -> list[RunSpec]:
     """The runs that a notebook's parameters ask for: each name in `method`, `methods` and `..._methods` ("all" for every
     row), with its recipe, seed or seeds, and overrides; and each of them again at every point of a `grid`, such as
-    "weight.slope=7,8,9 weight.bias=-0.2,-0.5". All are resolved here, so a wrong word fails now."""
+    "weight.slope=7,8,9 weight.bias=-0.2,-0.5"; and those that the papers' printed `tables` take, say "clirat-1 mail-2" or
+    all. All are resolved here, so a wrong word fails now."""
     names = []
     for parameter, value in values.items():
         if parameter in ("method", "methods") or parameter.endswith("_methods"):
@@ -110,9 +111,31 @@ def specs_of(values: Mapping[str, Any]) -> list[RunSpec]:
     points = [{}] + [point for mine in grid_of(values).values() for point in mine]
     specs = [RunSpec(name, values.get("recipe", "digits"), seed, overrides | point)
              for seed in seeds_of(values) for name in names for point in points]
+    specs += [spec for spec, _ in tables_of(values) if spec not in specs]
     for spec in specs:
         resolve(spec)
     return specs
+
+
+def tables_of(values: Mapping[str, Any]) -> list[tuple[RunSpec, list[Ask]]]:
+    """The runs that the `tables` parameter takes, each with what it is evaluated under; strong attacks on the first
+    `strong_n` images."""
+    if "tables" not in values:
+        return []
+    needs = [need for paper, table in chosen(values["tables"]) for need in grid(paper, table, **grid_options(values))]
+    return asked(needs, seeds_of(values))
+
+
+def grid_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What `kit.papers.grid` is called with."""
+    return {"recipe": values.get("recipe", "digits"), "overrides": parse_overrides(values.get("overrides", "")),
+            "strong_n": values.get("strong_n", 100)}
+
+
+def asks_of(values: Mapping[str, Any]) -> list[tuple[RunSpec, list[Ask]]]:
+    """Every run that the parameters ask for, with what it is evaluated under: the `attacks`, or what its tables take."""
+    wanted, by_table = [Ask(name) for name in attacks_of(values)], tables_of(values)
+    return [(spec, wanted + [ask for other, asks in by_table if other == spec for ask in asks]) for spec in specs_of(values)]
 
 
 def grid_of(values: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -121,7 +144,8 @@ def grid_of(values: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     for word in values.get("grid", "").split():
         name, sign, choices = word.partition("=")
         if not sign or not all(choices.split(",")) or name in points:
-            raise KitError(f"grid: {word!r} must be one setting with its values, such as weight.slope=7,8,9, each named once")
+            raise KitError(f"grid: {word!r} must be one setting with its values, such as weight.slope=7,8,9, each named "
+                           "once")
         points[name] = [parse_overrides(f"{name}={choice}") for choice in choices.split(",")]
     return points
 

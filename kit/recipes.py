@@ -1,7 +1,8 @@
 """The table of recipes: data, network, threat and schedule. `<data>` is quick, `<data>:paper` the papers' scale.
 
 Quick recipes teach on a laptop. Paper recipes carry the printed schedule, and train on all images for a fixed
-number of epochs (so there is no "best" epoch: validation = 0).
+number of epochs (so there is no "best" epoch: validation = 0). Images of one's own and generated ones come in by name,
+see `recipe`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal, get_type_hints
 
-from kit.data import Augment, check_data_name
+from kit.data import Augment, base_of, check_data_name
 from kit.mixture import MIXTURE
 from kit.models import check_model_name
 from kit.types import Count, KitError, Natural, NonNegative, Positive, Range, Table, Threat, check_value, unknown
@@ -66,7 +67,8 @@ FIELDS = tuple(f.name for f in fields(Recipe) if f.name != "title")
 
 _CIFAR = Recipe("CIFAR-10 in minutes: a small network on 10,000 images", "cifar10", "cnn", epochs=16, batch_size=128,
                 lr=0.05, milestones=(10, 12), augment="crop-flip", validation=1000, train_size=10_000)
-_CIFAR_PAPER = Recipe("CIFAR-10 as CLIRAT, MAIL and MR train it: ResNet-18, 120 epochs", "cifar10", "resnet18",
+_CIFAR_PAPER = Recipe("CIFAR-10 as CLIRAT, MAIL and MR train it: ResNet-18, 120 epochs; folder:<path>:paper is this on any "
+                      "folder of images, TinyImageNet's too", "cifar10", "resnet18",
                       epochs=120, batch_size=128, lr=0.01, weight_decay=3.5e-3, milestones=(75, 90),
                       augment="crop-flip", probe=1000)
 _MNIST = Recipe("MNIST in minutes: LeNet on 10,000 images", "mnist", "lenet", epochs=12, batch_size=64, lr=0.05,
@@ -98,13 +100,17 @@ RECIPES = Table("recipe", {
 
 
 def recipe(name: str) -> Recipe:
-    """The row of `RECIPES`, or for folder:<path>[:paper] CIFAR-10's row on that folder."""
-    if not name.startswith("folder:"):
+    """The row of `RECIPES`; for folder:<path>[:paper] CIFAR-10's row on that folder, and for <data>+npz:<file>[:paper] the
+    row of <data> with the file's generated images. Errors: `KitError` for an unknown name or path."""
+    if not name.startswith("folder:") and "+npz:" not in name:
+        if name not in RECIPES:
+            raise unknown("recipe", name, [*RECIPES, "folder:<path>[:paper]", "<data set>+npz:<file>[:paper]"])
         return RECIPES[name]
-    path, scale = name, "quick"
+    data, scale = name, "quick"
     for ending in ("quick", "paper"):
         if name.endswith(f":{ending}"):
-            path, scale = name.removesuffix(f":{ending}"), ending
-    check_data_name(path)
-    base = _CIFAR_PAPER if scale == "paper" else _CIFAR
-    return replace(base, title=f"{path} with CIFAR-10's {scale} settings", data=path)
+            data, scale = name.removesuffix(f":{ending}"), ending
+    check_data_name(data)
+    row = "cifar10" if data.startswith("folder:") else base_of(data)
+    base = RECIPES[row if scale == "quick" else f"{row}:{scale}"]
+    return replace(base, title=f"{data} with {row}'s {scale} settings", data=data)

@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -51,6 +53,18 @@ def build_model(plan: Plan, dataset: data.DataSet) -> nn.Module:
     """The plan's network at its initial parameters."""
     normalise = dataset.mean_std() if plan.recipe.normalise else None
     return models.build(plan.recipe.model, dataset.shape, len(dataset.classes), seed=plan.seed, normalise=normalise)
+
+
+@contextlib.contextmanager
+def threads_for(model_name: str, device: torch.device) -> Iterator[None]:
+    """Small networks run fastest on one thread, and then do not depend on how many there are."""
+    before = torch.get_num_threads()
+    if device.type == "cpu" and model_name in models.SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from kit.data import folder_path
+from kit.data import absolute
 from kit.methods import METHODS, SLOTS, Method, check_override
 from kit.recipes import FIELDS, Recipe, recipe
 from kit.types import KitError, Natural, check_value, unknown
@@ -53,10 +53,8 @@ class Plan:
 
     def config(self) -> dict:
         """All that decides the result, as JSON values."""
-        data = self.recipe.data
-        where = {"data": f"folder:{folder_path(data).resolve()}"} if data.startswith("folder:") else {}
-        return {"revision": REVISION, "seed": self.seed, "burn_in": self.burn_in,
-                "recipe": {**self.recipe.config(), **where}, "method": self.method.config()}
+        return {"revision": REVISION, "seed": self.seed, "burn_in": self.burn_in, "method": self.method.config(),
+                "recipe": self.recipe.config() | {"data": absolute(self.recipe.data)}}
 
     @property
     def key(self) -> str:
@@ -82,7 +80,8 @@ class Plan:
 
     @property
     def folder_name(self) -> str:
-        data = re.sub(r"[^\w.-]+", "-", self.recipe.data.removeprefix("folder:").rstrip("/").split("/")[-1])
+        places = self.recipe.data.removeprefix("folder:").split("+npz:")
+        data = re.sub(r"[^\w.-]+", "-", "-".join(place.rstrip("/").split("/")[-1] for place in places))
         return f"{data}-{self.key}"
 
 

@@ -17,12 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from kit import store
+from kit.evaluate import evaluate
 from kit.figures import Drawing, draw, output_folder
 from kit.figures.drawing import plain
-from kit.params import attacks_of, check, declared, grid_of, specs_of
+from kit.papers.compare import compare
+from kit.papers.grid import chosen
+from kit.papers.measured import PaperTable, measured, trained_run
+from kit.params import attacks_of, check, declared, grid_of, grid_options, seeds_of, specs_of, tables_of
 from kit.runs import Run, commit, device, versions
 from kit.spec import RunSpec
 from kit.tables import ResultTable, result_table
@@ -122,6 +127,26 @@ class Study:
         table.save(self.folder, name)
         self.drawings.append(table)
         return table
+
+    def measured_tables(self) -> list[PaperTable]:
+        """Each printed table of the `tables` parameter beside what its runs measure, saved in the study's folder as say
+        vir-table-1; runs are trained and evaluated now where they are not."""
+        for spec, asks in tables_of(self.values):
+            opened = self.opened[str(spec)] = trained_run(spec) or self._open(spec)      # without a line for each of many
+            for attack, n, which in asks:
+                evaluate(opened, [attack], n=n, which=which, quiet=True)
+        found = []
+        for paper, name in chosen(self.values["tables"]):
+            found.append(measured(paper, name, seeds=seeds_of(self.values), **grid_options(self.values)))
+            found[-1].save(self.folder, f"{paper}-table-{name[1:]}")
+        self.drawings += found
+        return found
+
+    def compare(self) -> pd.DataFrame:
+        """The claims of the papers that the `tables` parameter names, with verdicts from what was measured."""
+        papers = dict.fromkeys(paper for paper, _ in chosen(self.values["tables"]))
+        options = grid_options(self.values) | {"seeds": seeds_of(self.values), "settings": self.values["overrides"]}
+        return pd.concat([compare(paper, **options) for paper in papers])
 
     def check(self, *drawings: Drawing) -> Verdicts:
         """Set what the papers say beside what these drawings show. -> the table of their claims."""

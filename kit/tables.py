@@ -61,7 +61,7 @@ class ResultTable:
     def caption(self) -> str:
         seeds, n = self.cells["seeds"], self.cells["n"]
         lost = "".join(f" Not trained: {name} ({why})." for name, why in self.missing.items())
-        return (f"{self.title}. Accuracy in percent, mean ± standard deviation over {_span(seeds)} seed(s), n = {_span(n)} "
+        return (f"{self.title}. Accuracy in percent, mean ± standard deviation over {span(seeds)} seed(s), n = {span(n)} "
                 f"test images; half-width: of the widest 95 % interval in the row.{lost}")
 
     def markdown(self) -> str:
@@ -124,7 +124,8 @@ def result_table(title: str, runs: Sequence[Run], attacks: Sequence[str], *, mis
     return ResultTable(title, frame, tuple(runs), dict(missing or {}))
 
 
-def _span(values: pd.Series) -> str:
+def span(values: pd.Series) -> str:
+    """"3", or "1 to 3" where they differ."""
     low, high = int(values.min()), int(values.max())
     return str(low) if low == high else f"{low} to {high}"
 

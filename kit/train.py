@@ -6,10 +6,9 @@ so a run that was interrupted continues from its last checkpoint and ends bit fo
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
@@ -24,9 +23,8 @@ from kit.attacks import Path, frozen, pgd
 from kit.data import DataSet, Split, augment
 from kit.functional import cross_entropy
 from kit.minibatch import step
-from kit.models import SMALL
 from kit.progress import Progress, duration
-from kit.runs import Run, build_model, commit, dataset, folder_of, versions
+from kit.runs import Run, build_model, commit, dataset, folder_of, threads_for, versions
 from kit.runs import device as pick_device
 from kit.spec import Plan, RunSpec, resolve
 from kit.types import KitError, Seen, Streams, generator, part
@@ -158,18 +156,6 @@ class State:
         self.model.load_state_dict(saved["model"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.epoch, self.history = saved["epoch"], saved["history"]
-
-
-@contextlib.contextmanager
-def threads_for(model_name: str, device: torch.device) -> Iterator[None]:
-    """Small networks run fastest on one thread, and then do not depend on how many there are."""
-    before = torch.get_num_threads()
-    if device.type == "cpu" and model_name in SMALL:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def fit(plan: Plan, folder: FilePath, device: torch.device, *, quiet: bool = False) -> None:

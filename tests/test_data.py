@@ -100,8 +100,10 @@ def test_fingerprint_sees_one_pixel_one_label_and_one_image_moved():
     assert len(found) == 10 and all(len(text) == 12 and int(text, 16) >= 0 for text in found)
 
 
-def test_mean_and_standard_deviation_are_the_training_images():
-    """Against numpy, for one channel and for three, one of which is constant."""
+@pytest.mark.parametrize("chunk", [4, 4096])
+def test_mean_and_standard_deviation_are_the_training_images(chunk, monkeypatch):
+    """Against numpy, for one channel and for three, one of which is constant; images are counted some at a time."""
+    monkeypatch.setattr(data, "CHUNK", chunk)
     digits = load("digits", validation=130)
     g = torch.Generator().manual_seed(0)
     colour = torch.randint(0, 256, (9, 3, 5, 5), generator=g, dtype=torch.uint8)
@@ -147,14 +149,11 @@ def write_mnist(root: Path, name: str, sizes: tuple[int, int], classes: int = 10
 
 
 MNIST_KINDS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
-#: Rows read by torchvision in other formats: the class, how it arranges axes, where it keeps labels.
-OTHER_KINDS = {"cifar10": ("CIFAR10", "NHWC", "targets"), "cifar100": ("CIFAR100", "NHWC", "targets"),
-               "svhn": ("SVHN", "NCHW", "labels")}
 
 
 def test_every_row_is_tested():
-    """`mixture` is drawn, not read; test_mixture.py has its tests."""
-    assert {"digits", "mixture", *MNIST_KINDS, *OTHER_KINDS} == set(DATA)
+    """`mixture` is drawn, not read; test_mixture.py has its tests, and test_data_formats.py those of the colour sets."""
+    assert {"digits", "mixture", *MNIST_KINDS, "cifar10", "cifar100", "svhn"} == set(DATA)
     assert set(EXPECTED) == set(DATA) - {"digits", "mixture"}
 
 
@@ -226,45 +225,6 @@ def test_no_network_and_no_files(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", unreachable)
     with pytest.raises(KitError, match=r"MNIST could not be read from or downloaded.*Check the network"):
         load("mnist", root=tmp_path)
-
-
-def fake(kind: str, axes: str, where: str, sizes: tuple[int, int]):
-    """A stand-in for torchvision's class, with its attributes but no files; and the images it holds, as (N, C, H, W)."""
-    rng = np.random.default_rng(1)
-    arrays = [rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8) for n in sizes]
-
-    class Stand:
-        def __init__(self, root: str, download: bool, train: bool | None = None, split: str | None = None):
-            assert download and (train is None) == (kind == "SVHN")
-            images = arrays[0 if train or split == "train" else 1]
-            self.data = images if axes == "NCHW" else images.transpose(0, 2, 3, 1)
-            labels = np.arange(len(images)) % 10
-            setattr(self, where, labels if where == "labels" else labels.tolist())
-            if kind != "SVHN":
-                self.classes = [f"class {i}" for i in range(10)]
-    return Stand, arrays
-
-
-@pytest.mark.parametrize("name", OTHER_KINDS)
-def test_colour_sets_arrive_with_their_axes_in_order(name, tmp_path, monkeypatch):
-    kind, axes, where = OTHER_KINDS[name]
-    stand, (train, test) = fake(kind, axes, where, (30, 20))
-    monkeypatch.setattr(torchvision.datasets, kind, stand)
-    monkeypatch.setitem(EXPECTED, name, (30, 20))
-    whole = load(name, root=tmp_path)
-    assert whole.shape == (3, 32, 32) and len(whole.classes) == 10
-    np.testing.assert_array_equal(whole.train.images.numpy(), train)
-    np.testing.assert_array_equal(whole.test.images.numpy(), test)
-    assert whole.train.y.tolist() == [i % 10 for i in range(30)] and whole.test.ids.tolist() == list(range(30, 50))
-    assert whole.train.images.is_contiguous()
-
-
-@pytest.mark.parametrize("name", OTHER_KINDS)
-def test_colour_sets_of_another_size_are_refused(name, tmp_path, monkeypatch):
-    kind, axes, where = OTHER_KINDS[name]
-    monkeypatch.setattr(torchvision.datasets, kind, fake(kind, axes, where, (30, 20))[0])
-    with pytest.raises(KitError, match=rf"{name}, train: 30 images, expected {EXPECTED[name][0]}"):
-        load(name, root=tmp_path)
 
 
 @pytest.mark.real

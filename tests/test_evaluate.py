@@ -124,6 +124,19 @@ def test_what_is_odd_is_said(tiny_run, capsys, monkeypatch):
             assert any(words in note for note in attack(make(plain(run)), split.x(), split.y, Threat(eps=0.1)).notes)
 
 
+def test_small_networks_take_one_thread_and_give_the_others_back(tiny_run, monkeypatch):
+    run, used = tiny_run("at"), []
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        forward = nn.Linear.forward
+        monkeypatch.setattr(nn.Linear, "forward", lambda self, x: used.append(torch.get_num_threads()) or forward(self, x))
+        kit.evaluate(run, ["pgd10"], n=33, quiet=True)
+        assert set(used) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 class Scaled(nn.Module):
     def __init__(self, net: nn.Module, factor: float):
         super().__init__()

@@ -28,8 +28,16 @@ def runs(tiny_run):
     return lambda row: {method: tiny_run(method) for method in row.methods or ("at", "mail-at")}
 
 
+@pytest.fixture
+def brief(monkeypatch):
+    """The costliest attacks in fractions of a second; what they break is counted in other tests."""
+    for name, settings in {"square": {"queries": 50}, "spsa100": {"steps": 2, "samples": 4}, "fab-t": {"steps": 5}}.items():
+        monkeypatch.setitem(kit.ATTACKS, name, kit.ATTACKS[name].but(**settings))
+    monkeypatch.setitem(kit.ATTACKS, "aa", kit.ATTACKS["apgd-ce"])
+
+
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_draws_and_says_where_it_came_from(name, runs, tmp_path):
+def test_every_figure_draws_and_says_where_it_came_from(name, runs, tmp_path, brief):
     row = FIGURES[name]
     given = runs(row)
     drawing = kit.draw(name, given, folder=tmp_path)

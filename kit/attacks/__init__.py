@@ -80,6 +80,8 @@ ATTACKS = Table("attack", {
     "mia": Attack("momentum iterative attack, 40 steps", "Dong et al. 2018; advertorch's defaults", mifgsm),
     "bia": Attack("basic iterative attack, 10 steps; LinfBIA or L2BIA by the threat",
                   "Kurakin et al. 2017; advertorch's defaults", bia),
+    "l2bia": Attack("BIA in an L2 ball of radius eps, whatever the threat: hardly leaves the image",
+                    "CSA/CSE Tables II-IV", bia, {"l2": True}),
     "lm-pgd50": Attack("PGD with line search and Nesterov momentum, 50 steps", "the kit's own; MAIL Fig. 1a", lmpgd),
     "fmn100": Attack("fast minimum-norm attack, 100 steps", "Pintor et al. 2021; VIR s. 5", fmn),
     "cw-l2": Attack("Carlini and Wagner's L2 attack, 1,000 steps a round", "Carlini and Wagner 2017", cw_l2,

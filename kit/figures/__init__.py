@@ -18,6 +18,7 @@ from kit.figures import (
     confusion,
     curves,
     gallery,
+    ladder,
     margins,
     minmax,
     oneloop,
@@ -29,7 +30,7 @@ from kit.figures import (
 )
 from kit.figures.drawing import Claim, Drawing
 from kit.figures.style import styled
-from kit.runs import Run
+from kit.runs import Run, device, threads_for
 from kit.types import KitError, Table, unknown
 
 
@@ -105,6 +106,10 @@ FIGURES = Table("figure", {
     "lps-starts": FigureRow("LPS over random starts", "MAIL Fig. 1a", paths.starts, ("at",), one=True),
     "decision-plane": FigureRow("two attack paths on the plane through their ends", "MAIL Fig. 2", paths.plane, ("at",),
                                 one=True),
+    "attack-ladder": FigureRow("audits side by side: the ladder of attacks and ten rules", "MAIL s. 4.2, VIR s. 5.5",
+                               ladder.climb, (), any=True),
+    "black-box": FigureRow("accuracy without gradients: Square, SPSA, images made for another network", "VIR Table 5",
+                           ladder.black_box, (), any=True),
     "confusion": FigureRow("confusion matrices, natural and under attack", "VIR Fig. 1", confusion.matrices,
                            ("at", "trades", "mart")),
     "classes-by-method": FigureRow("VIR's confusion matrices, and whom it helps", "VIR Fig. 2", classes.by_method,
@@ -170,7 +175,7 @@ def draw(name: str, runs: Run | Iterable[Run] | Mapping[str, Run], *, folder: Pa
         if option not in known:
             raise unknown(f"option of '{name}'", option, known)
     started = time.monotonic()
-    with styled():
+    with styled(), threads_for(given[0].plan.recipe.model, device("cpu")):     # some figures attack
         runs = given[0] if row.one else given if row.any else {m: by_method[m] for m in row.methods}
         drawing = row.draw(runs, **options)
     drawing.save(Path(folder) if folder else output_folder(given[0].spec.recipe), name, given, title=row.title,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from kit.audit import COLOURS, Audit
+import numpy as np
+
+from kit.audit import AUTOATTACK, COLOURS, Audit, audit, transferred
+from kit.evaluate import evaluate, wilson
 from kit.figures import style as s
-from kit.figures.drawing import Drawing
+from kit.figures.drawing import Claim, Drawing
+from kit.figures.reading import setting
 from kit.masking import RULES
-from kit.types import KitError
+from kit.runs import Run
+from kit.types import Count, KitError, Natural, check_value
 
 #: A light is told by its shape, too.
 SHAPES = {"red": "X", "amber": "^", "green": "o", "not judged": "s"}
@@ -48,6 +53,102 @@ def ladder(audits: Mapping[str, Audit]) -> Drawing:
         "Accuracy with 95 % intervals; aa is the union of AutoAttack's four attacks, worst case that of all.",
         *(_sentence(method, report) for method, report in audits.items())])
     return drawing
+
+
+def climb(runs: Sequence[Run], *, n: int = 100) -> Drawing:
+    """The audits of several runs on the same `n` test images side by side (0 = all), and the gap between PGD-100 and
+    AutoAttack: how much larger than AT's is it? That gap is what MAIL calls obfuscated gradients."""
+    audits = {run.method: audit(run, n=n, quiet=True) for run in runs}
+    drawing = ladder(audits)
+    drawing.caption = f"{setting(runs[0])}. {drawing.caption}"
+    lost = {method: _lost(report) for method, report in audits.items() if {"pgd100", *AUTOATTACK} <= set(report.examples)}
+    drawing.facts["gap"] = {method: dict(zip(("mean", "low", "high"), mean_interval(values), strict=True))
+                            for method, values in lost.items()}
+    for method, printed in (("gairat", "21.46 points on ResNet-18, AT's 4.01"), ("mail-at", "11.03 points, AT's 4.01")):
+        if {method, "at"} <= set(lost) and len(lost[method]) == len(lost["at"]):
+            mean, low, high = mean_interval(lost[method] - lost["at"])
+            drawing.claims.append(Claim(
+                f"{s.label(method)} loses more than AT between PGD-100 and AutoAttack (MAIL s. 4.2, Table 2)", printed,
+                f"{100 * mean:+.1f} points more than AT [{100 * low:+.1f}, {100 * high:+.1f}], n = {len(lost['at'])}",
+                holds=low > 0, fails=high < 0))
+    return drawing
+
+
+def _lost(report: Audit) -> np.ndarray:
+    """Per image that both attacks saw: 1 where AutoAttack breaks it and PGD-100 does not, -1 the other way round."""
+    seen = report.examples[["pgd100", *AUTOATTACK]].dropna().astype(bool)
+    return seen[list(AUTOATTACK)].any(axis=1).to_numpy().astype(float) - seen["pgd100"].to_numpy()
+
+
+def black_box(runs: Sequence[Run], *, n: int = 100, spsa: int = 20) -> Drawing:
+    """Accuracy of each run under PGD-100, under Square and SPSA, which ask for logits alone, and under images made for the
+    next of the runs. Whoever is weaker there than under PGD-100 hides its gradients.
+
+    All on the first `n` test images (0 = all), SPSA on `spsa`. Errors: `KitError` for a single run, which has no other to
+    take images from, or for a size below 1.
+    """
+    if len(runs) < 2:
+        raise KitError("black-box needs at least two runs: each is attacked with images made for another")
+    check_value("n", n, Natural)
+    check_value("spsa", spsa, Count)
+    attacks, facts = ("pgd100", "square", "spsa100", "transfer"), {}
+    for run, other in zip(runs, [*runs[1:], runs[0]], strict=True):
+        sizes = {"pgd100": n, "square": n, "spsa100": spsa}
+        broken = {name: evaluate(run, [name], n=size, quiet=True).attrs["examples"][name]["broken"]
+                  for name, size in sizes.items()}
+        images = run.data().test.take(slice(0, n or None))
+        broken["transfer"] = transferred(other.model(), run.model(), images, run.plan.recipe.threat)["broken"]
+        facts[run.method] = {"source": other.method, **{name: _share(values) for name, values in broken.items()},
+                             "square_less_pgd": mean_interval(broken["pgd100"].astype(float) - broken["square"])}
+    drawing = Drawing(7.2, 1.3 + 0.42 * len(runs))
+    axes = drawing.subplots()
+    looks = dict(zip(attacks, ((s.BLACK, "o", "PGD-100, white box"), (s.BLUE, "s", "Square"), (s.ORANGE, "D", "SPSA"),
+                               (s.GREEN, "^", "images made for another run")), strict=True))
+    for line, fact in enumerate(facts.values()):
+        for place, (name, (tint, marker, _)) in enumerate(looks.items()):
+            share, low, high, _ = fact[name]
+            axes.errorbar(share, line + 0.17 * (place - 1.5), xerr=[[share - low], [high - share]], fmt=marker, color=tint,
+                          markersize=4.5, elinewidth=1, capsize=0)
+    for tint, marker, words in looks.values():
+        axes.plot([], [], marker, color=tint, label=words, markersize=4.5)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, fontsize=8, borderaxespad=0.2, handletextpad=0.2)
+    axes.set(yticks=range(len(facts)), ylim=(len(facts) - 0.5, -0.5), xlim=(0, 1), xlabel="accuracy, 95 % interval")
+    axes.set_yticklabels([s.label(method) for method in facts])
+    s.share_axis(axes, "x")
+    axes.set_title("Without gradients", pad=22)
+    drawing.facts = {method: {key: list(value) if isinstance(value, tuple) else value for key, value in fact.items()}
+                     for method, fact in facts.items()}
+    drawing.claims = [_hides(method, fact["square_less_pgd"], fact["square"][3]) for method, fact in facts.items()
+                      if method in ("at", "gairat")]
+    words = "; ".join(
+        f"{s.label(method)} {fact['pgd100'][0]:.1%} under PGD-100, {fact['square'][0]:.1%} under Square, "
+        f"{fact['spsa100'][0]:.1%} under SPSA, {fact['transfer'][0]:.1%} on images made for {s.label(fact['source'])}"
+        for method, fact in facts.items())
+    drawing.caption = (
+        "VIR Table 5 attacks without gradients, and finds GAIRAT weaker there (51.97 % under Square on WRN-34-10) than "
+        f"under PGD-100 (57.09 %). {setting(runs[0])}, n = {len(broken['square'])}, SPSA {len(broken['spsa100'])}: {words}.")
+    return drawing
+
+
+def _hides(method: str, difference: tuple[float, float, float], n: int) -> Claim:
+    mean, low, high = (100 * value for value in difference)
+    here = f"Square less PGD-100 {mean:+.1f} points [{low:+.1f}, {high:+.1f}], n = {n}"
+    if method == "gairat":
+        return Claim("GAIRAT is weaker under black-box attacks than under PGD-100 (VIR s. 5.5, Tables 2, 5)",
+                     "51.97 against 57.09", here, holds=high < 0, fails=low > 0)
+    return Claim("AT is not weaker under black-box attacks than under PGD-100 (VIR Tables 2, 5)", "60.12 against 54.45",
+                 here, holds=low > 0, fails=high < 0)
+
+
+def _share(broken: np.ndarray) -> tuple[float, float, float, int]:
+    right = int((~broken).sum())
+    return (right / len(broken), *wilson(right, len(broken)), len(broken))
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """(mean, low, high) of paired differences, 95 %, normal; no spread is seen in a single value."""
+    half = 1.959964 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("inf")
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
 
 
 def _sentence(method: str, report: Audit) -> str:
