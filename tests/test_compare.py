@@ -240,8 +240,8 @@ def test_what_is_missing_names_its_command(monkeypatch):
 
 
 def test_most_counts_what_was_not_run_both_ways(monkeypatch):
-    """Claim 83, CIFAR-10: of 50 cells the ten of one attack are not run. All 40 better: most are, whatever the other ten show;
-    12 better and 28 worse: at most 22 of 50 can be."""
+    """Claim 83, CIFAR-10: of 50 cells the ten of one attack are not run. All 40 better: most are, whatever the other ten
+    show; 12 better and 28 worse: at most 22 of 50 can be."""
     def better_in(*classes):
         def accuracy(need, seed):
             if need.ask.attack == "l2bia":

@@ -180,6 +180,7 @@ def test_failures_are_named_and_stop_nothing_else(home, tmp_path, monkeypatch, c
     assert re.search(r"04_fine +made", text) and (tmp_path / "out/pm-by-lps.png").exists()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_tried_again(tmp_path):
     """The operating system kills a worker: the task runs once more alone, the others are not lost."""
     ended = {}

@@ -446,6 +446,7 @@ def test_mail_at_on_real_mnist(home):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_cifar10_as_a_folder(home):
     folder = home / "data/cifar10-jpeg"
     if not folder.is_dir():
