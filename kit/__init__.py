@@ -8,7 +8,7 @@
 Tables to look at: kit.METHODS, kit.RECIPES, kit.ATTACKS, kit.CRITERIA, kit.WEIGHTS, kit.FIGURES.
 """
 
-from kit import papers
+from kit import papers, widgets
 from kit.attacks import ATTACKS
 from kit.audit import audit
 from kit.criteria import CRITERIA
@@ -29,6 +29,6 @@ from kit.whatif import whatif
 __all__ = [
     "ATTACKS", "CRITERIA", "FIGURES", "METHODS", "RECIPES", "WEIGHTS", "KitError", "Run", "RunSpec", "Study", "Threat",
     "audit", "begin", "confusion", "device", "draw", "evaluate", "explain", "papers", "per_class", "protected_table", "run",
-    "whatif"]
+    "whatif", "widgets"]
 
 keep_freed_memory()

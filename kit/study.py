@@ -33,6 +33,7 @@ from kit.spec import RunSpec
 from kit.tables import ResultTable, result_table
 from kit.train import run
 from kit.types import KitError, unknown
+from kit.widgets import Panel, live
 
 _MARKS = {"holds": "✓ holds here", "fails": "✗ fails here", "undecided": "? undecided here"}
 
@@ -113,6 +114,14 @@ class Study:
         drawing = draw(figure, runs, folder=self.folder, **options)
         self.drawings.append(drawing)
         return drawing
+
+    def show(self, panel: Panel) -> Panel:
+        """A widget for this cell to show. Where nobody is there to use it, its picture is saved in the study's folder."""
+        if not live():
+            panel.figure.save(self.folder, f"widget-{panel.name}", panel.runs, title=panel.title, source=panel.source,
+                              options=panel.values, seconds=0.0)
+            self.drawings.append(panel.figure)
+        return panel
 
     def table(self, title: str, name: str) -> ResultTable:
         """All runs that the parameters ask for, under their `attacks`, as a table that is saved in the study's folder. A run

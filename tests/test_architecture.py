@@ -21,7 +21,7 @@ LAYERS = [
     {"tables", "audit", "zoo"},
     {"train", "figures"},
     {"explain", "papers", "forecast"},
-    {"params"},
+    {"params", "widgets"},
     {"study"},
     {"batch"},
     {"cli"},
@@ -60,8 +60,8 @@ def test_files_stay_readable():
 
 def test_importing_kit_loads_no_heavy_friends():
     """torchvision, seaborn, ipywidgets and the Jupyter packages cost seconds and are not needed to train."""
-    code = ("import sys, kit; heavy = {'torchvision', 'seaborn', 'ipywidgets', 'papermill', 'IPython', 'jupyterlab'}; "
-            "print(sorted(heavy & set(sys.modules)))")
+    code = ("import sys, kit; heavy = {'torchvision', 'seaborn', 'ipywidgets', 'anywidget', 'papermill', 'IPython', "
+            "'jupyterlab'}; print(sorted(heavy & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -1,0 +1,184 @@
+"""Panels without a browser: values, sentences, what is refused, and their three faces. Real ones: tests/test_browser.py."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kit.types import KitError
+from kit.widgets import Action, Choice, Number, Panel, Text, Toggle
+
+
+class Bars(Panel):
+    """Two bars that a slider moves; the other controls do what their kind is for."""
+
+    name, title, size, rebuilds = "bars", "Two bars", (4.0, 2.0), frozenset({"colour"})
+    built = 0
+
+    def controls(self, values):
+        given = [Number("height", 2.0, 0.0, 5.0, 0.5, "of the left bar"), Choice("colour", "red", ("red", "blue")),
+                 Toggle("mirrored", False), Text("words", "none", checked=self.words), Action("double", self.double)]
+        if values.get("colour") == "blue":
+            given.append(Number("count", 3, 1, 9, 1, integer=True, plays=True))
+        return given
+
+    def words(self, text):
+        if not text:
+            raise KitError("words must not be empty")
+        return text
+
+    def double(self):
+        if self.values["height"] > 2.5:
+            raise KitError("too high to double")
+        self.values["height"] *= 2
+
+    def build(self, figure, values):
+        self.built += 1
+        axes = figure.subplots()
+        axes.set(ylim=(0, 5), xlim=(-1, 2))
+        self.bars = axes.bar([0, 1], [1, 1], color=values["colour"])
+        return list(self.bars)
+
+    def update(self, values):
+        if values["height"] == 5:
+            raise ZeroDivisionError("five is a trap")
+        self.bars[0].set_height(values["height"])
+        return f"The left bar is {values['height']:g} high & {values['colour']}."
+
+
+def pixels(panel):
+    return np.asarray(Image.open(io.BytesIO(panel.png())))
+
+
+def test_a_slider_moves_the_picture_and_the_sentence():
+    panel = Bars()
+    before = pixels(panel)
+    assert before.shape == (200, 400, 3) and "is 2 high" in panel.sentence
+    panel.set(height=3.5)
+    assert panel.built == 1, "what stands still is not drawn again"
+    assert "is 3.5 high" in panel.sentence and (pixels(panel) != before).any()
+    panel.set(height=2)
+    assert np.array_equal(pixels(panel), before), "nothing of an earlier picture stays"
+
+
+def test_moving_over_the_still_picture_is_drawing_it_anew():
+    moved, drawn = Bars(), Bars()
+    moved.set(height=4)
+    drawn.set(height=4)
+    drawn.rebuild()
+    assert np.array_equal(pixels(moved), pixels(drawn))
+
+
+def test_controls_that_hang_on_another():
+    panel = Bars()
+    assert "count" not in panel.values
+    panel.set(colour="blue")
+    assert panel.built == 2 and panel.values["count"] == 3
+    panel.set(count=7, height=1)
+    panel.set(colour="red")
+    assert "count" not in panel.values and panel.values["height"] == 1
+
+
+def test_buttons():
+    panel = Bars()
+    panel.press("double")
+    assert panel.values["height"] == 4 and "is 4 high" in panel.sentence
+    with pytest.raises(KitError, match="too high"):
+        panel.press("double")
+    with pytest.raises(KitError, match="no button of bars 'treble'"):
+        panel.press("treble")
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    ({"height": 9}, "from 0 to 5"), ({"height": "high"}, "from 0 to 5"), ({"height": float("nan")}, "from 0 to 5"),
+    ({"height": True}, "from 0 to 5"), ({"colour": "rde"}, "Did you mean 'red'"), ({"words": ""}, "must not be empty"),
+    ({"heigth": 1}, "Did you mean 'height'"), ({"height": 1, "colour": "green"}, "colour")])
+def test_what_is_refused_changes_nothing(values, words):
+    panel = Bars()
+    before, set_ = pixels(panel), dict(panel.values)
+    with pytest.raises(KitError, match=words):
+        panel.set(**values)
+    assert panel.values == set_ and np.array_equal(pixels(panel), before)
+
+
+def test_headless_is_a_picture_without_a_widget(monkeypatch):
+    monkeypatch.setenv("KIT_WIDGETS", "0")
+    panel = Bars()
+    data, metadata = panel._repr_mimebundle_()
+    assert set(data) == {"image/png", "text/plain"} and panel.face is None
+    assert data["text/plain"] == panel.sentence == metadata["image/png"]["alt"]
+
+
+def test_live_is_a_widget_and_a_picture(monkeypatch):
+    monkeypatch.setenv("KIT_WIDGETS", "1")
+    panel = Bars()
+    data, _ = panel._repr_mimebundle_()
+    assert {"application/vnd.jupyter.widget-view+json", "image/png", "text/plain"} <= set(data)
+    assert panel._repr_mimebundle_()[0]["application/vnd.jupyter.widget-view+json"] == \
+        data["application/vnd.jupyter.widget-view+json"]
+
+
+def test_fields_hand_over_what_is_typed_and_take_back_what_is_refused(monkeypatch):
+    monkeypatch.setenv("KIT_WIDGETS", "1")
+    panel = Bars()
+    panel._repr_mimebundle_()
+    face, (text, slider) = panel.face, panel.face.fields["height"]
+    first = face.picture.value
+    slider.value = 3.0
+    assert panel.values["height"] == text.value == 3.0 and face.picture.value != first and "&amp; red" in face.picture.value
+    text.value = 77.0
+    assert panel.values["height"] == text.value == slider.value == 3.0
+    assert "from 0 to 5" in face.alarm.value and "Traceback" not in face.alarm.value and panel.trouble
+    text.value = 5.0
+    assert panel.values["height"] == text.value == 3.0 and "five is a trap" in face.alarm.value
+    slider.value = 1.0
+    assert face.alarm.value == "" and not panel.trouble
+    face.fields["colour"][0].value = "blue"
+    assert len(face.fields["count"]) == 2 and "blue" in face.words.value
+    next(row for row in face.rows.children if getattr(row, "description", "") == "double").click()
+    assert text is not face.fields["height"][0] and face.fields["height"][0].value == 2.0
+
+
+class Dot(Panel):
+    name, title, pointed_at, size = "dot", "A dot to drag", True, (4.0, 2.0)
+
+    def controls(self, values):
+        return [Number("x", 0.5, 0.0, 1.0, 0.01)]
+
+    def build(self, figure, values):
+        self.axes = figure.subplots()
+        self.axes.set(xlim=(0, 1), ylim=(0, 1))
+        self.dot, = self.axes.plot([0.5], [0.5], "o")
+        return [self.dot]
+
+    def update(self, values):
+        self.dot.set_xdata([values["x"]])
+        return f"x is {values['x']:.2f}"
+
+    def point(self, axes, x, y, begins):
+        self.set(x=min(max(x, 0), 1))
+
+    def nudge(self, right, up):
+        self.set(x=self.values["x"] + right * 0.01)
+
+
+def test_a_picture_that_is_dragged(monkeypatch):
+    monkeypatch.setenv("KIT_WIDGETS", "1")
+    panel = Dot()
+    panel._repr_mimebundle_()
+    pad, box = panel.face.picture, panel.figure.axes[0].bbox
+    def at(share):
+        return [(box.x0 + share * box.width) / panel.figure.bbox.width, 0.5]
+    pad.pointed = [*at(0.25), 1]
+    assert panel.values["x"] == pytest.approx(0.25) and panel.sentence == pad.alt == "x is 0.25"
+    pad.pointed = [*at(1.2), 1]
+    assert panel.values["x"] == 1, "a drag that leaves the axes goes on"
+    pad.pointed = [0.001, 0.001, 2]
+    pad.pointed = [*at(0.5), 2]
+    assert panel.values["x"] == 1, "a press beside the axes holds nothing"
+    pad.nudged = [-3, 0]
+    pad.nudged = [-5, 2]
+    assert panel.values["x"] == pytest.approx(0.95)
