@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from lab import chromium, jupyterlab, settings_words
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -63,3 +64,16 @@ def copy_of(tmp_path, monkeypatch):
         monkeypatch.setenv("KIT_HOME", str(tmp_path))
         return Run(run.spec, target)
     return make
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def lab(home, tmp_path_factory):
+    """JupyterLab with its token, and copies of the notebooks at test size."""
+    with jupyterlab(tmp_path_factory.mktemp("lab"), settings_words(TINY)) as started:
+        yield started

@@ -37,7 +37,7 @@ def test_notebook_file(path):
     """Valid, without outputs, short cells, one annotated parameters cell, a title, and the stamp at the end."""
     book = nbformat.read(path, as_version=4)
     nbformat.validate(book)
-    assert re.fullmatch(r"(\d\d|tables)_[a-z0-9_]+", path.stem)
+    assert re.fullmatch(r"(\d\d|tables|teach)_[a-z0-9_]+", path.stem)
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code), "committed with outputs"
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1

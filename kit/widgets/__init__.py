@@ -4,6 +4,10 @@ Each function returns a `Panel`: the last line of a cell shows it. Where nobody 
 shows the picture of the default setting.
 """
 
+from kit.types import Table
 from kit.widgets.panel import Action, Choice, Number, Panel, Text, Toggle, live
 
-__all__ = ["Action", "Choice", "Number", "Panel", "Text", "Toggle", "live"]
+#: Every widget by the name of its function. Those that need runs take them first.
+WIDGETS = Table("widget", {})
+
+__all__ = ["WIDGETS", "Action", "Choice", "Number", "Panel", "Text", "Toggle", "live"]

@@ -1,0 +1,37 @@
+"""Widgets as a person uses them: JupyterLab in a headless Chromium, sliders by keyboard, drags by mouse."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from conftest import ROOT
+from lab import PanelOnPage, run_all, watched
+
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("teach_*.ipynb"))
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_widget_works_by_keyboard(name, browser, lab):
+    """All cells run; every panel has a picture with its sentence, and its first slider moves both; nobody else is asked."""
+    url, token, _ = lab
+    page, foreign, complaints = watched(browser, url)
+    run_all(page, url, token, name)
+    page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
+    names = page.locator(".kit-panel").evaluate_all(
+        "panels => panels.map(p => [...p.classList].find(c => /^kit-(?!panel|photo)/.test(c)))")
+    assert names
+    for widget in names:
+        panel = PanelOnPage(page, widget.removeprefix("kit-"))
+        assert panel.image.evaluate("image => image.complete && image.naturalWidth > 300") and panel.sentence()
+        assert panel.image.get_attribute("alt") == panel.sentence() and not panel.trouble()
+        if panel.box.locator(".noUi-handle").count():
+            moves = [panel.changes(lambda key=key, p=panel: p.press(p.slider(), key), 5)
+                     for key in ("ArrowRight", "ArrowLeft")]
+            assert any(moves), f"{widget}: no arrow key changed the picture"
+        if shots := os.environ.get("KIT_SCREENSHOTS"):
+            panel.box.screenshot(path=f"{shots}/{widget}.png")
+    assert not foreign and not complaints
+    page.close()

@@ -1,0 +1,105 @@
+"""What every widget of kit.widgets.WIDGETS must do, by iteration over the table."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kit.types import KitError
+from kit.widgets import WIDGETS, Action, Choice, Number, Text, Toggle
+
+#: How a widget is made from tiny runs; `runs` makes one, say runs("mail-at").
+MAKERS = {
+}
+
+#: Controls that another setting makes idle: (widget, control) and what must be set to wake it.
+AWAKE = {
+}
+
+
+@pytest.fixture(params=list(WIDGETS))
+def panel(request, home, tiny_run):
+    return MAKERS[request.param](tiny_run)
+
+
+def others(control) -> list:
+    """The other values that a hand would try."""
+    if isinstance(control, Number):
+        middle = control.low + round((control.high - control.low) / 2 / control.step) * control.step
+        return [int(v) if control.integer else v for v in (control.low, control.high, middle) if v != control.value]
+    if isinstance(control, Choice):
+        return [option for option in control.options if option != control.value]
+    return [not control.value] if isinstance(control, Toggle) else []
+
+
+def state(panel) -> tuple[str, bytes]:
+    return panel.sentence, panel.png()
+
+
+def test_tables_name_each_other():
+    assert set(MAKERS) == set(WIDGETS)
+
+
+def test_says_and_shows_something(panel):
+    assert panel.name and panel.title and panel.source and panel.given
+    assert any(character.isdigit() for character in panel.sentence) and not panel.trouble
+    picture = np.asarray(Image.open(io.BytesIO(panel.png())))
+    assert picture.shape[:2] == (round(panel.size[1] * 100), round(panel.size[0] * 100)) and picture.std() > 5
+    names = [control.name for control in panel.given]
+    assert len(set(names)) == len(names)
+
+
+def test_no_control_is_dead(panel):
+    """Each value that a hand would try is taken, and one of them at least changes what is shown."""
+    first = dict(panel.values)
+    for control in list(panel.given):
+        tried = others(control)
+        panel.set(**{name: value for name, value in first.items() if name in panel.values})
+        panel.set(**AWAKE.get((panel.name, control.name), {}))
+        before = state(panel)
+        changed = False
+        for value in tried:
+            panel.set(**{control.name: value})
+            assert panel.values[control.name] == value and panel.sentence and not panel.trouble
+            changed |= state(panel) != before
+        assert changed or not tried, f"{control.name} of {panel.name} changes nothing"
+
+
+def test_back_again_is_the_same_picture(panel):
+    before = state(panel)
+    for control in panel.given:
+        value = (others(control) or [None])[0]
+        if value is not None and control.name in panel.values:
+            old = dict(panel.values)
+            panel.set(**{control.name: value})
+            panel.set(**{name: v for name, v in old.items() if name in panel.values})
+            panel.set(**{name: v for name, v in old.items() if name in panel.values})
+    assert state(panel) == before
+
+
+def test_out_of_range_is_refused(panel):
+    before, values = state(panel), dict(panel.values)
+    for control in panel.given:
+        wrong = {Number: [control.high + 1, float("nan"), "x"] if isinstance(control, Number) else [], Choice: ["no such"],
+                 Toggle: [], Text: [], Action: []}[type(control)]
+        for value in wrong:
+            with pytest.raises(KitError, match=r"from|Choices|mean"):
+                panel.set(**{control.name: value})
+    assert panel.values == values and state(panel) == before
+
+
+def test_headless_is_a_picture(panel, monkeypatch):
+    monkeypatch.setenv("KIT_WIDGETS", "0")
+    data, _ = panel._repr_mimebundle_()
+    assert set(data) == {"image/png", "text/plain"} and data["text/plain"] == panel.sentence
+
+
+def test_live_is_a_widget(panel, monkeypatch):
+    monkeypatch.setenv("KIT_WIDGETS", "1")
+    data, _ = panel._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert set(panel.face.fields) == {control.name for control in panel.given if not isinstance(control, Action)}
+    assert panel.sentence.split()[0] in panel.face.words.value
