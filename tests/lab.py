@@ -161,11 +161,12 @@ class PanelOnPage:
 
 
 LATENCY = """
-(name) => { window.kitTimes = []; window.kitBlank = 0; let pressed = 0;
+(name) => { window.kitTimes = []; window.kitBlank = 0; window.kitShown = 0; let pressed = 0;
   const box = document.querySelector('.kit-' + name);
   document.addEventListener('keydown', event => { pressed = event.timeStamp; }, true);
   document.addEventListener('load', event => {
     if (event.target.tagName !== 'IMG' || !box.contains(event.target)) return;
+    window.kitShown += 1;
     if (!event.target.naturalWidth) window.kitBlank += 1;
     requestAnimationFrame(() => { if (pressed) window.kitTimes.push(performance.now() - pressed); pressed = 0; });
   }, true); }
@@ -183,6 +184,17 @@ def latency(panel: PanelOnPage, name: str, handle, presses: int = 20) -> float:
     assert len(times) >= presses * 0.8, f"{len(times)} of {presses} presses drew a picture"
     assert panel.page.evaluate("window.kitBlank") == 0
     return statistics.median(times)
+
+
+def held(panel: PanelOnPage, name: str, handle) -> tuple[int, int]:
+    """A key held for 20 presses, 33 ms apart. -> pictures shown, and how many of them were blank."""
+    panel.page.evaluate(LATENCY, name)
+    handle.focus()
+    for _ in range(20):
+        panel.page.keyboard.press("ArrowRight")
+        panel.page.wait_for_timeout(33)
+    panel.page.wait_for_timeout(1500)
+    return panel.page.evaluate("window.kitShown"), panel.page.evaluate("window.kitBlank")
 
 
 def settings_words(overrides: dict) -> str:

@@ -8,16 +8,34 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kit import widgets
+from kit.evaluate import evaluate
 from kit.types import KitError
 from kit.widgets import WIDGETS, Action, Choice, Number, Text, Toggle
 
 #: How a widget is made from tiny runs; `runs` makes one, say runs("mail-at").
 MAKERS = {
+    "weighting-curves": lambda runs: widgets.weighting_curves(runs("mail-at")),
+    "whatif": lambda runs: widgets.whatif(runs("mail-at")),
+    "inspect": lambda runs: widgets.inspect(runs("mail-at")),
+    "simplex": lambda runs: widgets.simplex(runs("mail-at")),
+    "boundary": lambda runs: widgets.boundary(),
+    "race": lambda runs: widgets.race(runs("at")),
+    "train-live": lambda runs: widgets.train_live(runs("mail-at").spec),
+    "mirage": lambda runs: widgets.mirage([attacked(runs(method)) for method in ("at", "mail-at")], n=20),
+    "sealed": lambda runs: widgets.sealed("How many of ten?", 0, 10, "images", paper=7),
 }
 
 #: Controls that another setting makes idle: (widget, control) and what must be set to wake it.
 AWAKE = {
+    ("mirage", "any attack so far"): {"rung": 3},
 }
+
+
+def attacked(run):
+    """The run, with the evaluations of the first rungs of the ladder."""
+    evaluate(run, ["natural", "fgsm", "pgd20", "pgd100"], n=20, quiet=True)
+    return run
 
 
 @pytest.fixture(params=list(WIDGETS))
@@ -31,7 +49,8 @@ def others(control) -> list:
         middle = control.low + round((control.high - control.low) / 2 / control.step) * control.step
         return [int(v) if control.integer else v for v in (control.low, control.high, middle) if v != control.value]
     if isinstance(control, Choice):
-        return [option for option in control.options if option != control.value]
+        rest = [option for option in control.options if option != control.value]
+        return rest[::max(len(rest) // 4, 1)]      # of forty methods a few: each draws everything anew
     return [not control.value] if isinstance(control, Toggle) else []
 
 
@@ -48,6 +67,10 @@ def test_says_and_shows_something(panel):
     assert any(character.isdigit() for character in panel.sentence) and not panel.trouble
     picture = np.asarray(Image.open(io.BytesIO(panel.png())))
     assert picture.shape[:2] == (round(panel.size[1] * 100), round(panel.size[0] * 100)) and picture.std() > 5
+    for control in panel.given:
+        if isinstance(control, Number):      # a slider would snap what lies between its steps, and so change it by itself
+            steps = (control.value - control.low) / control.step
+            assert abs(steps - round(steps)) < 1e-6, control.name
     names = [control.name for control in panel.given]
     assert len(set(names)) == len(names)
 

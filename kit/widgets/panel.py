@@ -71,7 +71,7 @@ class Number:
             raise KitError(f"{self.name} = {value} is out of range: it goes from {self.low:g} to {self.high:g}")
         if self.integer and int(value) != value:
             raise KitError(f"{self.name} = {value} must be a whole number from {self.low:g} to {self.high:g}")
-        return int(value) if self.integer else float(value)
+        return int(value) if self.integer else float(f"{value:.10g}")      # a slider sends low + k · step with its rounding
 
 
 @dataclass(frozen=True)
