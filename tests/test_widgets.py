@@ -182,3 +182,30 @@ def test_a_picture_that_is_dragged(monkeypatch):
     pad.nudged = [-3, 0]
     pad.nudged = [-5, 2]
     assert panel.values["x"] == pytest.approx(0.95)
+
+
+class Third(Panel):
+    name, title, size = "third", "A default between the steps", (4.0, 2.0)
+
+    def controls(self, values):
+        return [Number("x", 1 / 3, 0.0, 1.0, 0.25)]
+
+    def build(self, figure, values):
+        self.mark, = figure.subplots().plot([0.5], [0.5], "o")
+        return [self.mark]
+
+    def update(self, values):
+        self.mark.set_xdata([values["x"]])
+        return f"x is {values['x']:.2f}"
+
+
+def test_a_slider_can_stand_at_every_default(monkeypatch):
+    """A browser's slider knows its low end and whole steps from there: it would move what lies between by itself."""
+    monkeypatch.setenv("KIT_WIDGETS", "1")
+    panel = Third()
+    panel._repr_mimebundle_()
+    slider = panel.face.fields["x"][1]
+    steps = (slider.value - slider.min) / slider.step
+    assert panel.values["x"] == slider.value == 1 / 3 and slider.min >= 0 and steps == pytest.approx(round(steps))
+    slider.value = slider.min + 2 * slider.step + 1e-13
+    assert panel.values["x"] == pytest.approx(7 / 12, abs=1e-9) and panel.values["x"] == float(f"{panel.values['x']:.10g}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Callable
 
 import ipywidgets as w
@@ -121,7 +122,9 @@ class Face:
             return button
         value = self.panel.values[name]
         if isinstance(control, Number):
-            limits = {"min": control.low, "max": control.high, "step": control.step, "value": value}
+            # a slider takes its low end and whole steps from there only: its default must be one of them
+            low = control.value - math.floor((control.value - control.low) / control.step + 1e-9) * control.step
+            limits = {"min": low, "max": control.high, "step": control.step, "value": value}
             kinds = (w.IntText, w.IntSlider) if control.integer else (w.FloatText, w.FloatSlider)
             text = kinds[0](value=value, step=control.step, layout={"width": f"{7 * len(name) + 95}px"}, **said)
             slider = kinds[1](**limits, readout=False, layout={"width": "170px"}, tooltip=f"{name}: {control.meaning}")

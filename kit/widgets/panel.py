@@ -71,7 +71,10 @@ class Number:
             raise KitError(f"{self.name} = {value} is out of range: it goes from {self.low:g} to {self.high:g}")
         if self.integer and int(value) != value:
             raise KitError(f"{self.name} = {value} must be a whole number from {self.low:g} to {self.high:g}")
-        return int(value) if self.integer else float(f"{value:.10g}")      # a slider sends low + k · step with its rounding
+        if self.integer:
+            return int(value)
+        # a slider sends low + k · step with its rounding
+        return float(self.value) if abs(value - self.value) < 1e-9 else float(f"{value:.10g}")
 
 
 @dataclass(frozen=True)
