@@ -77,6 +77,15 @@ def test_links_and_gallery():
         assert record["figure"] in kit.FIGURES and record["runs"] and record["facts"] and record["caption"]
 
 
+def test_the_gallery_shows_every_figure_and_says_what_its_record_says():
+    page = (ROOT / "figures/README.md").read_text()
+    for name, row in kit.FIGURES.items():
+        record = json.loads((ROOT / f"figures/{name}.json").read_text())
+        assert f"## {name}: {row.title}" in page and f"]({name}.png)" in page and (ROOT / f"figures/{name}.png").exists()
+        for words in (record["caption"], *(claim["here"] for claim in record["claims"])):
+            assert words in page, name
+
+
 def test_project_speaks_of_itself_alone():
-    for path in [ROOT / "README.md", *ROOT.glob("figures/*.json")]:
+    for path in [ROOT / "README.md", ROOT / "figures/README.md", *ROOT.glob("figures/**/[!0]*.json")]:
         assert not re.search(r"/work/|/root/|/tmp/", path.read_text()), path

@@ -140,7 +140,8 @@ def softmax_pair(run: Run, *, single: int = -1, multiple: int = -1) -> Drawing:
     axes[0].set_ylabel("probability under attack")
     handles = [matplotlib_patch(s.BLUE, "true class"), matplotlib_patch(s.VERMILLION, "confused label"),
                matplotlib_patch("#C9CDD2", "others")]
-    axes[1].legend(handles=handles, loc="upper right")
+    axes[0].set_ylim(top=1.3 * float(probs[list(pair)].max()))      # room above the bars
+    axes[1].legend(handles=handles, loc="upper center", ncols=3, columnspacing=1.0, handlelength=1.0)
     drawing.facts = {name: {"id": int(ids[row]), "y": int(y[row]), "pm": float(pm[row]), "cl_pm": float(cl_pm[row]),
                             "confused_labels": int(count[row]), "p": probs[row].numpy()}
                      for name, row in zip(("single", "multiple"), pair, strict=True)}
