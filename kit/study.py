@@ -33,7 +33,7 @@ from kit.spec import RunSpec
 from kit.tables import ResultTable, result_table
 from kit.train import run
 from kit.types import KitError, unknown
-from kit.widgets import Panel, live
+from kit.widgets import Panel, attended
 
 _MARKS = {"holds": "✓ holds here", "fails": "✗ fails here", "undecided": "? undecided here"}
 
@@ -117,7 +117,7 @@ class Study:
 
     def show(self, panel: Panel) -> Panel:
         """A widget for this cell to show. Where nobody is there to use it, its picture is saved in the study's folder."""
-        if not live():
+        if not attended():
             panel.figure.save(self.folder, f"widget-{panel.name}", panel.runs, title=panel.title, source=panel.source,
                               options=panel.values, seconds=0.0)
             self.drawings.append(panel.figure)

@@ -2,8 +2,8 @@
 
     python tests/bench_widgets.py [--presses 20] [--shots FOLDER]
 
-Each teaching notebook is run in a headless Chromium; the first slider of each of its widgets is moved by the arrow keys, 350 ms
-apart. Printed are the median in milliseconds, and how many pictures a key held for 20 presses, 33 ms apart, showed.
+Each teaching notebook is run in a headless Chromium; the first slider of each of its widgets is moved by the arrow keys,
+350 ms apart. Printed are the median in milliseconds, and how many pictures a key held for 20 presses, 33 ms apart, showed.
 """
 
 from __future__ import annotations

@@ -98,6 +98,15 @@ def test_reproduce_makes_every_numbered_notebook(home, tmp_path):
                     FIGURE_BOOKS)
 
 
+@pytest.mark.slow
+def test_reproduce_makes_every_lesson(home, tmp_path):
+    """Nobody is there: each lesson's widgets are pictures, and nothing hangs."""
+    lessons = [path for path in NOTEBOOKS if path.stem.startswith("teach_")]
+    assert len(lessons) >= 10
+    done = kit_command("reproduce", "--only", "teach", "--set", *SETTINGS.split(), "--out", str(tmp_path), "--jobs", "2")
+    made_everything(done, tmp_path, lessons)
+
+
 def test_second_call_runs_nothing(batch_run):
     _, out = batch_run
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}

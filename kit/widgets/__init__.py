@@ -10,7 +10,7 @@ from kit.widgets.curves import weighting_curves
 from kit.widgets.inspect import inspect
 from kit.widgets.live import train_live
 from kit.widgets.mirage import mirage
-from kit.widgets.panel import Action, Choice, Number, Panel, Text, Toggle, live
+from kit.widgets.panel import Action, Choice, Number, Panel, Text, Toggle, attended
 from kit.widgets.race import own_curve, race
 from kit.widgets.sealed import sealed
 from kit.widgets.simplexes import simplex
@@ -21,6 +21,5 @@ WIDGETS = Table("widget", {"inspect": inspect, "simplex": simplex, "boundary": b
                           "train-live": train_live, "mirage": mirage, "sealed": sealed,
                           "weighting-curves": weighting_curves, "whatif": whatif})
 
-__all__ = ["WIDGETS", "Action", "Choice", "Number", "Panel", "Text", "Toggle",
-           "boundary", "inspect", "live", "mirage", "own_curve", "race", "sealed", "simplex", "train_live",
-           "weighting_curves", "whatif"]
+__all__ = ["WIDGETS", "Action", "Choice", "Number", "Panel", "Text", "Toggle", "attended", "boundary", "inspect", "mirage",
+           "own_curve", "race", "sealed", "simplex", "train_live", "weighting_curves", "whatif"]

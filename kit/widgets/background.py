@@ -52,7 +52,7 @@ def obey() -> None:
                 _thread.interrupt_main()
             elif line == GO_ON and gate.locked():
                 gate.release()
-        pass
+        os._exit(STOPPED)
 
     signal.signal(signal.SIGINT, halt)
     threading.Thread(target=listen, daemon=True).start()

@@ -16,7 +16,7 @@ from kit.figures import style as s
 from kit.spec import RunSpec, resolve
 from kit.types import KitError
 from kit.widgets.background import Training, while_busy
-from kit.widgets.panel import Action, Choice, Number, Panel, live
+from kit.widgets.panel import Action, Choice, Number, Panel, attended
 
 #: One method a paper, to choose from; the one that was asked for comes first.
 METHODS = ("at", "trades", "mart", "gairat", "mail-at", "clirat", "vir-at", "mr-mail", "csa", "cse")
@@ -174,7 +174,7 @@ class TrainLive(Panel):
             return f"{who} is starting: 0 of {total} epochs."
         if not len(history):
             what = "is not trained yet" if state == "not started" else state
-            how = "press start" if live() else f"start it with {command(training.spec)}"
+            how = "press start" if attended() else f"start it with {command(training.spec)}"
             whose = f"{who} on {training.spec.recipe}, seed {training.spec.seed}"
             return f"{whose}, {what}: 0 of {total} epochs. To see it, {how}."
         last = history.iloc[-1]

@@ -43,7 +43,7 @@ from kit.types import KitError, unknown
 DPI = 100
 
 
-def live() -> bool:
+def attended() -> bool:
     """Is somebody there to move a slider? KIT_WIDGETS=0 or 1 decides; else a kernel of JupyterLab, Notebook or Voila."""
     said = os.environ.get("KIT_WIDGETS", "")
     if said in ("0", "1"):
@@ -282,7 +282,7 @@ class Panel:
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
         data, metadata = self.figure._repr_mimebundle_()
-        if live():
+        if attended():
             if self.face is None:
                 from kit.widgets.face import Face  # ipywidgets: only where somebody looks
                 self.face = Face(self)

@@ -9,7 +9,7 @@ from matplotlib.text import Annotation
 
 from kit.figures import style as s
 from kit.types import KitError, Real, check_value
-from kit.widgets.panel import Action, Number, Panel, live
+from kit.widgets.panel import Action, Number, Panel, attended
 
 
 class Scale(Panel):
@@ -73,7 +73,7 @@ class Scale(Panel):
     @property
     def closed(self) -> bool:
         """Are there results that may not be seen yet?"""
-        return bool(self.results) and self.sealed is None and live()
+        return bool(self.results) and self.sealed is None and attended()
 
     def build(self, figure, values):
         shown = {} if self.closed else self.results
@@ -116,7 +116,7 @@ class Scale(Panel):
         self.line.set_data([value, value] if there and self.results else [], [-0.6, 2] if there and self.results else [])
         where = value if there else self.low
         self._tell(self.number, where, where, f"{value:.4g}, {'sealed' if fixed is not None else 'not sealed yet'}" if there
-                   else "not sealed yet" if live() else "none: nobody was here to predict")
+                   else "not sealed yet" if attended() else "none: nobody was here to predict")
         return self._results() if self.results and not self.closed else self._words(value, there)
 
     def _words(self, value: float | None, there: bool) -> str:
@@ -127,7 +127,7 @@ class Scale(Panel):
             return f"{self.question} The result is closed: set the slider above ({scale}) and press seal; it opens here."
         if there:
             return f"{self.question} The slider says {self._of(value)}, not sealed yet ({scale})."
-        if not live():
+        if not attended():
             return f"{self.question} No prediction, {scale}: skipped, nobody was here to predict."
         return f"{self.question} No prediction yet: set the slider, {scale}, and press seal."
 
