@@ -66,7 +66,7 @@ def copy_of(tmp_path, monkeypatch):
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")     # it keeps an event loop running, which other modules' tests bring themselves
 def browser():
     with chromium() as found:
         yield found
