@@ -130,11 +130,12 @@ class PanelOnPage:
         return self.image.get_attribute("src")
 
     def sentence(self) -> str:
-        return self.box.locator(".kit-sentence").inner_text()
+        """The panel's sentence; by `textContent`, for a cell out of view has no `innerText`."""
+        return (self.box.locator(".kit-sentence").text_content() or "").strip()
 
     def trouble(self) -> str:
         line = self.box.locator(".kit-trouble")
-        return line.inner_text() if line.count() else ""
+        return (line.text_content() or "").strip() if line.count() else ""
 
     def slider(self, number: int = 0):
         return self.box.locator(".noUi-handle").nth(number)
@@ -142,6 +143,16 @@ class PanelOnPage:
     def field(self, name: str):
         """The named number field, list, box or button."""
         return self.box.get_by_label(name, exact=True).first
+
+    def is_complete(self, seconds: float = 10.0) -> bool:
+        """Does it come to show a picture whose alternative text is its sentence, and no trouble?"""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            drawn = self.image.evaluate("image => image.complete && image.naturalWidth > 300")
+            if drawn and self.sentence() and self.image.get_attribute("alt") == self.sentence() and not self.trouble():
+                return True
+            self.page.wait_for_timeout(100)
+        return False
 
     def changes(self, act, seconds: float = 10.0) -> bool:
         """Do something; does the picture change, and come to rest?"""
