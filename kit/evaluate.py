@@ -6,12 +6,13 @@ attack retrains nothing. Random starts depend on the example's id, so batch size
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ from kit import store
 from kit.attacks import ATTACKS, Attack, check_inputs, frozen
 from kit.data import Split
 from kit.progress import Progress
-from kit.runs import Run, threads_for
+from kit.runs import Run, spare_threads, threads_for
 from kit.runs import device as pick_device
+from kit.sidebyside import side_by_side
 from kit.types import KitError, Streams, Threat, unknown
 
 BATCH = {"cpu": 256, "cuda": 2048, "mps": 512}
@@ -45,34 +47,56 @@ def measure(model: nn.Module, split: Split, threat: Threat, attack: Attack, *, s
     """Attack every image of `split`. -> per example (n,): the fields of `AttackResult` but x_adv, and y and ids; and notes,
     words on what `check_inputs` found odd.
 
-    With a folder `partial`, finished batches are kept there and an interrupted call goes on behind them; random starts
-    depend on an example's id alone, so the result is the same. Where a device's memory runs out, batches are halved.
+    With a folder `partial`, finished batches are kept there and an interrupted call does the others; random starts
+    depend on an example's id alone, so the result is the same. Where a device's memory runs out, batches are halved. A small
+    network's batches go through copies of it in `spare_threads` side by side.
     Errors: `KitError` for a model that returns probabilities or NaN, or labels that it does not know.
     """
     notes = check_inputs(model, split.x(slice(0, 256)), split.y[:256])
-    size, pieces, begin = BATCH[split.y.device.type], [], 0
-    while begin < len(split):
-        kept = partial / f"{begin:06d}.npz" if partial else None
-        if kept is None or not kept.exists():
-            rows = torch.arange(begin, min(begin + size, len(split)), device=split.y.device)
-            try:
-                piece = _measure_batch(model, split, rows, threat, attack, seed)
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise KitError("one image alone does not fit into the device's memory; take device=cpu") from None
-                size //= 2
-                print(f"out of memory; going on with {size} images at a time", flush=True)
-                continue
-            if kept:
-                store.save_arrays(kept, piece)
+    pieces, gaps = _kept(partial, len(split))
+    size = min(BATCH[split.y.device.type], -(-len(split) // spare_threads()))
+
+    def batches() -> Iterator[tuple[int, int]]:
+        for begin, end in gaps:
+            while begin < end:
+                yield begin, (begin := min(begin + size, end))
+
+    def attacked(network: nn.Module, begin: int, end: int) -> list[tuple[int, dict[str, np.ndarray]]]:
+        nonlocal size
+        rows = torch.arange(begin, end, device=split.y.device)
+        try:
+            piece = _measure_batch(network, split, rows, threat, attack, seed)
+        except torch.OutOfMemoryError:
+            if end - begin == 1:
+                raise KitError("one image alone does not fit into the device's memory; take device=cpu") from None
         else:
-            piece = store.load_arrays(kept)
-        pieces.append(piece)
-        begin += len(piece["y"])
+            if partial:
+                store.save_arrays(partial / f"{begin:06d}.npz", piece)
+            return [(begin, piece)]
+        size = (end - begin) // 2
+        print(f"out of memory; going on with {size} images at a time", flush=True)
+        return attacked(network, begin, begin + size) + attacked(network, begin + size, end)
+
+    for found in side_by_side(model, attacked, batches(), spare_threads()):
+        pieces |= dict(found)
         if progress is not None:
-            progress.update(begin)
-    arrays = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-    return arrays | {"notes": np.array(notes, dtype="U300")}
+            progress.update(sum(len(piece["y"]) for piece in pieces.values()))
+    ordered = [pieces[begin] for begin in sorted(pieces)]
+    return {name: np.concatenate([piece[name] for piece in ordered]) for name in ordered[0]} | {
+        "notes": np.array(notes, dtype="U300")}
+
+
+def _kept(partial: Path | None, n: int) -> tuple[dict[int, dict[str, np.ndarray]], list[tuple[int, int]]]:
+    """({place: piece} of the whole pieces in `partial`, [(begin, end)] of the images in none of them)."""
+    pieces, gaps, reached = {}, [], 0
+    for path in sorted(partial.glob("*.npz")) if partial else ():
+        with contextlib.suppress(KitError):
+            pieces[int(path.stem)] = store.load_arrays(path)
+    for begin in sorted(pieces):
+        if begin > reached:
+            gaps.append((reached, begin))
+        reached = begin + len(pieces[begin]["y"])
+    return pieces, [*gaps, (reached, n)]
 
 
 def _measure_batch(model: nn.Module, split: Split, rows: torch.Tensor, threat: Threat, attack: Attack,

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -57,14 +58,25 @@ def build_model(plan: Plan, dataset: data.DataSet) -> nn.Module:
 
 @contextlib.contextmanager
 def threads_for(model_name: str, device: torch.device) -> Iterator[None]:
-    """Small networks run fastest on one thread, and then do not depend on how many there are."""
+    """Small networks run fastest on one thread, and then do not depend on how many there are. See `spare_threads`."""
     before = torch.get_num_threads()
-    if device.type == "cpu" and model_name in models.SMALL:
+    alone = device.type == "cpu" and model_name in models.SMALL
+    token = _SIDE_BY_SIDE.set(max(before, _SIDE_BY_SIDE.get()) if alone else 1)
+    if alone:
         torch.set_num_threads(1)
     try:
         yield
     finally:
+        _SIDE_BY_SIDE.reset(token)
         torch.set_num_threads(before)
+
+
+_SIDE_BY_SIDE: contextvars.ContextVar[int] = contextvars.ContextVar("_SIDE_BY_SIDE", default=1)
+
+
+def spare_threads() -> int:
+    """How many threads may work side by side: as many as PyTorch had where `threads_for` took it down to one, else 1."""
+    return _SIDE_BY_SIDE.get()
 
 
 def versions() -> dict[str, str]:

@@ -31,22 +31,26 @@ EPS = 0.25
 SEED = 0
 
 
+class Tally(list):
+    """Counts that a network's copies share."""
+
+    def __deepcopy__(self, memo: dict) -> Tally:
+        return self
+
+
 class Counted(nn.Module):
-    """A network that counts the images that pass it, forwards and backwards."""
+    """A network that counts the images that pass it and its copies, forwards and backwards."""
 
     def __init__(self, inner: nn.Module):
         super().__init__()
-        self.inner, self.forwards, self.backwards = inner, 0, 0
+        self.inner, self.forwards, self.backwards = inner, Tally(), Tally()
 
     def forward(self, x: Tensor) -> Tensor:
-        self.forwards += len(x)
+        self.forwards.append(len(x))
         logits = self.inner(x)
         if logits.requires_grad:
-            logits.register_hook(self._count)
+            logits.register_hook(lambda gradient: self.backwards.append(len(gradient)))
         return logits
-
-    def _count(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
 
 
 def network() -> nn.Module:
@@ -72,10 +76,22 @@ def images(count: int) -> tuple[Tensor, Tensor]:
 
 # ---------------------------------------------------------------------------------------------- contestants
 
-def kit_autoattack(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], float]:
-    from kit.attacks.autoattack import autoattack
-    from kit.types import Threat
-    return lambda: float(autoattack(net, x, y, Threat("linf", EPS), seed=SEED).robust.float().mean())
+def kit_attack(name: str, **settings: bool) -> Callable:
+    """As `kit.evaluate` attacks a small network."""
+    def contestant(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], float]:
+        from kit.attacks import ATTACKS
+        from kit.data import Split
+        from kit.evaluate import measure
+        from kit.runs import threads_for
+        from kit.types import Threat
+        split = Split((x * 255).round().to(torch.uint8), y, torch.arange(len(x), device=x.device))
+
+        def call() -> float:
+            with threads_for("cnn", x.device):
+                broken = measure(net, split, Threat("linf", EPS), ATTACKS[name].but(**settings), seed=SEED)["broken"]
+            return 1 - float(broken.mean())
+        return call
+    return contestant
 
 
 def pyautoattack(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], float]:
@@ -86,21 +102,6 @@ def pyautoattack(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], float]:
         x_adv = attack.run_standard_evaluation(x, y, batch_size=250)
         return right(net, x_adv[0] if isinstance(x_adv, tuple) else x_adv, y)
     return call
-
-
-def kit_pgd(steps: int) -> Callable:
-    def contestant(net: nn.Module, x: Tensor, y: Tensor) -> Callable[[], float]:
-        from kit.attacks import ATTACKS
-        from kit.types import Streams, Threat
-        attack = ATTACKS[f"pgd{steps}"].but(stop_early=True)
-        ids = torch.arange(len(x), device=x.device)
-
-        def call() -> float:
-            robust = [attack(net, x[rows], y[rows], Threat("linf", EPS), Streams(ids[rows], SEED)).robust
-                      for rows in ids.split(256)]
-            return float(torch.cat(robust).float().mean())
-        return call
-    return contestant
 
 
 def torchattacks_pgd(steps: int) -> Callable:
@@ -131,8 +132,9 @@ def right(net: nn.Module, x: Tensor, y: Tensor) -> float:
 
 #: {work: {contestant: (package, maker)}}; the kit is the first of each.
 WORK: dict[str, dict[str, tuple[str, Callable]]] = {
-    "aa": {"kit": ("kit", kit_autoattack), "pyautoattack": ("pyautoattack", pyautoattack)},
-    **{f"pgd{steps}": {"kit": ("kit", kit_pgd(steps)), "torchattacks": ("torchattacks", torchattacks_pgd(steps)),
+    "aa": {"kit": ("kit", kit_attack("aa")), "pyautoattack": ("pyautoattack", pyautoattack)},
+    **{f"pgd{steps}": {"kit": ("kit", kit_attack(f"pgd{steps}", stop_early=True)),
+                       "torchattacks": ("torchattacks", torchattacks_pgd(steps)),
                        "foolbox": ("foolbox", foolbox_pgd(steps))} for steps in (20, 100)},
 }
 
@@ -149,12 +151,13 @@ def one(work: str, contestant: str, count: int, threads: int, device: str) -> di
     call = make(net, x, y)
     if device == "cuda":
         torch.cuda.synchronize()
-    net.forwards, net.backwards, started, cpu = 0, 0, time.perf_counter(), time.process_time()
+    net.forwards.clear(), net.backwards.clear()
+    started, cpu = time.perf_counter(), time.process_time()
     robust = call()
     if device == "cuda":
         torch.cuda.synchronize()
     return {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu, "robust": robust,
-            "forwards": net.forwards, "backwards": net.backwards}
+            "forwards": sum(net.forwards), "backwards": sum(net.backwards)}
 
 
 def race(work: str, rounds: int, count: int, threads: int, device: str) -> list[dict]:

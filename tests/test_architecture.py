@@ -11,7 +11,7 @@ from conftest import ROOT
 
 LAYERS = [
     {"types"},
-    {"functional", "memory", "store", "progress", "mixture"},
+    {"functional", "memory", "store", "progress", "mixture", "sidebyside"},
     {"attacks", "criteria", "regularisers", "perturbation", "schedules", "models", "data"},
     {"weights", "losses"},
     {"methods", "recipes"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ import kit
 from kit.attacks import ATTACKS
 from kit.data import Split
 from kit.evaluate import confusion, evaluate, measure, paired_difference, per_class, protected_table, wilson
+from kit.runs import spare_threads, threads_for
+from kit.sidebyside import side_by_side
 from kit.types import KitError, Threat
 
 
@@ -195,10 +198,57 @@ def test_out_of_memory_halves_the_batch(tiny_run, monkeypatch, capsys):
     monkeypatch.setitem(kit.evaluate.__globals__, "_measure_batch", small)
     monkeypatch.setitem(kit.evaluate.__globals__["BATCH"], "cpu", 64)
     pieces = measure(run.model(), split, run.plan.recipe.threat, attack)
-    assert np.array_equal(whole["broken"], pieces["broken"]) and "16 images at a time" in capsys.readouterr().out
+    assert np.array_equal(whole["broken"], pieces["broken"]) and "15 images at a time" in capsys.readouterr().out
     monkeypatch.setitem(kit.evaluate.__globals__, "_measure_batch", lambda *_: small(None, None, range(99)))
     with pytest.raises(KitError, match="one image alone does not fit"):
         measure(run.model(), split, run.plan.recipe.threat, attack)
+
+
+def test_several_threads_change_no_verdict(tiny_run):
+    """Copies of the network in three threads: every field of every example as on one, and the network untouched."""
+    run = tiny_run("at")
+    model, split, attack = run.model(), run.data().test.take(slice(0, 50)), ATTACKS["pgd10"]
+    alone = measure(model, split, run.plan.recipe.threat, attack)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with threads_for("cnn", torch.device("cpu")):
+            assert spare_threads() == 3 and torch.get_num_threads() == 1
+            with threads_for("cnn", torch.device("cpu")):
+                assert spare_threads() == 3
+            together = measure(model, split, run.plan.recipe.threat, attack)
+        with threads_for("resnet18", torch.device("cpu")):
+            assert spare_threads() == 1 and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    for key in alone:
+        same = np.allclose(alone[key], together[key], atol=1e-5) if key in ("margin", "size") else np.array_equal(
+            alone[key], together[key])
+        assert same, key
+    assert spare_threads() == 1 and not model._forward_pre_hooks
+
+
+def test_who_leaves_early_stops_the_threads():
+    """Within a pass, not after the batch."""
+    passes = []
+
+    class Slow(nn.Module):
+        def forward(self, x):
+            passes.append(1)
+            time.sleep(0.02)
+            return x
+
+    def forever(network, job):
+        while job:
+            network(torch.zeros(1))
+        return job
+    started = time.monotonic()
+    for answer in side_by_side(Slow(), forever, [(1,), (0,)], 2):
+        assert answer == 0
+        break
+    seen = len(passes)
+    time.sleep(0.1)
+    assert time.monotonic() - started < 5 and len(passes) == seen
 
 
 def test_bad_questions(tiny_run):
