@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kit.attacks import Path
 from kit.methods import Method
+from kit.precision import attacked_in
 from kit.recipes import Recipe
 from kit.types import Seen, Streams
 
@@ -31,10 +32,11 @@ def strike(model: nn.Module, method: Method, recipe: Recipe, x: Tensor, y: Tenso
            reweighted: bool = True) -> Batch:
     """Run the method's attacks on a batch, the network in eval mode. With x_adv None there is nothing to attack."""
     path, made = Path(y, recipe.steps), []
-    for attack, watch in ((method.attack, path), (method.second_attack, None)):
-        own = {"own": partial(method.own_loss, reweighted=reweighted)} if attack and attack.takes("own") else {}
-        made.append(attack(model, x, y, recipe.threat, generator=streams, watch=watch, validate=False, steps=recipe.steps,
-                           step_size=recipe.step * recipe.eps, **own) if attack else None)
+    with attacked_in(recipe.precision, model, x.device):
+        for attack, watch in ((method.attack, path), (method.second_attack, None)):
+            own = {"own": partial(method.own_loss, reweighted=reweighted)} if attack and attack.takes("own") else {}
+            made.append(attack(model, x, y, recipe.threat, generator=streams, watch=watch, validate=False,
+                               steps=recipe.steps, step_size=recipe.step * recipe.eps, **own) if attack else None)
     return Batch(x, y, made[0], made[1], path, streams)
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, get_type_hints
 from kit.data import Augment, base_of, check_data_name
 from kit.mixture import MIXTURE
 from kit.models import check_model_name
+from kit.precision import Precision
 from kit.types import Count, KitError, Natural, NonNegative, Positive, Range, Table, Threat, check_value, unknown
 
 
@@ -39,6 +40,7 @@ class Recipe:
     validation: Natural = 0                 # training images held out to choose the best epoch
     train_size: Natural = 0                 # 0 = all
     probe: Count = 256                      # images of each split attacked after every epoch
+    precision: Precision = "auto"           # of the training attack's passes; auto is bf16 on GPUs, else fp32
 
     @property
     def threat(self) -> Threat:

@@ -23,6 +23,7 @@ from kit.attacks import Path, frozen, pgd
 from kit.data import DataSet, Split, augment
 from kit.functional import cross_entropy
 from kit.minibatch import step
+from kit.precision import chosen
 from kit.progress import Progress, duration
 from kit.runs import Run, build_model, commit, dataset, folder_of, threads_for, versions
 from kit.runs import device as pick_device
@@ -161,6 +162,7 @@ class State:
 def fit(plan: Plan, folder: FilePath, device: torch.device, *, quiet: bool = False) -> None:
     """Train `plan` in `folder` from its last checkpoint, or from the start, to done.json. The caller holds the lock."""
     recipe, started = plan.recipe, time.monotonic()
+    chosen(recipe.precision, device)     # refuses what the device has not
     host_data = dataset(plan)
     if recipe.batch_size > len(host_data.train):
         raise KitError(f"batch_size={recipe.batch_size} is larger than the {len(host_data.train)} training images of "
@@ -300,7 +302,8 @@ def _describe(plan: Plan, folder: FilePath, data: DataSet, device: torch.device)
     store.write_json(path, {
         "spec": {"method": spec.method, "recipe": spec.recipe, "seed": spec.seed, "overrides": dict(spec.overrides)},
         "key": plan.key, "config": plan.config(), "classes": list(data.classes), "data_fingerprint": fingerprint,
-        "versions": versions(), "commit": commit(), "device": _device_name(device), "threads": torch.get_num_threads()})
+        "versions": versions(), "commit": commit(), "device": _device_name(device), "threads": torch.get_num_threads(),
+        "precision": chosen(plan.recipe.precision, device)})
 
 
 def _device_name(device: torch.device) -> str:

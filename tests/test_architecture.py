@@ -11,7 +11,7 @@ from conftest import ROOT
 
 LAYERS = [
     {"types"},
-    {"functional", "memory", "store", "progress", "mixture", "sidebyside"},
+    {"functional", "memory", "store", "progress", "mixture", "sidebyside", "precision"},
     {"attacks", "criteria", "regularisers", "perturbation", "schedules", "models", "data"},
     {"weights", "losses"},
     {"methods", "recipes"},

@@ -363,7 +363,7 @@ def test_each_network_of_a_run_has_its_own_risks(trained):
 SMALL = {"epochs": 3, "train_size": 200, "validation": 60, "milestones": [2], "probe": 100, "batch_size": 20}
 OTHER = {"data": "digits", "model": "cnn", "epochs": 2, "batch_size": 25, "lr": 0.1, "momentum": 0.5, "weight_decay": 0.01,
          "milestones": [1], "lr_factor": 0.5, "norm": "l2", "eps": 0.02, "step": 0.3, "steps": 5, "augment": "crop",
-         "normalise": False, "validation": 80, "train_size": 150, "probe": 50}
+         "normalise": False, "validation": 80, "train_size": 150, "probe": 50, "precision": "bf16"}
 
 
 def outcome(run: kit.Run) -> tuple[bytes, ...]:

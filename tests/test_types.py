@@ -529,7 +529,7 @@ def test_an_int_is_the_float_it_stands_for():
 #: Another allowed value for each field of a recipe, starting from digits.
 OTHER = {"data": "mnist", "model": "resnet18", "epochs": 41, "batch_size": 65, "lr": 0.11, "momentum": 0.8,
          "weight_decay": 1e-4, "milestones": [26, 30], "lr_factor": 0.2, "norm": "l2", "eps": 0.21, "step": 0.3, "steps": 11,
-         "augment": "crop", "normalise": True, "validation": 131, "train_size": 500, "probe": 201}
+         "augment": "crop", "normalise": True, "validation": 131, "train_size": 500, "probe": 201, "precision": "bf16"}
 
 
 def test_every_field_has_another_value():
