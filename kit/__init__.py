@@ -1,7 +1,7 @@
 """A study kit on instance-reweighted adversarial training.
 
     import kit
-    run = kit.run(method="mail-at", recipe="digits", seed=0)     # trains, resumes or opens
+    run = kit.run(method="mail-at", recipe="digits", seed=0)     # trains, resumes or opens; kit.run_many takes many specs
     kit.evaluate(run, attacks=["natural", "fgsm", "pgd20", "cw20"])
     kit.draw("confused-labels", run)
 
@@ -21,7 +21,7 @@ from kit.recipes import RECIPES
 from kit.runs import Run, device
 from kit.spec import RunSpec
 from kit.study import Study, begin
-from kit.train import run
+from kit.train import run, run_many
 from kit.types import KitError, Threat
 from kit.weights import WEIGHTS
 from kit.whatif import whatif
@@ -29,6 +29,6 @@ from kit.whatif import whatif
 __all__ = [
     "ATTACKS", "CRITERIA", "FIGURES", "METHODS", "RECIPES", "WEIGHTS", "KitError", "Run", "RunSpec", "Study", "Threat",
     "audit", "begin", "confusion", "device", "draw", "evaluate", "explain", "papers", "per_class", "protected_table", "run",
-    "whatif", "widgets"]
+    "run_many", "whatif", "widgets"]
 
 keep_freed_memory()

@@ -24,15 +24,15 @@ from typing import Any
 from kit import params, store
 from kit.evaluate import evaluate
 from kit.figures import output_folder
-from kit.forecast import epochs_to_train, leaders_first, training_seconds
+from kit.forecast import epochs_to_train, training_seconds
 from kit.papers.grid import Ask
 from kit.papers.measured import is_kept, trained_run
 from kit.progress import duration, live
 from kit.recipes import FIELDS
 from kit.runs import device as pick_device
 from kit.runs import folder_of
-from kit.spec import RunSpec, resolve
-from kit.train import run
+from kit.spec import Plan, RunSpec, companies, resolve
+from kit.train import TOGETHER, run, run_many
 from kit.types import KitError, unknown
 
 
@@ -177,12 +177,21 @@ def worker_environment(jobs: int) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 
-def train_one(words: dict, asks: list[Ask], device: str) -> float:
-    """In a worker: train one run quietly, and evaluate it under what its notebooks will ask for. -> the seconds it took."""
-    started = time.monotonic()
-    trained = run(RunSpec(**words), device=device, quiet=True)
-    for attack, n, which in asks:
-        evaluate(trained, [attack], n=n, which=which, device=device, quiet=True)
+def train_some(some: list[tuple[dict, list[Ask]]], device: str) -> float:
+    """In a worker: train runs quietly, as one program where they fit together, and evaluate each under what its notebooks
+    will ask for. -> the seconds it took. Errors: `KitError` that names the runs it failed at, after the others."""
+    started, failures = time.monotonic(), []
+    with contextlib.suppress(KitError):      # who cannot be trained says why below
+        run_many([RunSpec(**words) for words, _ in some], device=device, quiet=True)
+    for words, asks in some:
+        try:
+            trained = run(RunSpec(**words), device=device, quiet=True)
+            for attack, n, which in asks:
+                evaluate(trained, [attack], n=n, which=which, device=device, quiet=True)
+        except KitError as error:
+            failures.append(f"{RunSpec(**words)}: {error}" if len(some) > 1 else str(error))
+    if failures:
+        raise KitError("; ".join(failures))
     return time.monotonic() - started
 
 
@@ -285,20 +294,23 @@ def reproduce(jobs: list[Job], *, workers: int, device: str = "auto", fresh: boo
 def _train(missing: dict[str, RunSpec], asks: dict[str, list[Ask]], workers: int, device: str,
            failures: dict[str, str]) -> None:
     began, finished_count = time.monotonic(), 0
-    epochs = {name: resolve(spec).recipe.epochs for name, spec in missing.items()}
+    most = min(TOGETHER[pick_device(device).type], -(-len(missing) // workers))
+    waves = companies([resolve(spec) for spec in missing.values()], most)
+    lists = {_title(plans): plans for wave in waves for plans in wave}
 
-    def done_epochs(name: str) -> int:
-        return sum(1 for _ in (folder_of(resolve(missing[name])) / "epochs").glob("*.npz"))
+    def done_epochs(plan: Plan) -> int:
+        return sum(1 for _ in (folder_of(plan) / "epochs").glob("*.npz"))
 
     def tick(running: set[str]) -> None:
         if live() and running:
-            states = ", ".join(f"{missing[name].method} {done_epochs(name)}/{epochs[name]}" for name in sorted(running))
+            states = ", ".join(f"{lists[name][0].spec.method} {done_epochs(lists[name][0])}/{lists[name][0].recipe.epochs}"
+                               for name in sorted(running))
             sys.stdout.write(f"\r  training {finished_count}/{len(missing)}: {states}".ljust(100)[:100])
             sys.stdout.flush()
 
     def finished(name: str, error: Exception | None, seconds: float) -> None:
         nonlocal finished_count
-        finished_count += 1
+        finished_count += len(lists[name])
         if error is not None:
             failures[name] = str(error)
         left = (time.monotonic() - began) / finished_count * (len(missing) - finished_count)
@@ -306,12 +318,18 @@ def _train(missing: dict[str, RunSpec], asks: dict[str, list[Ask]], workers: int
         print(f"{chr(13) if live() else ''}  [{finished_count}/{len(missing)}] {name}: {state}"
               f"{f' ({duration(left)} left)' if left >= 1 else ''}".ljust(100), flush=True)
 
-    missing = {str(spec): spec for spec in leaders_first(missing.values())}
     if missing:
-        tasks = {name: (train_one, ({"method": spec.method, "recipe": spec.recipe, "seed": spec.seed,
-                                     "overrides": dict(spec.overrides)}, asks[resolve(spec).key], device))
-                 for name, spec in missing.items()}
-        pooled(tasks, min(workers, len(missing)), tick, finished)
+        tasks = {name: (train_some, ([(_words(plan.spec), asks[plan.key]) for plan in plans], device))
+                 for name, plans in lists.items()}
+        pooled(tasks, min(workers, len(tasks)), tick, finished)
+
+
+def _title(plans: list[Plan]) -> str:
+    return f"{plans[0].spec}" + (f" and {len(plans) - 1} more" if len(plans) > 1 else "")
+
+
+def _words(spec: RunSpec) -> dict[str, Any]:
+    return {"method": spec.method, "recipe": spec.recipe, "seed": spec.seed, "overrides": dict(spec.overrides)}
 
 
 def _run_notebooks(due: list[Job], workers: int, failures: dict[str, str]) -> dict[str, float]:

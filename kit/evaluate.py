@@ -7,6 +7,7 @@ attack retrains nothing. Random starts depend on the example's id, so batch size
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pandas as pd
@@ -26,7 +28,7 @@ from kit.data import Split
 from kit.progress import Progress
 from kit.runs import Run, spare_threads, threads_for
 from kit.runs import device as pick_device
-from kit.sidebyside import side_by_side
+from kit.sidebyside import side_by_side, still_wanted
 from kit.types import KitError, Streams, Threat, unknown
 
 BATCH = {"cpu": 256, "cuda": 2048, "mps": 512}
@@ -77,7 +79,20 @@ def measure(model: nn.Module, split: Split, threat: Threat, attack: Attack, *, s
         print(f"out of memory; going on with {size} images at a time", flush=True)
         return attacked(network, begin, begin + size) + attacked(network, begin + size, end)
 
-    for found in side_by_side(model, attacked, batches(), spare_threads()):
+    threads, networks = spare_threads(), SimpleQueue()
+    for _ in range(threads):
+        networks.put(model if threads == 1 else copy.deepcopy(model))
+
+    def work(begin: int, end: int) -> list[tuple[int, dict[str, np.ndarray]]]:
+        network = networks.get()
+        hook = network.register_forward_pre_hook(still_wanted)
+        try:
+            return attacked(network, begin, end)
+        finally:
+            hook.remove()
+            networks.put(network)
+
+    for found in side_by_side(work, batches(), threads):
         pieces |= dict(found)
         if progress is not None:
             progress.update(sum(len(piece["y"]) for piece in pieces.values()))

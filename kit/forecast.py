@@ -9,21 +9,9 @@ import torch
 
 from kit.minibatch import step
 from kit.runs import build_model, dataset, folder_of, threads_for
-from kit.spec import Plan, RunSpec, resolve
+from kit.spec import Plan, RunSpec, leaders_first, resolve
 from kit.train import PROBE_BATCH, observe
 from kit.types import Streams
-
-
-def leaders_first(specs: Iterable[RunSpec]) -> list[RunSpec]:
-    """In an order in which every shared burn-in is trained once: of runs that differ in their weights alone, first one that
-    reweights, for it leaves its burn-in to the others."""
-    specs, leaders = list(specs), {}
-    for spec in specs:
-        plan = resolve(spec)
-        if plan.trunk not in leaders or (plan.burn_in and not leaders[plan.trunk].burn_in):
-            leaders[plan.trunk] = plan
-    first = [plan.spec for plan in leaders.values()]
-    return first + [spec for spec in specs if not any(spec is leader for leader in first)]
 
 
 def epochs_to_train(specs: Iterable[RunSpec]) -> list[tuple[Plan, int]]:
@@ -62,7 +50,7 @@ def seconds_per_epoch(plan: Plan, device: torch.device) -> float:
             _wait(device)
             one = time.monotonic() - started
         started = time.monotonic()
-        seen = observe(model, plan, split.take(slice(0, PROBE_BATCH)), "forecast")
+        (seen,) = observe([model], [plan], split.take(slice(0, PROBE_BATCH)), "forecast")
         _wait(device)
         look = (time.monotonic() - started) / len(seen["y"])
     probed = sum(min(recipe.probe, len(part)) for part in (host.train, host.validation, host.test))

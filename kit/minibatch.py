@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,8 @@ from kit.attacks import Path
 from kit.methods import Method
 from kit.precision import attacked_in
 from kit.recipes import Recipe
-from kit.types import Seen, Streams
+from kit.together import together
+from kit.types import Joined, Seen, Streams
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,16 @@ class Batch:
 
 
 def strike(model: nn.Module, method: Method, recipe: Recipe, x: Tensor, y: Tensor, streams: Streams, *,
-           reweighted: bool = True) -> Batch:
-    """Run the method's attacks on a batch, the network in eval mode. With x_adv None there is nothing to attack."""
+           reweighted: bool = True, own: Callable[[Tensor, Tensor], Tensor] | None = None) -> Batch:
+    """Run the method's attacks on a batch, the network in eval mode. With x_adv None there is nothing to attack. `own` is
+    what an attack on the trained loss ascends, if not the method's own."""
     path, made = Path(y, recipe.steps), []
+    own = own or partial(method.own_loss, reweighted=reweighted)
     with attacked_in(recipe.precision, model, x.device):
         for attack, watch in ((method.attack, path), (method.second_attack, None)):
-            own = {"own": partial(method.own_loss, reweighted=reweighted)} if attack and attack.takes("own") else {}
+            extra = {"own": own} if attack and attack.takes("own") else {}
             made.append(attack(model, x, y, recipe.threat, generator=streams, watch=watch, validate=False,
-                               steps=recipe.steps, step_size=recipe.step * recipe.eps, **own) if attack else None)
+                               steps=recipe.steps, step_size=recipe.step * recipe.eps, **extra) if attack else None)
     return Batch(x, y, made[0], made[1], path, streams)
 
 
@@ -64,16 +69,20 @@ def see(model: nn.Module, method: Method, batch: Batch) -> Seen:
     return Seen(y, logits_adv, logits_nat, path.kappa, path.lps, p_flip, path.steps, batch.streams, logits_second)
 
 
-def objective(model: nn.Module, method: Method, batch: Batch, *, reweighted: bool) -> Step:
-    """What the step minimises: mean(w · weighted + plain), plus the regulariser."""
-    seen = see(model, method, batch)
+def judge(model: nn.Module, method: Method, seen: Seen, *, reweighted: bool) -> Step:
+    """What the step minimises, from what was seen: mean(w · weighted + plain), plus the regulariser."""
     weights = method.weigh(seen) if reweighted else torch.ones_like(seen.logits_adv[:, 0])
     weighted, plain = method.loss.read(seen)
-    assert weights.shape == weighted.shape == batch.y.shape, "weights and losses are per example, (N,)"
+    assert weights.shape == weighted.shape == seen.y.shape, "weights and losses are per example, (N,)"
     loss = (weights * weighted + plain).mean()
     if method.regulariser is not None:
         loss = loss + method.regulariser(model)
     return Step(seen, weights.detach(), loss)
+
+
+def objective(model: nn.Module, method: Method, batch: Batch, *, reweighted: bool) -> Step:
+    """`judge` what the network sees of a batch."""
+    return judge(model, method, see(model, method, batch), reweighted=reweighted)
 
 
 def step(model: nn.Module, optimiser: torch.optim.Optimizer, method: Method, recipe: Recipe, x: Tensor, y: Tensor,
@@ -82,12 +91,45 @@ def step(model: nn.Module, optimiser: torch.optim.Optimizer, method: Method, rec
 
     `attacked`: on x_adv, else on x. `reweighted`: past burn-in; before it every weight is 1.
     """
-    batch = (strike(model, method, recipe, x, y, streams, reweighted=reweighted) if attacked else
-             Batch(x, y, None, None, None, streams))
-    take = partial(objective, model, method, batch, reweighted=reweighted)
-    with method.perturb(model, lambda: take().loss) if method.perturb else contextlib.nullcontext():
+    return steps([Learner(model, optimiser, method, reweighted)], recipe, x, y, [streams], attacked=attacked)[0]
+
+
+class Learner(NamedTuple):
+    """A network and what it learns by in one step."""
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    method: Method
+    reweighted: bool
+
+
+def steps(learners: Sequence[Learner], recipe: Recipe, x: Tensor, y: Tensor, streams: Sequence[Streams], *,
+          attacked: bool = True) -> list[Step]:
+    """A step of each of R networks on N images of its own: x (R·N, C, H, W), y (R·N,), those of the first network first.
+
+    They are attacked and passed as one program, and must fit together: see `kit.spec.Plan.company`.
+    """
+    first, n, alone = learners[0].method, len(y) // len(learners), len(learners) == 1
+    network = together([learner.model for learner in learners])
+    parts = [slice(i * n, (i + 1) * n) for i in range(len(learners))]
+    joined = streams[0] if alone else Joined(streams)
+
+    def own(logits: Tensor, labels: Tensor) -> Tensor:
+        return torch.cat([learner.method.own_loss(logits[rows], labels[rows], reweighted=learner.reweighted)
+                          for learner, rows in zip(learners, parts, strict=True)])
+
+    def take() -> list[Step]:
+        seen = see(network, first, batch)
+        views = [seen] if alone else [seen.take(rows, mine) for rows, mine in zip(parts, streams, strict=True)]
+        return [judge(learner.model, learner.method, view, reweighted=learner.reweighted)
+                for learner, view in zip(learners, views, strict=True)]
+
+    batch = (strike(network, first, recipe, x, y, joined, own=own) if attacked else Batch(x, y, None, None, None, joined))
+    with first.perturb(network, lambda: take()[0].loss) if first.perturb else contextlib.nullcontext():
         done = take()
-        optimiser.zero_grad(set_to_none=True)
-        done.loss.backward()
-        optimiser.step()
-    return replace(done, loss=done.loss.detach())
+        for learner in learners:
+            learner.optimiser.zero_grad(set_to_none=True)
+        torch.stack([each.loss for each in done]).sum().backward()       # each reaches the parameters of its own network
+        for learner in learners:
+            learner.optimiser.step()
+    return [replace(each, loss=each.loss.detach()) for each in done]

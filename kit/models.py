@@ -8,6 +8,7 @@ convolution and the batch norm behind it are one convolution: up to rounding the
 from __future__ import annotations
 
 import re
+import threading
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from kit.types import KitError, derive
 
 SMALL = ("linear", "cnn", "lenet")   # so small that one thread is fastest, and two runs side by side use two cores
+
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class Normalise(nn.Module):
@@ -180,7 +184,7 @@ def build(name: str, shape: tuple[int, int, int], num_classes: int, *, seed: int
     channels, height, width = shape
     if height != width:
         raise KitError(f"models take square images, these are {height}x{width}")
-    with torch.random.fork_rng(devices=[]):
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):     # threads share the global random state
         torch.manual_seed(derive(seed, "model", name))
         if name in MODELS:
             net = MODELS[name](channels, height, num_classes)

@@ -1,46 +1,38 @@
-"""Work on copies of one network in several threads: what two cores can do for a network too small for both."""
+"""Work in several threads: what two cores can do for networks too small for both."""
 
 from __future__ import annotations
 
-import copy
-import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
-from torch import nn
+_here = threading.local()
 
 
-class _Stopped(Exception):
-    """The thread that asked for the work has gone."""
+class _Left(Exception):
+    """Nobody waits for this work any more."""
 
 
-def side_by_side(model: nn.Module, work: Callable[..., Any], jobs: Iterable[tuple], threads: int) -> Iterator[Any]:
-    """`work(network, *job)` of each job, as they are done; with one thread in order and on `model` itself, when asked for.
+def still_wanted(*_: Any) -> None:
+    """Called now and then by work that takes long; it ends here if whoever asked for it has gone. A forward hook, too."""
+    if getattr(_here, "gone", None) is not None and _here.gone.is_set():
+        raise _Left
 
-    With several, each has a copy of the network. Whoever stops listening, by Ctrl-C say, stops them at their next pass.
+
+def side_by_side(work: Callable[..., Any], jobs: Iterable[tuple], threads: int) -> Iterator[Any]:
+    """`work(*job)` of each job, as they are done; with one thread in order, each when its answer is asked for.
+
+    Whoever stops listening, by Ctrl-C say, stops the threads where they next call `still_wanted`.
     """
-    if threads == 1:
-        yield from (work(model, *job) for job in jobs)
+    if threads <= 1:
+        yield from (work(*job) for job in jobs)
         return
-    gone, networks = threading.Event(), queue.SimpleQueue()
-
-    def halt(*_: Any) -> None:
-        if gone.is_set():
-            raise _Stopped
-
-    for _ in range(threads):
-        twin = copy.deepcopy(model)
-        twin.register_forward_pre_hook(halt)
-        networks.put(twin)
+    gone = threading.Event()
 
     def attend(job: tuple) -> Any:
-        network = networks.get()
-        try:
-            return work(network, *job)
-        finally:
-            networks.put(network)
+        _here.gone = gone
+        return work(*job)
 
     with ThreadPoolExecutor(threads) as pool:
         try:

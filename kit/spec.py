@@ -9,18 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
 from kit.data import absolute
 from kit.methods import METHODS, SLOTS, Method, check_override
+from kit.models import SMALL
 from kit.recipes import FIELDS, Recipe, recipe
 from kit.types import KitError, Natural, check_value, unknown
 
 #: Raised by one whenever training would give other numbers for the same settings.
 REVISION = 1
+#: Attacks that pass all images in every step, so that several networks can take theirs as one.
+IN_STEP = ("pgd", "own_loss_pgd")
+#: Fields of a recipe in which runs that are trained as one program may differ.
+OWN = ("lr", "momentum", "weight_decay", "milestones", "lr_factor")
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,23 @@ class Plan:
         return self.burn_in if self.method.reweights else self.recipe.epochs
 
     @property
+    def company(self) -> str:
+        """12 hex digits of what runs have in common that can be trained as one program; "" if it is trained alone.
+
+        Data, sizes, threat and attack are shared; rates, seeds, weights, losses and class costs are each network's own.
+        """
+        method = self.method
+        timed = {path.partition(".")[0] for path in (method.schedule(1, 1) if method.schedule else ())}
+        alone = self.recipe.model not in SMALL or method.perturb or timed & {"attack", "second_attack", "stages"}
+        if alone or any(attack and attack.name not in IN_STEP for attack in (method.attack, method.second_attack)):
+            return ""
+        shared = {name: value for name, value in self.recipe.config().items() if name not in OWN}
+        parts = {slot: part.config() if (part := getattr(method, slot)) else None
+                 for slot in ("attack", "second_attack", "stages")}
+        words = {"recipe": shared, "reads_clean": method.reads_clean, **parts}
+        return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
     def folder_name(self) -> str:
         places = self.recipe.data.removeprefix("folder:").split("+npz:")
         data = re.sub(r"[^\w.-]+", "-", "-".join(place.rstrip("/").split("/")[-1] for place in places))
@@ -107,6 +129,33 @@ def resolve(spec: RunSpec) -> Plan:
         raise KitError(f"burn_in={burn_in} leaves no epoch of {chosen.epochs} to reweight; it must be 0 to "
                        f"{chosen.epochs - 1}")
     return Plan(spec, method, chosen, burn_in)
+
+
+def leaders_first(specs: Iterable[RunSpec]) -> list[RunSpec]:
+    """In an order in which every shared burn-in is trained once: of runs that differ in their weights alone, first one that
+    reweights, for it leaves its burn-in to the others."""
+    specs = list(specs)
+    first = [plan.spec for plan in _leaders(map(resolve, specs)).values()]
+    return first + [spec for spec in specs if not any(spec is leader for leader in first)]
+
+
+def _leaders(plans: Iterable[Plan]) -> dict[str, Plan]:
+    leaders: dict[str, Plan] = {}
+    for plan in plans:
+        if plan.trunk not in leaders or (plan.burn_in and not leaders[plan.trunk].burn_in):
+            leaders[plan.trunk] = plan
+    return leaders
+
+
+def companies(plans: Sequence[Plan], most: int) -> tuple[list[list[Plan]], list[list[Plan]]]:
+    """`plans` in lists of at most `most` that are trained as one program each: first those that leave their burn-in to the
+    others, then these."""
+    leading = {plan.key for plan in _leaders(plans).values()}
+    waves: tuple[dict[str, list[Plan]], ...] = ({}, {})
+    for plan in plans:
+        waves[plan.key not in leading].setdefault(plan.company or plan.key, []).append(plan)
+    first, then = ([some[i:i + most] for some in wave.values() for i in range(0, len(some), most)] for wave in waves)
+    return first, then
 
 
 def parse_overrides(text: str) -> dict[str, Any]:

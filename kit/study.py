@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import html
 import os
 import time
@@ -31,7 +32,7 @@ from kit.params import attacks_of, check, declared, grid_of, grid_options, seeds
 from kit.runs import Run, commit, device, versions
 from kit.spec import RunSpec
 from kit.tables import ResultTable, result_table
-from kit.train import run
+from kit.train import run, run_many
 from kit.types import KitError, unknown
 from kit.widgets import Panel, attended
 
@@ -88,6 +89,11 @@ class Study:
             raise unknown("method in this notebook's parameters", method, {spec.method for spec in self.specs})
         return self._open(spec)
 
+    def _train(self, specs: list[RunSpec]) -> None:
+        """Many at once. What cannot be trained says so when it is opened."""
+        with contextlib.suppress(KitError):
+            run_many(specs, quiet=True)
+
     def _open(self, spec: RunSpec) -> Run:
         if str(spec) not in self.opened:
             self.opened[str(spec)] = run(spec)
@@ -95,6 +101,7 @@ class Study:
 
     def runs(self, methods: str) -> dict[str, Run]:
         """{method: Run} of several names with spaces between."""
+        self._train([spec for spec in self.specs if spec.method in methods.split()])
         return {method: self.run(method) for method in methods.split()}
 
     def grid(self, setting: str) -> list[Run]:
@@ -102,8 +109,10 @@ class Study:
         points = grid_of(self.values)
         if setting not in points:
             raise unknown("setting in the grid parameter", setting, points)
-        return [self._open(spec) for spec in self.specs
-                if any(spec.overrides.items() >= point.items() for point in points[setting])]
+        wanted = [spec for spec in self.specs
+                  if any(spec.overrides.items() >= point.items() for point in points[setting])]
+        self._train(wanted)
+        return [self._open(spec) for spec in wanted]
 
     def draw(self, figure: str, methods: str | list[Run] = "", **options) -> Drawing:
         """Draw a figure of kit.FIGURES from the runs of `methods` (names, or runs; all that are open), and save it in the
@@ -126,6 +135,7 @@ class Study:
     def table(self, title: str, name: str) -> ResultTable:
         """All runs that the parameters ask for, under their `attacks`, as a table that is saved in the study's folder. A run
         that cannot be trained is left out and named."""
+        self._train(self.specs)
         runs, missing = [], {}
         for spec in self.specs:
             try:
@@ -140,6 +150,7 @@ class Study:
     def measured_tables(self) -> list[PaperTable]:
         """Each printed table of the `tables` parameter beside what its runs measure, saved in the study's folder as say
         vir-table-1; runs are trained and evaluated now where they are not."""
+        self._train([spec for spec, _ in tables_of(self.values)])
         for spec, asks in tables_of(self.values):
             opened = self.opened[str(spec)] = trained_run(spec) or self._open(spec)      # without a line for each of many
             for attack, n, which in asks:

@@ -1,4 +1,6 @@
-"""The one loop. `run` trains, resumes or opens; `fit` is the loop over epochs; `kit.minibatch.step` is one step.
+"""The one loop. `run` trains, resumes or opens; `fit` is the loop over epochs; `kit.minibatch.steps` is one step.
+
+One network, or several small ones that go through the program side by side: the loop is the same.
 
 Every random number comes from a stream named after the seed, its purpose and the epoch (and per example its id),
 so a run that was interrupted continues from its last checkpoint and ends bit for bit as if it had not been.
@@ -6,11 +8,11 @@ so a run that was interrupted continues from its last checkpoint and ends bit fo
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path as FilePath
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,20 +24,23 @@ from kit import regularisers, store
 from kit.attacks import Path, frozen, pgd
 from kit.data import DataSet, Split, augment
 from kit.functional import cross_entropy
-from kit.minibatch import step
+from kit.minibatch import Learner, steps
 from kit.precision import chosen
 from kit.progress import Progress, duration
-from kit.runs import Run, build_model, commit, dataset, folder_of, threads_for, versions
+from kit.runs import Run, dataset, folder_of, spare_threads, threads_for
 from kit.runs import device as pick_device
-from kit.spec import Plan, RunSpec, resolve
-from kit.types import KitError, Seen, Streams, generator, part
+from kit.sidebyside import side_by_side, still_wanted
+from kit.spec import Plan, RunSpec, companies, resolve
+from kit.state import State, begin, collapsed, is_snapshot, keep_step
+from kit.together import together
+from kit.types import Joined, KitError, Seen, Streams, generator, part
 from kit.weights import check_weights
 
 #: What looks at a network after each epoch, the same for every method: the recipe's steps, from beside the image.
 PROBE = part(pgd, loss="ce", init="gaussian")
 PROBE_BATCH = 256
-COLLAPSE_PATIENCE = 3
-SNAPSHOTS = 12
+#: Networks in one program. On CPUs more than a few gain nothing.
+TOGETHER = {"cpu": 5, "cuda": 64, "mps": 16}
 
 
 def run(method: str | RunSpec, recipe: str = "digits", seed: int = 0, *, overrides: Mapping[str, Any] | None = None,
@@ -49,16 +54,69 @@ def run(method: str | RunSpec, recipe: str = "digits", seed: int = 0, *, overrid
     spec = method if isinstance(method, RunSpec) else RunSpec(method, recipe, seed, dict(overrides or {}))
     plan = resolve(spec)
     where = pick_device(device)
-    folder = folder_of(plan)
-    if not (folder / "done.json").exists():
-        with store.lock(folder, lambda: print(f"{spec}: another process is training it; waiting", flush=True)):
-            if not (folder / "done.json").exists():
-                fit(plan, folder, where, quiet=quiet)
-                return Run(spec, folder)
-    opened = Run(spec, folder)
-    if not quiet:
+    trained = train([plan], where, quiet=quiet)
+    opened = Run(spec, folder_of(plan))
+    if not quiet and not trained:
         print(f"{spec}: opened, trained in {duration(opened.done['seconds'])} ({plan.key}){warning(opened)}", flush=True)
     return opened
+
+
+def run_many(specs: Iterable[RunSpec], *, device: str = "auto", quiet: bool = False) -> list[Run]:
+    """`run` for each of `specs`, many small networks at a time: those that fit together (see `Plan.company`) are trained as
+    one program, and on a CPU as many programs side by side as PyTorch has threads.
+
+    What is random in a run is its own, so each ends as if trained alone, up to the rounding of sums that are added in
+    another order. Checkpoints, resuming and errors are those of `run`; a network that diverges does not stop the others.
+    Errors: `KitError` that names all runs that could not be trained, after all others have been.
+    """
+    specs = list(specs)
+    plans = {plan.key: plan for plan in map(resolve, specs)}
+    where, failures = pick_device(device), {}
+    due = [plan for plan in plans.values() if not is_done(plan)]
+    with threads_for(due[0].recipe.model if due else "", where):
+        threads = spare_threads()
+        for wave in companies(due, min(TOGETHER[where.type], -(-len(due) // threads))):
+            jobs = [(some, where, quiet) for some in wave]
+            for failed in side_by_side(_train_each, jobs, min(threads, len(jobs))):
+                failures |= failed
+    if failures:
+        words = "; ".join(f"{name}: {error}" for name, error in failures.items())
+        raise KitError(f"{len(failures)} of {len(plans)} runs could not be trained; the others are. {words}")
+    return [Run(spec, folder_of(resolve(spec))) for spec in specs]
+
+
+def _train_each(plans: list[Plan], device: torch.device, quiet: bool) -> dict[str, str]:
+    """`train` them together, else one by one. -> {run: what is wrong} of those that cannot be."""
+    try:
+        train(plans, device, quiet=quiet)
+    except KitError as error:
+        if len(plans) == 1:
+            return {str(plans[0].spec): str(error)}
+    except torch.OutOfMemoryError:
+        half = len(plans) // 2
+        print(f"out of memory; going on with {max(half, 1)} networks at a time", flush=True)
+        return _train_each(plans[:half], device, quiet) | _train_each(plans[half:], device, quiet)
+    else:
+        return {}
+    # one of them stopped all: each goes on for itself, from its last checkpoint
+    return {name: error for plan in plans for name, error in _train_each([plan], device, quiet).items()}
+
+
+def is_done(plan: Plan) -> bool:
+    return (folder_of(plan) / "done.json").exists()
+
+
+def train(plans: Sequence[Plan], device: torch.device, *, quiet: bool = False) -> bool:
+    """Train those of `plans`, which fit together, that are not finished, alone on this machine. -> was there any?"""
+    todo = [plan for plan in plans if not is_done(plan)]
+    with contextlib.ExitStack() as locks:
+        for plan in sorted(todo, key=lambda plan: plan.key):     # in one order everywhere, so that nobody waits in a circle
+            words = f"{plan.spec}: another process is training it; waiting"
+            locks.enter_context(store.lock(folder_of(plan), partial(print, words, flush=True)))
+        todo = [plan for plan in todo if not is_done(plan)]
+        if todo:
+            fit(todo, device, quiet=quiet)
+    return bool(todo)
 
 
 def warning(run: Run) -> str:
@@ -74,26 +132,37 @@ def warning(run: Run) -> str:
 
 # ---------------------------------------------------------------------------------------------- one epoch
 
-def train_epoch(model: nn.Module, optimiser: torch.optim.Optimizer, plan: Plan, split: Split,
-                epoch: int) -> tuple[float, dict[str, np.ndarray]]:
-    """One pass over the training images. -> mean loss, and what the last stage of each step saw, in split order.
+def train_epoch(crew: Sequence[State], split: Split, epoch: int) -> list[tuple[float, dict[str, np.ndarray]]]:
+    """One pass over the training images. -> of each network its mean loss, and what the last stage of each step saw, in
+    split order. The networks fit together; each goes through the images in an order of its own.
 
     The arrays are counted on the fly: the network moves from batch to batch, and its batch norms use batch statistics.
     """
-    recipe, seed, method = plan.recipe, plan.seed, plan.method.at(epoch, plan.recipe.epochs)
-    order = torch.randperm(len(split), generator=generator(seed, "order", epoch)).to(split.y.device)
-    kept, losses = [], []
-    for rows in order.split(recipe.batch_size):
-        ids, y = split.ids[rows], split.y[rows]
-        x = augment(split.x(rows), recipe.augment, Streams(ids, seed, "augment", epoch))
-        for attacked in method.stages(epoch, recipe.epochs):
-            done = step(model, optimiser, method, recipe, x, y, Streams(ids, seed, "attack", epoch), attacked=attacked,
-                        reweighted=method.reweights and epoch > plan.burn_in)
-            losses.append(done.loss)
-        kept.append(_record(done.seen) | {"weight": done.weights})
-    back = order.argsort()
-    arrays = {name: _array(torch.cat([k[name] for k in kept])[back]) for name in kept[0]}
-    return float(torch.stack(losses).mean()), arrays
+    recipe = crew[0].plan.recipe
+    learners = [Learner(s.model, s.optimiser, s.plan.method.at(epoch, recipe.epochs),
+                        s.plan.method.reweights and epoch > s.plan.burn_in) for s in crew]
+    orders = [torch.randperm(len(split), generator=generator(s.plan.seed, "order", epoch)).to(split.y.device) for s in crew]
+    kept: list[list[dict[str, Tensor]]] = [[] for _ in crew]
+    losses: list[list[Tensor]] = [[] for _ in crew]
+    for batches in zip(*(order.split(recipe.batch_size) for order in orders), strict=True):
+        still_wanted()
+        ids = [split.ids[rows] for rows in batches]
+        y = torch.cat([split.y[rows] for rows in batches])
+        x = torch.cat([augment(split.x(rows), recipe.augment, Streams(mine, s.plan.seed, "augment", epoch))
+                       for rows, mine, s in zip(batches, ids, crew, strict=True)])
+        for attacked in learners[0].method.stages(epoch, recipe.epochs):
+            streams = [Streams(mine, s.plan.seed, "attack", epoch) for mine, s in zip(ids, crew, strict=True)]
+            done = steps(learners, recipe, x, y, streams, attacked=attacked)
+            for mine, each in zip(losses, done, strict=True):
+                mine.append(each.loss)
+        for mine, each in zip(kept, done, strict=True):
+            mine.append(_record(each.seen) | {"weight": each.weights})
+    found = []
+    for order, records, mine in zip(orders, kept, losses, strict=True):
+        back = order.argsort()
+        arrays = {name: _array(torch.cat([record[name] for record in records])[back]) for name in records[0]}
+        found.append((float(torch.stack(mine).mean()), arrays))
+    return found
 
 
 def _record(seen: Seen) -> dict[str, Tensor]:
@@ -110,24 +179,28 @@ def _array(values: Tensor) -> np.ndarray:
     return array.astype(np.float16) if array.nbytes > 4e6 else array
 
 
-def observe(model: nn.Module, plan: Plan, split: Split, purpose: str) -> dict[str, np.ndarray]:
-    """Clean and attacked logits (n, K), kappa, lps, p_flip, y and ids (n,) of a split, with a frozen network.
+def observe(models: Sequence[nn.Module], plans: Sequence[Plan], split: Split, purpose: str) -> list[dict[str, np.ndarray]]:
+    """Clean and attacked logits (n, K), kappa, lps, p_flip, y and ids (n,) of a split, with frozen networks.
 
     The attack is `PROBE` with the recipe's threat and steps. Its random start depends on seed, purpose and image id.
     """
-    recipe, kept = plan.recipe, []
-    with frozen(model):
+    recipe, network = plans[0].recipe, together(models)
+    kept: list[list[dict[str, Tensor]]] = [[] for _ in models]
+    with frozen(network):
         for rows in torch.arange(len(split), device=split.y.device).split(PROBE_BATCH):
-            x, y, path = split.x(rows), split.y[rows], Path(split.y[rows], recipe.steps)
-            x_adv = PROBE(model, x, y, recipe.threat, generator=Streams(split.ids[rows], plan.seed, purpose), watch=path,
-                          validate=False, steps=recipe.steps, step_size=recipe.step * recipe.eps)
+            x, y = split.x(rows).repeat(len(models), 1, 1, 1), split.y[rows].repeat(len(models))
+            streams, path = [Streams(split.ids[rows], plan.seed, purpose) for plan in plans], Path(y, recipe.steps)
+            x_adv = PROBE(network, x, y, recipe.threat, generator=Joined(streams), watch=path, validate=False,
+                          steps=recipe.steps, step_size=recipe.step * recipe.eps)
             with torch.no_grad():
-                nat, adv = model(x), model(x_adv)
+                nat, adv = network(x), network(x_adv)
             p_last = adv.softmax(dim=1).gather(1, y[:, None]).squeeze(1)
             p_flip = path.p_flip.where(path.lps < recipe.steps, p_last)
-            kept.append(_record(Seen(y, adv, nat, kappa=path.kappa, lps=path.lps, p_flip=p_flip)))
-    arrays = {name: _array(torch.cat([k[name] for k in kept])) for name in kept[0]}
-    return arrays | {"y": _array(split.y), "ids": split.ids.cpu().numpy()}
+            seen = Seen(y, adv, nat, kappa=path.kappa, lps=path.lps, p_flip=p_flip)
+            for i, mine in enumerate(kept):
+                mine.append(_record(seen.take(slice(i * len(rows), (i + 1) * len(rows)), streams[i])))
+    shared = {"y": _array(split.y), "ids": split.ids.cpu().numpy()}
+    return [{name: _array(torch.cat([record[name] for record in mine])) for name in mine[0]} | shared for mine in kept]
 
 
 def accuracies(arrays: dict[str, np.ndarray]) -> tuple[float, float]:
@@ -139,82 +212,81 @@ def accuracies(arrays: dict[str, np.ndarray]) -> tuple[float, float]:
 
 # ---------------------------------------------------------------------------------------------- the loop
 
-@dataclass
-class State:
-    """All that a run needs to go on after an epoch; what is saved in last.ckpt."""
+def fit(plans: Sequence[Plan], device: torch.device, *, quiet: bool = False) -> None:
+    """Train `plans`, which fit together, each from where it stands to done.json. The caller holds their locks.
 
-    model: nn.Module
-    optimiser: torch.optim.Optimizer
-    epoch: int
-    history: list[dict[str, float]]
-
-    def save(self, path: FilePath) -> None:
-        store.save(path, {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(),
-                          "epoch": self.epoch, "history": self.history})
-
-    def load(self, path: FilePath, device: torch.device) -> None:
-        saved = store.load(path, device)
-        self.model.load_state_dict(saved["model"])
-        self.optimiser.load_state_dict(saved["optimiser"])
-        self.epoch, self.history = saved["epoch"], saved["history"]
-
-
-def fit(plan: Plan, folder: FilePath, device: torch.device, *, quiet: bool = False) -> None:
-    """Train `plan` in `folder` from its last checkpoint, or from the start, to done.json. The caller holds the lock."""
-    recipe, started = plan.recipe, time.monotonic()
+    Those that are behind go first, so that after an interruption all are soon in step again.
+    """
+    recipe, started = plans[0].recipe, time.monotonic()
     chosen(recipe.precision, device)     # refuses what the device has not
-    host_data = dataset(plan)
+    host_data = dataset(plans[0])
     if recipe.batch_size > len(host_data.train):
         raise KitError(f"batch_size={recipe.batch_size} is larger than the {len(host_data.train)} training images of "
                        f"{recipe.data}; it must be 1 to {len(host_data.train)}")
-    data, model = host_data.to(device), build_model(plan, host_data).to(device)
-    optimiser = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum,
-                                weight_decay=recipe.weight_decay)
-    state = State(model, optimiser, 0, [])
-    _describe(plan, folder, host_data, device)
-    _resume(state, folder, device, quiet)
-    if state.epoch == 0:
-        _branch(state, plan, folder, device)
-    progress = Progress(str(plan.spec), recipe.epochs, done=state.epoch, quiet=quiet)
+    data = host_data.to(device)
+    crew = [begin(plan, host_data, device, quiet=quiet) for plan in plans]
+    keep_step(crew, device)
+    title = str(plans[0].spec) if len(plans) == 1 else f"{plans[0].spec} and {len(plans) - 1} more"
+    progress = Progress(title, recipe.epochs, done=min(state.epoch for state in crew), quiet=quiet)
     with threads_for(recipe.model, device):
-        while state.epoch < recipe.epochs and not collapsed(state.history):
-            epoch_of(state, plan, data, folder)
-            last = state.history[-1]
-            progress.update(state.epoch, f"loss {last['loss']:.3f}  clean {last['clean']:.1%}  robust {last['robust']:.1%}")
-        finish(state, plan, data, folder)
-    seconds = sum(row["seconds"] for row in state.history)
-    last = state.history[-1]
-    store.write_json(folder / "done.json", {"epochs": state.epoch, "seconds": round(seconds, 2),
-                                            "constant": bool(last["constant"])})
-    progress.close(f"trained {state.epoch} epochs in {duration(time.monotonic() - started)}: held-out clean "
-                   f"{last['clean']:.1%}, robust {last['robust']:.1%} ({plan.key}){warning(Run(plan.spec, folder))}")
+        while going := [state for state in crew if state.goes_on]:
+            reached = min(state.epoch for state in going)
+            epoch_of([state for state in going if state.epoch == reached], data)
+            last = going[0].history[-1]
+            progress.update(reached + 1, f"loss {last['loss']:.3f}  clean {last['clean']:.1%}  robust {last['robust']:.1%}")
+        finish(crew, data)
+    took = duration(time.monotonic() - started) + (f", {len(plans)} networks at once" if len(plans) > 1 else "")
+    for state in crew:
+        last, seconds = state.history[-1], sum(row["seconds"] for row in state.history)
+        store.write_json(state.folder / "done.json", {"epochs": state.epoch, "seconds": round(seconds, 2),
+                                                      "constant": bool(last["constant"])})
+        (state.folder / "previous.ckpt").unlink(missing_ok=True)
+        progress.title = str(state.plan.spec)
+        progress.close(f"trained {state.epoch} epochs in {took}: held-out clean {last['clean']:.1%}, robust "
+                       f"{last['robust']:.1%} ({state.plan.key}){warning(Run(state.plan.spec, state.folder))}")
 
 
-def epoch_of(state: State, plan: Plan, data: DataSet, folder: FilePath) -> None:
-    """One epoch: train, look at the probes, refuse a sick network, save. A crash before the save repeats it all."""
-    recipe, epoch, started = plan.recipe, state.epoch + 1, time.monotonic()
-    rate = recipe.lr * recipe.lr_factor ** sum(epoch > milestone for milestone in recipe.milestones)
-    for group in state.optimiser.param_groups:
-        group["lr"] = rate
-    loss, arrays = train_epoch(state.model, state.optimiser, plan, data.train, epoch)
+def epoch_of(crew: Sequence[State], data: DataSet) -> None:
+    """One epoch of each: train, look at the probes, refuse a sick network, save. A crash before the save repeats it all."""
+    epoch, started = crew[0].epoch + 1, time.monotonic()
+    for state in crew:
+        for group in state.optimiser.param_groups:
+            group["lr"] = rate_at(state.plan, epoch)
+    trained = train_epoch(crew, data.train, epoch)
+    models, plans = [state.model for state in crew], [state.plan for state in crew]
+    probes = {name: observe(models, plans, split.take(slice(0, plans[0].recipe.probe)), "probe")
+              for name, split in (("seen", data.train), ("validation", data.validation), ("test", data.test)) if len(split)}
+    for i, (state, (loss, arrays)) in enumerate(zip(crew, trained, strict=True)):
+        mine = {name: probe[i] for name, probe in probes.items()}
+        record(state, data, loss, arrays, mine, (time.monotonic() - started) / len(crew))
+
+
+def rate_at(plan: Plan, epoch: int) -> float:
+    recipe = plan.recipe
+    return recipe.lr * recipe.lr_factor ** sum(epoch > milestone for milestone in recipe.milestones)
+
+
+def record(state: State, data: DataSet, loss: float, arrays: dict[str, np.ndarray], probes: dict[str, dict[str, np.ndarray]],
+           seconds: float) -> None:
+    """Write down an epoch: what training saw and what the probes show, the network, and last of all the checkpoint."""
+    plan, folder, epoch = state.plan, state.folder, state.epoch + 1
     weigher = plan.method.weight or plan.method.select
     check_weights(torch.from_numpy(arrays["weight"]), f"{plan.spec.method}, epoch {epoch}: {weigher}")
-    row = {"epoch": epoch, "lr": rate, "loss": loss, "weight": float(arrays["weight"].mean(dtype=np.float64))}
+    row = {"epoch": epoch, "lr": rate_at(plan, epoch), "loss": loss,
+           "weight": float(arrays["weight"].mean(dtype=np.float64))}
     row["ce"] = float(cross_entropy(torch.from_numpy(arrays["logits_adv"]).float(), data.train.y.cpu()).mean())
     kept = {f"train_{name}": values for name, values in arrays.items()}
-    for name, split in (("seen", data.train), ("validation", data.validation), ("test", data.test)):
-        if len(split):
-            probe = observe(state.model, plan, split.take(slice(0, recipe.probe)), "probe")
-            row[f"clean_{name}"], row[f"robust_{name}"] = accuracies(probe)
-            kept |= {f"{name}_{key}": values for key, values in probe.items()}
+    for name, probe in probes.items():
+        row[f"clean_{name}"], row[f"robust_{name}"] = accuracies(probe)
+        kept |= {f"{name}_{key}": values for key, values in probe.items()}
     held_out = "validation" if len(data.validation) else "test"
     row |= {"clean": row[f"clean_{held_out}"], "robust": row[f"robust_{held_out}"]}
     with torch.no_grad():
         row |= {f"fuzziness.{layer}": float(regularisers.fuzziness(w))
                 for layer, w in regularisers.conv_weights(state.model).items()}
     row["constant"] = float(len(np.unique(kept["seen_logits_nat"].argmax(1))) == 1)
-    row["seconds"] = time.monotonic() - started
-    check_health(state, row, folder)
+    row["seconds"] = seconds
+    check_health(state, row)
     state.epoch = epoch
     state.history.append(row)
     store.save_arrays(folder / "epochs" / f"{epoch:04d}.npz", kept)
@@ -224,49 +296,15 @@ def epoch_of(state: State, plan: Plan, data: DataSet, folder: FilePath) -> None:
     store.write(folder / "history.csv", pd.DataFrame(state.history).to_csv(index=False).encode())
     if is_snapshot(epoch, plan):
         store.save(folder / "snapshots" / f"{epoch:04d}.ckpt", {"model": state.model.state_dict(), "epoch": epoch})
-    state.save(folder / "last.ckpt")
+    state.advance()
     if epoch == plan.burn_in:
         shutil.copyfile(folder / "best.ckpt", folder / "best-in-burn-in.ckpt")
         state.save(folder / f"burn-in-{plan.trunk}.ckpt")
 
 
-def is_snapshot(epoch: int, plan: Plan) -> bool:
-    """Is the network kept after this epoch? About twelve are, evenly spaced, and those where burn-in and training end."""
-    epochs = plan.recipe.epochs
-    return epoch % -(-epochs // SNAPSHOTS) == 0 or epoch in (plan.burn_in, epochs)
-
-
-def _branch(state: State, plan: Plan, folder: FilePath, device: torch.device) -> None:
-    """Begin where a run that differs in its weights alone ended its burn-in, if there is one: nothing is trained twice.
-
-    Its epochs are this run's epochs, bit for bit. Anything missing or damaged there, and training starts from epoch 1.
-    """
-    for checkpoint in sorted(folder.parent.glob(f"*/burn-in-{plan.trunk}.ckpt")):
-        try:
-            reached = store.load(checkpoint)["epoch"]
-            if reached > plan.trunk_epochs:
-                continue
-            numbers = range(1, reached + 1)
-            epochs = [f"epochs/{number:04d}.npz" for number in numbers]
-            snapshots = [f"snapshots/{number:04d}.ckpt" for number in numbers if is_snapshot(number, plan)]
-            for name in epochs:
-                store.load_arrays(checkpoint.parent / name)
-            for name in snapshots:
-                store.load(checkpoint.parent / name)
-            best = store.load(checkpoint.parent / "best-in-burn-in.ckpt")
-        except KitError:
-            continue
-        for name in epochs + snapshots:
-            store.write(folder / name, (checkpoint.parent / name).read_bytes())
-        store.save(folder / "best.ckpt", best)
-        state.load(checkpoint, device)
-        store.write_json(folder / "branched.json", {"from": checkpoint.parent.name, "epoch": state.epoch})
-        return
-
-
-def check_health(state: State, row: dict[str, float], folder: FilePath) -> None:
+def check_health(state: State, row: dict[str, float]) -> None:
     """`KitError` for a loss or parameter that is no number."""
-    kept = (f"The last good checkpoint (epoch {state.epoch}) is kept in {folder}" if state.epoch else
+    kept = (f"The last good checkpoint (epoch {state.epoch}) is kept in {state.folder}" if state.epoch else
             "No epoch was completed")
     finite = all(bool(p.isfinite().all()) for p in state.model.state_dict().values())
     if not np.isfinite(row["loss"]) or not finite:
@@ -274,51 +312,12 @@ def check_health(state: State, row: dict[str, float], folder: FilePath) -> None:
                        f"is not finite (lr {row['lr']:g}). {kept}. Lower lr or eps, or raise burn_in")
 
 
-def collapsed(history: list[dict[str, float]]) -> bool:
-    """Did a network that had learned something come to one answer for all images, and stay there for three epochs? Going on
-    would cost hours and change nothing; the run ends there, and says so whenever it is opened."""
-    learned = any(row["clean_seen"] > 0.5 for row in history)
-    return learned and len(history) > COLLAPSE_PATIENCE and all(row["constant"] for row in history[-COLLAPSE_PATIENCE:])
-
-
-def finish(state: State, plan: Plan, data: DataSet, folder: FilePath) -> None:
-    """A last pass over all training and test images with the finished network."""
-    arrays = {}
+def finish(crew: Sequence[State], data: DataSet) -> None:
+    """A last pass over all training and test images with the finished networks."""
+    found: list[dict[str, np.ndarray]] = [{} for _ in crew]
     for name, split in (("train", data.train), ("test", data.test)):
-        arrays |= {f"{name}_{key}": values for key, values in observe(state.model, plan, split, "final").items()}
-    store.save_arrays(folder / "final.npz", arrays)
-
-
-def _describe(plan: Plan, folder: FilePath, data: DataSet, device: torch.device) -> None:
-    """run.json, written at the start; a resumed run must find the same images."""
-    path, fingerprint = folder / "run.json", data.fingerprint()
-    if path.exists():
-        before = store.read_json(path)
-        if before["data_fingerprint"] != fingerprint:
-            raise KitError(f"{plan.recipe.data} has changed since {folder.name} was begun; restore the images, or delete "
-                           f"{folder} to train afresh")
-        return
-    spec = plan.spec
-    store.write_json(path, {
-        "spec": {"method": spec.method, "recipe": spec.recipe, "seed": spec.seed, "overrides": dict(spec.overrides)},
-        "key": plan.key, "config": plan.config(), "classes": list(data.classes), "data_fingerprint": fingerprint,
-        "versions": versions(), "commit": commit(), "device": _device_name(device), "threads": torch.get_num_threads(),
-        "precision": chosen(plan.recipe.precision, device)})
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _resume(state: State, folder: FilePath, device: torch.device, quiet: bool) -> None:
-    """Load last.ckpt if it is there. A damaged one is set aside and the run starts afresh, which gives the same end."""
-    path = folder / "last.ckpt"
-    if not path.exists():
-        return
-    try:
-        state.load(path, device)
-    except KitError as error:
-        kept = store.set_aside(path)
-        if not quiet:
-            print(f"{error}; kept as {kept.name}, training starts again from the first epoch", flush=True)
-
+        seen = observe([state.model for state in crew], [state.plan for state in crew], split, "final")
+        for arrays, mine in zip(found, seen, strict=True):
+            arrays |= {f"{name}_{key}": values for key, values in mine.items()}
+    for state, arrays in zip(crew, found, strict=True):
+        store.save_arrays(state.folder / "final.npz", arrays)

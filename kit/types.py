@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import CodeType, FunctionType, MappingProxyType, UnionType
@@ -292,6 +292,17 @@ class Streams:
         return radius * torch.cos(2 * math.pi * self.uniform(like))
 
 
+class Joined(Streams):
+    """The streams of several batches that go through a program as one, the first batch's examples first."""
+
+    def __init__(self, several: Sequence[Streams]):
+        self.several, self.ids = several, torch.cat([streams.ids for streams in several])
+
+    def uniform(self, like: Tensor) -> Tensor:
+        parts = like.split([len(streams.ids) for streams in self.several])
+        return torch.cat([streams.uniform(part) for streams, part in zip(self.several, parts, strict=True)])
+
+
 def draw(source: Streams | torch.Generator | None, kind: Literal["uniform", "normal"], like: Tensor) -> Tensor:
     """U[0, 1) or N(0, 1) like `like`, from per-example streams, a generator, or torch's global one (None)."""
     if isinstance(source, Streams):
@@ -332,5 +343,12 @@ class Seen:
 
     def detach(self) -> Seen:
         """The same values without a gradient: what criteria and weights may look at."""
+        return self._each(Tensor.detach)
+
+    def take(self, rows: slice, streams: Streams) -> Seen:
+        """Some of the examples, whose streams are `streams`."""
+        return dataclasses.replace(self._each(lambda values: values[rows]), streams=streams)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Seen:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Seen(**{k: v.detach() if isinstance(v, Tensor) else v for k, v in fields.items()})
+        return Seen(**{k: change(v) if isinstance(v, Tensor) else v for k, v in fields.items()})

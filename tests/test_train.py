@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -302,6 +303,26 @@ def test_damaged_checkpoint_is_set_aside(tiny_run, copy_of, capsys):
     assert contents(run.folder) == contents(whole.folder)
 
 
+def test_damaged_checkpoint_costs_one_epoch(fresh_home, monkeypatch):
+    """While a run goes on, the checkpoint before the last one is there: training goes on from it, not afresh."""
+    whole = contents(kit.run("mail-at", overrides=TINY, quiet=True).folder)
+    shutil.rmtree(fresh_home / "data")
+    real, begun = train.train_epoch, []
+
+    def stopped(crew, split, epoch):
+        begun.append(epoch)
+        if begun == [1, 2, 3]:
+            raise KeyboardInterrupt
+        return real(crew, split, epoch)
+    monkeypatch.setattr(train, "train_epoch", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        kit.run("mail-at", overrides=TINY, quiet=True)
+    folder = next((fresh_home / "data/runs").iterdir())
+    (folder / "last.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:-1])
+    assert contents(kit.run("mail-at", overrides=TINY, quiet=True).folder) == whole
+    assert begun == [1, 2, 3, 2, 3] and not (folder / "previous.ckpt").exists()
+
+
 def test_damaged_result_is_named_when_read(tiny_run, copy_of):
     run = copy_of(tiny_run("at"))
     reads = {"last.ckpt": run.model, "final.npz": lambda: run.final, "epochs/0002.npz": lambda: run.epoch(2)}
@@ -347,8 +368,8 @@ def test_collapse_ends_a_run(fresh_home, monkeypatch, capsys):
     result like any other, and nobody can miss what happened."""
     real = train.train_epoch
 
-    def spoiled(model, optimiser, plan, split, epoch):
-        done = real(model, optimiser, plan, split, epoch)
+    def spoiled(crew, split, epoch):
+        done, model = real(crew, split, epoch), crew[0].model
         if epoch > 12:
             with torch.no_grad():
                 model[-1].weight.zero_()
@@ -367,8 +388,8 @@ def test_network_that_never_learned_says_so(fresh_home, capsys):
     """A short or hopeless run is no error, but nobody can miss it."""
     spec = RunSpec("std", overrides={**TINY, "lr": 1e-9, "epochs": 1, "milestones": []})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_epoch", lambda model, *rest, real=train.train_epoch: (
-            nn.init.zeros_(model[-1].weight), real(model, *rest))[1])
+        patch.setattr(train, "train_epoch", lambda crew, *rest, real=train.train_epoch: (
+            nn.init.zeros_(crew[0].model[-1].weight), real(crew, *rest))[1])
         kit.run(spec)
     assert "learned nothing" in capsys.readouterr().out
     kit.run(spec)
@@ -411,13 +432,13 @@ def test_batch_norm_networks_train_and_resume(model, tmp_path):
     ends = []
     for interrupted in (False, True):
         model_, folder = build_model(plan, data), tmp_path / str(interrupted)
-        state = train.State(model_, torch.optim.SGD(model_.parameters(), lr=0.01, momentum=0.9), 0, [])
+        state = train.State(plan, folder, model_, torch.optim.SGD(model_.parameters(), lr=0.01, momentum=0.9))
         for epoch in range(2):
             if interrupted and epoch:
                 fresh = build_model(plan, data)
-                state = train.State(fresh, torch.optim.SGD(fresh.parameters(), lr=0.01, momentum=0.9), 0, [])
+                state = train.State(plan, folder, fresh, torch.optim.SGD(fresh.parameters(), lr=0.01, momentum=0.9))
                 state.load(folder / "last.ckpt", torch.device("cpu"))
-            train.epoch_of(state, plan, data, folder)
+            train.epoch_of([state], data)
         ends.append(state.model.state_dict())
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     assert any("running_mean" in name for name in ends[0])

@@ -1,0 +1,153 @@
+"""A network in training, as it stands on disk: begun, resumed, branched from a sibling, saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kit import store
+from kit.data import DataSet
+from kit.precision import chosen
+from kit.runs import build_model, commit, folder_of, versions
+from kit.spec import Plan
+from kit.types import KitError
+
+COLLAPSE_PATIENCE = 3
+SNAPSHOTS = 12
+
+
+@dataclass
+class State:
+    """A network in training: its plan and folder, and what last.ckpt keeps, all that it needs to go on after an epoch."""
+
+    plan: Plan
+    folder: Path
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        store.save(path, {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(),
+                          "epoch": self.epoch, "history": self.history})
+
+    def load(self, path: Path, device: torch.device) -> None:
+        saved = store.load(path, device)
+        self.model.load_state_dict(saved["model"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.epoch, self.history = saved["epoch"], saved["history"]
+
+    def advance(self) -> None:
+        """Save last.ckpt; the one that it replaces stays as previous.ckpt until the run is done."""
+        last = self.folder / "last.ckpt"
+        if last.exists():
+            last.replace(self.folder / "previous.ckpt")
+        self.save(last)
+
+    @property
+    def goes_on(self) -> bool:
+        return self.epoch < self.plan.recipe.epochs and not collapsed(self.history)
+
+
+def begin(plan: Plan, host_data: DataSet, device: torch.device, *, quiet: bool = False) -> State:
+    """A run as it stands: at its last checkpoint, where a sibling ended its burn-in, or at its first parameters."""
+    recipe, folder, model = plan.recipe, folder_of(plan), build_model(plan, host_data).to(device)
+    optimiser = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum,
+                                weight_decay=recipe.weight_decay)
+    state = State(plan, folder, model, optimiser)
+    _describe(plan, folder, host_data, device)
+    _resume(state, device, quiet)
+    if state.epoch == 0:
+        _branch(state, device)
+    return state
+
+
+def collapsed(history: list[dict[str, float]]) -> bool:
+    """Did a network that had learned something come to one answer for all images, and stay there for three epochs? Going on
+    would cost hours and change nothing; the run ends there, and says so whenever it is opened."""
+    learned = any(row["clean_seen"] > 0.5 for row in history)
+    return learned and len(history) > COLLAPSE_PATIENCE and all(row["constant"] for row in history[-COLLAPSE_PATIENCE:])
+
+
+def is_snapshot(epoch: int, plan: Plan) -> bool:
+    """Is the network kept after this epoch? About twelve are, evenly spaced, and those where burn-in and training end."""
+    epochs = plan.recipe.epochs
+    return epoch % -(-epochs // SNAPSHOTS) == 0 or epoch in (plan.burn_in, epochs)
+
+
+def _branch(state: State, device: torch.device) -> None:
+    """Begin where a run that differs in its weights alone ended its burn-in, if there is one: nothing is trained twice.
+
+    Its epochs are this run's epochs, bit for bit. Anything missing or damaged there, and training starts from epoch 1.
+    """
+    plan, folder = state.plan, state.folder
+    for checkpoint in sorted(folder.parent.glob(f"*/burn-in-{plan.trunk}.ckpt")):
+        try:
+            reached = store.load(checkpoint)["epoch"]
+            if reached > plan.trunk_epochs:
+                continue
+            numbers = range(1, reached + 1)
+            epochs = [f"epochs/{number:04d}.npz" for number in numbers]
+            snapshots = [f"snapshots/{number:04d}.ckpt" for number in numbers if is_snapshot(number, plan)]
+            for name in epochs:
+                store.load_arrays(checkpoint.parent / name)
+            for name in snapshots:
+                store.load(checkpoint.parent / name)
+            best = store.load(checkpoint.parent / "best-in-burn-in.ckpt")
+        except KitError:
+            continue
+        for name in epochs + snapshots:
+            store.write(folder / name, (checkpoint.parent / name).read_bytes())
+        store.save(folder / "best.ckpt", best)
+        state.load(checkpoint, device)
+        store.write_json(folder / "branched.json", {"from": checkpoint.parent.name, "epoch": state.epoch})
+        return
+
+
+def _describe(plan: Plan, folder: Path, data: DataSet, device: torch.device) -> None:
+    """run.json, written at the start; a resumed run must find the same images."""
+    path, fingerprint = folder / "run.json", data.fingerprint()
+    if path.exists():
+        before = store.read_json(path)
+        if before["data_fingerprint"] != fingerprint:
+            raise KitError(f"{plan.recipe.data} has changed since {folder.name} was begun; restore the images, or delete "
+                           f"{folder} to train afresh")
+        return
+    spec = plan.spec
+    store.write_json(path, {
+        "spec": {"method": spec.method, "recipe": spec.recipe, "seed": spec.seed, "overrides": dict(spec.overrides)},
+        "key": plan.key, "config": plan.config(), "classes": list(data.classes), "data_fingerprint": fingerprint,
+        "versions": versions(), "commit": commit(), "device": _device_name(device), "threads": torch.get_num_threads(),
+        "precision": chosen(plan.recipe.precision, device)})
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _resume(state: State, device: torch.device, quiet: bool) -> None:
+    """Load the last checkpoint that is whole. A damaged one is set aside; training goes on from the one before it, or
+    afresh, which gives the same end."""
+    for path in (state.folder / "last.ckpt", state.folder / "previous.ckpt"):
+        if path.exists():
+            try:
+                state.load(path, device)
+                return
+            except KitError as error:
+                kept = store.set_aside(path)
+                if not quiet:
+                    print(f"{error}; kept as {kept.name}, training goes on from an earlier epoch", flush=True)
+
+
+def keep_step(crew: Sequence[State], device: torch.device) -> None:
+    """Networks that are trained together were interrupted while they were saved: those ahead by one epoch go back by it, so
+    that all repeat it together and end bit for bit as if nothing had happened."""
+    least = min(state.epoch for state in crew)
+    for state in crew:
+        path = state.folder / "previous.ckpt"
+        if state.epoch == least + 1 and path.exists() and store.load(path)["epoch"] == least:
+            state.load(path, device)
