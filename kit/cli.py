@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
                            help="notebook parameters, or settings of every run")
     reproduce.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one a core, at most 8)")
     reproduce.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    reproduce.add_argument("--compile", action="store_true", help="compile the passes of networks: for long runs")
     reproduce.add_argument("--out", type=Path, help="folder for the results (default: figures/out/<recipe>)")
     reproduce.add_argument("--fresh", action="store_true", help="run notebooks that are up to date, too")
     reproduce.add_argument("--plan", action="store_true", help="only say what would run")
@@ -37,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="overrides, say weight.slope=5 epochs=30")
     train.add_argument("--device", default="auto")
+    train.add_argument("--compile", action="store_true", help="compile the network's passes: for long runs")
 
     evaluate = commands.add_parser("evaluate", help="accuracy of a stored run under attacks")
     evaluate.add_argument("run", help="the run's key, or the beginning of it (see `list runs`)")
@@ -60,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--seeds", nargs="+", type=int, metavar="S", help="as given to `reproduce`")
     compare.add_argument("--json", type=Path, metavar="FILE", help="write it there, too, every statement with its numbers")
 
+    commands.add_parser("bench", help="speed here, against the plain step and other libraries (see `bench --help`)")
+
     explain = commands.add_parser("explain", help="a method's formula, parts and numbers, and where paper and code disagree")
     explain.add_argument("method", help="a name of `list methods`")
     return top
@@ -70,7 +75,12 @@ TABLES = ("methods", "attacks", "recipes", "criteria", "weights", "figures")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. -> exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["bench"]:
+        return _bench(arguments[1:])
     options = parser().parse_args(arguments)
+    if getattr(options, "compile", False):
+        os.environ["KIT_COMPILE"] = "1"      # workers and notebooks inherit it
     try:
         commands = {"reproduce": _reproduce, "train": _train, "evaluate": _evaluate, "audit": _audit, "list": _list,
                     "explain": _explain, "compare": _compare}
@@ -147,6 +157,17 @@ def _list(options: argparse.Namespace) -> int:
     if options.what == "methods":
         print("\npython -m kit explain METHOD shows a method's formula, parts and numbers.")
     return 0
+
+
+def _bench(words: list[str]) -> int:
+    script = Path(__file__).resolve().parent.parent / "tests/bench.py"
+    if not script.exists():
+        print(f"kit: there is no {script}; run this from a checkout of the project", file=sys.stderr)
+        return 2
+    try:
+        return subprocess.call([sys.executable, str(script), *words])
+    except KeyboardInterrupt:
+        return 130
 
 
 def _explain(options: argparse.Namespace) -> int:

@@ -1,13 +1,17 @@
-"""In which number format a network computes while it is attacked in training. The update is always fp32."""
+"""How a network computes in training: the number format of its attack's passes, and whether its passes are compiled.
+
+The update is always fp32. Compiling changes roundings only, so it is no part of a run's settings; run.json has both.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kit.types import KitError
 
@@ -40,3 +44,27 @@ def attacked_in(precision: str, model: nn.Module, device: torch.device) -> Itera
             yield
     finally:
         handle.remove()
+
+
+def compile_wanted() -> bool:
+    """KIT_COMPILE=1, or --compile on the command line. It takes half a minute, so it pays for long runs of deep networks."""
+    return os.environ.get("KIT_COMPILE") == "1"
+
+
+def compiled(model: nn.Module, x: Tensor) -> bool:
+    """Compile the network's passes where it is, for batches like `x` (N, C, H, W). -> was it? Where it cannot be, one line
+    says why, and it computes as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        torch._dynamo.config.recompile_limit = 64      # each batch size, mode and set of gradients is a program of its own
+        model.compile(dynamic=False)
+        with torch.no_grad():
+            model.eval()(x)
+    except Exception as error:      # whatever a compiler may raise
+        model._compiled_call_impl = None
+        print(f"WARNING: the network is not compiled: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
+        return False
+    finally:
+        for module, training in modes:
+            module.training = training
+    return True

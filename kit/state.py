@@ -11,7 +11,7 @@ from torch import nn
 
 from kit import store
 from kit.data import DataSet
-from kit.precision import chosen
+from kit.precision import chosen, compile_wanted, compiled
 from kit.runs import build_model, commit, folder_of, versions
 from kit.spec import Plan
 from kit.types import KitError
@@ -59,7 +59,8 @@ def begin(plan: Plan, host_data: DataSet, device: torch.device, *, quiet: bool =
     optimiser = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum,
                                 weight_decay=recipe.weight_decay)
     state = State(plan, folder, model, optimiser)
-    _describe(plan, folder, host_data, device)
+    ready = compile_wanted() and compiled(model, host_data.train.x(slice(0, recipe.batch_size)).to(device))
+    _describe(plan, folder, host_data, device, ready)
     _resume(state, device, quiet)
     if state.epoch == 0:
         _branch(state, device)
@@ -108,7 +109,7 @@ def _branch(state: State, device: torch.device) -> None:
         return
 
 
-def _describe(plan: Plan, folder: Path, data: DataSet, device: torch.device) -> None:
+def _describe(plan: Plan, folder: Path, data: DataSet, device: torch.device, ready: bool) -> None:
     """run.json, written at the start; a resumed run must find the same images."""
     path, fingerprint = folder / "run.json", data.fingerprint()
     if path.exists():
@@ -122,7 +123,7 @@ def _describe(plan: Plan, folder: Path, data: DataSet, device: torch.device) -> 
         "spec": {"method": spec.method, "recipe": spec.recipe, "seed": spec.seed, "overrides": dict(spec.overrides)},
         "key": plan.key, "config": plan.config(), "classes": list(data.classes), "data_fingerprint": fingerprint,
         "versions": versions(), "commit": commit(), "device": _device_name(device), "threads": torch.get_num_threads(),
-        "precision": chosen(plan.recipe.precision, device)})
+        "precision": chosen(plan.recipe.precision, device), "compiled": ready})
 
 
 def _device_name(device: torch.device) -> str:

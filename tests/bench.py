@@ -1,11 +1,18 @@
-"""Speed against other libraries, on the same network and images. Not a test: run it on a quiet machine.
+"""Speed against the plain way and other libraries, on the same networks and images. Not a test: run it on a quiet machine.
 
-    python tests/bench.py [--rounds 5] [--images 500] [--threads 2] [--device cpu] [--only aa pgd20] [--json FILE]
+    python -m kit bench [--rounds 5] [--images 500] [--threads 2] [--device cpu] [--only aa pgd20] [--json FILE]
 
 Each contestant runs in a process of its own, as its user would; a round runs all of them one after the other, so that a
-ratio compares neighbours in time. pyautoattack, torchattacks and foolbox take part where they are installed. The network is
-the small convolutional one of tests/golden/autoattack (a third of its MNIST images withstand AutoAttack at eps 0.25).
-Robust accuracy, and images passed forwards and backwards through the network, stand beside the seconds.
+ratio compares neighbours in time. The first of each work is what the others are compared with.
+
+aa, pgd20, pgd100: attacks on the small convolutional network of tests/golden/autoattack (a third of its MNIST images
+withstand AutoAttack at eps 0.25), against pyautoattack, torchattacks and foolbox where they are installed. The result is
+robust accuracy; passes are images through the network, forwards and backwards.
+
+step-*: one PGD-10 training step on random images against the plain step of tests/reference.py. The result is its loss;
+"bf16" has its attack in bf16. many: one such step of each of 40 LeNets. Beside the seconds: the share of them that the
+attack takes, multiplications and additions a second as a share of what one large product of fp32 matrices reaches here,
+and peak memory.
 """
 
 from __future__ import annotations
@@ -15,6 +22,7 @@ import importlib.util
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -130,40 +138,178 @@ def right(net: nn.Module, x: Tensor, y: Tensor) -> float:
         return float((net(x).argmax(1) == y).float().mean())
 
 
-#: {work: {contestant: (package, maker)}}; the kit is the first of each.
-WORK: dict[str, dict[str, tuple[str, Callable]]] = {
-    "aa": {"kit": ("kit", kit_attack("aa")), "pyautoattack": ("pyautoattack", pyautoattack)},
-    **{f"pgd{steps}": {"kit": ("kit", kit_attack(f"pgd{steps}", stop_early=True)),
-                       "torchattacks": ("torchattacks", torchattacks_pgd(steps)),
-                       "foolbox": ("foolbox", foolbox_pgd(steps))} for steps in (20, 100)},
+# ---------------------------------------------------------------------------------------------- training steps
+
+#: {work: (network, image shape, batch, steps timed in a process)}
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int, int]] = {}
+
+
+def _networks() -> None:
+    from kit import models
+    NETWORKS.update({
+        "step-digits": (lambda: models.build("cnn", (1, 8, 8), 10), (1, 8, 8), 64, 20),
+        "step-lenet": (lambda: models.build("lenet", (1, 28, 28), 10), (1, 28, 28), 128, 5),
+        "step-resnet18-16": (lambda: models.resnet18(3, 32, 10, width=16).to(memory_format=torch.channels_last), (3, 32, 32),
+                             128, 3),
+        "step-resnet18": (lambda: models.build("resnet18", (3, 32, 32), 10), (3, 32, 32), 128, 1)})
+
+
+def training_step(way: str) -> Callable:
+    """A contestant: "plain", "kit" or "bf16", one thread for small networks as `kit.run` has it, else all."""
+    def contestant(work: str, threads: int, device: str) -> dict:
+        import reference
+
+        from kit.methods import METHODS
+        from kit.minibatch import step, strike
+        from kit.recipes import RECIPES
+        from kit.types import Streams
+        make, shape, batch, times = NETWORKS[work]
+        method, small = METHODS["at"], work in ("step-digits", "step-lenet")
+        recipe = RECIPES["digits"].override(eps=8 / 255, precision="bf16" if way == "bf16" else "fp32")
+        torch.set_num_threads(1 if small and way != "plain" else threads)
+        torch.manual_seed(0)
+        net, x, y = make().to(device), torch.rand(batch, *shape).to(device), torch.randint(0, 10, (batch,)).to(device)
+        if way == "plain":
+            net = net.to(memory_format=torch.contiguous_format)
+        optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+        streams = Streams(torch.arange(batch, device=device), 0)
+
+        def take() -> float:
+            if way == "plain":
+                with reference.nothing_folded():
+                    return float(reference.plain_step(net, optimiser, method, recipe, x, y, streams)[0])
+            return float(step(net, optimiser, method, recipe, x, y, streams).loss)
+
+        def attack() -> None:
+            if way == "plain":
+                with reference.nothing_folded():
+                    reference.attack(net.eval(), method.attack, method, recipe, x, y, streams, True)
+            else:
+                strike(net, method, recipe, x, y, streams)
+        take()
+        started, cpu = time.perf_counter(), time.process_time()
+        seconds, losses = zip(*(timed(take, device) for _ in range(times)), strict=True)
+        cpu = (time.process_time() - cpu) / times
+        attacked = statistics.median(timed(attack, device)[0] for _ in range(times))
+        middle = statistics.median(seconds)
+        passes = (2 * recipe.steps + 3) * batch       # a backward pass for the input costs a forward one, for both two
+        speed = 2 * multiplications(net, x[:1]) * passes / middle
+        return {"seconds": middle, "cpu": cpu, "result": losses[0], "forwards": (recipe.steps + 1) * batch,
+                "backwards": (recipe.steps + 1) * batch, "images a second": batch / middle, "attack": attacked / middle,
+                "of the bound": speed / bound(device), "MiB": peak(device), "wall": time.perf_counter() - started}
+    return contestant
+
+
+def many_networks(way: str, count: int = 40, batch: int = 64) -> Callable:
+    """A contestant: a step of each of `count` LeNets, "plain" or "kit" one after another, or as "run_many" does it."""
+    def contestant(work: str, threads: int, device: str) -> dict:
+        import reference
+
+        from kit import models
+        from kit.methods import METHODS
+        from kit.minibatch import Learner, step, steps
+        from kit.recipes import RECIPES
+        from kit.sidebyside import side_by_side
+        from kit.train import TOGETHER
+        from kit.types import Streams
+        recipe, method = RECIPES["mnist"].override(precision="fp32"), METHODS["at"]
+        torch.manual_seed(0)
+        nets = [models.build("lenet", (1, 28, 28), 10, seed=i).to(device) for i in range(count)]
+        learners = [Learner(net, torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9), method, False) for net in nets]
+        x, y = torch.rand(batch, 1, 28, 28).to(device), torch.randint(0, 10, (batch,)).to(device)
+        torch.set_num_threads(threads if way == "plain" else 1)
+
+        def streams() -> Streams:
+            return Streams(torch.arange(batch, device=device), 0)
+
+        def together(some: list) -> list[float]:
+            done = steps(some, recipe, x.repeat(len(some), 1, 1, 1), y.repeat(len(some)), [streams() for _ in some])
+            return [float(each.loss) for each in done]
+
+        def take() -> float:
+            if way == "run_many":
+                most = TOGETHER[device]
+                lists = [(learners[i:i + most],) for i in range(0, count, most)]
+                losses = [loss for some in side_by_side(together, lists, threads if device == "cpu" else 1) for loss in some]
+                return sum(losses) / count
+            one = reference.plain_step if way == "plain" else lambda *words: (step(*words, reweighted=False).loss,)
+            return sum(float(one(*learner[:3], recipe, x, y, streams())[0]) for learner in learners) / count
+        take()
+        cpu = time.process_time()
+        seconds, loss = timed(take, device)
+        images = count * batch
+        return {"seconds": seconds, "cpu": time.process_time() - cpu, "result": loss, "forwards": 11 * images,
+                "backwards": 11 * images, "images a second": images / seconds, "MiB": peak(device)}
+    return contestant
+
+
+def timed(call: Callable[[], float], device: str) -> tuple[float, float]:
+    started = time.perf_counter()
+    answer = call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, answer
+
+
+def multiplications(net: nn.Module, x: Tensor) -> int:
+    """Of a forward pass of one image."""
+    from torch.utils.flop_counter import FlopCounterMode
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(x)
+    return counter.get_total_flops() // 2
+
+
+def bound(device: str) -> float:
+    """Additions and multiplications a second in a product of two fp32 matrices, on the threads that there are."""
+    a = torch.rand(2048, 2048, device=device)
+    return 2 * 2048 ** 3 / min(timed(lambda: (a @ a)[0, 0].item(), device)[0] for _ in range(5))
+
+
+def peak(device: str) -> float:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2 ** 20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+#: {work: {contestant: (package, maker)}}; the first of each that is installed is what the others are compared with.
+ATTACKS: dict[str, dict[str, tuple[str, Callable]]] = {
+    "aa": {"pyautoattack": ("pyautoattack", pyautoattack), "kit": ("kit", kit_attack("aa"))},
+    **{f"pgd{steps}": {"torchattacks": ("torchattacks", torchattacks_pgd(steps)),
+                       "foolbox": ("foolbox", foolbox_pgd(steps)),
+                       "kit": ("kit", kit_attack(f"pgd{steps}", stop_early=True))} for steps in (20, 100)},
 }
+STEPS: dict[str, dict[str, tuple[str, Callable]]] = {
+    **{work: {way: ("kit", training_step(way)) for way in ("plain", "kit", "bf16")}
+       for work in ("step-digits", "step-lenet", "step-resnet18-16", "step-resnet18")},
+    "many": {way: ("kit", many_networks(way)) for way in ("plain", "kit", "run_many")}}
+WORK = ATTACKS | STEPS
 
 
 # ---------------------------------------------------------------------------------------------- the race
 
 def one(work: str, contestant: str, count: int, threads: int, device: str) -> dict:
-    """In a process of its own: set up, a small warm-up, one timed call."""
+    """In a process of its own: set up, warm up, one timed call."""
+    make = WORK[work][contestant][1]
+    if work in STEPS:
+        _networks()
+        return make(work, threads, device)
     torch.set_num_threads(threads)
     x, y = (values.to(device) for values in images(count))
-    make = WORK[work][contestant][1]
     make(network().to(device), x[:10], y[:10])()
     net = Counted(network().to(device)).eval()
     call = make(net, x, y)
-    if device == "cuda":
-        torch.cuda.synchronize()
     net.forwards.clear(), net.backwards.clear()
-    started, cpu = time.perf_counter(), time.process_time()
-    robust = call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu, "robust": robust,
-            "forwards": sum(net.forwards), "backwards": sum(net.backwards)}
+    cpu = time.process_time()
+    seconds, robust = timed(call, device)
+    return {"seconds": seconds, "cpu": time.process_time() - cpu, "result": robust, "forwards": sum(net.forwards),
+            "backwards": sum(net.backwards), "images a second": count / seconds, "MiB": peak(device)}
 
 
 def race(work: str, rounds: int, count: int, threads: int, device: str) -> list[dict]:
     present = [name for name, (package, _) in WORK[work].items() if importlib.util.find_spec(package)]
     results: dict[str, list[dict]] = {name: [] for name in present}
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    path = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path[1:], os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONPATH": path}
     for _ in range(rounds):
         for name in present:
             words = [sys.executable, __file__, "--one", work, name, str(count), str(threads), device]
@@ -171,39 +317,56 @@ def race(work: str, rounds: int, count: int, threads: int, device: str) -> list[
             if done.returncode:
                 raise SystemExit(f"{name} failed at {work}:\n{done.stderr[-2000:]}")
             results[name].append(json.loads(done.stdout.splitlines()[-1]))
-    kit, rows = results["kit"], []
+    rows = []
     for name, mine in results.items():
-        ratios = [other["seconds"] / own["seconds"] for other, own in zip(mine, kit, strict=True)]
+        ratios = [first["seconds"] / own["seconds"] for first, own in zip(results[present[0]], mine, strict=True)]
         rows.append({"work": work, "who": name, "n": rounds,
                      **{key: statistics.median(r[key] for r in mine) for key in mine[0]},
-                     "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)})
+                     "times": statistics.median(ratios), "low": min(ratios), "high": max(ratios)})
     return rows
 
 
+def markdown(record: dict) -> str:
+    """The table of a record, for the README."""
+    machine = record["machine"]
+    lines = ["| work | | seconds | times as fast [min, max] | result | images a second | attack's share | of the bound |",
+             "|---|---|---|---|---|---|---|---|"]
+    for row in record["rows"]:
+        share, of_bound = (f"{row[key]:.0%}" if key in row else "" for key in ("attack", "of the bound"))
+        lines.append(f"| {row['work']} | {row['who']} | {row['seconds']:.3g} | {row['times']:.2f} [{row['low']:.2f}, "
+                     f"{row['high']:.2f}] | {row['result']:.3f} | {row['images a second']:,.0f} | {share} | {of_bound} |")
+    words = f"{machine['date']}, torch {machine['torch']}, {machine['machine']} ({machine['device']})"
+    return "\n".join([*lines, "", f"{words}, {machine['threads']} threads; medians, n = {record['rows'][0]['n']}."])
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m kit bench", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="+", choices=list(WORK), default=list(WORK))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", action="store_true", help="print the README's table, too")
     words = parser.parse_args()
     name = torch.cuda.get_device_name() if words.device == "cuda" else platform.processor() or platform.machine()
     machine = {"torch": torch.__version__, "python": platform.python_version(), "device": words.device, "machine": name,
                "threads": words.threads, "images": words.images, "eps": EPS, "date": time.strftime("%Y-%m-%d")}
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    print(f"{'work':8} {'who':14} {'seconds':>8} {'cpu':>8} {'robust':>7} {'forwards':>10} {'backwards':>10}  "
-          "times the kit's seconds, n")
+    print(f"{'work':16} {'who':12} {'seconds':>8} {'cpu':>8} {'result':>7} {'forwards':>10} {'backwards':>10}  "
+          "times as fast as the first, n")
     rows = []
     for work in words.only:
         for row in race(work, words.rounds, words.images, words.threads, words.device):
             rows.append(row)
-            spread = f"{row['ratio']:.2f}x [{row['low']:.2f}, {row['high']:.2f}], {row['n']}"
-            print(f"{work:8} {row['who']:14} {row['seconds']:8.2f} {row['cpu']:8.2f} {row['robust']:7.3f} "
+            spread = f"{row['times']:.2f}x [{row['low']:.2f}, {row['high']:.2f}], {row['n']}"
+            print(f"{work:16} {row['who']:12} {row['seconds']:8.3f} {row['cpu']:8.3f} {row['result']:7.3f} "
                   f"{row['forwards']:10,} {row['backwards']:10,}  {spread}", flush=True)
+    record = {"machine": machine, "rows": rows}
     if words.json:
-        words.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        words.json.write_text(json.dumps(record, indent=1) + "\n")
+    if words.markdown:
+        print(markdown(record))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 import torch
+from conftest import TINY
 from reference import nothing_folded, plain_step
 from torch import nn
 
@@ -137,6 +138,25 @@ def test_bf16_is_the_attack_s_alone(make):
     nn.functional.cross_entropy(twin(batches["bf16"].x_adv), y).backward()
     optimisers[1].step()
     torch.testing.assert_close(dict(net.state_dict()), dict(twin.state_dict()))
+
+
+@pytest.mark.slow
+def test_compiled_passes_are_the_same_up_to_rounding(fresh_home, monkeypatch, capsys):
+    """KIT_COMPILE trains the same run and says so in run.json; where no compiler works one line says why, and it goes on."""
+    spec, runs = {**TINY, "epochs": 1, "milestones": []}, {}
+    for name in ("eager", "compiled", "broken"):
+        monkeypatch.setenv("KIT_HOME", str(fresh_home / name))
+        monkeypatch.setenv("KIT_COMPILE", "0" if name == "eager" else "1")
+        if name == "broken":
+            def fails(*_, **__):
+                raise RuntimeError("no compiler\nand more")
+            monkeypatch.setattr(nn.Module, "compile", fails)
+        runs[name] = kit.run("trades", overrides=spec, quiet=True)
+    assert [run.record["compiled"] for run in runs.values()] == [False, True, False]
+    assert runs["compiled"].history.loss[0] == pytest.approx(runs["eager"].history.loss[0], rel=1e-3)
+    assert runs["broken"].history.loss[0] == runs["eager"].history.loss[0]
+    assert "WARNING: the network is not compiled: RuntimeError: no compiler\n" in capsys.readouterr().out
+    assert runs["compiled"].key == runs["eager"].key
 
 
 def test_bf16_where_there_is_none(monkeypatch, home):
