@@ -56,6 +56,16 @@ def parser() -> argparse.ArgumentParser:
     show = commands.add_parser("list", help="what there is to choose from")
     show.add_argument("what", nargs="?", default="methods", choices=[*TABLES, "runs"])
 
+    runs = commands.add_parser("runs", help="stored runs: list, verify, export to an archive, import from one")
+    actions = runs.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="key, state and name of each")
+    verify = actions.add_parser("verify", help="is every file whole, and does it belong there?")
+    export = actions.add_parser("export", help="finished runs as one tar file")
+    export.add_argument("file", type=Path)
+    for action in (verify, export):
+        action.add_argument("run", nargs="*", help="keys, or the beginnings of them (default: all)")
+    actions.add_parser("import", help="runs from such a file, each verified before").add_argument("file", type=Path)
+
     compare = commands.add_parser("compare", help="the papers' claims against what finished runs show, each with a verdict")
     compare.add_argument("paper", nargs="?", help="clirat, mail, vir, mr or csa (default: all)")
     compare.add_argument("--recipe", help="a name of `list recipes`, or folder:<path> (default: digits)")
@@ -83,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["KIT_COMPILE"] = "1"      # workers and notebooks inherit it
     try:
         commands = {"reproduce": _reproduce, "train": _train, "evaluate": _evaluate, "audit": _audit, "list": _list,
-                    "explain": _explain, "compare": _compare}
+                    "explain": _explain, "compare": _compare, "runs": _runs}
         return commands[options.command](options)
     except KitError as error:
         print(f"kit: {error}", file=sys.stderr)
@@ -142,12 +152,7 @@ def _audit(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     if options.what == "runs":
-        from kit.runs import find
-        for folder in store.run_folders():
-            run = find(folder.name)
-            state = "done" if (folder / "done.json").exists() else "unfinished"
-            print(f"{folder.name}  {state:<10}  {run.spec}")
-        return 0
+        return _runs(argparse.Namespace(action="list"))
     import kit
     table = getattr(kit, options.what.upper())
     width = max(map(len, table))
@@ -156,6 +161,30 @@ def _list(options: argparse.Namespace) -> int:
         print(f"{name:<{width}}  {describe(row)}{f'  [{source}]' if source else ''}")
     if options.what == "methods":
         print("\npython -m kit explain METHOD shows a method's formula, parts and numbers.")
+    return 0
+
+
+def _runs(options: argparse.Namespace) -> int:
+    from kit import archive
+    from kit.runs import find
+    if options.action == "list":
+        for folder in store.run_folders():
+            state = "done" if (folder / "done.json").exists() else "unfinished"
+            print(f"{folder.name}  {state:<10}  {find(folder.name).spec}")
+        return 0
+    if options.action == "verify":
+        folders, bad = archive.chosen(options.run), 0
+        for folder in folders:
+            problems = archive.verify(folder)
+            bad += bool(problems)
+            print(f"{folder.name}  {'damaged' if problems else 'whole'}", *problems, sep="\n    ")
+        print(f"{len(folders) - bad} of {len(folders)} runs are whole")
+        return 1 if bad else 0
+    if options.action == "export":
+        print(f"{len(archive.export(options.file, options.run))} runs in {options.file}")
+        return 0
+    for name, state in archive.bring(options.file):
+        print(f"{name}  {state}")
     return 0
 
 

@@ -165,9 +165,7 @@ def evaluate(run: Run, attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw
     rows, examples, notes = {}, Examples(), {}
     for name in names:
         attack = ATTACKS[name]
-        settings = {"attack": attack.config(), "threat": str(run.plan.recipe.threat), "split": split, "n": n, "which": which}
-        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-        path = run.folder / "evaluations" / f"{key}.npz"
+        settings, path = kept_at(run, name, split=split, n=n, which=which)
         if not path.exists():
             if model is None:
                 model = run.model(which, where)
@@ -196,6 +194,14 @@ def evaluate(run: Run, attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("attack")
     table.attrs = {"run": run.key, "examples": examples, "classes": run.record["classes"], "notes": list(notes)}
     return table
+
+
+def kept_at(run: Run, attack: str, *, split: str = "test", n: int = 0, which: str | int = "last") -> tuple[dict, Path]:
+    """(all that decides an evaluation, the file that keeps it once it is made)."""
+    settings = {"attack": ATTACKS[attack].config(), "threat": str(run.plan.recipe.threat), "split": split, "n": n,
+                "which": which}
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    return settings, run.folder / "evaluations" / f"{key}.npz"
 
 
 def per_class(table: pd.DataFrame, attack: str) -> pd.DataFrame:

@@ -48,15 +48,16 @@ def whatif(run: Run, methods: Iterable[str] | str, *, epochs: Sequence[int] | No
         raise unknown("way of counting", counted, COUNTED)
     table, by_class, total_epochs = [], {}, run.plan.recipe.epochs
     for epoch in _chosen(run, epochs, counted):
-        seen, ids = _seen(run, epoch, counted)
+        seen, ids = seen_of(run, epoch, counted)
         weights = {}
         for name, row in rows.items():
             _check_source(name, row, seen, f"'{counted}' in epoch {epoch}")
             streams = Streams(ids, run.plan.seed, "whatif", epoch)      # of its own: no method's draws depend on another
-            weights[name] = _weights(row.at(epoch, total_epochs), replace(seen, streams=streams), f"{name}, epoch {epoch},")
-        groups, compared = _groups(seen), _Order(weights[reference])
+            drawn = replace(seen, streams=streams)
+            weights[name] = weights_of(row.at(epoch, total_epochs), drawn, f"{name}, epoch {epoch},")
+        groups, compared = groups_of(seen), Order(weights[reference])
         for name, w in weights.items():
-            table.append({"epoch": epoch, "method": name, **_summary(w, compared, groups)})
+            table.append({"epoch": epoch, "method": name, **summary_of(w, compared, groups)})
             shares = np.bincount(seen.y.numpy(), w, seen.logits_adv.shape[1])
             by_class[f"{epoch} {name}"] = (shares / w.sum() if w.sum() else shares * np.nan).tolist()
     frame = pd.DataFrame(table)
@@ -89,7 +90,7 @@ def _chosen(run: Run, epochs: Sequence[int] | None, counted: str) -> list[int]:
     return chosen
 
 
-def _seen(run: Run, epoch: int, counted: str) -> tuple[Seen, torch.Tensor]:
+def seen_of(run: Run, epoch: int, counted: str) -> tuple[Seen, torch.Tensor]:
     """What was stored of the images, whole numbers too in float64, and their ids. What was not stored is None."""
     prefix = "seen_" if counted == "frozen" else "train_"
     arrays = run.final if counted == "final" else run.epoch(epoch)
@@ -98,6 +99,9 @@ def _seen(run: Run, epoch: int, counted: str) -> tuple[Seen, torch.Tensor]:
     if counted == "on the fly":
         # the last pass has the same images in the same order; asking the data set would hash all pixels in each epoch
         stored |= {name: torch.from_numpy(run.final[f"train_{name}"]) for name in ("y", "ids")}
+    if "y" not in stored or "logits_adv" not in stored:
+        raise KitError(f"{run.folder.name}, epoch {epoch} keeps no images '{counted}': its file was changed. Delete the "
+                       "folder to train the run afresh")
     names = ("logits_adv", "logits_nat", "kappa", "lps", "p_flip")
     numbers = {name: stored[name].double() for name in names if name in stored}
     if not all(bool(values.isfinite().all()) for values in numbers.values()):
@@ -119,7 +123,7 @@ def _check_source(name: str, row: Method, seen: Seen, source: str) -> None:
                        "did not look at it in training. Take counted=\"frozen\" or \"final\", where everything is kept")
 
 
-def _weights(row: Method, seen: Seen, name: str) -> np.ndarray:
+def weights_of(row: Method, seen: Seen, name: str) -> np.ndarray:
     """(n,) float64, finite and >= 0; `KitError` for a row that gives anything else."""
     weights = row.weigh(seen).double()
     if weights.shape != seen.y.shape:
@@ -130,13 +134,13 @@ def _weights(row: Method, seen: Seen, name: str) -> np.ndarray:
     return weights.numpy()
 
 
-def _groups(seen: Seen) -> dict[str, np.ndarray]:
+def groups_of(seen: Seen) -> dict[str, np.ndarray]:
     count = confused_labels(seen.probs_adv, seen.y).numpy()
     right = (seen.logits_adv.argmax(dim=1) == seen.y).numpy()
     return {"robust_share": right, "one_label_share": ~right & (count <= 1), "several_labels_share": ~right & (count >= 2)}
 
 
-class _Order:
+class Order:
     """Ranks of weights and who is in their top tenth; computed once where many are compared with one."""
 
     def __init__(self, w: np.ndarray):
@@ -151,8 +155,8 @@ class _Order:
         self.tenth = tenth
 
 
-def _summary(w: np.ndarray, reference: _Order, groups: dict[str, np.ndarray]) -> dict[str, float]:
-    total, n, own = w.sum(), len(w), _Order(w)
+def summary_of(w: np.ndarray, reference: Order, groups: dict[str, np.ndarray]) -> dict[str, float]:
+    total, n, own = w.sum(), len(w), Order(w)
     blank = own.constant or reference.constant
     shares = w / total if total else w * np.nan
     lengths = np.sqrt((own.centred ** 2).sum() * (reference.centred ** 2).sum())

@@ -18,7 +18,7 @@ LAYERS = [
     {"spec", "formulas"},
     {"runs"},
     {"evaluate", "whatif", "minibatch", "masking"},
-    {"tables", "audit", "zoo", "state"},
+    {"tables", "audit", "zoo", "state", "archive"},
     {"train", "figures"},
     {"explain", "papers", "forecast"},
     {"params", "widgets"},

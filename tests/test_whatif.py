@@ -217,26 +217,26 @@ def literal(w, other, right):
 @pytest.mark.parametrize("n", [2, 9, 10, 11, 25, 99])
 @pytest.mark.parametrize("levels", [1, 2, 3, 7, 1000])
 def test_columns_against_loops_with_ties(n, levels):
-    from kit.whatif import _Order, _summary
+    from kit.whatif import Order, summary_of
     dice = np.random.default_rng(n * levels)
     for _ in range(5):
         w, other = (dice.integers(1, levels + 1, n) / 8 for _ in range(2))
         right = dice.random(n) < 0.5
         expected = literal(w.tolist(), other.tolist(), right.tolist())
-        assert _summary(w, _Order(other), {"robust_share": right}) == pytest.approx(expected, nan_ok=True)
+        assert summary_of(w, Order(other), {"robust_share": right}) == pytest.approx(expected, nan_ok=True)
 
 
 def test_the_last_bit_breaks_no_tie():
     """Vectorised kernels may round equal numbers differently by where they lie."""
-    from kit.whatif import _Order, _summary
+    from kit.whatif import Order, summary_of
     flat = np.full(20, 0.7)
     flat[3] = np.nextafter(0.7, 1)
-    assert math.isnan(_summary(flat, _Order(np.arange(20.0)), {})["spearman"])
+    assert math.isnan(summary_of(flat, Order(np.arange(20.0)), {})["spearman"])
     stairs = np.repeat(np.arange(1.0, 5.0), 5)
     shaken = stairs * np.where(np.arange(20) % 3, 1, 1 + 2.3e-16)
     assert (shaken != stairs).any()
-    assert _summary(shaken, _Order(stairs), {})["spearman"] == pytest.approx(1, abs=1e-14)
-    assert _Order(shaken).inside.tolist() == _Order(stairs).inside.tolist()
+    assert summary_of(shaken, Order(stairs), {})["spearman"] == pytest.approx(1, abs=1e-14)
+    assert Order(shaken).inside.tolist() == Order(stairs).inside.tolist()
 
 
 def test_final_looks_at_all_images_with_the_finished_network(tiny_run):
@@ -249,22 +249,22 @@ def test_final_looks_at_all_images_with_the_finished_network(tiny_run):
 
 def test_ties_at_the_cut_share_their_places():
     """Ten examples, a tenth is one: two tie for it here, one of them is alone there: half of it overlaps."""
-    from kit.whatif import _Order, _summary
+    from kit.whatif import Order, summary_of
     reference, tied = np.arange(10.0), np.array([0, 0, 0, 0, 0, 0, 0, 0, 1.0, 1.0])
-    assert _summary(tied, _Order(reference), {})["top_overlap"] == 0.5
-    assert _summary(reference, _Order(tied), {})["top_overlap"] == 0.5
-    assert math.isnan(_summary(np.ones(10), _Order(reference), {})["top_overlap"])
-    nothing = _summary(np.zeros(10), _Order(reference), {"robust_share": np.ones(10, bool)})
+    assert summary_of(tied, Order(reference), {})["top_overlap"] == 0.5
+    assert summary_of(reference, Order(tied), {})["top_overlap"] == 0.5
+    assert math.isnan(summary_of(np.ones(10), Order(reference), {})["top_overlap"])
+    nothing = summary_of(np.zeros(10), Order(reference), {"robust_share": np.ones(10, bool)})
     assert nothing["mean_weight"] == 0 and math.isnan(nothing["robust_share"])
 
 
 def test_order_of_examples_does_not_matter():
-    from kit.whatif import _Order, _summary
+    from kit.whatif import Order, summary_of
     dice = np.random.default_rng(0)
     w, other, mask = dice.random(50), dice.random(50).round(1), dice.random(50) < 0.5
-    plain = _summary(w, _Order(other), {"robust_share": mask})
+    plain = summary_of(w, Order(other), {"robust_share": mask})
     order = dice.permutation(50)
-    assert _summary(w[order], _Order(other[order]), {"robust_share": mask[order]}) == pytest.approx(plain)
+    assert summary_of(w[order], Order(other[order]), {"robust_share": mask[order]}) == pytest.approx(plain)
 
 
 def test_tables_go_together(tiny_run):
@@ -293,3 +293,12 @@ def test_tables_go_together(tiny_run):
 def test_bad_questions(tiny_run, arguments, options, words):
     with pytest.raises(KitError, match=words):
         kit.whatif(tiny_run("at"), arguments, **options)
+
+
+def test_an_epoch_without_its_images(tiny_run, copy_of):
+    """A file that lacks what it should hold is named; no KeyError from the depths."""
+    run = copy_of(tiny_run("at"))
+    path = run.folder / "epochs/0001.npz"
+    store.save_arrays(path, {name: values for name, values in store.load_arrays(path).items() if "logits_adv" not in name})
+    with pytest.raises(KitError, match="epoch 1 keeps no images 'frozen'"):
+        kit.whatif(run, ["at"], epochs=[1])

@@ -4,20 +4,16 @@ a grid that is half done shows what is there, and "not run" for the rest: never 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kit import store
-from kit.attacks import ATTACKS
-from kit.evaluate import evaluate
+from kit.evaluate import evaluate, kept_at
 from kit.papers.grid import Ask, Need, grid, label
 from kit.papers.load import PAPERS, table, table_name
 from kit.runs import Run, folder_of
@@ -33,17 +29,9 @@ def trained_run(spec: RunSpec) -> Run | None:
     return Run(spec, folder) if (folder / "done.json").exists() else None
 
 
-@cache
-def _settings(path: Path) -> str:
-    """What an evaluation's file says it holds, keys in order; such a file is written once and never changed."""
-    return json.dumps(json.loads(str(store.load_arrays(path)["settings"])), sort_keys=True)
-
-
 def is_kept(run: Run, ask: Ask) -> bool:
     """Was this evaluation made, on the test images, and kept with the run?"""
-    wanted = json.dumps({"attack": ATTACKS[ask.attack].config(), "threat": str(run.plan.recipe.threat), "split": "test",
-                         "n": ask.n, "which": ask.which}, sort_keys=True)
-    return any(_settings(path) == wanted for path in (run.folder / "evaluations").glob("*.npz"))
+    return kept_at(run, ask.attack, n=ask.n, which=ask.which)[1].exists()
 
 
 def observed(need: Need, seed: int) -> tuple[Run, np.ndarray, np.ndarray] | None:

@@ -20,7 +20,7 @@ from kit.formulas import part_formula, plain
 from kit.methods import METHODS, Method
 from kit.runs import Run
 from kit.types import KitError, Part, Seen, Streams
-from kit.whatif import _groups, _Order, _seen, _summary, _weights
+from kit.whatif import Order, groups_of, seen_of, summary_of, weights_of
 from kit.widgets.panel import Action, Choice, Number, Panel
 from kit.widgets.sliders import CURVED, choose_first, nice, parameters, presets, sliders, with_parameters
 
@@ -45,15 +45,15 @@ class Probe:
             if missing:
                 raise KitError(f"{self.run.folder.name} stored no {', '.join(missing)} after epoch {epoch}; without what "
                                "its probe answered no weight can be told. Delete the run and train it again")
-            seen, ids = _seen(self.run, epoch, "frozen")
+            seen, ids = seen_of(self.run, epoch, "frozen")
             seen = replace(seen, streams=Streams(ids, self.run.plan.seed, "whatif", epoch))
-            self.read[epoch] = seen, _groups(seen)
+            self.read[epoch] = seen, groups_of(seen)
         seen, groups = self.read[epoch]
         return replace(seen, streams=Streams(seen.streams.ids, *seen.streams.parts)), groups     # draws begin anew
 
     def weigh(self, row: Method, epoch: int, words: str) -> np.ndarray:
         """(n,) the weights that the row gives in that epoch, past burn-in."""
-        return _weights(row.at(epoch, self.epochs), self.at(epoch)[0], f"{words}, epoch {epoch},")
+        return weights_of(row.at(epoch, self.epochs), self.at(epoch)[0], f"{words}, epoch {epoch},")
 
 
 def shares_of(w: np.ndarray, seen: Seen) -> np.ndarray:
@@ -212,7 +212,7 @@ class WeightingCurves(Panel):
             w = np.ones(len(seen.y)) if burning else self.probe.weigh(row, epoch, values["method"])
             told |= {"w": w, "score": row.criterion.score(seen).numpy(), "right": groups["robust_share"],
                      "shares": shares_of(w, seen), "images": shares_of(np.ones(len(w)), seen),
-                     "facts": _summary(w, _Order(w), groups)}
+                     "facts": summary_of(w, Order(w), groups)}
             told["class_top"] = nice(1.04 * float(np.nanmax([*told["shares"], *told["images"]])))
             told["frame"].append(told["class_top"])
         self.told = told

@@ -7,7 +7,7 @@ import numpy as np
 from kit.figures import style as s
 from kit.methods import METHODS
 from kit.runs import Run
-from kit.whatif import _Order, _summary
+from kit.whatif import Order, summary_of
 from kit.widgets.curves import GREYS, Probe, class_axes, class_steps, shares_of
 from kit.widgets.panel import Choice, Number, Panel
 from kit.widgets.sliders import choose_first, nice, sliders, with_parameters
@@ -52,10 +52,10 @@ class WhatIf(Panel):
         epoch, (seen, groups) = values["epoch"], self.probe.at(values["epoch"])
         rows = {"a": with_parameters(values["a"], values), "b": METHODS[values["b"]]}
         weights = {side: self.probe.weigh(row, epoch, values[side]) for side, row in rows.items()}
-        orders = {side: _Order(w) for side, w in weights.items()}
+        orders = {side: Order(w) for side, w in weights.items()}
         told = {"values": dict(values), "groups": groups,
                 "relative": {side: w / (w.mean() or 1.0) for side, w in weights.items()},
-                "facts": {side: _summary(w, orders["b"], groups) for side, w in weights.items()},
+                "facts": {side: summary_of(w, orders["b"], groups) for side, w in weights.items()},
                 "cuts": {side: np.partition(w, -orders[side].tenth)[-orders[side].tenth] / (w.mean() or 1.0)
                          for side, w in weights.items()},
                 "tenth": orders["b"].tenth, "shares": {side: shares_of(w, seen) for side, w in weights.items()}}

@@ -1,0 +1,168 @@
+"""Stored runs between machines: is every file of a run whole, runs as one archive, and runs from an archive.
+
+An archive is a tar of run folders behind a manifest with the SHA-256 of every file. What comes in is unpacked beside the
+runs, verified, and moved to its place, done.json last; nothing in it is executed, and no name in it leads elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from kit import store
+from kit.runs import Run, find
+from kit.spec import RunSpec, resolve
+from kit.types import KitError
+
+MANIFEST = "manifest.json"
+#: Files of a run that travel; what was set aside, locked or half written stays.
+KEPT = re.compile(r"(run|done|branched)\.json|history\.csv|final\.npz|[\w.-]+\.ckpt|(epochs|evaluations)/\w+\.npz|"
+                  r"snapshots/\w+\.ckpt")
+LARGEST = 2 ** 36      # bytes of one file that is unpacked
+
+
+def files_of(folder: Path) -> list[str]:
+    """The names, below its folder, of the files that make up a run."""
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    return [name for name in names if KEPT.fullmatch(name)]
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a stored run, a line for each file; [] if all of it is whole and belongs to it.
+
+    Checkpoints have a SHA-256, arrays a CRC; the history is compared with the checkpoint's, the key with the settings'.
+    """
+    problems = []
+
+    def attempt(name: str, look) -> object:
+        try:
+            return look(folder / name)
+        except KitError as error:
+            problems.append(str(error))
+            return None
+    record = attempt("run.json", store.read_json)
+    if record is not None:
+        try:
+            key = resolve(RunSpec(**record["spec"])).key
+            if key != record["key"] or not folder.name.endswith(key):
+                problems.append(f"{folder.name}: run.json's settings have the key {key} in this version of the kit; a run "
+                                "of those settings is trained anew")
+        except (KitError, KeyError, TypeError) as error:
+            problems.append(f"{folder / 'run.json'} names no run of this kit: {error}")
+    for name in files_of(folder):
+        if name.endswith(".npz"):
+            attempt(name, store.load_arrays)
+        elif name.endswith(".ckpt") and name != "last.ckpt":
+            attempt(name, store.load)
+    finished = (folder / "done.json").exists()
+    last = attempt("last.ckpt", store.load) if finished or (folder / "last.ckpt").exists() else None
+    if last is not None:
+        written = pd.DataFrame(last["history"]).to_csv(index=False).encode()
+        if not (folder / "history.csv").exists() or (finished and (folder / "history.csv").read_bytes() != written):
+            problems.append(f"{folder / 'history.csv'} is not the history in its checkpoint")
+    if finished:
+        done = attempt("done.json", store.read_json)
+        epochs = range(1, (done or {}).get("epochs", 0) + 1)
+        missing = [name for name in ("best.ckpt", "final.npz", *(f"epochs/{epoch:04d}.npz" for epoch in epochs))
+                   if not (folder / name).exists()]
+        problems += [f"{folder / name} is missing" for name in missing]
+    return problems
+
+
+def chosen(keys: Sequence[str]) -> list[Path]:
+    """The folders of the named runs, or of all. `KitError` for a name that fits none or several."""
+    return [find(key).folder for key in keys] if keys else store.run_folders()
+
+
+def export(path: Path, keys: Sequence[str] = ()) -> list[Run]:
+    """Write runs (all) to a tar at `path`, each verified before. Errors: `KitError` for an unfinished or damaged run, no
+    runs, or a file that cannot be written."""
+    folders = chosen(keys)
+    if not folders:
+        raise KitError("there are no stored runs to export")
+    for folder in folders:
+        if not (folder / "done.json").exists():
+            raise KitError(f"{folder.name} is not finished; train it to its end first, or name the runs to export")
+        if problems := verify(folder):
+            raise KitError(f"{folder.name} is damaged and was not exported: {problems[0]}")
+    names = [(folder, name) for folder in folders for name in files_of(folder)]
+    manifest = {f"{folder.name}/{name}": hashlib.sha256((folder / name).read_bytes()).hexdigest() for folder, name in names}
+    partial = path.with_name(f".{path.name}.tmp")
+    try:
+        with tarfile.open(partial, "w") as archive:
+            head = tarfile.TarInfo(MANIFEST)
+            blob = json.dumps(manifest, indent=1).encode()
+            head.size = len(blob)
+            archive.addfile(head, io.BytesIO(blob))
+            for folder, name in names:
+                archive.add(folder / name, f"{folder.name}/{name}", recursive=False)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise KitError(f"cannot write {path}: {error.strerror or error}") from error
+    return [find(folder.name) for folder in folders]
+
+
+def bring(path: Path) -> list[tuple[str, str]]:
+    """Runs from the archive at `path`. -> (folder name, "imported" or "already there") of each.
+
+    Errors: `KitError` for a file that is no archive of this kit, holds anything that its manifest does not name, or a run
+    that does not pass `verify`; then nothing of it is kept.
+    """
+    store.runs_folder().mkdir(parents=True, exist_ok=True)
+    found = []
+    with tempfile.TemporaryDirectory(dir=store.runs_folder(), prefix=".import-") as place:
+        folders = _unpack(path, Path(place))
+        for folder in folders:
+            if problems := verify(folder):
+                raise KitError(f"{path}: {folder.name} is not whole, nothing was imported: {problems[0]}")
+            if not (folder / "done.json").exists():
+                raise KitError(f"{path}: {folder.name} is not finished, nothing was imported")
+        for folder in folders:
+            target = store.runs_folder() / folder.name
+            with store.lock(target):
+                there = (target / "done.json").exists()
+                if not there:
+                    for name in sorted(files_of(folder), key=lambda name: name == "done.json"):      # done.json last
+                        (target / name).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.move(folder / name, target / name)
+            found.append((folder.name, "already there" if there else "imported"))
+    return found
+
+
+def _unpack(path: Path, place: Path) -> list[Path]:
+    """The run folders of an archive, unpacked below `place`; every file as the manifest has it, and no other."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            first = archive.next()
+            if first is None or first.name != MANIFEST or not first.isreg() or first.size > 2 ** 26:
+                raise KitError(f"{path} is no archive of runs: it does not begin with a manifest")
+            manifest = json.loads(archive.extractfile(first).read())
+            if not isinstance(manifest, dict) or not manifest:
+                raise KitError(f"{path} is no archive of runs: its manifest is empty")
+            left = dict(manifest)
+            while (member := archive.next()) is not None:
+                folder, _, name = member.name.partition("/")
+                plain = re.fullmatch(r"[\w][\w.-]*", folder) and KEPT.fullmatch(name) and ".." not in member.name
+                if not plain or not member.isreg() or member.size > LARGEST or member.name not in left:
+                    raise KitError(f"{path} holds '{member.name}', which is no file of a run; nothing was imported")
+                blob = archive.extractfile(member).read()
+                if hashlib.sha256(blob).hexdigest() != left.pop(member.name):
+                    raise KitError(f"{path}: '{member.name}' is damaged; nothing was imported")
+                store.write(place / PurePosixPath(member.name), blob)
+    except FileNotFoundError as error:
+        raise KitError(f"there is no file {path}") from error
+    except (OSError, tarfile.TarError, ValueError, EOFError) as error:
+        raise KitError(f"cannot read {path} as an archive of runs: {error}") from error
+    if left:
+        raise KitError(f"{path} lacks {len(left)} files of its manifest, say '{next(iter(left))}'; nothing was imported")
+    return [folder for folder in sorted(place.iterdir()) if folder.is_dir()]
