@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -223,23 +224,38 @@ def pooled(tasks: dict[str, tuple[Callable, tuple]], jobs: int, tick: Callable[[
     alone: list[str] = []
     with worker_environment(jobs):
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-            futures: dict[Future, str] = {pool.submit(fn, *args): name for name, (fn, args) in tasks.items()}
-            waiting = set(futures)
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                tick({futures[future] for future in waiting if future.running()})
-                for future in done:
-                    if isinstance(future.exception(), BrokenProcessPool):
-                        alone.append(futures[future])
-                    else:
-                        _report(future, futures[future], finished)
+        with ProcessPoolExecutor(jobs, mp_context=context, initializer=_die_with, initargs=(os.getpid(),)) as pool:
+            try:
+                futures: dict[Future, str] = {pool.submit(fn, *args): name for name, (fn, args) in tasks.items()}
+                waiting = set(futures)
+                while waiting:
+                    done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                    tick({futures[future] for future in waiting if future.running()})
+                    for future in done:
+                        if isinstance(future.exception(), BrokenProcessPool):
+                            alone.append(futures[future])
+                        else:
+                            _report(future, futures[future], finished)
+            except BaseException:      # Ctrl-C: nobody waits for what is still running, and all of it can be gone on with
+                for worker in multiprocessing.active_children():
+                    worker.kill()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         for name in alone:
             _report(_alone(context, *tasks[name]), name, finished)
 
 
+def _die_with(parent: int) -> None:
+    """A worker ends when the process that started it does, however that ends. Its notebooks' kernels watch it in turn."""
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _alone(context: BaseContext, fn: Callable, args: tuple, tries: int = 2) -> Future:
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_die_with, initargs=(os.getpid(),)) as pool:
         future = pool.submit(fn, *args)
         wait([future])
     again = isinstance(future.exception(), BrokenProcessPool) and tries > 1

@@ -270,6 +270,8 @@ def record(state: State, data: DataSet, loss: float, arrays: dict[str, np.ndarra
            seconds: float) -> None:
     """Write down an epoch: what training saw and what the probes show, the network, and last of all the checkpoint."""
     plan, folder, epoch = state.plan, state.folder, state.epoch + 1
+    if not (folder / "run.json").exists():
+        raise KitError(f"{folder} was deleted or moved while it was trained in. Ask for the run again to train it afresh")
     weigher = plan.method.weight or plan.method.select
     check_weights(torch.from_numpy(arrays["weight"]), f"{plan.spec.method}, epoch {epoch}: {weigher}")
     row = {"epoch": epoch, "lr": rate_at(plan, epoch), "loss": loss,

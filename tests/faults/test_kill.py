@@ -1,0 +1,166 @@
+"""kill -9 at random moments: what was finished stays and is not repeated, and the end is the undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY
+from test_train import contents
+
+import kit
+from kit import store
+from kit.evaluate import BATCH, evaluate
+from kit.runs import Run, folder_of
+from kit.spec import RunSpec, resolve
+
+#: Kills in each test (at most 5 of `reproduce`, which takes seconds to start). KIT_FAULTS=50 takes five minutes.
+KILLS = int(os.environ.get("KIT_FAULTS", "15"))
+LONG = {**TINY, "epochs": 8, "milestones": [4]}
+
+
+def child(work: Callable[[], None]) -> int:
+    """A forked process that does `work` and ends. It shares nothing but what was imported: that saves its five seconds."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            torch.set_num_threads(1)
+            work()
+        finally:
+            os._exit(0)
+    return pid
+
+
+def killed_until_done(work: Callable[[], None], is_done: Callable[[], bool], afresh: Callable[[], None], longest: float,
+                      look: Callable[[], None] = lambda: None) -> int:
+    """Run `work` again and again, killed at random moments of up to `longest` seconds, until it was killed KILLS times and
+    is done; if it is done before, `afresh` forgets everything. -> kills that left something to go on from."""
+    draw, kills, useful = random.Random(0), 0, 0
+    while kills < KILLS or not is_done():
+        if is_done():
+            afresh()
+        pid, limit = child(work), time.monotonic() + (draw.uniform(0, longest) if kills < KILLS else 600)
+        while time.monotonic() < limit and os.waitpid(pid, os.WNOHANG) == (0, 0):
+            time.sleep(0.002)
+        try:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            kills += 1
+            useful += any(store.runs_folder().rglob("*.ckpt"))
+        except (ProcessLookupError, ChildProcessError):
+            pass
+        look()
+    return useful
+
+
+def whole_files(home: Path) -> None:
+    """No file that a reader would open is half written."""
+    for path in home.rglob("*.ckpt"):
+        store.load(path)
+    for path in home.rglob("[!.]*.npz"):
+        store.load_arrays(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("methods", [["mail-at"], ["clirat", "csa", "gairat"]], ids=["one", "many at once"])
+def test_training(methods, tmp_path, monkeypatch):
+    """Bit for bit the undisturbed end; and an epoch that was finished is never begun again."""
+    specs = [RunSpec(method, overrides=LONG) for method in methods]
+    ends = {}
+    for name in ("calm", "killed"):
+        monkeypatch.setenv("KIT_HOME", str(tmp_path / name))
+        folders, reached = [folder_of(resolve(spec)) for spec in specs], dict.fromkeys(methods, 0)
+
+        def look(folders=folders, reached=reached):
+            for method, folder in zip(methods, folders, strict=True):
+                kept = [store.load(folder / f)["epoch"] for f in ("last.ckpt", "previous.ckpt") if (folder / f).exists()]
+                assert max(kept, default=0) >= reached[method], "a finished epoch was lost"
+                reached[method] = max(kept, default=0)
+
+        def afresh(reached=reached):
+            shutil.rmtree(store.runs_folder())
+            reached.update(dict.fromkeys(reached, 0))
+        if name == "calm":
+            kit.run_many(specs, quiet=True)
+        else:
+            useful = killed_until_done(lambda: kit.run_many(specs, quiet=True),
+                                       lambda folders=folders: all((f / "done.json").exists() for f in folders), afresh,
+                                       0.8 * len(methods), look)
+            assert useful > KILLS / 3, "most kills were in the middle of something"
+            whole_files(tmp_path / name)
+        ends[name] = [contents(folder) for folder in folders]
+    assert ends["calm"] == ends["killed"]
+
+
+@pytest.mark.slow
+def test_evaluation(tmp_path, monkeypatch, tiny_run):
+    """AutoAttack in batches of eight: every field of every example as undisturbed."""
+    trained, ends = tiny_run("at"), {}
+    monkeypatch.setitem(BATCH, "cpu", 8)
+    for name in ("calm", "killed"):
+        target = tmp_path / name / "data/runs" / trained.folder.name
+        shutil.copytree(trained.folder, target, ignore=shutil.ignore_patterns("evaluations"))
+        monkeypatch.setenv("KIT_HOME", str(tmp_path / name))
+        run = Run(trained.spec, target)
+
+        def work(run=run):
+            evaluate(run, ["apgd-ce", "aa"], n=24, quiet=True)
+
+        def is_done(target=target):
+            return len(list((target / "evaluations").glob("*.npz"))) == 2
+        if name == "calm":
+            work()
+        else:
+            killed_until_done(work, is_done, lambda target=target: shutil.rmtree(target / "evaluations"), 3.0)
+        ends[name] = evaluate(run, ["apgd-ce", "aa"], n=24, quiet=True).attrs["examples"]
+        assert not list((target / "evaluations").glob("*.partial"))
+    for attack, arrays in ends["calm"].items():
+        for key, values in arrays.items():
+            np.testing.assert_array_equal(values, ends["killed"][attack][key])
+
+
+def alive(home: Path) -> list[str]:
+    """Processes that work in `home`, by their environment."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"KIT_HOME={home}".encode() in entry.read_bytes().split(b"\0"):
+                found.append((entry.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return [words for words in found if words]
+
+
+@pytest.mark.slow
+def test_reproduce(tmp_path):
+    """Killed five times, with its workers and kernels gone soon after; then it ends, and trains nothing twice."""
+    words = [sys.executable, "-m", "kit", "reproduce", "--only", "02", "--jobs", "2", "--set",
+             *(f"{name}={value}".replace(" ", "") for name, value in TINY.items())]
+    environment = {**os.environ, "KIT_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    draw, trained = random.Random(1), {}
+    for _ in range(min(KILLS, 5)):
+        process = subprocess.Popen(words, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
+        time.sleep(draw.uniform(2, 12))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        deadline = time.monotonic() + 20
+        while alive(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not alive(tmp_path), "orphans"
+        now = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
+        assert trained.items() <= now.items(), "a finished run was touched"
+        trained = now
+    done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert trained.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}.items()
+    whole_files(tmp_path)
