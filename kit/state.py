@@ -57,7 +57,7 @@ def begin(plan: Plan, host_data: DataSet, device: torch.device, *, quiet: bool =
     """A run as it stands: at its last checkpoint, where a sibling ended its burn-in, or at its first parameters."""
     recipe, folder, model = plan.recipe, folder_of(plan), build_model(plan, host_data).to(device)
     optimiser = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum,
-                                weight_decay=recipe.weight_decay)
+                                weight_decay=recipe.weight_decay, fused=device.type == "cuda")
     state = State(plan, folder, model, optimiser)
     ready = compile_wanted() and compiled(model, host_data.train.x(slice(0, recipe.batch_size)).to(device))
     _describe(plan, folder, host_data, device, ready)

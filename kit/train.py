@@ -25,6 +25,7 @@ from kit.attacks import Path, frozen, pgd
 from kit.data import DataSet, Split, augment
 from kit.functional import cross_entropy
 from kit.minibatch import Learner, steps
+from kit.models import SMALL
 from kit.precision import chosen
 from kit.progress import Progress, duration
 from kit.runs import Run, dataset, folder_of, spare_threads, threads_for
@@ -72,13 +73,14 @@ def run_many(specs: Iterable[RunSpec], *, device: str = "auto", quiet: bool = Fa
     specs = list(specs)
     plans = {plan.key: plan for plan in map(resolve, specs)}
     where, failures = pick_device(device), {}
-    due = [plan for plan in plans.values() if not is_done(plan)]
-    with threads_for(due[0].recipe.model if due else "", where):
-        threads = spare_threads()
-        for wave in companies(due, min(TOGETHER[where.type], -(-len(due) // threads))):
-            jobs = [(some, where, quiet) for some in wave]
-            for failed in side_by_side(_train_each, jobs, min(threads, len(jobs))):
-                failures |= failed
+    for small in (True, False):
+        due = [plan for plan in plans.values() if not is_done(plan) and (plan.recipe.model in SMALL) == small]
+        with threads_for(due[0].recipe.model, where) if due else contextlib.nullcontext():
+            threads = spare_threads()
+            for wave in companies(due, min(TOGETHER[where.type], -(-len(due) // threads))):
+                jobs = [(some, where, quiet) for some in wave]
+                for failed in side_by_side(_train_each, jobs, min(threads, len(jobs))):
+                    failures |= failed
     if failures:
         words = "; ".join(f"{name}: {error}" for name, error in failures.items())
         raise KitError(f"{len(failures)} of {len(plans)} runs could not be trained; the others are. {words}")
@@ -94,7 +96,7 @@ def _train_each(plans: list[Plan], device: torch.device, quiet: bool) -> dict[st
             return {str(plans[0].spec): str(error)}
     except torch.OutOfMemoryError:
         half = len(plans) // 2
-        print(f"out of memory; going on with {max(half, 1)} networks at a time", flush=True)
+        print(f"out of memory; going on with {half} networks at a time", flush=True)
         return _train_each(plans[:half], device, quiet) | _train_each(plans[half:], device, quiet)
     else:
         return {}
@@ -114,8 +116,14 @@ def train(plans: Sequence[Plan], device: torch.device, *, quiet: bool = False) -
             words = f"{plan.spec}: another process is training it; waiting"
             locks.enter_context(store.lock(folder_of(plan), partial(print, words, flush=True)))
         todo = [plan for plan in todo if not is_done(plan)]
-        if todo:
-            fit(todo, device, quiet=quiet)
+        try:
+            if todo:
+                fit(todo, device, quiet=quiet)
+        except torch.OutOfMemoryError as error:
+            if len(plans) > 1:
+                raise
+            raise KitError(f"batch_size={plans[0].recipe.batch_size} does not fit into the memory of {device}; lower it, or "
+                           "take another device. Finished epochs are kept") from error
     return bool(todo)
 
 

@@ -151,11 +151,11 @@ def _networks() -> None:
         "step-lenet": (lambda: models.build("lenet", (1, 28, 28), 10), (1, 28, 28), 128, 5),
         "step-resnet18-16": (lambda: models.resnet18(3, 32, 10, width=16).to(memory_format=torch.channels_last), (3, 32, 32),
                              128, 3),
-        "step-resnet18": (lambda: models.build("resnet18", (3, 32, 32), 10), (3, 32, 32), 128, 1)})
+        "step-resnet18": (lambda: models.build("resnet18", (3, 32, 32), 10), (3, 32, 32), 32, 1)})
 
 
 def training_step(way: str) -> Callable:
-    """A contestant: "plain", "kit" or "bf16", one thread for small networks as `kit.run` has it, else all."""
+    """A contestant: "plain", "kit" or "bf16". Small networks have one thread, as in `kit.run`; others have all."""
     def contestant(work: str, threads: int, device: str) -> dict:
         import reference
 
@@ -166,7 +166,7 @@ def training_step(way: str) -> Callable:
         make, shape, batch, times = NETWORKS[work]
         method, small = METHODS["at"], work in ("step-digits", "step-lenet")
         recipe = RECIPES["digits"].override(eps=8 / 255, precision="bf16" if way == "bf16" else "fp32")
-        torch.set_num_threads(1 if small and way != "plain" else threads)
+        torch.set_num_threads(1 if small else threads)
         torch.manual_seed(0)
         net, x, y = make().to(device), torch.rand(batch, *shape).to(device), torch.randint(0, 10, (batch,)).to(device)
         if way == "plain":
@@ -362,6 +362,9 @@ def main() -> None:
             spread = f"{row['times']:.2f}x [{row['low']:.2f}, {row['high']:.2f}], {row['n']}"
             print(f"{work:16} {row['who']:12} {row['seconds']:8.3f} {row['cpu']:8.3f} {row['result']:7.3f} "
                   f"{row['forwards']:10,} {row['backwards']:10,}  {spread}", flush=True)
+    if words.json and words.json.exists():      # works that were not measured now keep their rows
+        before = [row for row in json.loads(words.json.read_text())["rows"] if row["work"] not in words.only]
+        rows = sorted(before + rows, key=lambda row: list(WORK).index(row["work"]))
     record = {"machine": machine, "rows": rows}
     if words.json:
         words.json.write_text(json.dumps(record, indent=1) + "\n")

@@ -55,13 +55,12 @@ def attack(net: nn.Module, part, method: Method, recipe: Recipe, x: Tensor, y: T
             "ce": lambda z=logits: F.cross_entropy(z, y, reduction="none"), "margin": lambda z=logits: cw(z, y),
             "kl": lambda z=logits: kl(net(x).detach(), z),
             "own": lambda z=logits: method.own_loss(z, y, reweighted=reweighted)}
-        net.zero_grad()
-        losses[wanted]().sum().backward()
+        (gradient,) = torch.autograd.grad(losses[wanted]().sum(), x_t)
         right, p_true = logits.argmax(1) == y, logits.softmax(1)[torch.arange(len(y)), y].detach()
         crossing = ~right & (found["lps"] == recipe.steps)
         found = {"kappa": found["kappa"] + right, "lps": torch.where(crossing, t, found["lps"]),
                  "p_flip": torch.where(crossing, p_true, found["p_flip"])}
-        step = step_size * x_t.grad.sign()
+        step = step_size * gradient.sign()
         if friendly and part.params["omega"]:
             step = step + part.params["omega"] * streams.normal(x)
         moved = (x + (x_t.detach() + step - x).clamp(-eps, eps)).clamp(0, 1)

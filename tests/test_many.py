@@ -167,6 +167,14 @@ def test_out_of_memory_halves_the_company(fresh_home, monkeypatch, capsys):
     torch.set_num_threads(1)
     assert len(run_many(specs, quiet=True)) == 4 and "going on with 2 networks at a time" in capsys.readouterr().out
 
+    def none(plans, device, **words):
+        raise torch.OutOfMemoryError("too large")
+    monkeypatch.setattr(training, "fit", none)
+    with pytest.raises(KitError, match="batch_size=20 does not fit into the memory of cpu; lower it"):
+        kit.run("at", seed=9, overrides=TINY, quiet=True)
+    with pytest.raises(KitError, match="2 of 2 runs could not be trained"):
+        run_many([RunSpec("at", seed=seed, overrides=TINY) for seed in (10, 11)], quiet=True)
+
 
 def test_two_threads_train_what_one_does(tmp_path, monkeypatch):
     """Side by side, bit for bit: initial parameters are drawn from the one global state, in turn."""

@@ -61,7 +61,7 @@ def test_adding_a_criterion(tiny_digits):
 
 
 def test_commands_parse(capsys):
-    commands = re.findall(r"python -m kit ((?:reproduce|train|evaluate|list|audit|compare)[^`#\n]*)", README)
+    commands = re.findall(r"python -m kit ((?:reproduce|train|evaluate|list|audit|compare|runs)[^`#\n]*)", README)
     assert len(commands) >= 5
     for command in commands:
         cli.parser().parse_args(command.split())

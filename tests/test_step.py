@@ -19,8 +19,8 @@ from kit.precision import chosen
 from kit.recipes import RECIPES
 from kit.types import KitError, Streams
 
-#: Four PGD steps on 8x8 images, of three channels where the network has a batch norm.
-RECIPE = RECIPES["digits"].override(steps=4, eps=0.05)
+#: Three PGD steps on 8x8 images, of three channels where the network has a batch norm.
+RECIPE = RECIPES["digits"].override(steps=3, eps=0.05)
 CPU = torch.device("cpu")
 BF16 = chosen("auto", CPU) == "fp32" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
@@ -84,7 +84,7 @@ def test_the_plain_step_is_another():
     """The test above can fail: a step with another number of attack steps, step length, or statistics is told apart."""
     method, x, y = METHODS["at"], torch.rand(12, 3, 8, 8, dtype=torch.float64), torch.arange(12) % 10
     losses = []
-    for recipe in (RECIPE, RECIPE.override(steps=3), RECIPE.override(step=0.2), RECIPE.override(eps=0.04)):
+    for recipe in (RECIPE, RECIPE.override(steps=2), RECIPE.override(step=0.2), RECIPE.override(eps=0.04)):
         torch.manual_seed(0)
         net = shaken(deep(), 0).double()
         optimiser = torch.optim.SGD(net.parameters(), lr=0.01)
@@ -138,6 +138,24 @@ def test_bf16_is_the_attack_s_alone(make):
     nn.functional.cross_entropy(twin(batches["bf16"].x_adv), y).backward()
     optimisers[1].step()
     torch.testing.assert_close(dict(net.state_dict()), dict(twin.state_dict()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["at", "mail-at", "clirat", "trades", "gairat", "vir-at", "mr-mail"])
+def test_a_step_never_waits_for_the_gpu(name):
+    """Nothing in a step asks the device for a number: the host queues the next one meanwhile."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    net = deep().cuda()
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.01, fused=True)
+    x, y, ids = torch.rand(16, 3, 8, 8, device="cuda"), torch.arange(16, device="cuda") % 10, torch.arange(16, device="cuda")
+    step(net, optimiser, METHODS[name], RECIPE, x, y, Streams(ids, 0))
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(net, optimiser, METHODS[name], RECIPE, x, y, Streams(ids, 1))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.slow
