@@ -432,6 +432,7 @@ def test_batch_norm_networks_train_and_resume(model, tmp_path):
     ends = []
     for interrupted in (False, True):
         model_, folder = build_model(plan, data), tmp_path / str(interrupted)
+        store.write_json(folder / "run.json", {})     # as `begin` leaves it
         state = train.State(plan, folder, model_, torch.optim.SGD(model_.parameters(), lr=0.01, momentum=0.9))
         for epoch in range(2):
             if interrupted and epoch:
