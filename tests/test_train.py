@@ -462,7 +462,7 @@ def test_cifar_networks_take_a_step(model):
 def test_mail_at_on_real_mnist(home):
     if not (home / "data/MNIST/raw").is_dir():
         pytest.skip("real MNIST is not in data/MNIST/raw")
-    run = kit.run("mail-at", "mnist", overrides={"epochs": 4, "milestones": [3]}, quiet=True)
+    run = kit.run("mail-at", "mnist", overrides={"epochs": 6, "milestones": [4, 5]}, quiet=True)
     table = kit.evaluate(run, ["natural", "pgd20"], n=2000, quiet=True)
     assert table.accuracy["natural"] > 0.85 and table.low["pgd20"] > 0.6
 
