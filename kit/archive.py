@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from kit import store
-from kit.runs import Run, find
+from kit.runs import Run, find, is_done
 from kit.spec import RunSpec, resolve
 from kit.types import KitError
 
@@ -63,7 +63,7 @@ def verify(folder: Path) -> list[str]:
             attempt(name, store.load_arrays)
         elif name.endswith(".ckpt") and name != "last.ckpt":
             attempt(name, store.load)
-    finished = (folder / "done.json").exists()
+    finished = is_done(folder)
     last = attempt("last.ckpt", store.load) if finished or (folder / "last.ckpt").exists() else None
     if last is not None:
         written = pd.DataFrame(last["history"]).to_csv(index=False).encode()
@@ -90,7 +90,7 @@ def export(path: Path, keys: Sequence[str] = ()) -> list[Run]:
     if not folders:
         raise KitError("there are no stored runs to export")
     for folder in folders:
-        if not (folder / "done.json").exists():
+        if not is_done(folder):
             raise KitError(f"{folder.name} is not finished; train it to its end first, or name the runs to export")
         if problems := verify(folder):
             raise KitError(f"{folder.name} is damaged and was not exported: {problems[0]}")
@@ -125,12 +125,12 @@ def bring(path: Path) -> list[tuple[str, str]]:
         for folder in folders:
             if problems := verify(folder):
                 raise KitError(f"{path}: {folder.name} is not whole, nothing was imported: {problems[0]}")
-            if not (folder / "done.json").exists():
+            if not is_done(folder):
                 raise KitError(f"{path}: {folder.name} is not finished, nothing was imported")
         for folder in folders:
             target = store.runs_folder() / folder.name
             with store.lock(target):
-                there = (target / "done.json").exists()
+                there = is_done(target)
                 if not there:
                     for name in sorted(files_of(folder), key=lambda name: name == "done.json"):      # done.json last
                         (target / name).parent.mkdir(parents=True, exist_ok=True)

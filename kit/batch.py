@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -223,26 +222,33 @@ def pooled(tasks: dict[str, tuple[Callable, tuple]], jobs: int, tick: Callable[[
     between. A worker's death takes all tasks with it that have not ended: they are tried again, one by one, up to twice."""
     alone: list[str] = []
     with worker_environment(jobs):
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, mp_context=context, initializer=_die_with, initargs=(os.getpid(),)) as pool:
-            try:
-                futures: dict[Future, str] = {pool.submit(fn, *args): name for name, (fn, args) in tasks.items()}
-                waiting = set(futures)
-                while waiting:
-                    done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                    tick({futures[future] for future in waiting if future.running()})
-                    for future in done:
-                        if isinstance(future.exception(), BrokenProcessPool):
-                            alone.append(futures[future])
-                        else:
-                            _report(future, futures[future], finished)
-            except BaseException:      # Ctrl-C: nobody waits for what is still running, and all of it can be gone on with
-                for worker in multiprocessing.active_children():
-                    worker.kill()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        with _workers(jobs) as pool:
+            futures: dict[Future, str] = {pool.submit(fn, *args): name for name, (fn, args) in tasks.items()}
+            waiting = set(futures)
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                tick({futures[future] for future in waiting if future.running()})
+                for future in done:
+                    if isinstance(future.exception(), BrokenProcessPool):
+                        alone.append(futures[future])
+                    else:
+                        _report(future, futures[future], finished)
         for name in alone:
-            _report(_alone(context, *tasks[name]), name, finished)
+            _report(_alone(*tasks[name]), name, finished)
+
+
+@contextlib.contextmanager
+def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with this one. Ctrl-C ends them at once: all that they do can be gone on with."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_die_with, initargs=(os.getpid(),)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _die_with(parent: int) -> None:
@@ -254,12 +260,12 @@ def _die_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _alone(context: BaseContext, fn: Callable, args: tuple, tries: int = 2) -> Future:
-    with ProcessPoolExecutor(1, mp_context=context, initializer=_die_with, initargs=(os.getpid(),)) as pool:
+def _alone(fn: Callable, args: tuple, tries: int = 2) -> Future:
+    with _workers(1) as pool:
         future = pool.submit(fn, *args)
         wait([future])
     again = isinstance(future.exception(), BrokenProcessPool) and tries > 1
-    return _alone(context, fn, args, tries - 1) if again else future
+    return _alone(fn, args, tries - 1) if again else future
 
 
 def _report(future: Future, name: str, finished: Callable[[str, Exception | None, float], None]) -> None:
@@ -335,17 +341,13 @@ def _train(missing: dict[str, RunSpec], asks: dict[str, list[Ask]], workers: int
               f"{f' ({duration(left)} left)' if left >= 1 else ''}".ljust(100), flush=True)
 
     if missing:
-        tasks = {name: (train_some, ([(_words(plan.spec), asks[plan.key]) for plan in plans], device))
+        tasks = {name: (train_some, ([(plan.spec.words(), asks[plan.key]) for plan in plans], device))
                  for name, plans in lists.items()}
         pooled(tasks, min(workers, len(tasks)), tick, finished)
 
 
 def _title(plans: list[Plan]) -> str:
     return f"{plans[0].spec}" + (f" and {len(plans) - 1} more" if len(plans) > 1 else "")
-
-
-def _words(spec: RunSpec) -> dict[str, Any]:
-    return {"method": spec.method, "recipe": spec.recipe, "seed": spec.seed, "overrides": dict(spec.overrides)}
 
 
 def _run_notebooks(due: list[Job], workers: int, failures: dict[str, str]) -> dict[str, float]:

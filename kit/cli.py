@@ -56,9 +56,8 @@ def parser() -> argparse.ArgumentParser:
     show = commands.add_parser("list", help="what there is to choose from")
     show.add_argument("what", nargs="?", default="methods", choices=[*TABLES, "runs"])
 
-    runs = commands.add_parser("runs", help="stored runs: list, verify, export to an archive, import from one")
+    runs = commands.add_parser("runs", help="verify stored runs, export them to an archive, import from one")
     actions = runs.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("list", help="key, state and name of each")
     verify = actions.add_parser("verify", help="is every file whole, and does it belong there?")
     export = actions.add_parser("export", help="finished runs as one tar file")
     export.add_argument("file", type=Path)
@@ -152,7 +151,10 @@ def _audit(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     if options.what == "runs":
-        return _runs(argparse.Namespace(action="list"))
+        from kit.runs import find, is_done
+        for folder in store.run_folders():
+            print(f"{folder.name}  {'done' if is_done(folder) else 'unfinished':<10}  {find(folder.name).spec}")
+        return 0
     import kit
     table = getattr(kit, options.what.upper())
     width = max(map(len, table))
@@ -166,12 +168,6 @@ def _list(options: argparse.Namespace) -> int:
 
 def _runs(options: argparse.Namespace) -> int:
     from kit import archive
-    from kit.runs import find
-    if options.action == "list":
-        for folder in store.run_folders():
-            state = "done" if (folder / "done.json").exists() else "unfinished"
-            print(f"{folder.name}  {state:<10}  {find(folder.name).spec}")
-        return 0
     if options.action == "verify":
         folders, bad = archive.chosen(options.run), 0
         for folder in folders:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from kit.minibatch import step
-from kit.runs import build_model, dataset, folder_of, threads_for
+from kit.runs import build_model, dataset, folder_of, is_done, threads_for
 from kit.spec import Plan, RunSpec, leaders_first, resolve
 from kit.train import PROBE_BATCH, observe
 from kit.types import Streams
@@ -20,8 +20,8 @@ def epochs_to_train(specs: Iterable[RunSpec]) -> list[tuple[Plan, int]]:
     for plan in map(resolve, leaders_first(specs)):
         folder, shared = folder_of(plan), reached.get(plan.trunk, 0)
         there = sum(1 for _ in (folder / "epochs").glob("*.npz"))
-        done = (folder / "done.json").exists()
-        left.append((plan, 0 if done else plan.recipe.epochs - max(there, shared if shared <= plan.trunk_epochs else 0)))
+        shared = shared if shared <= plan.trunk_epochs else 0
+        left.append((plan, 0 if is_done(folder) else plan.recipe.epochs - max(there, shared)))
         if plan.burn_in:
             reached.setdefault(plan.trunk, plan.burn_in)
     return left

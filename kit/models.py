@@ -2,7 +2,7 @@
 
 `linear` is for the Gaussian mixture, `cnn` and `lenet` are for digits and MNIST; `resnet18` and `wrn-D-W` have the CIFAR
 stem (3x3, stride 1, no pool). The deep ones keep their weights in channels_last, and in eval mode, as attacks see them, a
-convolution and the batch norm behind it are one convolution: up to rounding the same numbers in two thirds of the time.
+convolution and the batch norm behind it are one convolution: up to rounding the same numbers, sooner.
 """
 
 from __future__ import annotations

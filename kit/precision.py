@@ -21,8 +21,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 def chosen(precision: str, device: torch.device) -> str:
     """fp32 or bf16 for `precision` on a device; auto: bf16 on GPUs that have it. `KitError` where bf16 is asked and missing.
 
-    Half of a bf16 attack's pixels may take another sign path on a small network, a fifth on a deep one; loss and update stay
-    within one to three percent.
+    Roundings turn the signs of many small gradients: x_adv differs, and is hardly weaker.
     """
     there = {"cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
              "cpu": lambda: torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported(),

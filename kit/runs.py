@@ -176,6 +176,11 @@ def folder_of(plan: Plan) -> Path:
     return store.runs_folder() / plan.folder_name
 
 
+def is_done(folder: Path) -> bool:
+    """Did the training in a run's folder come to its end? done.json is written last."""
+    return (folder / "done.json").exists()
+
+
 def find(key: str) -> Run:
     """The stored run whose key or folder begins with `key`. `KitError` if none or several do."""
     matches = [f for f in store.run_folders() if f.name.startswith(key) or f.name.rsplit("-", 1)[-1].startswith(key)]

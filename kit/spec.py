@@ -38,6 +38,10 @@ class RunSpec:
     seed: int = 0
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
+    def words(self) -> dict[str, Any]:
+        """As JSON values, which `RunSpec(**words)` takes back."""
+        return {"method": self.method, "recipe": self.recipe, "seed": self.seed, "overrides": dict(self.overrides)}
+
     def __str__(self) -> str:
         extras = "".join(f", {k}={v}" for k, v in self.overrides.items())
         return f"{self.method} on {self.recipe}, seed {self.seed}{extras}"

@@ -118,9 +118,8 @@ def _describe(plan: Plan, folder: Path, data: DataSet, device: torch.device, rea
             raise KitError(f"{plan.recipe.data} has changed since {folder.name} was begun; restore the images, or delete "
                            f"{folder} to train afresh")
         return
-    spec = plan.spec
     store.write_json(path, {
-        "spec": {"method": spec.method, "recipe": spec.recipe, "seed": spec.seed, "overrides": dict(spec.overrides)},
+        "spec": plan.spec.words(),
         "key": plan.key, "config": plan.config(), "classes": list(data.classes), "data_fingerprint": fingerprint,
         "versions": versions(), "commit": commit(), "device": _device_name(device), "threads": torch.get_num_threads(),
         "precision": chosen(plan.recipe.precision, device), "compiled": ready})

@@ -1,7 +1,7 @@
 """Several small networks of one kind as one program: weights side by side in grouped convolutions and batched products.
 
-A LeNet leaves most of a GPU idle, and much of a CPU's time to calls and copies. Nothing is shared: each network sees its own
-images, and its parameters stay its own, so optimisers, checkpoints and regularisers need not know.
+Nothing is shared: each network sees its own images, and its parameters stay its own, so optimisers, checkpoints and
+regularisers need not know.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Together(nn.Module):
     def __init__(self, networks: Sequence[nn.Sequential]):
         super().__init__()
         self.networks = nn.ModuleList(networks)
+        self.pools = any(isinstance(layer, nn.MaxPool2d) for layer in networks[0])
         for layer in networks[0]:
             if not isinstance(layer, (nn.Conv2d, nn.Linear, nn.Flatten, Normalise, *PLAIN)):
                 raise KitError(f"networks with a {type(layer).__name__} are trained one by one")
@@ -32,10 +33,9 @@ class Together(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         count = len(self.networks)
         n = len(x) // count
-        pooled = any(isinstance(layer, nn.MaxPool2d) for layer in self.networks[0])
         # (N, R·C, H, W); pooling is many times faster with the channels last, 3x3 convolutions are not
         h = x.view(count, n, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
-        h = h.contiguous(memory_format=torch.channels_last if pooled or x.is_cuda else torch.contiguous_format)
+        h = h.contiguous(memory_format=torch.channels_last if self.pools or x.is_cuda else torch.contiguous_format)
         for layers in zip(*self.networks, strict=True):
             layer = layers[0]
             if isinstance(layer, nn.Conv2d):

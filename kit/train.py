@@ -28,7 +28,7 @@ from kit.minibatch import Learner, steps
 from kit.models import SMALL
 from kit.precision import chosen
 from kit.progress import Progress, duration
-from kit.runs import Run, dataset, folder_of, spare_threads, threads_for
+from kit.runs import Run, dataset, folder_of, is_done, spare_threads, threads_for
 from kit.runs import device as pick_device
 from kit.sidebyside import side_by_side, still_wanted
 from kit.spec import Plan, RunSpec, companies, resolve
@@ -74,7 +74,7 @@ def run_many(specs: Iterable[RunSpec], *, device: str = "auto", quiet: bool = Fa
     plans = {plan.key: plan for plan in map(resolve, specs)}
     where, failures = pick_device(device), {}
     for small in (True, False):
-        due = [plan for plan in plans.values() if not is_done(plan) and (plan.recipe.model in SMALL) == small]
+        due = [plan for plan in plans.values() if not is_done(folder_of(plan)) and (plan.recipe.model in SMALL) == small]
         with threads_for(due[0].recipe.model, where) if due else contextlib.nullcontext():
             threads = spare_threads()
             for wave in companies(due, min(TOGETHER[where.type], -(-len(due) // threads))):
@@ -104,18 +104,14 @@ def _train_each(plans: list[Plan], device: torch.device, quiet: bool) -> dict[st
     return {name: error for plan in plans for name, error in _train_each([plan], device, quiet).items()}
 
 
-def is_done(plan: Plan) -> bool:
-    return (folder_of(plan) / "done.json").exists()
-
-
 def train(plans: Sequence[Plan], device: torch.device, *, quiet: bool = False) -> bool:
     """Train those of `plans`, which fit together, that are not finished, alone on this machine. -> was there any?"""
-    todo = [plan for plan in plans if not is_done(plan)]
+    todo = [plan for plan in plans if not is_done(folder_of(plan))]
     with contextlib.ExitStack() as locks:
         for plan in sorted(todo, key=lambda plan: plan.key):     # in one order everywhere, so that nobody waits in a circle
             words = f"{plan.spec}: another process is training it; waiting"
             locks.enter_context(store.lock(folder_of(plan), partial(print, words, flush=True)))
-        todo = [plan for plan in todo if not is_done(plan)]
+        todo = [plan for plan in todo if not is_done(folder_of(plan))]
         try:
             if todo:
                 fit(todo, device, quiet=quiet)

@@ -140,18 +140,15 @@ def right(net: nn.Module, x: Tensor, y: Tensor) -> float:
 
 # ---------------------------------------------------------------------------------------------- training steps
 
-#: {work: (network, image shape, batch, steps timed in a process)}
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int, int]] = {}
-
-
-def _networks() -> None:
+def networks() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int, int]]:
+    """{work: (network, image shape, batch, steps timed in a process)}"""
     from kit import models
-    NETWORKS.update({
-        "step-digits": (lambda: models.build("cnn", (1, 8, 8), 10), (1, 8, 8), 64, 20),
-        "step-lenet": (lambda: models.build("lenet", (1, 28, 28), 10), (1, 28, 28), 128, 5),
-        "step-resnet18-16": (lambda: models.resnet18(3, 32, 10, width=16).to(memory_format=torch.channels_last), (3, 32, 32),
-                             128, 3),
-        "step-resnet18": (lambda: models.build("resnet18", (3, 32, 32), 10), (3, 32, 32), 32, 1)})
+    wide = (3, 32, 32)
+    return {"step-digits": (lambda: models.build("cnn", (1, 8, 8), 10), (1, 8, 8), 64, 20),
+            "step-lenet": (lambda: models.build("lenet", (1, 28, 28), 10), (1, 28, 28), 128, 5),
+            "step-resnet18-16": (lambda: models.resnet18(3, 32, 10, width=16).to(memory_format=torch.channels_last), wide,
+                                 128, 3),
+            "step-resnet18": (lambda: models.build("resnet18", wide, 10), wide, 32, 1)}
 
 
 def training_step(way: str) -> Callable:
@@ -163,7 +160,7 @@ def training_step(way: str) -> Callable:
         from kit.minibatch import step, strike
         from kit.recipes import RECIPES
         from kit.types import Streams
-        make, shape, batch, times = NETWORKS[work]
+        make, shape, batch, times = networks()[work]
         method, small = METHODS["at"], work in ("step-digits", "step-lenet")
         recipe = RECIPES["digits"].override(eps=8 / 255, precision="bf16" if way == "bf16" else "fp32")
         torch.set_num_threads(1 if small else threads)
@@ -187,7 +184,7 @@ def training_step(way: str) -> Callable:
             else:
                 strike(net, method, recipe, x, y, streams)
         take()
-        started, cpu = time.perf_counter(), time.process_time()
+        cpu = time.process_time()
         seconds, losses = zip(*(timed(take, device) for _ in range(times)), strict=True)
         cpu = (time.process_time() - cpu) / times
         attacked = statistics.median(timed(attack, device)[0] for _ in range(times))
@@ -196,7 +193,7 @@ def training_step(way: str) -> Callable:
         speed = 2 * multiplications(net, x[:1]) * passes / middle
         return {"seconds": middle, "cpu": cpu, "result": losses[0], "forwards": (recipe.steps + 1) * batch,
                 "backwards": (recipe.steps + 1) * batch, "images a second": batch / middle, "attack": attacked / middle,
-                "of the bound": speed / bound(device), "MiB": peak(device), "wall": time.perf_counter() - started}
+                "of the bound": speed / bound(device), "MiB": peak(device)}
     return contestant
 
 
@@ -291,7 +288,6 @@ def one(work: str, contestant: str, count: int, threads: int, device: str) -> di
     """In a process of its own: set up, warm up, one timed call."""
     make = WORK[work][contestant][1]
     if work in STEPS:
-        _networks()
         return make(work, threads, device)
     torch.set_num_threads(threads)
     x, y = (values.to(device) for values in images(count))

@@ -16,7 +16,7 @@ import pandas as pd
 from kit.evaluate import evaluate, kept_at
 from kit.papers.grid import Ask, Need, grid, label
 from kit.papers.load import PAPERS, table, table_name
-from kit.runs import Run, folder_of
+from kit.runs import Run, folder_of, is_done
 from kit.spec import RunSpec, resolve
 from kit.tables import ResultTable, grand_mean, span
 
@@ -26,7 +26,7 @@ NOT_RUN = "not run"
 def trained_run(spec: RunSpec) -> Run | None:
     """The run of a spec, if its training came to its end."""
     folder = folder_of(resolve(spec))
-    return Run(spec, folder) if (folder / "done.json").exists() else None
+    return Run(spec, folder) if is_done(folder) else None
 
 
 def is_kept(run: Run, ask: Ask) -> bool:

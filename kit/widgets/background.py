@@ -27,7 +27,7 @@ from typing import IO, ClassVar
 
 import pandas as pd
 
-from kit.runs import Run, folder_of
+from kit.runs import Run, folder_of, is_done
 from kit.spec import RunSpec, resolve
 from kit.types import KitError
 
@@ -165,7 +165,7 @@ class Training:
     def state(self) -> str:
         if self.busy:
             return "paused" if self._child.halted else "training"
-        if (self.folder / "done.json").exists():
+        if is_done(self.folder):
             return "done"
         if self._child is not None and not self._child.ended:
             return f"failed: {self._child.complaint}"

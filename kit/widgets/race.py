@@ -29,7 +29,7 @@ from kit.figures import style as s
 from kit.figures.reading import probabilities
 from kit.methods import METHODS, Method
 from kit.recipes import FIELDS
-from kit.runs import Run, folder_of
+from kit.runs import Run, folder_of, is_done
 from kit.spec import RunSpec, resolve
 from kit.types import KitError, NonNegative, Seen, part
 from kit.weights import batch_mean
@@ -151,7 +151,7 @@ class Race(Panel):
         with _registered():
             plan = resolve(self.spec(method, heights))
             folder = folder_of(plan)
-            if plan.key not in self.tables and (folder / "done.json").exists() and _evaluated(folder):
+            if plan.key not in self.tables and is_done(folder) and _evaluated(folder):
                 self.tables[plan.key] = evaluate(Run(plan.spec, folder), ATTACKS, quiet=True)
         return self.tables.get(plan.key)
 
@@ -195,7 +195,7 @@ class Race(Panel):
             with _registered():
                 plan = resolve(spec)
             folder = folder_of(plan)
-            if not ((folder / "done.json").exists() and _evaluated(folder)):
+            if not (is_done(folder) and _evaluated(folder)):
                 path = folder / "history.csv"
                 epochs = len(path.read_text().splitlines()) - 1 if path.exists() else 0
                 break
