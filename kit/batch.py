@@ -1,7 +1,8 @@
 """Batch reproduction: check the whole plan, train each run once, run the notebooks, say what was made.
 
-The plan is read off the notebooks' own parameters. Trainings and notebooks run in worker processes that share the
-cores; one that fails does not stop the others; a notebook whose stamp still fits is not run again.
+The plan is read off the notebooks' own parameters. Trainings and notebooks are tasks of one engine, `kit.workers.pooled` or
+another; a notebook is run as soon as its runs have ended; one that fails does not stop the others; and one whose stamp still
+fits is not run again.
 """
 
 from __future__ import annotations
@@ -9,31 +10,32 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kit import params, store
+from kit.arithmetic import total
 from kit.evaluate import evaluate
 from kit.figures import output_folder
-from kit.forecast import epochs_to_train, training_seconds
+from kit.forecast import epochs_to_train, seconds_of
+from kit.models import SMALL
 from kit.papers.grid import Ask
 from kit.papers.measured import is_kept, trained_run
 from kit.progress import duration, live
 from kit.recipes import FIELDS
-from kit.runs import device as pick_device
 from kit.runs import folder_of
 from kit.spec import Plan, RunSpec, companies, resolve
 from kit.train import TOGETHER, run, run_many
 from kit.types import KitError, unknown
+from kit.workers import Engine, Place, Task, changed_environment, pooled, simulated
+
+#: TFLOP/s of one GPU that a plan's hours are stated for.
+ACHIEVED = 100
 
 
 def notebooks_folder() -> Path:
@@ -75,7 +77,7 @@ class Job:
             record = store.read_json(path)
         except KitError:
             return False
-        return record.get("stamp") == self.stamp() and self.output.exists() and all(
+        return isinstance(record, dict) and record.get("stamp") == self.stamp() and self.output.exists() and all(
             (self.folder / name).exists() for name in record.get("figures", []))
 
 
@@ -118,6 +120,8 @@ def plan(only: list[str], given: Mapping[str, Any], seeds: list[int] | None, out
     jobs = []
     several = {"seeds": " ".join(map(str, seeds))} if seeds else {}
     seeds = seeds or [0]
+    if len(set(seeds)) < len(seeds):
+        raise KitError(f"--seeds {' '.join(map(str, seeds))} names one twice; each is run once")
     for seed in seeds:
         for path, table in tables.items():
             if "seeds" in table and seed != seeds[0]:
@@ -161,24 +165,10 @@ def is_ready(spec: RunSpec, asks: list[Ask]) -> bool:
     return trained is not None and all(is_kept(trained, ask) for ask in asks)
 
 
-# ---------------------------------------------------------------------------------------------- workers
-
-@contextlib.contextmanager
-def worker_environment(jobs: int) -> Iterator[None]:
-    """Child processes share the cores: two OpenMP pools on the same cores would spin each other to a standstill."""
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    wanted = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "KIT_LIVE": "0", "KIT_WIDGETS": "0"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
-
+# ---------------------------------------------------------------------------------------------- in a worker
 
 def train_some(some: list[tuple[dict, list[Ask]]], device: str) -> float:
-    """In a worker: train runs quietly, as one program where they fit together, and evaluate each under what its notebooks
+    """Train runs quietly, as one program where they fit together, and evaluate each under what its notebooks
     will ask for. -> the seconds it took. Errors: `KitError` that names the runs it failed at, after the others."""
     started, failures = time.monotonic(), []
     with contextlib.suppress(KitError):      # who cannot be trained says why below
@@ -196,14 +186,12 @@ def train_some(some: list[tuple[dict, list[Ask]]], device: str) -> float:
 
 
 def execute(path: str, output: str, values: dict, folder: str, stamp: str) -> float:
-    """In a worker: run one notebook. -> its seconds. Its cells' and its kernel's chatter goes to a log beside the output."""
+    """Run one notebook. -> its seconds. Its cells' and its kernel's chatter goes to a log beside the output."""
     started = time.monotonic()
-    os.environ.update(KIT_OUT=folder, KIT_STAMP=stamp)
-    os.environ.pop("JPY_SESSION_NAME", None)
     partial = Path(output).with_suffix(".partial.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    with open(Path(output).with_suffix(".log"), "w") as log:
-        os.dup2(log.fileno(), sys.stderr.fileno())
+    with changed_environment({"KIT_OUT": folder, "KIT_STAMP": stamp, "JPY_SESSION_NAME": ""}), \
+            _chatter_to(Path(output).with_suffix(".log")):
         import papermill
         try:
             papermill.execute_notebook(path, str(partial), parameters=values, progress_bar=False, log_output=False,
@@ -216,157 +204,162 @@ def execute(path: str, output: str, values: dict, folder: str, stamp: str) -> fl
     return time.monotonic() - started
 
 
-def pooled(tasks: dict[str, tuple[Callable, tuple]], jobs: int, tick: Callable[[set[str]], None],
-           finished: Callable[[str, Exception | None, float], None]) -> None:
-    """Run tasks, which return their seconds, in `jobs` worker processes. `finished` hears of each end, `tick` of the time
-    between. A worker's death takes all tasks with it that have not ended: they are tried again, one by one, up to twice."""
-    alone: list[str] = []
-    with worker_environment(jobs):
-        with _workers(jobs) as pool:
-            futures: dict[Future, str] = {pool.submit(fn, *args): name for name, (fn, args) in tasks.items()}
-            waiting = set(futures)
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                tick({futures[future] for future in waiting if future.running()})
-                for future in done:
-                    if isinstance(future.exception(), BrokenProcessPool):
-                        alone.append(futures[future])
-                    else:
-                        _report(future, futures[future], finished)
-        for name in alone:
-            _report(_alone(*tasks[name]), name, finished)
-
-
 @contextlib.contextmanager
-def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with this one. Ctrl-C ends them at once: all that they do can be gone on with."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_die_with, initargs=(os.getpid(),)) as pool:
-        try:
-            yield pool
-        except BaseException:
-            for worker in multiprocessing.active_children():
-                worker.kill()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _chatter_to(log: Path) -> Iterator[None]:
+    """Within, what this process and those that it starts write to stderr goes to a file."""
+    here, before = sys.stderr.fileno(), os.dup(sys.stderr.fileno())
+    try:
+        with open(log, "w") as file:
+            os.dup2(file.fileno(), here)
+        yield
+    finally:
+        os.dup2(before, here)
+        os.close(before)
 
 
-def _die_with(parent: int) -> None:
-    """A worker ends when the process that started it does, however that ends. Its notebooks' kernels watch it in turn."""
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
+# ---------------------------------------------------------------------------------------------- the tasks
 
-
-def _alone(fn: Callable, args: tuple, tries: int = 2) -> Future:
-    with _workers(1) as pool:
-        future = pool.submit(fn, *args)
-        wait([future])
-    again = isinstance(future.exception(), BrokenProcessPool) and tries > 1
-    return _alone(fn, args, tries - 1) if again else future
-
-
-def _report(future: Future, name: str, finished: Callable[[str, Exception | None, float], None]) -> None:
-    error = future.exception()
-    if isinstance(error, BrokenProcessPool):
-        error = KitError("its process was killed twice, most likely because memory ran out; try --jobs 1")
-    finished(name, error, 0.0 if error else future.result())
-
-
-# ---------------------------------------------------------------------------------------------- the batch
-
-def show_plan(jobs: list[Job], *, workers: int, device: str = "auto") -> None:
-    """What would run, what is there already, and how long the trainings would take here."""
-    left = epochs_to_train(runs_of(jobs))
-    for plan, epochs in left:
-        state = "trained" if not epochs else f"to train, {epochs} of {plan.recipe.epochs} epochs"
-        print(f"  run       {plan.spec}: {state}")
-    for job in jobs:
-        print(f"  notebook  {job.name}: {'up to date' if job.is_done() else 'to run'} -> {job.folder}")
-    if any(epochs for _, epochs in left):
-        runs = f"training {sum(epochs > 0 for _, epochs in left)} runs, {workers} at a time,"
-        try:
-            seconds = training_seconds(runs_of(jobs), pick_device(device), workers)
-            print(f"{runs} takes about {duration(seconds)} here, as a timed step tells; attacks and drawing come on top")
-        except KitError as error:
-            print(f"{runs} takes no one knows how long: {error}")
-
-
-def reproduce(jobs: list[Job], *, workers: int, device: str = "auto", fresh: bool = False) -> int:
-    """Train what is missing, run what is not up to date, print a table. -> 0, or 1 if anything failed."""
-    pick_device(device)
-    started = time.monotonic()
-    specs = runs_of(jobs)
+def missing_of(jobs: list[Job]) -> list[RunSpec]:
+    """The runs that are not trained, or lack an evaluation that their notebooks want."""
     asks = asks_for(jobs)
-    missing = {str(spec): spec for spec in specs if not is_ready(spec, asks[resolve(spec).key])}
-    untrained = sum(not is_trained(spec) for spec in missing.values())
-    due = [job for job in jobs if fresh or not job.is_done()]
-    attack = f", {len(missing) - untrained} to evaluate" if len(missing) > untrained else ""
-    print(f"{len(specs)} runs, {untrained} to train{attack}; {len(jobs)} notebooks, {len(due)} to run; {workers} at a time",
-          flush=True)
-    failures: dict[str, str] = {}
-    _train(missing, asks, workers, device, failures)
-    seconds = _run_notebooks(due, workers, failures)
-    _summary(jobs, seconds, failures, time.monotonic() - started)
-    return 1 if failures else 0
+    return [spec for spec in runs_of(jobs) if not is_ready(spec, asks[resolve(spec).key])]
 
 
-def _train(missing: dict[str, RunSpec], asks: dict[str, list[Ask]], workers: int, device: str,
-           failures: dict[str, str]) -> None:
-    began, finished_count = time.monotonic(), 0
-    most = min(TOGETHER[pick_device(device).type], -(-len(missing) // workers))
-    waves = companies([resolve(spec) for spec in missing.values()], most)
-    lists = {_title(plans): plans for wave in waves for plans in wave}
-
-    def done_epochs(plan: Plan) -> int:
-        return sum(1 for _ in (folder_of(plan) / "epochs").glob("*.npz"))
-
-    def tick(running: set[str]) -> None:
-        if live() and running:
-            states = ", ".join(f"{lists[name][0].spec.method} {done_epochs(lists[name][0])}/{lists[name][0].recipe.epochs}"
-                               for name in sorted(running))
-            sys.stdout.write(f"\r  training {finished_count}/{len(missing)}: {states}".ljust(100)[:100])
-            sys.stdout.flush()
-
-    def finished(name: str, error: Exception | None, seconds: float) -> None:
-        nonlocal finished_count
-        finished_count += len(lists[name])
-        if error is not None:
-            failures[name] = str(error)
-        left = (time.monotonic() - began) / finished_count * (len(missing) - finished_count)
-        state = f"failed: {error}" if error else f"ready in {duration(seconds)}"
-        print(f"{chr(13) if live() else ''}  [{finished_count}/{len(missing)}] {name}: {state}"
-              f"{f' ({duration(left)} left)' if left >= 1 else ''}".ljust(100), flush=True)
-
-    if missing:
-        tasks = {name: (train_some, ([(plan.spec.words(), asks[plan.key]) for plan in plans], device))
-                 for name, plans in lists.items()}
-        pooled(tasks, min(workers, len(tasks)), tick, finished)
+def training_lists(missing: Sequence[RunSpec], place: Place) -> dict[str, list[Plan]]:
+    """{title: runs that one task trains}; first those that leave their burn-in to others."""
+    most = min(TOGETHER[place.device.type], -(-len(missing) // place.slots))
+    waves = companies([resolve(spec) for spec in missing], most)
+    return {_title(plans): plans for wave in waves for plans in wave}
 
 
 def _title(plans: list[Plan]) -> str:
     return f"{plans[0].spec}" + (f" and {len(plans) - 1} more" if len(plans) > 1 else "")
 
 
-def _run_notebooks(due: list[Job], workers: int, failures: dict[str, str]) -> dict[str, float]:
-    seconds: dict[str, float] = {}
-    labels = {job.label: job for job in due}
+def training_tasks(lists: Mapping[str, list[Plan]], asks: Mapping[str, list[Ask]], place: Place) -> dict[str, Task]:
+    """A task of each list. It waits for the lists whose burn-in it shares, so that every burn-in is trained once."""
+    leaders: dict[str, tuple[str, Plan]] = {}
+    for title, plans in lists.items():
+        for plan in plans:
+            leaders.setdefault(plan.trunk, (title, plan))
+    tasks = {}
+    for title, plans in lists.items():
+        led = [(*leaders[plan.trunk], plan.trunk_epochs) for plan in plans]
+        after = frozenset(other for other, leader, most in led if other != title and 0 < leader.burn_in <= most)
+        words = [(plan.spec.words(), asks[plan.key]) for plan in plans]
+        tasks[title] = Task(train_some, (words, str(place.device)), after, share_of(plans))
+    return tasks
 
-    def finished(name: str, error: Exception | None, took: float) -> None:
-        seconds[name] = took
-        if error is None and not labels[name].is_done():
-            error = KitError("it ended without its stamp: study.finish() was not reached")
+
+def notebook_tasks(due: Sequence[Job], lists: Mapping[str, list[Plan]]) -> dict[str, Task]:
+    """A task of each notebook. It waits for the lists that its runs are in. The last ones, which take longest, go first."""
+    tasks = {}
+    for job in reversed(due):
+        needed = [resolve(spec) for spec in params.specs_of(job.values)]
+        keys = {plan.key for plan in needed}
+        after = frozenset(title for title, plans in lists.items() if any(plan.key in keys for plan in plans))
+        words = (str(job.path), str(job.output), dict(job.values), str(job.folder), job.stamp())
+        tasks[job.label] = Task(execute, words, after, share_of(needed))
+    return tasks
+
+
+def share_of(plans: Sequence[Plan]) -> float:
+    """Of a GPU: small networks leave most of one idle."""
+    return 0.25 if all(plan.recipe.model in SMALL for plan in plans) else 1.0
+
+
+# ---------------------------------------------------------------------------------------------- the batch
+
+def show_plan(jobs: list[Job], place: Place) -> None:
+    """What would run, what is there already, and how long the trainings would take."""
+    left = epochs_to_train(runs_of(jobs))
+    for plan, epochs in left:
+        state = "trained" if not epochs else f"to train, {epochs} of {plan.recipe.epochs} epochs"
+        print(f"  run       {plan.spec}: {state}")
+    for job in jobs:
+        print(f"  notebook  {job.name}: {'up to date' if job.is_done() else 'to run'} -> {job.folder}")
+    if not any(epochs for _, epochs in left):
+        return
+    lists = training_lists(missing_of(jobs), place)
+    tasks = training_tasks(lists, asks_for(jobs), place)
+    runs = f"training {sum(epochs > 0 for _, epochs in left)} runs, {place.words},"
+    try:
+        seconds = simulated(tasks, place, seconds_of(lists, place))
+        print(f"{runs} takes about {duration(seconds)} here, as timed steps tell; attacks and drawing come on top")
+    except KitError as error:
+        print(f"{runs} takes no one knows how long: {error}")
+    if any(epochs and plan.recipe.model not in SMALL for plan, epochs in left):
+        print(_gpu_hours(lists, tasks, dict(zip((plan.key for plan, _ in left), left, strict=True)), place))
+
+
+def _gpu_hours(lists: Mapping[str, list[Plan]], tasks: Mapping[str, Task], left: Mapping[str, tuple[Plan, int]],
+               place: Place) -> str:
+    """What the deep networks compute, and how long that takes where ACHIEVED is reached."""
+    try:
+        operations = {title: total(left[plan.key] for plan in plans if plan.recipe.model not in SMALL)
+                      for title, plans in lists.items()}
+    except KitError as error:
+        return f"how much the deep networks compute no one knows: {error}"
+    seconds = {title: count / (ACHIEVED * 1e12) for title, count in operations.items()}
+    several = f", {duration(simulated(tasks, place, seconds))} on {place.gpus} of them" if place.gpus else ""
+    return (f"the deep networks compute {sum(operations.values()):.2e} floating-point operations: "
+            f"{duration(sum(seconds.values()))} on a GPU that achieves {ACHIEVED} TFLOP/s{several}; computed, not measured")
+
+
+def reproduce(jobs: list[Job], place: Place, *, engine: Engine = pooled, fresh: bool = False) -> int:
+    """Train what is missing, run what is not up to date, print a table. -> 0, or 1 if anything failed."""
+    started = time.monotonic()
+    missing = missing_of(jobs)
+    untrained = sum(not is_trained(spec) for spec in missing)
+    due = [job for job in jobs if fresh or not job.is_done()]
+    attack = f", {len(missing) - untrained} to evaluate" if len(missing) > untrained else ""
+    books = f"{len(jobs)} notebooks, {len(due)} to run"
+    print(f"{len(runs_of(jobs))} runs, {untrained} to train{attack}; {books}; {place.words}", flush=True)
+    lists = training_lists(missing, place)
+    tasks = training_tasks(lists, asks_for(jobs), place) | notebook_tasks(due, lists)
+    news = _News(lists, {job.label: job for job in due})
+    engine(tasks, place, news.tick, news.finished)
+    _summary(jobs, news.seconds, news.failures, time.monotonic() - started)
+    return 1 if news.failures else 0
+
+
+class _News:
+    """What is said while the tasks are done, a line when one has ended; and what has failed, and each notebook's seconds."""
+
+    def __init__(self, lists: Mapping[str, list[Plan]], books: Mapping[str, Job]):
+        self.lists, self.books = lists, books
+        self.seconds: dict[str, float] = {}
+        self.failures: dict[str, str] = {}
+        self.began, self.trained, self.runs = time.monotonic(), 0, sum(map(len, lists.values()))
+
+    def tick(self, running: Collection[str]) -> None:
+        if live() and running:
+            states = ", ".join(self._state(name) for name in sorted(running))
+            sys.stdout.write(f"\r  {self.trained}/{self.runs} trained; now {states}".ljust(100)[:100])
+            sys.stdout.flush()
+
+    def _state(self, name: str) -> str:
+        if name in self.books:
+            return name
+        plan = self.lists[name][0]
+        done = sum(1 for _ in (folder_of(plan) / "epochs").glob("*.npz"))
+        return f"{plan.spec.method} {done}/{plan.recipe.epochs}"
+
+    def finished(self, name: str, error: Exception | None, seconds: float) -> None:
+        if name in self.lists:
+            self.trained += len(self.lists[name])
+            left = (time.monotonic() - self.began) / self.trained * (self.runs - self.trained)
+            title, well = f"[{self.trained}/{self.runs}] {name}", f"ready in {duration(seconds)}"
+            rest = f" ({duration(left)} left)" if left >= 1 else ""
+        else:
+            self.seconds[name] = seconds
+            if error is None and not self.books[name].is_done():
+                error = KitError("it ended without its stamp: study.finish() was not reached")
+            title, well, rest = name, f"made in {duration(seconds)}", ""
         if error is not None:
-            failures[name] = str(error)
-        print(f"  {name}: {f'failed: {error}' if error else f'made in {duration(took)}'}", flush=True)
-
-    if due:
-        tasks = {name: (execute, (str(job.path), str(job.output), dict(job.values), str(job.folder), job.stamp()))
-                 for name, job in labels.items()}
-        pooled(tasks, min(workers, len(due)), lambda running: None, finished)
-    return seconds
+            self.failures[name] = str(error)
+        line = f"  {title}: {f'failed: {error}' if error else well}{rest}"
+        print(f"\r{line.ljust(100)}" if live() else line, flush=True)
 
 
 def _summary(jobs: list[Job], seconds: dict[str, float], failures: dict[str, str], total: float) -> None:

@@ -31,7 +31,11 @@ def parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--compile", action="store_true", help="compile the passes of networks: for long runs")
     reproduce.add_argument("--out", type=Path, help="folder for the results (default: figures/out/<recipe>)")
     reproduce.add_argument("--fresh", action="store_true", help="run notebooks that are up to date, too")
-    reproduce.add_argument("--plan", action="store_true", help="only say what would run")
+    reproduce.add_argument("--plan", action="store_true", help="only say what would run, and for how long")
+    reproduce.add_argument("--on", choices=["ray"], help="where: on a Ray cluster (default: on this machine)")
+    reproduce.add_argument("--address", metavar="HOST:PORT",
+                           help="of the Ray cluster's head; local starts one of --jobs CPUs here; auto (default) finds one")
+    reproduce.add_argument("--gpus", type=int, metavar="N", help="GPUs of the cluster that --plan --on ray imagines")
 
     train = commands.add_parser("train", help="train, resume or open one run")
     train.add_argument("method")
@@ -107,25 +111,44 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _reproduce(options: argparse.Namespace) -> int:
     from kit import batch
+    from kit.runs import device
     from kit.spec import parse_overrides
+    from kit.workers import Place
     given = parse_overrides(" ".join(options.set))
     if options.recipe:
         given["recipe"] = options.recipe
     if options.jobs < 0:
         raise KitError(f"--jobs {options.jobs} must be at least 1, or 0 for one a core")
+    if options.on is None and (options.address or options.gpus is not None):
+        raise KitError(f"--{'address' if options.address else 'gpus'} is of a cluster; add --on ray, or leave it out")
+    if options.gpus is not None and (options.gpus < 0 or not options.plan):
+        raise KitError(f"--gpus {options.gpus} is for --plan, at least 0: a run takes the GPUs that the cluster has")
     jobs = batch.plan(options.only, given, options.seeds, options.out.resolve() if options.out else None)
     workers = options.jobs or min(8, os.cpu_count() or 1)
-    if options.plan:
-        batch.show_plan(jobs, workers=workers, device=options.device)
+    if options.on is None:
+        here = Place(device(options.device), workers)
+        if not options.plan:
+            return batch.reproduce(jobs, here, fresh=options.fresh)
+        batch.show_plan(jobs, here)
         return 0
-    return batch.reproduce(jobs, workers=workers, device=options.device, fresh=options.fresh)
+    from kit import cluster
+    if options.plan:
+        gpus = options.gpus or 0
+        batch.show_plan(jobs, cluster.place_of(max(workers, 4 * gpus), gpus, options.device))
+        return 0
+    with cluster.joined(options.address or "auto", workers, options.device) as place:
+        return batch.reproduce(jobs, place, engine=cluster.scattered, fresh=options.fresh)
 
 
 def _train(options: argparse.Namespace) -> int:
+    from kit import processes
     from kit.spec import RunSpec, parse_overrides
     from kit.train import run
     spec = RunSpec(options.method, options.recipe, options.seed, parse_overrides(" ".join(options.set)))
-    print(run(spec, device=options.device))
+    with processes.joined(options.device) as device:
+        trained = run(spec, device=device)
+        if processes.leads():
+            print(trained)
     return 0
 
 
@@ -153,7 +176,11 @@ def _list(options: argparse.Namespace) -> int:
     if options.what == "runs":
         from kit.runs import find, is_done
         for folder in store.run_folders():
-            print(f"{folder.name}  {'done' if is_done(folder) else 'unfinished':<10}  {find(folder.name).spec}")
+            try:
+                words = find(folder.name).spec
+            except KitError as error:      # one damaged run hides no other
+                words = error
+            print(f"{folder.name}  {'done' if is_done(folder) else 'unfinished':<10}  {words}")
         return 0
     import kit
     table = getattr(kit, options.what.upper())

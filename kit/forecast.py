@@ -1,17 +1,33 @@
-"""How long will it take? One step is taken and timed on this device, and epochs are counted; nothing is kept."""
+"""How long will the trainings take? Epochs are counted, steps are timed on this device, and nothing is kept.
+
+What is timed is what will be done: networks that are trained together are timed together, and so are their probes, the files
+of an epoch and the last pass over all images. `python tests/check_forecast.py` sets it beside real runs.
+"""
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 import torch
 
-from kit.minibatch import step
-from kit.runs import build_model, dataset, folder_of, is_done, threads_for
-from kit.spec import Plan, RunSpec, leaders_first, resolve
-from kit.train import PROBE_BATCH, observe
-from kit.types import Streams
+from kit import arithmetic, store
+from kit.data import DataSet
+from kit.models import SMALL
+from kit.runs import build_model, folder_of, is_done, threads_for
+from kit.runs import device as pick_device
+from kit.spec import Plan, RunSpec, companies, leaders_first, resolve
+from kit.state import State
+from kit.train import TOGETHER, epoch_of, observe, train_epoch
+from kit.workers import Place, Task, simulated, threads_each
+
+#: Images that a timed epoch has in each split; of deep networks on a CPU few, where more would take minutes.
+IMAGES, FEW = 256, 4
 
 
 def epochs_to_train(specs: Iterable[RunSpec]) -> list[tuple[Plan, int]]:
@@ -27,49 +43,118 @@ def epochs_to_train(specs: Iterable[RunSpec]) -> list[tuple[Plan, int]]:
     return left
 
 
-def seconds_per_epoch(plan: Plan, device: torch.device) -> float:
-    """Of the last epoch's kind, probes included, from the second of two steps on the first images of its data set.
+# ---------------------------------------------------------------------------------------------- one program
 
-    A network is trained on one thread or all, as it would be; that other runs are trained beside it is not counted.
+class Cost(NamedTuple):
+    """Seconds of networks that are trained together: an epoch of the last one's kind, and the pass over all images."""
+
+    epoch: float
+    final: float
+
+
+def cost(plans: Sequence[Plan], device: torch.device) -> Cost:
+    """Of `plans`, which fit together, from epochs on a few images in a folder that is gone afterwards.
+
+    Small networks are trained on one thread, as they would be; that others are trained beside them is not counted.
     """
-    host = dataset(plan)
-    recipe = plan.recipe
-    rows = torch.arange(min(recipe.batch_size, len(host.train)))
-    split = host.train.take(rows).to(device)
-    model = build_model(plan, host).to(device)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.0)
-    method = plan.method.at(recipe.epochs, recipe.epochs)
-    with threads_for(recipe.model, device):
-        for _ in range(2):
-            _wait(device)
-            started = time.monotonic()
-            for attacked in method.stages(recipe.epochs, recipe.epochs):
-                step(model, optimiser, method, recipe, split.x(), split.y, Streams(split.ids, 0, "forecast"),
-                     attacked=attacked,
-                     reweighted=method.reweights)
-            _wait(device)
-            one = time.monotonic() - started
+    recipe = plans[0].recipe
+    small = recipe.model in SMALL
+    host, sizes = arithmetic.sample(plans[0], IMAGES if small or device.type != "cpu" else FEW)
+    data = host.to(device)
+    with tempfile.TemporaryDirectory(dir=store.home(), prefix=".forecast-") as home, threads_for(recipe.model, device):
+        crew = [_before_last(plan, host, device, Path(home) / plan.key) for plan in plans]
+        networks = [state.model for state in crew]
+        step = _seconds(lambda: train_epoch(crew, data.train, recipe.epochs), device, small) / len(data.train)
+        look = _seconds(lambda: observe(networks, plans, data.test, "forecast"), device, small) / len(data.test)
+        whole = _seconds(lambda: _last_epoch(crew, data), device, small) if small else 0.0
+    here, there = (step * n[0] + look * sum(min(recipe.probe, part) for part in n)
+                   for n in (tuple(map(len, (data.train, data.validation, data.test))), sizes))
+    return Cost(there + max(0.0, whole - here), look * (sizes.train + sizes.test))
+
+
+def _before_last(plan: Plan, host: DataSet, device: torch.device, folder: Path) -> State:
+    """A network at its beginning, in a folder of its own. It does not reweight: of one that has learned nothing yet some
+    weights would be refused, and they take no time to speak of."""
+    plan = replace(plan, burn_in=plan.recipe.epochs + 1)
+    store.write_json(folder / "run.json", {})
+    model, recipe = build_model(plan, host).to(device), plan.recipe
+    optimiser = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
+                                fused=device.type == "cuda")
+    return State(plan, folder, model, optimiser)
+
+
+def _last_epoch(crew: Sequence[State], data: DataSet) -> None:
+    """An epoch with its probes and files."""
+    for state in crew:
+        state.epoch, state.history = state.plan.recipe.epochs - 1, []
+    epoch_of(crew, data)
+
+
+def _seconds(work: Callable[[], object], device: torch.device, short: bool) -> float:
+    """How long `work` takes: the median of five, warmed up; or, if it is not short and on a CPU, its only time."""
+    found = []
+    for _ in range(6 if short else 1 + (device.type != "cpu")):
         started = time.monotonic()
-        (seen,) = observe([model], [plan], split.take(slice(0, PROBE_BATCH)), "forecast")
-        _wait(device)
-        look = (time.monotonic() - started) / len(seen["y"])
-    probed = sum(min(recipe.probe, len(part)) for part in (host.train, host.validation, host.test))
-    return one * len(host.train) / len(rows) + look * probed
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.monotonic() - started)
+    return median(found[len(found) > 1:])
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+# ---------------------------------------------------------------------------------------------- many
+
+class Clock:
+    """Times each kind of program once. Of deep networks one for each architecture and data set: the others take as much
+    longer as they compute more."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.known = device, {}
+
+    def __call__(self, plans: Sequence[Plan]) -> Cost:
+        plan = plans[0]
+        if plan.recipe.model in SMALL:
+            return self._once((plan.company or plan.key, len(plans)), plans)[1]
+        timed, known = self._once((plan.recipe.model, plan.recipe.data, plan.recipe.precision), plans)
+        mine, its = arithmetic.work(plan), arithmetic.work(timed)
+        return Cost(known.epoch * mine.epoch / its.epoch, known.final * mine.final / its.final)
+
+    def _once(self, kind: tuple, plans: Sequence[Plan]) -> tuple[Plan, Cost]:
+        if kind not in self.known:
+            self.known[kind] = plans[0], cost(plans, self.device)
+        return self.known[kind]
 
 
-def training_seconds(specs: Iterable[RunSpec], device: torch.device, workers: int) -> float:
-    """Of all `specs` together, `workers` at a time. One run of each recipe and kind of attack is timed."""
-    total, timed = 0.0, {}
-    for plan, epochs in epochs_to_train(specs):
-        if not epochs:
-            continue
-        kind = repr((plan.recipe, [str(part) for part in (plan.method.attack, plan.method.second_attack)]))
-        if kind not in timed:
-            timed[kind] = seconds_per_epoch(plan, device)
-        total += epochs * timed[kind]
-    return total / workers
+def seconds_of(lists: Mapping[str, Sequence[Plan]], place: Place) -> dict[str, float]:
+    """Seconds of each list of runs that one of the place's processes trains, as timed here. `KitError` if this machine has
+    no such device."""
+    clock, threads = Clock(pick_device(str(place.device))), threads_each(place.slots)
+    epochs = {plan.key: n for plan, n in epochs_to_train(plan.spec for plans in lists.values() for plan in plans)}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return {title: _list_seconds(plans, epochs, clock, threads) for title, plans in lists.items()}
+    finally:
+        torch.set_num_threads(before)
+
+
+def _list_seconds(plans: Sequence[Plan], epochs: Mapping[str, int], clock: Clock, threads: int) -> float:
+    """As `kit.train.run_many` trains them: in programs, small ones on as many threads as there are."""
+    due = [plan for plan in plans if not is_done(folder_of(plan))]
+    side = threads if due and due[0].recipe.model in SMALL and clock.device.type == "cpu" else 1
+    total = 0.0
+    for wave in companies(due, min(TOGETHER[clock.device.type], -(-len(due) // side))):
+        programs = {str(i): _program_seconds(some, epochs, clock) for i, some in enumerate(wave)}
+        total += simulated({name: Task(print) for name in programs}, Place(clock.device, side), programs)
+    return total
+
+
+def _program_seconds(plans: Sequence[Plan], epochs: Mapping[str, int], clock: Clock) -> float:
+    """Of networks in step: those that have more epochs to go than others go through them without those."""
+    ahead, total = 0, clock(plans).final
+    ordered = sorted(plans, key=lambda plan: epochs[plan.key])
+    for i, plan in enumerate(ordered):
+        if epochs[plan.key] > ahead:
+            total += (epochs[plan.key] - ahead) * clock(ordered[i:]).epoch
+            ahead = epochs[plan.key]
+    return total

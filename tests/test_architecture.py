@@ -11,14 +11,14 @@ from conftest import ROOT
 
 LAYERS = [
     {"types"},
-    {"functional", "memory", "store", "progress", "mixture", "sidebyside", "precision"},
-    {"attacks", "criteria", "regularisers", "perturbation", "schedules", "models", "data"},
+    {"functional", "memory", "store", "progress", "mixture", "sidebyside", "precision", "processes", "workers"},
+    {"attacks", "criteria", "regularisers", "perturbation", "schedules", "models", "data", "cluster"},
     {"weights", "losses", "together"},
     {"methods", "recipes"},
     {"spec", "formulas"},
     {"runs"},
     {"evaluate", "whatif", "minibatch", "masking"},
-    {"tables", "audit", "zoo", "state", "archive"},
+    {"tables", "audit", "zoo", "state", "archive", "arithmetic"},
     {"train", "figures"},
     {"explain", "papers", "forecast"},
     {"params", "widgets"},

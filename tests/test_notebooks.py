@@ -13,11 +13,13 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+import torch
 from conftest import ROOT, TINY
 
+import kit
 from kit import batch, cli, params, store
 from kit.figures import FIGURES
-from kit.types import KitError
+from kit.workers import Place
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FIGURE_BOOKS = [path for path in NOTEBOOKS if path.stem[0].isdecimal()]     # what `reproduce` runs by itself
@@ -154,8 +156,14 @@ def test_plain_papermill_refuses_wrong_words(given, words, home, tmp_path):
     (["--set", "weight.slop=3"], "Did you mean 'weight.slope'"),
     (["--set", "epochs=0"], "at least 1"),
     (["--seeds", "-1"], "at least 0"),
+    (["--seeds", "1", "1"], "names one twice"),
     (["--device", "tpu"], "auto, cpu, cuda, mps"),
     (["--jobs", "-2"], "at least 1"),
+    (["--address", "local"], "add --on ray"),
+    (["--on", "ray", "--address", "nowhere"], "Choices: auto, local, HOST:PORT"),
+    (["--on", "ray", "--gpus", "2"], "--gpus 2 is for --plan"),
+    (["--on", "ray", "--plan", "--device", "cuda"], "the cluster has no GPU"),
+    (["--on", "ray", "--plan", "--device", "mps"], "Choices: auto, cpu, cuda"),
 ])
 def test_reproduce_refuses_wrong_words_before_anything_runs(words, expected, home, capsys):
     assert cli.main(["reproduce", *words]) == 2
@@ -182,38 +190,11 @@ def test_failures_are_named_and_stop_nothing_else(home, tmp_path, monkeypatch, c
     tiny_run("at")
     jobs = batch.plan([], {"overrides": SETTINGS}, [0], tmp_path / "out")
     assert len(batch.runs_of(jobs)) == 1
-    assert batch.reproduce(jobs, workers=1) == 1
+    assert batch.reproduce(jobs, Place(torch.device("cpu"), 1)) == 1
     text = capsys.readouterr().out
     assert "FAILED 01_raises: cell 3: ZeroDivisionError" in text.replace("cell 2", "cell 3")
     assert "FAILED 02_dies" in text and "FAILED 03_no_stamp: it ended without its stamp" in text
     assert re.search(r"04_fine +made", text) and (tmp_path / "out/pm-by-lps.png").exists()
-
-
-@pytest.mark.slow
-def test_a_worker_that_is_killed_is_tried_again(tmp_path):
-    """The operating system kills a worker: the task runs once more alone, the others are not lost."""
-    ended = {}
-    tasks = {"fine": (batch_fine, (1.0,)), "killed once": (batch_kill_once, (str(tmp_path / "mark"),)),
-             "killed always": (batch_kill_always, ()), "fine too": (batch_fine, (2.0,))}
-    batch.pooled(tasks, 2, lambda running: None, lambda name, *end: ended.__setitem__(name, tuple(end)))
-    assert ended["fine"] == (None, 1.0) and ended["fine too"] == (None, 2.0) and ended["killed once"] == (None, 3.0)
-    assert isinstance(ended["killed always"][0], KitError) and "killed twice" in str(ended["killed always"][0])
-
-
-def batch_fine(value: float) -> float:
-    return value
-
-
-def batch_kill_once(mark: str) -> float:
-    if not os.path.exists(mark):
-        open(mark, "w").close()
-        os.kill(os.getpid(), 9)
-    return 3.0
-
-
-def batch_kill_always() -> float:
-    os.kill(os.getpid(), 9)
-    return 0.0
 
 
 def test_plan_shares_runs_and_seeds_get_their_own_folder(home, tmp_path):
@@ -223,6 +204,21 @@ def test_plan_shares_runs_and_seeds_get_their_own_folder(home, tmp_path):
         ("02_confused_labels", "seed-1"), ("05_class_confusion", "seed-1")]
     specs = batch.runs_of(jobs)
     assert len(specs) == 2 * 10 and len({(s.method, s.seed) for s in specs}) == len(specs)
+
+
+def test_a_notebook_waits_for_its_own_runs_alone(fresh_home):
+    """And takes as much of a GPU as its networks need."""
+    jobs, place = batch.plan(["01", "04"], {}, None, None), Place(torch.device("cpu"), 2)
+    lists = batch.training_lists(batch.missing_of(jobs), place)
+    tasks = batch.notebook_tasks(jobs, lists)
+    assert list(tasks) == ["04_min_max", "01_one_loop"], "the longest first"
+    for job in jobs:
+        wanted = {kit.spec.resolve(spec).key for spec in params.specs_of(job.values)}
+        assert tasks[job.label].after == {title for title, plans in lists.items() if wanted & {plan.key for plan in plans}}
+        assert 0 < len(tasks[job.label].after) < len(lists) and tasks[job.label].share == 0.25
+    assert not batch.notebook_tasks(jobs, {})["04_min_max"].after, "its runs are there"
+    deep = batch.plan(["01"], {"overrides": "model=resnet18"}, None, None)
+    assert batch.notebook_tasks(deep, {})["01_one_loop"].share == 1
 
 
 # ---------------------------------------------------------------------------------------------- the other commands

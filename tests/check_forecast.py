@@ -1,0 +1,48 @@
+"""Does `reproduce --plan` foretell how long the trainings take? Not a test: run it on a quiet machine.
+
+    python tests/check_forecast.py [--only 02 05] [--jobs 2] [--rounds 3] [--set NAME=VALUE ...]
+
+Each round forecasts the trainings of some notebooks and then does them, from nothing, in a home that is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+
+from kit import batch
+from kit.forecast import seconds_of
+from kit.runs import device
+from kit.spec import parse_overrides
+from kit.workers import Place, pooled, simulated
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", nargs="+", default=["02", "05"])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--set", nargs="+", default=[])
+    options = parser.parse_args()
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory() as home:
+            os.environ["KIT_HOME"] = home
+            jobs = batch.plan(options.only, parse_overrides(" ".join(options.set)), None, None)
+            place = Place(device(), options.jobs)
+            lists = batch.training_lists(batch.missing_of(jobs), place)
+            tasks = batch.training_tasks(lists, batch.asks_for(jobs), place)
+            began = time.monotonic()
+            each = seconds_of(lists, place)
+            forecast, took = simulated(tasks, place, each), time.monotonic() - began
+            real, began = {}, time.monotonic()
+            pooled(tasks, place, lambda running: None, lambda name, error, seconds, real=real: real.update({name: seconds}))
+            actual = time.monotonic() - began
+        for name in lists:
+            print(f"  {name}: forecast {each[name]:.1f} s, took {real[name]:.1f} s")
+        print(f"forecast {forecast:.1f} s (in {took:.1f} s), took {actual:.1f} s: {forecast / actual - 1:+.0%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
