@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kit import processes
 from kit.attacks import Path
 from kit.methods import Method
 from kit.precision import attacked_in
@@ -107,29 +108,35 @@ def steps(learners: Sequence[Learner], recipe: Recipe, x: Tensor, y: Tensor, str
           attacked: bool = True) -> list[Step]:
     """A step of each of R networks on N images of its own: x (R·N, C, H, W), y (R·N,), those of the first network first.
 
-    They are attacked and passed as one program, and must fit together: see `kit.spec.Plan.company`.
+    They are attacked and passed as one program, and must fit together: see `kit.spec.Plan.company`. Where several processes
+    train one network, each attacks and passes its share of the N images, and returns what all of them saw.
     """
     first, n, alone = learners[0].method, len(y) // len(learners), len(learners) == 1
     network = together([learner.model for learner in learners])
     parts = [slice(i * n, (i + 1) * n) for i in range(len(learners))]
     joined = streams[0] if alone else Joined(streams)
+    bare = processes.bare(network)
+    if processes.count() > 1:
+        mine = processes.share(n)
+        x, y, joined = x[mine], y[mine], joined.of(joined.ids[mine])
 
     def own(logits: Tensor, labels: Tensor) -> Tensor:
         return torch.cat([learner.method.own_loss(logits[rows], labels[rows], reweighted=learner.reweighted)
                           for learner, rows in zip(learners, parts, strict=True)])
 
-    def take() -> list[Step]:
-        seen = see(network, first, batch)
+    def take(network: nn.Module) -> list[Step]:
+        seen = processes.whole_view(see(network, first, batch), n)
         views = [seen] if alone else [seen.take(rows, mine) for rows, mine in zip(parts, streams, strict=True)]
         return [judge(learner.model, learner.method, view, reweighted=learner.reweighted)
                 for learner, view in zip(learners, views, strict=True)]
 
-    batch = (strike(network, first, recipe, x, y, joined, own=own) if attacked else Batch(x, y, None, None, None, joined))
-    with first.perturb(network, lambda: take()[0].loss) if first.perturb else contextlib.nullcontext():
-        done = take()
+    batch = (strike(bare, first, recipe, x, y, joined, own=own) if attacked else Batch(x, y, None, None, None, joined))
+    with first.perturb(bare, lambda: take(bare)[0].loss) if first.perturb else contextlib.nullcontext():
+        done = take(network)
         for learner in learners:
             learner.optimiser.zero_grad(set_to_none=True)
         torch.stack([each.loss for each in done]).sum().backward()       # each reaches the parameters of its own network
         for learner in learners:
             learner.optimiser.step()
+    processes.average(list(bare.buffers()))
     return [replace(each, loss=each.loss.detach()) for each in done]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from kit.processes import average
 from kit.types import NonNegative
 
 
@@ -24,7 +25,7 @@ def perturbed(model: nn.Module, loss: Callable[[], Tensor], *, gamma: NonNegativ
         return
     weights = [p for name, p in model.named_parameters() if name.endswith("weight") and p.dim() > 1]
     before = [buffer.clone() for buffer in model.buffers()]
-    gradients = torch.autograd.grad(loss(), weights)
+    gradients = average(torch.autograd.grad(loss(), weights))
     with torch.no_grad():
         for buffer, value in zip(model.buffers(), before, strict=True):
             buffer.copy_(value)

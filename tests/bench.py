@@ -10,9 +10,9 @@ withstand AutoAttack at eps 0.25), against pyautoattack, torchattacks and foolbo
 robust accuracy; passes are images through the network, forwards and backwards.
 
 step-*: one PGD-10 training step on random images against the plain step of tests/reference.py. The result is its loss;
-"bf16" has its attack in bf16. many: one such step of each of 40 LeNets. Beside the seconds: the share of them that the
-attack takes, multiplications and additions a second as a share of what one large product of fp32 matrices reaches here,
-and peak memory.
+"bf16" has its attack in bf16, and "compiled" compiles its passes, too, which takes half a minute first. many: one step of
+each of 40 LeNets. Beside the seconds: the share of them that the attack takes, multiplications and additions a second as a
+share of what one large product of fp32 matrices reaches here, and peak memory.
 """
 
 from __future__ import annotations
@@ -152,22 +152,25 @@ def networks() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int],
 
 
 def training_step(way: str) -> Callable:
-    """A contestant: "plain", "kit" or "bf16". Small networks have one thread, as in `kit.run`; others have all."""
+    """A contestant: "plain", "kit", "bf16" or "compiled". Small networks have one thread, as in `kit.run`; others all."""
     def contestant(work: str, threads: int, device: str) -> dict:
         import reference
 
         from kit.methods import METHODS
         from kit.minibatch import step, strike
+        from kit.precision import compiled
         from kit.recipes import RECIPES
         from kit.types import Streams
         make, shape, batch, times = networks()[work]
         method, small = METHODS["at"], work in ("step-digits", "step-lenet")
-        recipe = RECIPES["digits"].override(eps=8 / 255, precision="bf16" if way == "bf16" else "fp32")
+        recipe = RECIPES["digits"].override(eps=8 / 255, precision="bf16" if way in ("bf16", "compiled") else "fp32")
         torch.set_num_threads(1 if small else threads)
         torch.manual_seed(0)
         net, x, y = make().to(device), torch.rand(batch, *shape).to(device), torch.randint(0, 10, (batch,)).to(device)
         if way == "plain":
             net = net.to(memory_format=torch.contiguous_format)
+        if way == "compiled":
+            compiled(net, x)
         optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
         streams = Streams(torch.arange(batch, device=device), 0)
 
@@ -276,8 +279,9 @@ ATTACKS: dict[str, dict[str, tuple[str, Callable]]] = {
                        "kit": ("kit", kit_attack(f"pgd{steps}", stop_early=True))} for steps in (20, 100)},
 }
 STEPS: dict[str, dict[str, tuple[str, Callable]]] = {
-    **{work: {way: ("kit", training_step(way)) for way in ("plain", "kit", "bf16")}
-       for work in ("step-digits", "step-lenet", "step-resnet18-16", "step-resnet18")},
+    **{work: {way: ("kit", training_step(way)) for way in ("plain", "kit")} for work in ("step-digits", "step-lenet")},
+    **{work: {way: ("kit", training_step(way)) for way in ("plain", "kit", "bf16", "compiled")}
+       for work in ("step-resnet18-16", "step-resnet18")},
     "many": {way: ("kit", many_networks(way)) for way in ("plain", "kit", "run_many")}}
 WORK = ATTACKS | STEPS
 
