@@ -13,13 +13,13 @@ import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-
-import pandas as pd
+from typing import Any
 
 from kit import store
-from kit.runs import Run, find, is_done
+from kit.evaluate import read_evaluation
+from kit.runs import Run, find, is_done, read_record
 from kit.spec import RunSpec, resolve
 from kit.types import KitError
 
@@ -27,7 +27,6 @@ MANIFEST = "manifest.json"
 #: Files of a run that travel; what was set aside, locked or half written stays.
 KEPT = re.compile(r"(run|done|branched)\.json|history\.csv|final\.npz|[\w.-]+\.ckpt|(epochs|evaluations)/\w+\.npz|"
                   r"snapshots/\w+\.ckpt")
-LARGEST = 2 ** 36      # bytes of one file that is unpacked
 
 
 def files_of(folder: Path) -> list[str]:
@@ -39,42 +38,38 @@ def files_of(folder: Path) -> list[str]:
 def verify(folder: Path) -> list[str]:
     """What is wrong with a stored run, a line for each file; [] if all of it is whole and belongs to it.
 
-    Checkpoints have a SHA-256, arrays a CRC; the history is compared with the checkpoint's, the key with the settings'.
+    Checkpoints have a SHA-256, arrays a CRC; done.json has the SHA-256 of every file of a finished run, and the key is
+    compared with the settings'.
     """
     problems = []
 
-    def attempt(name: str, look) -> object:
+    def attempt(look: Callable, *words: object) -> Any:
         try:
-            return look(folder / name)
+            return look(*words)
         except KitError as error:
             problems.append(str(error))
             return None
-    record = attempt("run.json", store.read_json)
+    record = attempt(read_record, folder, "run.json")
     if record is not None:
         try:
             key = resolve(RunSpec(**record["spec"])).key
-            if key != record["key"] or not folder.name.endswith(key):
+            if key != record["key"]:
                 problems.append(f"{folder.name}: run.json's settings have the key {key} in this version of the kit; a run "
                                 "of those settings is trained anew")
         except (KitError, KeyError, TypeError) as error:
             problems.append(f"{folder / 'run.json'} names no run of this kit: {error}")
+    done = attempt(read_record, folder, "done.json") if is_done(folder) else None
+    written = done["files"] if done else {}
+    for name, digest in written.items():
+        if not (folder / name).exists():
+            problems.append(f"{folder / name} is missing")
+        elif attempt(store.digest, folder / name) != digest:
+            problems.append(f"{folder / name} is damaged, or not what the training wrote")
     for name in files_of(folder):
-        if name.endswith(".npz"):
-            attempt(name, store.load_arrays)
-        elif name.endswith(".ckpt") and name != "last.ckpt":
-            attempt(name, store.load)
-    finished = is_done(folder)
-    last = attempt("last.ckpt", store.load) if finished or (folder / "last.ckpt").exists() else None
-    if last is not None:
-        written = pd.DataFrame(last["history"]).to_csv(index=False).encode()
-        if not (folder / "history.csv").exists() or (finished and (folder / "history.csv").read_bytes() != written):
-            problems.append(f"{folder / 'history.csv'} is not the history in its checkpoint")
-    if finished:
-        done = attempt("done.json", store.read_json)
-        epochs = range(1, (done or {}).get("epochs", 0) + 1)
-        missing = [name for name in ("best.ckpt", "final.npz", *(f"epochs/{epoch:04d}.npz" for epoch in epochs))
-                   if not (folder / name).exists()]
-        problems += [f"{folder / name} is missing" for name in missing]
+        if name.startswith("evaluations/"):
+            attempt(read_evaluation, folder / name, folder.name.rsplit("-", 1)[-1])
+        elif name not in written and name.endswith((".npz", ".ckpt")):
+            attempt(store.load_arrays if name.endswith(".npz") else store.load, folder / name)
     return problems
 
 
@@ -149,11 +144,11 @@ def _unpack(path: Path, place: Path) -> list[Path]:
             manifest = json.loads(archive.extractfile(first).read())
             if not isinstance(manifest, dict) or not manifest:
                 raise KitError(f"{path} is no archive of runs: its manifest is empty")
-            left = dict(manifest)
+            left, largest = dict(manifest), path.stat().st_size
             while (member := archive.next()) is not None:
                 folder, _, name = member.name.partition("/")
                 plain = re.fullmatch(r"[\w][\w.-]*", folder) and KEPT.fullmatch(name) and ".." not in member.name
-                if not plain or not member.isreg() or member.size > LARGEST or member.name not in left:
+                if not plain or not member.isreg() or member.size > largest or member.name not in left:
                     raise KitError(f"{path} holds '{member.name}', which is no file of a run; nothing was imported")
                 blob = archive.extractfile(member).read()
                 if hashlib.sha256(blob).hexdigest() != left.pop(member.name):
@@ -161,7 +156,9 @@ def _unpack(path: Path, place: Path) -> list[Path]:
                 store.write(place / PurePosixPath(member.name), blob)
     except FileNotFoundError as error:
         raise KitError(f"there is no file {path}") from error
-    except (OSError, tarfile.TarError, ValueError, EOFError) as error:
+    except KitError:
+        raise
+    except Exception as error:      # tarfile, json and the decoding of names each have their own
         raise KitError(f"cannot read {path} as an archive of runs: {error}") from error
     if left:
         raise KitError(f"{path} lacks {len(left)} files of its manifest, say '{next(iter(left))}'; nothing was imported")

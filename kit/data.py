@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kit import mixture
-from kit.store import home
+from kit.store import home, located
 from kit.types import KitError, Streams, generator, unknown
 
 DIGITS_TEST = 497        # leaves 1,300 for training and validation
@@ -147,11 +147,6 @@ EXPECTED = {"mnist": (60_000, 10_000), "fashion-mnist": (60_000, 10_000), "cifar
             "cifar100": (50_000, 10_000), "svhn": (73_257, 26_032)}
 
 
-def _located(path: str) -> Path:
-    found = Path(path).expanduser()
-    return found if found.is_absolute() or found.exists() else home() / found
-
-
 def base_of(name: str) -> str:
     """A data set's name without the file of generated images."""
     return name.partition("+npz:")[0]
@@ -159,12 +154,12 @@ def base_of(name: str) -> str:
 
 def folder_path(name: str) -> Path:
     """The path of a `folder:<path>` name; a relative one is looked for here, then beside `data/`."""
-    return _located(base_of(name).removeprefix("folder:"))
+    return located(base_of(name).removeprefix("folder:"))
 
 
 def generated_path(name: str) -> Path | None:
     """The file of a `<data set>+npz:<file>` name, found like a folder; None where there is none."""
-    return _located(name.partition("+npz:")[2]) if "+npz:" in name else None
+    return located(name.partition("+npz:")[2]) if "+npz:" in name else None
 
 
 def absolute(name: str) -> str:
@@ -241,14 +236,17 @@ def _annotated(folder: Path, classes: tuple[str, ...]) -> Samples:
 
 def _pixels(samples: Samples) -> np.ndarray:
     """The images (N, H, W, 3) of files of one size."""
+    from PIL import Image
     from torchvision.datasets.folder import default_loader
     images = None
     for row, (file, _) in enumerate(samples):
         try:
+            with Image.open(file) as picture:
+                picture.verify()      # compares a PNG's checksums, which decoding does not
             image = np.asarray(default_loader(file))
+            images = np.empty((len(samples), *image.shape), np.uint8) if images is None else images
         except Exception as error:
             raise KitError(f"{file} is not a readable image ({type(error).__name__}); delete or replace it") from error
-        images = np.empty((len(samples), *image.shape), np.uint8) if images is None else images
         if image.shape != images.shape[1:]:
             raise KitError(f"{file} is {image.shape[1]}x{image.shape[0]} pixels, the images before it "
                            f"{images.shape[2]}x{images.shape[1]}; a data set has one size")

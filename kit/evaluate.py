@@ -26,12 +26,14 @@ from kit import store
 from kit.attacks import ATTACKS, Attack, check_inputs, frozen
 from kit.data import Split
 from kit.progress import Progress
-from kit.runs import Run, spare_threads, threads_for
+from kit.runs import Run, is_done, spare_threads, threads_for
 from kit.runs import device as pick_device
 from kit.sidebyside import side_by_side, still_wanted
 from kit.types import KitError, Streams, Threat, unknown
 
 BATCH = {"cpu": 256, "cuda": 2048, "mps": 512}
+#: What an evaluation keeps that is not per example.
+OF_ALL = ("seconds", "settings", "run", "notes")
 
 
 def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -55,7 +57,7 @@ def measure(model: nn.Module, split: Split, threat: Threat, attack: Attack, *, s
     Errors: `KitError` for a model that returns probabilities or NaN, or labels that it does not know.
     """
     notes = check_inputs(model, split.x(slice(0, 256)), split.y[:256])
-    pieces, gaps = _kept(partial, len(split))
+    pieces, gaps = _kept(partial, split.ids.cpu().numpy())
     size = min(BATCH[split.y.device.type], -(-len(split) // spare_threads()))
 
     def batches() -> Iterator[tuple[int, int]]:
@@ -101,17 +103,19 @@ def measure(model: nn.Module, split: Split, threat: Threat, attack: Attack, *, s
         "notes": np.array(notes, dtype="U300")}
 
 
-def _kept(partial: Path | None, n: int) -> tuple[dict[int, dict[str, np.ndarray]], list[tuple[int, int]]]:
+def _kept(partial: Path | None, ids: np.ndarray) -> tuple[dict[int, dict[str, np.ndarray]], list[tuple[int, int]]]:
     """({place: piece} of the whole pieces in `partial`, [(begin, end)] of the images in none of them)."""
     pieces, gaps, reached = {}, [], 0
-    for path in sorted(partial.glob("*.npz")) if partial else ():
+    for path in sorted(partial.glob("[0-9]*.npz")) if partial else ():
         with contextlib.suppress(KitError):
-            pieces[int(path.stem)] = store.load_arrays(path)
+            piece, begin = store.load_arrays(path), int(path.stem)
+            if np.array_equal(piece.get("ids"), ids[begin:][:len(piece.get("ids", ()))]):
+                pieces[begin] = piece
     for begin in sorted(pieces):
         if begin > reached:
             gaps.append((reached, begin))
         reached = begin + len(pieces[begin]["y"])
-    return pieces, [*gaps, (reached, n)]
+    return pieces, [*gaps, (reached, len(ids))]
 
 
 def _measure_batch(model: nn.Module, split: Split, rows: torch.Tensor, threat: Threat, attack: Attack,
@@ -160,6 +164,9 @@ def evaluate(run: Run, attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw
         raise unknown("split", split, ("train", "validation", "test"))
     if not isinstance(n, int) or n < 0:
         raise KitError(f"n={n!r} must be a whole number of images, or 0 for all")
+    if not is_done(run.folder):
+        raise KitError(f"{run.spec} is not trained to its end; an evaluation would be kept as that of the finished network. "
+                       "Train it first")
     where = pick_device(device)
     model, images = None, None
     rows, examples, notes = {}, Examples(), {}
@@ -177,19 +184,20 @@ def evaluate(run: Run, attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw
             with threads_for(run.plan.recipe.model, where):
                 arrays = measure(model, images, run.plan.recipe.threat, attack, partial=partial, progress=progress)
             seconds = time.monotonic() - started
-            store.save_arrays(path, arrays | {"seconds": np.asarray(seconds), "settings": np.asarray(json.dumps(settings))})
+            store.save_arrays(path, arrays | {"seconds": np.asarray(seconds), "settings": np.asarray(json.dumps(settings)),
+                                              "run": np.asarray(run.key)})
             shutil.rmtree(partial, ignore_errors=True)
             for note in () if quiet else arrays["notes"]:
                 print(f"WARNING: {run.spec}: {note}", flush=True)
             progress.close(f"{1 - arrays['broken'].mean():.1%} of {len(images)} in {seconds:.1f} s")
-        arrays = store.load_arrays(path)
+        arrays = read_evaluation(path, run.key)
         count, right = len(arrays["y"]), int((~arrays["broken"]).sum())
         low, high = wilson(right, count)
         rows[name] = {"accuracy": right / count, "low": low, "high": high,
                       "last_iterate": float((arrays["prediction"] == arrays["y"]).mean()), "n": count,
                       "forwards": float(arrays["forwards"].mean()), "backwards": float(arrays["backwards"].mean()),
                       "seconds": float(arrays["seconds"])}
-        examples[name] = {key: values for key, values in arrays.items() if key not in ("seconds", "settings", "notes")}
+        examples[name] = {key: values for key, values in arrays.items() if key not in OF_ALL}
         notes |= {str(note): None for note in arrays.get("notes", ())}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("attack")
     table.attrs = {"run": run.key, "examples": examples, "classes": run.record["classes"], "notes": list(notes)}
@@ -200,8 +208,22 @@ def kept_at(run: Run, attack: str, *, split: str = "test", n: int = 0, which: st
     """(all that decides an evaluation, the file that keeps it once it is made)."""
     settings = {"attack": ATTACKS[attack].config(), "threat": str(run.plan.recipe.threat), "split": split, "n": n,
                 "which": which}
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    return settings, run.folder / "evaluations" / f"{key}.npz"
+    return settings, run.folder / "evaluations" / f"{_named(settings)}.npz"
+
+
+def _named(settings: dict) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_evaluation(path: Path, key: str) -> dict[str, np.ndarray]:
+    """What `evaluate` kept at `path` of the run with that key. `KitError` if it is damaged or of something else."""
+    try:
+        arrays = store.load_arrays(path)
+    except KitError as error:
+        raise KitError(f"{error}. Delete it to evaluate again") from error
+    if str(arrays.get("run")) != key or _named(json.loads(str(arrays["settings"]))) != path.stem:
+        raise KitError(f"{path} is not the evaluation that belongs there; delete it to evaluate again")
+    return arrays
 
 
 def per_class(table: pd.DataFrame, attack: str) -> pd.DataFrame:

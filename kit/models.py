@@ -163,7 +163,7 @@ MODELS = {"linear": linear, "cnn": cnn, "lenet": lenet, "resnet18": resnet18}
 
 def check_model_name(name: str) -> None:
     """`KitError` unless `build` knows it."""
-    wide = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
+    wide = re.fullmatch(r"wrn-([1-9][0-9]{0,3})-(0|[1-9][0-9]{0,3})", name)
     if wide is None and name not in MODELS:
         raise KitError(f"there is no model '{name}'. Choices: {', '.join(MODELS)}, wrn-D-W (say wrn-34-10)")
     if wide is not None:

@@ -155,9 +155,10 @@ def seeds_of(values: Mapping[str, Any]) -> list[int]:
     if "seeds" not in values:
         return [values.get("seed", 0)]
     words = values["seeds"].split()
-    if not words or not all(word.isdecimal() for word in words) or len(set(words)) != len(words):
+    seeds = [int(word) for word in words if word.isdecimal() and len(word) < 19]
+    if not words or len(set(seeds)) != len(words):
         raise KitError(f"seeds={values['seeds']!r} must be different whole numbers with spaces between, such as \"0 1 2\"")
-    return list(map(int, words))
+    return seeds
 
 
 def attacks_of(values: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
     run.json           settings, names, versions            last.ckpt, best.ckpt   network (and optimiser)
     history.csv        one line an epoch                    epochs/0001.npz        logits after that epoch
-    final.npz          a pass over all images at the end    done.json              written last
+    final.npz          a pass over all images at the end    done.json              written last, with all checksums
 """
 
 from __future__ import annotations
@@ -123,17 +123,25 @@ class Run:
     @cached_property
     def record(self) -> dict:
         """run.json: settings, versions, device, fingerprint of the data."""
-        return store.read_json(self.folder / "run.json")
+        return read_record(self.folder, "run.json")
 
     @cached_property
     def done(self) -> dict:
-        """done.json: seconds and epochs."""
-        return store.read_json(self.folder / "done.json")
+        """done.json: seconds, epochs, and the SHA-256 of every file."""
+        return read_record(self.folder, "done.json")
+
+    def file(self, name: str) -> Path:
+        """The path of one of its files. Once the training is done, `KitError` unless it is what the training wrote."""
+        path = self.folder / name
+        if is_done(self.folder) and store.digest(path) != read_record(self.folder, "done.json")["files"].get(name):
+            raise KitError(f"{path} is damaged, or not what the training wrote; restore it, or delete {self.folder} to "
+                           "train again")
+        return path
 
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row an epoch: loss, clean and robust accuracy of the held-out probe, mean weight, seconds, ..."""
-        return pd.read_csv(self.folder / "history.csv")
+        return pd.read_csv(self.file("history.csv"))
 
     def data(self) -> data.DataSet:
         """Its data set. `KitError` if the images are not those it was trained on."""
@@ -146,7 +154,8 @@ class Run:
     @cached_property
     def snapshots(self) -> list[int]:
         """The epochs after which the network was kept, for learning curves under any attack; about twelve."""
-        return sorted(int(path.stem) for path in (self.folder / "snapshots").glob("*.ckpt"))
+        return sorted(int(path.stem) for path in (self.folder / "snapshots").glob("*.ckpt")
+                      if path.stem.isdecimal())
 
     def model(self, which: str | int = "last", device: torch.device | str = "cpu") -> nn.Module:
         """The network in eval mode; `which` is last, best (on the held-out images), initial, or an epoch in `snapshots`."""
@@ -157,19 +166,19 @@ class Run:
         net = build_model(self.plan, self.data())
         if which != "initial":
             name = f"{which}.ckpt" if isinstance(which, str) else f"snapshots/{which:04d}.ckpt"
-            net.load_state_dict(store.load(self.folder / name)["model"])
+            net.load_state_dict(store.load(self.file(name))["model"])
         return net.to(device).eval()
 
     def epoch(self, number: int) -> dict[str, np.ndarray]:
         """What was stored after epoch `number` (1-based); the names are those of `kit.train.observe`."""
         if not 1 <= number <= len(self.history):
             raise KitError(f"{self.folder.name} has epochs 1 to {len(self.history)}, not {number}")
-        return store.load_arrays(self.folder / "epochs" / f"{number:04d}.npz")
+        return store.load_arrays(self.file(f"epochs/{number:04d}.npz"))
 
     @cached_property
     def final(self) -> dict[str, np.ndarray]:
         """The pass over all images with the finished network; names as in `epoch`, all training images included."""
-        return store.load_arrays(self.folder / "final.npz")
+        return store.load_arrays(self.file("final.npz"))
 
 
 def folder_of(plan: Plan) -> Path:
@@ -181,11 +190,18 @@ def is_done(folder: Path) -> bool:
     return (folder / "done.json").exists()
 
 
+def read_record(folder: Path, name: str) -> dict:
+    """run.json or done.json of a run's folder. `KitError` if it was altered or is another run's."""
+    record = store.read_sealed(folder / name)
+    if not folder.name.endswith(f"-{record.get('key')}"):
+        raise KitError(f"{folder / name} is of the run {record.get('key')}; restore it, or delete {folder} to train again")
+    return record
+
+
 def find(key: str) -> Run:
     """The stored run whose key or folder begins with `key`. `KitError` if none or several do."""
     matches = [f for f in store.run_folders() if f.name.startswith(key) or f.name.rsplit("-", 1)[-1].startswith(key)]
     if len(matches) != 1:
         have = ", ".join(f.name for f in store.run_folders()) or "none yet"
         raise KitError(f"{len(matches) or 'no'} stored runs match '{key}'. Runs: {have}")
-    words = store.read_json(matches[0] / "run.json")["spec"]
-    return Run(RunSpec(**words), matches[0])
+    return Run(RunSpec(**read_record(matches[0], "run.json")["spec"]), matches[0])

@@ -18,7 +18,7 @@ from kit.data import absolute
 from kit.methods import METHODS, SLOTS, Method, check_override
 from kit.models import SMALL
 from kit.recipes import FIELDS, Recipe, recipe
-from kit.types import KitError, Natural, check_value, unknown
+from kit.types import KitError, Natural, check_value, shown, unknown
 
 #: Raised by one whenever training would give other numbers for the same settings.
 REVISION = 1
@@ -113,11 +113,14 @@ class Plan:
 
 def resolve(spec: RunSpec) -> Plan:
     """The plan of a spec. `KitError` for any unknown name or unfit value, with the choices."""
-    check_value("seed", spec.seed, Natural)
+    for name, kind in (("method", str), ("recipe", str), ("seed", Natural)):
+        check_value(name, getattr(spec, name), kind)
+    if not isinstance(spec.overrides, Mapping):
+        raise KitError(f"overrides={shown(spec.overrides)} must be a dict of settings, such as {{\"epochs\": 30}}")
     method, chosen = METHODS[spec.method], recipe(spec.recipe)
     choices = [*FIELDS, "burn_in", *method.hyper_parameters()]
     for path in spec.overrides:
-        if "." in path and path.partition(".")[0] in SLOTS:
+        if isinstance(path, str) and "." in path and path.partition(".")[0] in SLOTS:
             check_override(method, path)
         elif path not in choices:
             raise unknown(f"setting of {spec.method} on {spec.recipe}", path, choices)
@@ -178,12 +181,15 @@ def parse_value(text: str) -> Any:
     """A number, fraction, True/False, [list] or else the text itself."""
     if re.fullmatch(r"[+-]?\d+(\.\d*)?/\d+", text):
         number, _, divisor = text.partition("/")
-        if int(divisor) == 0:
-            raise KitError(f"{text} divides by zero")
-        return float(Fraction(number) / int(divisor))
+        try:
+            return float(Fraction(number) / int(divisor))
+        except ZeroDivisionError:
+            raise KitError(f"{text} divides by zero") from None
+        except (ValueError, OverflowError):
+            raise KitError(f"{shown(text)} is too long a number") from None
     try:
         return json.loads({"True": "true", "False": "false"}.get(text, text))   # "words" in quotes lose them
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             return float(text)
         except ValueError:

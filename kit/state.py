@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kit import store
+from kit import processes, store
 from kit.data import DataSet
 from kit.precision import chosen, compile_wanted, compiled
-from kit.runs import build_model, commit, folder_of, versions
+from kit.runs import build_model, commit, folder_of, read_record, versions
 from kit.spec import Plan
 from kit.types import KitError
 
@@ -30,16 +30,32 @@ class State:
     optimiser: torch.optim.Optimizer
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)      # SHA-256 of each file written so far; done.json has them all
 
-    def save(self, path: Path) -> None:
-        store.save(path, {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(),
-                          "epoch": self.epoch, "history": self.history})
+    def contents(self) -> dict:
+        return {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "epoch": self.epoch,
+                "history": self.history, "files": self.files, "key": self.plan.key, "trunk": self.plan.trunk}
+
+    def save(self, path: Path) -> str:
+        return store.save(path, self.contents())
 
     def load(self, path: Path, device: torch.device) -> None:
         saved = store.load(path, device)
+        if not self.owns(saved):
+            raise KitError(f"the checkpoint {path} is not one of this run")
+        self.put(saved)
+
+    def owns(self, saved: object) -> bool:
+        """Is this a state of this run, or of the trunk that it shares?"""
+        if not isinstance(saved, dict) or not self.contents().keys() <= saved.keys():
+            return False
+        return saved["key"] == self.plan.key or (
+            saved["trunk"] == self.plan.trunk and saved["epoch"] <= self.plan.trunk_epochs)
+
+    def put(self, saved: dict) -> None:
         self.model.load_state_dict(saved["model"])
         self.optimiser.load_state_dict(saved["optimiser"])
-        self.epoch, self.history = saved["epoch"], saved["history"]
+        self.epoch, self.history, self.files = saved["epoch"], saved["history"], saved["files"]
 
     def advance(self) -> None:
         """Save last.ckpt; the one that it replaces stays as previous.ckpt until the run is done."""
@@ -60,10 +76,13 @@ def begin(plan: Plan, host_data: DataSet, device: torch.device, *, quiet: bool =
                                 weight_decay=recipe.weight_decay, fused=device.type == "cuda")
     state = State(plan, folder, model, optimiser)
     ready = compile_wanted() and compiled(model, host_data.train.x(slice(0, recipe.batch_size)).to(device))
-    _describe(plan, folder, host_data, device, ready)
-    _resume(state, device, quiet)
-    if state.epoch == 0:
-        _branch(state, device)
+    if processes.leads():
+        _describe(plan, folder, host_data, device, ready)
+        _resume(state, device, quiet)
+        if state.epoch == 0:
+            _branch(state, device)
+    if processes.count() > 1:
+        state.put(processes.agreed(state.contents(), device))
     return state
 
 
@@ -83,29 +102,29 @@ def is_snapshot(epoch: int, plan: Plan) -> bool:
 def _branch(state: State, device: torch.device) -> None:
     """Begin where a run that differs in its weights alone ended its burn-in, if there is one: nothing is trained twice.
 
-    Its epochs are this run's epochs, bit for bit. Anything missing or damaged there, and training starts from epoch 1.
+    Its epochs are this run's epochs, bit for bit. Anything missing or damaged there, or other images behind it, and training
+    starts from epoch 1.
     """
     plan, folder = state.plan, state.folder
+    images = read_record(folder, "run.json")["data_fingerprint"]
     for checkpoint in sorted(folder.parent.glob(f"*/burn-in-{plan.trunk}.ckpt")):
+        sibling = checkpoint.parent
         try:
-            reached = store.load(checkpoint)["epoch"]
-            if reached > plan.trunk_epochs:
+            saved = store.load(checkpoint, device)
+            if not state.owns(saved) or read_record(sibling, "run.json")["data_fingerprint"] != images:
                 continue
-            numbers = range(1, reached + 1)
-            epochs = [f"epochs/{number:04d}.npz" for number in numbers]
-            snapshots = [f"snapshots/{number:04d}.ckpt" for number in numbers if is_snapshot(number, plan)]
-            for name in epochs:
-                store.load_arrays(checkpoint.parent / name)
-            for name in snapshots:
-                store.load(checkpoint.parent / name)
-            best = store.load(checkpoint.parent / "best-in-burn-in.ckpt")
+            numbers = range(1, saved["epoch"] + 1)
+            names = [f"epochs/{number:04d}.npz" for number in numbers]
+            names += [f"snapshots/{number:04d}.ckpt" for number in numbers if is_snapshot(number, plan)]
+            sources = {name: sibling / name for name in names} | {"best.ckpt": sibling / "best-in-burn-in.ckpt"}
+            if any(store.digest(path) != saved["files"].get(name) for name, path in sources.items()):
+                continue
         except KitError:
             continue
-        for name in epochs + snapshots:
-            store.write(folder / name, (checkpoint.parent / name).read_bytes())
-        store.save(folder / "best.ckpt", best)
-        state.load(checkpoint, device)
-        store.write_json(folder / "branched.json", {"from": checkpoint.parent.name, "epoch": state.epoch})
+        state.put(saved)
+        state.files = {name: store.write(folder / name, path.read_bytes()) for name, path in sources.items()}
+        state.files["branched.json"] = store.write_json(folder / "branched.json", {"from": sibling.name,
+                                                                                   "epoch": state.epoch})
         return
 
 
@@ -113,16 +132,16 @@ def _describe(plan: Plan, folder: Path, data: DataSet, device: torch.device, rea
     """run.json, written at the start; a resumed run must find the same images."""
     path, fingerprint = folder / "run.json", data.fingerprint()
     if path.exists():
-        before = store.read_json(path)
+        before = read_record(folder, "run.json")
         if before["data_fingerprint"] != fingerprint:
             raise KitError(f"{plan.recipe.data} has changed since {folder.name} was begun; restore the images, or delete "
                            f"{folder} to train afresh")
         return
-    store.write_json(path, {
+    store.write_sealed(path, {
         "spec": plan.spec.words(),
         "key": plan.key, "config": plan.config(), "classes": list(data.classes), "data_fingerprint": fingerprint,
         "versions": versions(), "commit": commit(), "device": _device_name(device), "threads": torch.get_num_threads(),
-        "precision": chosen(plan.recipe.precision, device), "compiled": ready})
+        "processes": processes.count(), "precision": chosen(plan.recipe.precision, device), "compiled": ready})
 
 
 def _device_name(device: torch.device) -> str:

@@ -13,7 +13,6 @@ import io
 import json
 import os
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kit.types import KitError
+from kit.types import KitError, shown
 
 MAGIC = b"irat-kit checkpoint 1\n"
 
@@ -35,10 +34,21 @@ def runs_folder() -> Path:
     return home() / "data" / "runs"
 
 
+def located(path: str) -> Path:
+    """A path as a user writes it; a relative one is looked for here, then in `home()`. `KitError` if there can be none."""
+    try:
+        found = Path(path).expanduser()
+        found = found if found.is_absolute() or found.exists() else home() / found
+        found.exists()
+    except (OSError, RuntimeError, ValueError) as error:     # too long, of no user, with a zero in it
+        raise KitError(f"{shown(path)} is no path that this machine can read: {error}") from error
+    return found
+
+
 # ---------------------------------------------------------------------------------------------- files
 
-def write(path: Path, payload: bytes) -> None:
-    """Write `payload` to `path` in one step, and only return when it is on the disk."""
+def write(path: Path, payload: bytes) -> str:
+    """Write `payload` to `path` in one step, and only return when it is on the disk. -> its SHA-256."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,25 +62,53 @@ def write(path: Path, payload: bytes) -> None:
             temporary.unlink()
         raise KitError(f"cannot write {path}: {error.strerror or error}. What was saved before is intact; make room "
                        "or choose another folder with KIT_HOME") from error
+    return hashlib.sha256(payload).hexdigest()
 
 
-def write_json(path: Path, record: Any) -> None:
-    write(path, (json.dumps(record, indent=1) + "\n").encode())
+def digest(path: Path) -> str:
+    """The SHA-256 of the file at `path`."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise KitError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, record: Any) -> str:
+    return write(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise KitError(f"{path} is missing or no JSON ({error}); delete its folder to start that work afresh") from error
 
 
-def save(path: Path, state: Any) -> None:
-    """A checkpoint: tensors, numbers, text, lists and dicts, behind a SHA-256 of its bytes."""
+def write_sealed(path: Path, record: dict[str, Any]) -> str:
+    """A JSON file that begins with the SHA-256 of the rest."""
+    return write_json(path, {"sha256": _seal(record), **record})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote. `KitError` if a value in it was altered since."""
+    record = read_json(path)
+    if not isinstance(record, dict) or record.pop("sha256", None) != _seal(record):
+        raise KitError(f"{path} was altered, or comes from a version of the kit that wrote no checksum into it; restore it, "
+                       "or delete its folder to start that work afresh")
+    return record
+
+
+def _seal(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def save(path: Path, state: Any) -> str:
+    """A checkpoint: tensors, numbers, text, lists and dicts, behind a SHA-256 of its bytes. -> the file's SHA-256."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()
-    write(path, MAGIC + hashlib.sha256(payload).digest() + payload)
+    return write(path, MAGIC + hashlib.sha256(payload).digest() + payload)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Any:
@@ -80,10 +118,10 @@ def load(path: Path, device: torch.device | str = "cpu") -> Any:
     except OSError as error:
         raise KitError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
     head = len(MAGIC)
-    digest, payload = blob[head:head + 32], blob[head + 32:]
+    seal, payload = blob[head:head + 32], blob[head + 32:]
     if not blob.startswith(MAGIC):
         raise KitError(f"{path} is no checkpoint of this kit")
-    if hashlib.sha256(payload).digest() != digest:
+    if hashlib.sha256(payload).digest() != seal:
         raise KitError(f"the checkpoint {path} is damaged: its checksum does not match")
     try:
         return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
@@ -91,11 +129,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> Any:
         raise KitError(f"{path} is a foreign checkpoint: it holds something else than tensors, numbers and text") from error
 
 
-def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Named arrays as one .npz (each entry carries a CRC)."""
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> str:
+    """Named arrays as one .npz (each entry carries a CRC). -> the file's SHA-256."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    write(path, buffer.getvalue())
+    return write(path, buffer.getvalue())
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -103,7 +141,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:   # zipfile, zlib, struct, tokenize and numpy each have their own
         raise KitError(f"cannot read {path}: {error}") from error
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from kit import regularisers, store
+from kit import processes, regularisers, store
 from kit.attacks import Path, frozen, pgd
 from kit.data import DataSet, Split, augment
 from kit.functional import cross_entropy
@@ -54,7 +54,7 @@ def run(method: str | RunSpec, recipe: str = "digits", seed: int = 0, *, overrid
     """
     spec = method if isinstance(method, RunSpec) else RunSpec(method, recipe, seed, dict(overrides or {}))
     plan = resolve(spec)
-    where = pick_device(device)
+    where, quiet = pick_device(device), quiet or not processes.leads()
     trained = train([plan], where, quiet=quiet)
     opened = Run(spec, folder_of(plan))
     if not quiet and not trained:
@@ -110,8 +110,10 @@ def train(plans: Sequence[Plan], device: torch.device, *, quiet: bool = False) -
     with contextlib.ExitStack() as locks:
         for plan in sorted(todo, key=lambda plan: plan.key):     # in one order everywhere, so that nobody waits in a circle
             words = f"{plan.spec}: another process is training it; waiting"
-            locks.enter_context(store.lock(folder_of(plan), partial(print, words, flush=True)))
-        todo = [plan for plan in todo if not is_done(folder_of(plan))]
+            if processes.leads():
+                locks.enter_context(store.lock(folder_of(plan), partial(print, words, flush=True)))
+        left = processes.agreed([i for i, plan in enumerate(todo) if not is_done(folder_of(plan))])
+        todo = [todo[i] for i in left]
         try:
             if todo:
                 fit(todo, device, quiet=quiet)
@@ -143,7 +145,7 @@ def train_epoch(crew: Sequence[State], split: Split, epoch: int) -> list[tuple[f
     The arrays are counted on the fly: the network moves from batch to batch, and its batch norms use batch statistics.
     """
     recipe = crew[0].plan.recipe
-    learners = [Learner(s.model, s.optimiser, s.plan.method.at(epoch, recipe.epochs),
+    learners = [Learner(processes.spread(s.model), s.optimiser, s.plan.method.at(epoch, recipe.epochs),
                         s.plan.method.reweights and epoch > s.plan.burn_in) for s in crew]
     orders = [torch.randperm(len(split), generator=generator(s.plan.seed, "order", epoch)).to(split.y.device) for s in crew]
     kept: list[list[dict[str, Tensor]]] = [[] for _ in crew]
@@ -188,10 +190,10 @@ def observe(models: Sequence[nn.Module], plans: Sequence[Plan], split: Split, pu
 
     The attack is `PROBE` with the recipe's threat and steps. Its random start depends on seed, purpose and image id.
     """
-    recipe, network = plans[0].recipe, together(models)
+    recipe, network, n = plans[0].recipe, together(models), len(split)
     kept: list[list[dict[str, Tensor]]] = [[] for _ in models]
     with frozen(network):
-        for rows in torch.arange(len(split), device=split.y.device).split(PROBE_BATCH):
+        for rows in torch.arange(n, device=split.y.device)[processes.share(n)].split(PROBE_BATCH):
             x, y = split.x(rows).repeat(len(models), 1, 1, 1), split.y[rows].repeat(len(models))
             streams, path = [Streams(split.ids[rows], plan.seed, purpose) for plan in plans], Path(y, recipe.steps)
             x_adv = PROBE(network, x, y, recipe.threat, generator=Joined(streams), watch=path, validate=False,
@@ -204,7 +206,8 @@ def observe(models: Sequence[nn.Module], plans: Sequence[Plan], split: Split, pu
             for i, mine in enumerate(kept):
                 mine.append(_record(seen.take(slice(i * len(rows), (i + 1) * len(rows)), streams[i])))
     shared = {"y": _array(split.y), "ids": split.ids.cpu().numpy()}
-    return [{name: _array(torch.cat([record[name] for record in mine])) for name in mine[0]} | shared for mine in kept]
+    return [{name: _array(processes.whole(torch.cat([record[name] for record in mine]), n)) for name in mine[0]} | shared
+            for mine in kept]
 
 
 def accuracies(arrays: dict[str, np.ndarray]) -> tuple[float, float]:
@@ -223,10 +226,15 @@ def fit(plans: Sequence[Plan], device: torch.device, *, quiet: bool = False) -> 
     """
     recipe, started = plans[0].recipe, time.monotonic()
     chosen(recipe.precision, device)     # refuses what the device has not
-    host_data = dataset(plans[0])
+    with processes.leader_first():
+        host_data = dataset(plans[0])
     if recipe.batch_size > len(host_data.train):
         raise KitError(f"batch_size={recipe.batch_size} is larger than the {len(host_data.train)} training images of "
                        f"{recipe.data}; it must be 1 to {len(host_data.train)}")
+    last = len(host_data.train) % recipe.batch_size or recipe.batch_size
+    if last < processes.count():
+        raise KitError(f"batch_size={recipe.batch_size} leaves {last} of {len(host_data.train)} images to the last batch, "
+                       f"fewer than the {processes.count()} processes; change batch_size or train_size, or start fewer")
     data = host_data.to(device)
     crew = [begin(plan, host_data, device, quiet=quiet) for plan in plans]
     keep_step(crew, device)
@@ -240,14 +248,17 @@ def fit(plans: Sequence[Plan], device: torch.device, *, quiet: bool = False) -> 
             progress.update(reached + 1, f"loss {last['loss']:.3f}  clean {last['clean']:.1%}  robust {last['robust']:.1%}")
         finish(crew, data)
     took = duration(time.monotonic() - started) + (f", {len(plans)} networks at once" if len(plans) > 1 else "")
-    for state in crew:
+    for state in crew if processes.leads() else ():
         last, seconds = state.history[-1], sum(row["seconds"] for row in state.history)
-        store.write_json(state.folder / "done.json", {"epochs": state.epoch, "seconds": round(seconds, 2),
-                                                      "constant": bool(last["constant"])})
+        files = state.files | {"last.ckpt": store.digest(state.folder / "last.ckpt")}
+        store.write_sealed(state.folder / "done.json", {
+            "key": state.plan.key, "epochs": state.epoch, "seconds": round(seconds, 2), "constant": bool(last["constant"]),
+            "files": files})
         (state.folder / "previous.ckpt").unlink(missing_ok=True)
         progress.title = str(state.plan.spec)
         progress.close(f"trained {state.epoch} epochs in {took}: held-out clean {last['clean']:.1%}, robust "
                        f"{last['robust']:.1%} ({state.plan.key}){warning(Run(state.plan.spec, state.folder))}")
+    processes.meet()     # the run is there for all
 
 
 def epoch_of(crew: Sequence[State], data: DataSet) -> None:
@@ -262,7 +273,9 @@ def epoch_of(crew: Sequence[State], data: DataSet) -> None:
               for name, split in (("seen", data.train), ("validation", data.validation), ("test", data.test)) if len(split)}
     for i, (state, (loss, arrays)) in enumerate(zip(crew, trained, strict=True)):
         mine = {name: probe[i] for name, probe in probes.items()}
-        record(state, data, loss, arrays, mine, (time.monotonic() - started) / len(crew))
+        kept = record(state, data, loss, arrays, mine, (time.monotonic() - started) / len(crew))
+        if processes.leads():
+            save(state, kept)
 
 
 def rate_at(plan: Plan, epoch: int) -> float:
@@ -271,11 +284,9 @@ def rate_at(plan: Plan, epoch: int) -> float:
 
 
 def record(state: State, data: DataSet, loss: float, arrays: dict[str, np.ndarray], probes: dict[str, dict[str, np.ndarray]],
-           seconds: float) -> None:
-    """Write down an epoch: what training saw and what the probes show, the network, and last of all the checkpoint."""
-    plan, folder, epoch = state.plan, state.folder, state.epoch + 1
-    if not (folder / "run.json").exists():
-        raise KitError(f"{folder} was deleted or moved while it was trained in. Ask for the run again to train it afresh")
+           seconds: float) -> dict[str, np.ndarray]:
+    """Take an epoch into the state's history. -> the arrays to keep of it: what training saw and what the probes show."""
+    plan, epoch = state.plan, state.epoch + 1
     weigher = plan.method.weight or plan.method.select
     check_weights(torch.from_numpy(arrays["weight"]), f"{plan.spec.method}, epoch {epoch}: {weigher}")
     row = {"epoch": epoch, "lr": rate_at(plan, epoch), "loss": loss,
@@ -295,13 +306,23 @@ def record(state: State, data: DataSet, loss: float, arrays: dict[str, np.ndarra
     check_health(state, row)
     state.epoch = epoch
     state.history.append(row)
-    store.save_arrays(folder / "epochs" / f"{epoch:04d}.npz", kept)
-    best = not len(data.validation) or row["robust"] > max((r["robust"] for r in state.history[:-1]), default=-1)
+    return kept
+
+
+def save(state: State, kept: dict[str, np.ndarray]) -> None:
+    """Write down an epoch: its arrays, the network, and last of all the checkpoint."""
+    plan, folder, epoch, row, files = state.plan, state.folder, state.epoch, state.history[-1], state.files
+    if not (folder / "run.json").exists():
+        raise KitError(f"{folder} was deleted or moved while it was trained in. Ask for the run again to train it afresh")
+    best = "validation_y" not in kept or row["robust"] > max((r["robust"] for r in state.history[:-1]), default=-1)
+    network, name = {"model": state.model.state_dict(), "epoch": epoch}, f"{epoch:04d}"
+    files[f"epochs/{name}.npz"] = store.save_arrays(folder / "epochs" / f"{name}.npz", kept)
     if best:
-        store.save(folder / "best.ckpt", {"model": state.model.state_dict(), "epoch": epoch})
-    store.write(folder / "history.csv", pd.DataFrame(state.history).to_csv(index=False).encode())
+        files["best.ckpt"] = store.save(folder / "best.ckpt", network)
+    history = pd.DataFrame(state.history).to_csv(index=False).encode()
+    files["history.csv"] = store.write(folder / "history.csv", history)
     if is_snapshot(epoch, plan):
-        store.save(folder / "snapshots" / f"{epoch:04d}.ckpt", {"model": state.model.state_dict(), "epoch": epoch})
+        files[f"snapshots/{name}.ckpt"] = store.save(folder / "snapshots" / f"{name}.ckpt", network)
     state.advance()
     if epoch == plan.burn_in:
         shutil.copyfile(folder / "best.ckpt", folder / "best-in-burn-in.ckpt")
@@ -326,4 +347,5 @@ def finish(crew: Sequence[State], data: DataSet) -> None:
         for arrays, mine in zip(found, seen, strict=True):
             arrays |= {f"{name}_{key}": values for key, values in mine.items()}
     for state, arrays in zip(crew, found, strict=True):
-        store.save_arrays(state.folder / "final.npz", arrays)
+        if processes.leads():
+            state.files["final.npz"] = store.save_arrays(state.folder / "final.npz", arrays)

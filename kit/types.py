@@ -29,12 +29,22 @@ class KitError(ValueError):
         return [f"KitError: {self}"]
 
 
+def shown(value: object) -> str:
+    """A value as an error names it: whatever it is, in at most a hundred characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):     # Python prints no number of more than 4,300 digits
+        text = f"something of type {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def unknown(kind: str, name: object, choices: Iterable[str]) -> KitError:
     """The error for a name that does not exist, with the nearest one that does."""
     choices = sorted(choices)
-    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+    text = name if isinstance(name, str) and len(name) <= 1000 else shown(name)
+    near = difflib.get_close_matches(text, choices, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return KitError(f"there is no {kind} '{name}'.{hint} Choices: {', '.join(choices) or 'none'}")
+    return KitError(f"there is no {kind} '{text}'.{hint} Choices: {', '.join(choices) or 'none'}")
 
 
 class Table(dict):
@@ -103,23 +113,25 @@ def check_value(name: str, value: Any, annotation: Any) -> Any:
     if get_origin(expected) in (Union, UnionType):  # say a name or a tensor: a row or a user's text is the first
         return check_value(name, value, get_args(expected)[0])
     if get_origin(expected) is Literal:
-        if value not in get_args(expected):
+        if not any(isinstance(value, type(choice)) and value == choice for choice in get_args(expected)):
             raise unknown(f"value of {name}", value, map(str, get_args(expected)))
         return value
     if get_origin(expected) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise KitError(f"{name}={value!r} must be a list such as [10, 20]")
+            raise KitError(f"{name}={shown(value)} must be a list such as [10, 20]")
         item = get_args(expected)[0]
         return tuple(check_value(f"{name}[{i}]", v, item) for i, v in enumerate(value))
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 10 ** 300 else math.inf
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         kind = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}[expected]
-        raise KitError(f"{name}={value!r} is {type(value).__name__}; it must be {kind}")
-    for allowed in ranges:
-        if (isinstance(value, float) and not math.isfinite(value)) or value not in allowed:
-            raise KitError(f"{name}={value!r} is out of range; it must be {allowed}")
-    return value
+        raise KitError(f"{name}={shown(value)} is {type(value).__name__}; it must be {kind}")
+    if isinstance(value, (int, float)):
+        fits = math.isfinite(value) if isinstance(value, float) else abs(value) < 2 ** 63
+        for allowed in ranges or [Range()]:
+            if not fits or value not in allowed:
+                raise KitError(f"{name}={shown(value)} is out of range; it must be {allowed}")
+    return value + 0.0 if isinstance(value, float) else value     # -0.0 is 0.0: one number, one key
 
 
 # ---------------------------------------------------------------------------------------------- parts
@@ -235,7 +247,7 @@ class Threat:
     def __str__(self) -> str:
         name = {"linf": "L∞", "l2": "L2"}[self.norm]
         over_255 = self.eps * 255
-        whole = abs(over_255 - round(over_255)) < 1e-9 and self.eps > 0
+        whole = 0 < over_255 < 1e9 and abs(over_255 - round(over_255)) < 1e-9
         return f"{name} eps {f'{round(over_255)}/255' if whole else f'{self.eps:g}'}"
 
 
@@ -243,7 +255,7 @@ class Threat:
 
 def derive(*parts: object) -> int:
     """A 63-bit seed from anything printable: the same words give the same stream on every machine."""
-    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
@@ -285,6 +297,12 @@ class Streams:
         place = torch.arange(1, width + 1, device=like.device) * _as_int64(0xD1B54A32D192ED03)
         bits = _mix(per_example[:, None] + place[None, :])
         return (((bits >> 40) & 0xFFFFFF).to(like.dtype) / (1 << 24)).view(like.shape)
+
+    def of(self, ids: Tensor) -> Streams:
+        """The same streams, as far as they have been drawn from, of other examples."""
+        streams = Streams(ids, *self.parts)
+        streams.draws = self.draws
+        return streams
 
     def normal(self, like: Tensor) -> Tensor:
         """N(0, 1) in the shape of `like`, by Box and Muller."""

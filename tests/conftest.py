@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,17 @@ def home(tmp_path_factory) -> Path:
         os.environ.pop("KIT_HOME")
     else:
         os.environ["KIT_HOME"] = before
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What tests/faults tried and how it ended, as a Markdown table; where they were asked to try more than usual."""
+    rows = [row for report in terminalreporter.getreports("passed") for name, found in report.user_properties
+            if name == "faults" for row in found]
+    if rows and {"KIT_FAULTS", "KIT_FUZZ", "KIT_SOAK"} & set(os.environ):
+        terminalreporter.write_line(f"\n| fault ({os.cpu_count()} cores, {date.today()}) | times | outcome |")
+        terminalreporter.write_line("|---|---:|---|")
+        for what, times, outcome in sorted(rows):
+            terminalreporter.write_line(f"| {what} | {times:,} | {outcome} |")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import TINY
 
 import kit
@@ -21,6 +22,7 @@ from kit.papers.measured import is_kept
 from kit.spec import resolve
 from kit.tables import grand_mean
 from kit.types import KitError
+from kit.workers import Place
 
 compare = sys.modules["kit.papers.compare"]       # the package's name `compare` is the function
 TABLES = chosen("all")
@@ -388,7 +390,7 @@ def test_a_batch_knows_what_is_missing(runs):
 def test_the_notebook(home, tmp_path):
     """Through `reproduce`, from nothing: runs and their attacks in workers, tables and stamp by the notebook."""
     jobs = batch.plan(["tables_of_the_papers"], {"tables": "clirat-1", "strong_n": 3, **TINY}, [0], tmp_path)
-    assert batch.reproduce(jobs, workers=2, device="cpu") == 0
+    assert batch.reproduce(jobs, Place(torch.device("cpu"), 2)) == 0
     stamp = json.loads((tmp_path / "tables_of_the_papers.json").read_text())
     assert len(stamp["runs"]) == 9 and "clirat-table-1.md" in stamp["figures"]
     assert "not run" not in (tmp_path / "clirat-table-1.md").read_text()

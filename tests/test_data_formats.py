@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import random
 import shutil
 import tracemalloc
 import urllib.request
@@ -515,6 +516,25 @@ def test_no_damage_gives_wrong_images(write, tmp_path):
             np.testing.assert_array_equal(got.images[1:, 0].numpy(), arrays["image"])
             np.testing.assert_array_equal(got.y[1:].numpy(), arrays["label"])
     assert harmless < len(blob), "most bytes matter; dates do not"
+
+
+@pytest.mark.parametrize("colours", [0, 16])
+def test_a_damaged_png_is_never_other_pixels(colours, tmp_path):
+    """Decoding alone overlooks some flipped bits, in palettes for instance."""
+    slope = np.add.outer(np.arange(32), np.arange(32)).astype(np.uint8)
+    path, dice = tmp_path / "a.png", random.Random(0)
+    picture = Image.fromarray(np.stack([slope * 4, slope * 2, slope], axis=2))
+    (picture.quantize(colours) if colours else picture).save(path)
+    blob, whole = path.read_bytes(), data._pixels([(str(path), 0)])
+    for _ in range(400):
+        bad = bytearray(blob)
+        for _ in range(dice.choice([1, 2, 4])):
+            bad[dice.randrange(len(bad))] ^= 1 << dice.randrange(8)
+        path.write_bytes(bad)
+        try:
+            np.testing.assert_array_equal(data._pixels([(str(path), 0)]), whole)
+        except KitError as error:
+            assert "a.png is not a readable image" in str(error)
 
 
 # ---------------------------------------------------------------------------------------------- their names

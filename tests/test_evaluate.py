@@ -14,7 +14,7 @@ from torch import nn
 import kit
 from kit.attacks import ATTACKS
 from kit.data import Split
-from kit.evaluate import confusion, evaluate, measure, paired_difference, per_class, protected_table, wilson
+from kit.evaluate import confusion, evaluate, kept_at, measure, paired_difference, per_class, protected_table, wilson
 from kit.runs import spare_threads, threads_for
 from kit.sidebyside import side_by_side, still_wanted
 from kit.types import KitError, Threat
@@ -161,6 +161,37 @@ def test_nan_for_some_images_is_never_robust(tiny_run):
     outcome = ATTACKS["natural"](Sick(), Split(x, torch.zeros(16).long(), torch.arange(16)).x(), torch.zeros(16).long(),
                                  Threat(), None)
     assert outcome.broken.tolist() == [False] * 8 + [True] * 8 and (outcome.prediction[8:] == -1).all()
+
+
+def test_an_evaluation_is_read_where_it_belongs(tiny_run, copy_of):
+    """Verdicts of another attack or another run in its place are refused, and those of an unfinished run are not made: they
+    would be kept as the finished network's."""
+    run, other = copy_of(tiny_run("at")), tiny_run("at", seed=1)
+    shutil.rmtree(run.folder / "evaluations", ignore_errors=True)
+    evaluate(run, ["natural", "fgsm"], n=10, quiet=True)
+    evaluate(other, ["natural"], n=10, quiet=True)
+    paths = [kept_at(run, name, n=10)[1] for name in ("natural", "fgsm")]
+    for wrong in (paths[1], kept_at(other, "natural", n=10)[1]):
+        shutil.copy(wrong, paths[0])
+        with pytest.raises(KitError, match="not the evaluation that belongs there; delete it to evaluate again"):
+            evaluate(run, ["natural"], n=10, quiet=True)
+    paths[0].write_bytes(paths[0].read_bytes()[:-30])
+    with pytest.raises(KitError, match="Delete it to evaluate again"):
+        evaluate(run, ["natural"], n=10, quiet=True)
+    (run.folder / "done.json").unlink()
+    with pytest.raises(KitError, match=r"is not trained to its end; .* Train it first"):
+        evaluate(run, ["natural"], n=20, quiet=True)
+
+
+def test_pieces_of_other_images_are_not_taken(tiny_run, tmp_path):
+    """Of an interrupted evaluation, only what lies where it was counted."""
+    run = tiny_run("at")
+    split, options = run.data().test.take(slice(0, 40)), (run.plan.recipe.threat, ATTACKS["fgsm"])
+    whole = measure(run.model(), split, *options)
+    for place, rows in (("000000", slice(20, 40)), ("000020", slice(0, 20)), ("strange", slice(0, 20))):
+        np.savez(tmp_path / f"{place}.npz", **measure(run.model(), split.take(rows), *options))
+    again = measure(run.model(), split, *options, partial=tmp_path)
+    assert all(np.array_equal(whole[name], again[name]) for name in whole)
 
 
 def test_interrupted_evaluation_goes_on(tiny_run, monkeypatch, copy_of):

@@ -195,6 +195,9 @@ def test_normalisation_is_stored_but_not_trained():
     ("wrn-4-1", "depth must be"),
     ("wrn-2-1", "depth must be"),
     ("wrn-34-0", "width at least 1"),
+    ("wrn-034-10", "no model 'wrn-034-10'"),
+    ("wrn-３４-10", "no model"),
+    (f"wrn-{'9' * 5000}-1", "no model"),
 ])
 def test_unknown_names_and_depths_are_refused(name, words):
     for refuse in (check_model_name, lambda n: build(n, (3, 32, 32), 10)):

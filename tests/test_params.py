@@ -56,6 +56,8 @@ def test_other_cells_declare_nothing(cell):
     ({"method": ""}, "empty"),
     ({"seeds": "0 one"}, "different whole numbers"),
     ({"seeds": "0 0"}, "different whole numbers"),
+    ({"seeds": "1 01"}, "different whole numbers"),
+    ({"seeds": "9" * 5000}, "different whole numbers"),
     ({"seeds": ""}, "different whole numbers"),
     ({"attacks": "pgd20 pgd21"}, "Did you mean 'pgd20'"),
     ({"overrides": "epochs"}, "name=value"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -65,6 +66,30 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path):
     with pytest.raises(KitError):
         store.load_arrays(tmp_path / "a.npz")
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("blob", [b"", b"{", b"[" * 100_000, b"9" * 5000, b"\xff", None])
+def test_what_is_no_json_is_named(blob, tmp_path):
+    if blob is not None:
+        (tmp_path / "a.json").write_bytes(blob)
+    for read in (store.read_json, store.read_sealed):
+        with pytest.raises(KitError, match=r"a\.json is missing or no JSON"):
+            read(tmp_path / "a.json")
+
+
+def test_a_sealed_record_is_as_it_was_written(tmp_path):
+    """Any other value, missing or further key is refused; the order and white space of JSON do not matter."""
+    path, record = tmp_path / "a.json", {"key": "abc", "seconds": 3.5, "files": {"a": "1", "b": "2"}}
+    store.write_sealed(path, record)
+    written = store.read_json(path)
+    assert store.read_sealed(path) == record
+    path.write_text(json.dumps(dict(reversed(written.items()))))
+    assert store.read_sealed(path) == record
+    for wrong in (written | {"seconds": 3.6}, written | {"new": 1}, {"sha256": written["sha256"]}, record, [written], "text",
+                  written | {"files": {"a": "1"}}, written | {"sha256": None}):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(KitError, match=r"a\.json was altered, or comes from a version .* delete its folder"):
+            store.read_sealed(path)
 
 
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

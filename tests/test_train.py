@@ -21,7 +21,7 @@ from torch import nn
 import kit
 from kit import store, train
 from kit.minibatch import step
-from kit.runs import build_model, dataset, folder_of
+from kit.runs import Run, build_model, dataset, folder_of, load_data
 from kit.spec import RunSpec, resolve
 from kit.types import KitError, Streams, part
 
@@ -199,8 +199,7 @@ def test_branching_from_a_sibling_changes_nothing(tmp_path, monkeypatch):
             ends[name, method] = contents(run.folder)
             assert (run.folder / "branched.json").exists() == (name == "branched" and method != "mail-at")
             if name == "damaged" and method == "mail-at":
-                path = run.folder / "epochs/0001.npz"
-                path.write_bytes(path.read_bytes()[:500])
+                shutil.copy(run.folder / "epochs/0002.npz", run.folder / "epochs/0001.npz")
     for name in ("branched", "damaged"):
         assert ends[name, "clirat"] == ends["alone", "clirat"]
     assert ends["branched", "at"] == ends["plain", "at"]
@@ -333,10 +332,50 @@ def test_damaged_result_is_named_when_read(tiny_run, copy_of):
             read()
 
 
+def test_every_file_is_in_its_place(tiny_run, copy_of):
+    """Whole files of the kit that belong elsewhere are not read: another epoch's, another network's, another run's."""
+    run, other = copy_of(tiny_run("at")), tiny_run("at", seed=1)
+    reads = {"epochs/0001.npz": ("epochs/0002.npz", lambda run: run.epoch(1)),
+             "best.ckpt": ("snapshots/0001.ckpt", lambda run: run.model("best")),
+             "final.npz": (other.folder / "final.npz", lambda run: run.final),
+             "history.csv": (other.folder / "history.csv", lambda run: run.history),
+             "done.json": (other.folder / "done.json", lambda run: run.done),
+             "run.json": (other.folder / "run.json", lambda run: run.record)}
+    for name, (wrong, read) in reads.items():
+        whole = (run.folder / name).read_bytes()
+        read(Run(run.spec, run.folder))
+        (run.folder / name).write_bytes((run.folder / wrong).read_bytes())
+        with pytest.raises(KitError, match=name):
+            read(Run(run.spec, run.folder))
+        (run.folder / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_a_checkpoint_of_another_kind_or_run_is_set_aside(name, tiny_run, copy_of):
+    run, other = copy_of(tiny_run("at")), tiny_run("at", seed=1)
+    (run.folder / "done.json").unlink()
+    shutil.copy(other.folder / name, run.folder / "last.ckpt")
+    kit.run(run.spec, quiet=True)
+    assert list(run.folder.glob("last.ckpt.damaged-*"))
+    assert contents(run.folder) == contents(tiny_run("at").folder)
+
+
+def test_a_sibling_on_other_images_is_not_branched_from(fresh_home):
+    branched = []
+    for seed, method in ((0, "mail-at"), (0, "clirat"), (1, "mail-at-printed")):
+        images = np.random.default_rng(seed).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+        np.savez(fresh_home / "made.npz", image=images, label=np.arange(20) % 10)
+        load_data.cache_clear()
+        run = kit.run(method, f"digits+npz:{fresh_home}/made.npz", overrides={**TINY, "train_size": 60}, quiet=True)
+        branched.append((run.folder / "branched.json").exists())
+    load_data.cache_clear()
+    assert branched == [False, True, False]
+
+
 def test_changed_data_are_noticed(tiny_run, copy_of):
     run = copy_of(tiny_run("at"))
-    record = store.read_json(run.folder / "run.json")
-    store.write_json(run.folder / "run.json", {**record, "data_fingerprint": "0" * 12})
+    store.write_sealed(run.folder / "run.json", run.record | {"data_fingerprint": "0" * 12})
+    run = Run(run.spec, run.folder)
     with pytest.raises(KitError, match="has changed since"):
         run.model()
 

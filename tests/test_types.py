@@ -187,6 +187,7 @@ def test_a_threat_reads_as_it_is_written_in_papers(norm, eps, text):
 
 
 def test_threats_are_checked_and_compared_by_value():
+    assert str(Threat(eps=1e308)) == "L∞ eps 1e+308" and math.copysign(1, Threat(eps=-0.0).eps) == 1
     assert Threat() == Threat("linf", 8 / 255) and Threat("l2", 1).eps == 1.0 and type(Threat("l2", 1).eps) is float
     for norm, eps, words in (("l1", 0.1, r"no value of Threat\.norm 'l1'.*l2, linf"),
                              ("linf", -0.1, r"Threat\.eps=-0\.1.*at least 0"),

@@ -168,6 +168,7 @@ def test_weights_that_underflow_have_no_shares(row_of, tiny_run):
 
 def test_what_is_not_finite_is_refused(tiny_run, copy_of):
     run = copy_of(tiny_run("at"))
+    (run.folder / "done.json").unlink()      # it knows every file of a finished run
     arrays = store.load_arrays(run.folder / "epochs" / "0002.npz")
     arrays["seen_logits_adv"][7, 3] = np.inf
     store.save_arrays(run.folder / "epochs" / "0002.npz", arrays)
@@ -181,6 +182,7 @@ def test_order_of_stored_images_does_not_matter(tiny_run, copy_of):
     image twice, as ties."""
     run, frames = copy_of(tiny_run("at")), []
     final = {name: values for name, values in run.final.items() if name.startswith("train_")}
+    (run.folder / "done.json").unlink()
     twice = np.arange(597) // 2
     for rows in (twice, np.random.default_rng(3).permutation(twice)):
         arrays = {name: values[rows] for name, values in final.items()}
@@ -298,6 +300,7 @@ def test_bad_questions(tiny_run, arguments, options, words):
 def test_an_epoch_without_its_images(tiny_run, copy_of):
     """A file that lacks what it should hold is named; no KeyError from the depths."""
     run = copy_of(tiny_run("at"))
+    (run.folder / "done.json").unlink()
     path = run.folder / "epochs/0001.npz"
     store.save_arrays(path, {name: values for name, values in store.load_arrays(path).items() if "logits_adv" not in name})
     with pytest.raises(KitError, match="epoch 1 keeps no images 'frozen'"):

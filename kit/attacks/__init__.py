@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from inspect import Parameter, signature
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ from kit.attacks.path import Path
 from kit.attacks.search import natural, pgd_search, predict
 from kit.attacks.spsa import spsa
 from kit.attacks.square import square
-from kit.types import Streams, Table, Threat, unknown
+from kit.types import Streams, Table, Threat, check_value, unknown
 
 __all__ = ["ATTACKS", "Attack", "AttackResult", "Path", "check_inputs", "fgsm", "frozen", "pgd", "predict"]
 
@@ -49,11 +49,14 @@ class Attack:
                 if p.kind is Parameter.KEYWORD_ONLY and p.name not in aside}
 
     def but(self, **changes: Any) -> Attack:
-        """The attack with other settings, say ATTACKS["pgd20"].but(steps=40)."""
-        for name in changes:
-            if name not in self.defaults:
-                raise unknown(f"setting of {self.fn.__name__}", name, self.defaults)
-        return replace(self, settings=MappingProxyType({**self.settings, **changes}))
+        """The attack with other settings, say ATTACKS["pgd20"].but(steps=40); unknown or unfit ones raise `KitError`."""
+        hints, defaults, checked = get_type_hints(self.fn, include_extras=True), self.defaults, {}
+        for name, value in changes.items():
+            if name not in defaults:
+                raise unknown(f"setting of {self.fn.__name__}", name, defaults)
+            usual = value is None and defaults[name] is None
+            checked[name] = None if usual else check_value(f"{self.fn.__name__}.{name}", value, hints[name])
+        return replace(self, settings=MappingProxyType({**self.settings, **checked}))
 
     def config(self) -> dict[str, Any]:
         """All that decides what it does, as JSON values."""

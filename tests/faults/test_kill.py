@@ -19,7 +19,7 @@ from conftest import ROOT, TINY
 from test_train import contents
 
 import kit
-from kit import store
+from kit import archive, store
 from kit.evaluate import BATCH, evaluate
 from kit.runs import Run, folder_of
 from kit.spec import RunSpec, resolve
@@ -73,7 +73,7 @@ def whole_files(home: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("methods", [["mail-at"], ["clirat", "csa", "gairat"]], ids=["one", "many at once"])
-def test_training(methods, tmp_path, monkeypatch):
+def test_training(methods, tmp_path, monkeypatch, record_property):
     """Bit for bit the undisturbed end; and an epoch that was finished is never begun again."""
     specs = [RunSpec(method, overrides=LONG) for method in methods]
     ends = {}
@@ -98,12 +98,15 @@ def test_training(methods, tmp_path, monkeypatch):
                                        0.8 * len(methods), look)
             assert useful > KILLS / 3, "most kills were in the middle of something"
             whole_files(tmp_path / name)
+            assert not any(map(archive.verify, folders)), "done.json knows other files"
         ends[name] = [contents(folder) for folder in folders]
     assert ends["calm"] == ends["killed"]
+    record_property("faults", [[f"kill -9 in the training of {len(methods)} at once", KILLS,
+                                f"all survived, {useful} in the middle of something: the undisturbed end, bit for bit"]])
 
 
 @pytest.mark.slow
-def test_evaluation(tmp_path, monkeypatch, tiny_run):
+def test_evaluation(tmp_path, monkeypatch, tiny_run, record_property):
     """AutoAttack in batches of eight: every field of every example as undisturbed."""
     trained, ends = tiny_run("at"), {}
     monkeypatch.setitem(BATCH, "cpu", 8)
@@ -127,6 +130,8 @@ def test_evaluation(tmp_path, monkeypatch, tiny_run):
     for attack, arrays in ends["calm"].items():
         for key, values in arrays.items():
             np.testing.assert_array_equal(values, ends["killed"][attack][key])
+    record_property("faults", [["kill -9 in an evaluation under AutoAttack", KILLS,
+                                "all survived: the undisturbed verdicts"]])
 
 
 def alive(home: Path) -> list[str]:
@@ -142,7 +147,7 @@ def alive(home: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_reproduce(tmp_path):
+def test_reproduce(tmp_path, record_property):
     """Killed five times, with its workers and kernels gone soon after; then it ends, and trains nothing twice."""
     words = [sys.executable, "-m", "kit", "reproduce", "--only", "02", "--jobs", "2", "--set",
              *(f"{name}={value}".replace(" ", "") for name, value in TINY.items())]
@@ -164,3 +169,4 @@ def test_reproduce(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert trained.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}.items()
     whole_files(tmp_path)
+    record_property("faults", [["kill -9 in `reproduce`", min(KILLS, 5), "all survived: no orphans, nothing trained twice"]])

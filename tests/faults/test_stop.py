@@ -115,18 +115,21 @@ def test_a_folder_that_vanishes(fresh_home, monkeypatch):
 
 
 @pytest.mark.slow
-def test_many_small_runs_leave_nothing_behind(fresh_home):
+def test_many_small_runs_leave_nothing_behind(fresh_home, record_property):
     """Memory, threads and open files stay flat over a hundred runs in one process; KIT_SOAK=500 for more."""
     tiny = {**TINY, "epochs": 1, "milestones": [], "train_size": 60, "probe": 10, "steps": 1}
 
     def held() -> tuple[int, int, int]:
         pages = int(Path("/proc/self/statm").read_text().split()[1]) * 4 // 1024
         return pages, len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
-    count = int(os.environ.get("KIT_SOAK", "100"))
+    count, seen = int(os.environ.get("KIT_SOAK", "100")), []
     for seed in range(count):
         run = kit.run("mail-at", seed=seed, overrides=tiny, quiet=True)
         kit.evaluate(run, "natural", n=10, quiet=True)
-        if seed == count // 4:
-            before = held()
-    after = held()
+        seen.append(held())
+    before, after = seen[count // 4], seen[-1]
     assert after[0] - before[0] < 60 and after[1:] == before[1:], (before, after)
+    memory, files, threads = ([each[i] for each in (seen[0], before, after)] for i in range(3))
+    record_property("faults", [["runs trained and evaluated in one process", count,
+                                f"after the first, {count // 4 + 1} and all: {memory} MB, {files} open files, {threads} "
+                                "threads"]])
