@@ -168,8 +168,8 @@ def is_ready(spec: RunSpec, asks: list[Ask]) -> bool:
 # ---------------------------------------------------------------------------------------------- in a worker
 
 def train_some(some: list[tuple[dict, list[Ask]]], device: str) -> float:
-    """Train runs quietly, as one program where they fit together, and evaluate each under what its notebooks
-    will ask for. -> the seconds it took. Errors: `KitError` that names the runs it failed at, after the others."""
+    """Train runs quietly, as one program where they fit together, and evaluate each under what its notebooks will ask for.
+    -> the seconds it took. Errors: `KitError` that names the runs it failed at, after the others."""
     started, failures = time.monotonic(), []
     with contextlib.suppress(KitError):      # who cannot be trained says why below
         run_many([RunSpec(**words) for words, _ in some], device=device, quiet=True)
@@ -289,7 +289,7 @@ def show_plan(jobs: list[Job], place: Place) -> None:
     except KitError as error:
         print(f"{runs} takes no one knows how long: {error}")
     if any(epochs and plan.recipe.model not in SMALL for plan, epochs in left):
-        print(_gpu_hours(lists, tasks, dict(zip((plan.key for plan, _ in left), left, strict=True)), place))
+        print(_gpu_hours(lists, tasks, {plan.key: (plan, epochs) for plan, epochs in left}, place))
 
 
 def _gpu_hours(lists: Mapping[str, list[Plan]], tasks: Mapping[str, Task], left: Mapping[str, tuple[Plan, int]],

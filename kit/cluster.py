@@ -59,7 +59,7 @@ def joined(address: str, jobs: int, device: str = "auto") -> Iterator[Place]:
     """
     address = os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
     check_address(address)
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "error", "RAY_task_oom_retries": f"{RETRIES}"}
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_task_oom_retries": f"{RETRIES}"}
     if address == "local":
         quiet["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"      # Ray's word for: listen on the loopback interface only
     with changed_environment(quiet), contextlib.redirect_stdout(_OneThread(sys.stdout)):
@@ -155,9 +155,9 @@ def _connect(ray: ModuleType, address: str, jobs: int) -> None:
     try:
         ray.init(address=address, **words)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise KitError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}. It must run with the same versions of Ray "
-                       "and Python; if it was started with a token, set RAY_AUTH_MODE=token here. Choices: auto, local, "
-                       "HOST:PORT") from error
+        why = str(error).splitlines()[0]
+        raise KitError(f"no Ray cluster at {address}: {why}. It must have the same versions of Ray and Python; if it was "
+                       "started with a token, set RAY_AUTH_MODE=token here. Choices: auto, local, HOST:PORT") from error
 
 
 def _answers(address: str) -> None:

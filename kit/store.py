@@ -86,21 +86,21 @@ def read_json(path: Path) -> Any:
 
 
 def write_sealed(path: Path, record: dict[str, Any]) -> str:
-    """A JSON file that begins with the SHA-256 of the rest."""
-    return write_json(path, {"sha256": _seal(record), **record})
+    """A JSON file that begins with the SHA-256 of its name and the rest."""
+    return write_json(path, {"sha256": _seal(path, record), **record})
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """What `write_sealed` wrote. `KitError` if a value in it was altered since."""
+    """What `write_sealed` wrote. `KitError` if a value in it was altered since, or the file had another name."""
     record = read_json(path)
-    if not isinstance(record, dict) or record.pop("sha256", None) != _seal(record):
+    if not isinstance(record, dict) or record.pop("sha256", None) != _seal(path, record):
         raise KitError(f"{path} was altered, or comes from a version of the kit that wrote no checksum into it; restore it, "
                        "or delete its folder to start that work afresh")
     return record
 
 
-def _seal(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+def _seal(path: Path, record: dict[str, Any]) -> str:
+    return hashlib.sha256(f"{path.name} {json.dumps(record, sort_keys=True)}".encode()).hexdigest()
 
 
 def save(path: Path, state: Any) -> str:

@@ -85,6 +85,9 @@ def test_a_sealed_record_is_as_it_was_written(tmp_path):
     assert store.read_sealed(path) == record
     path.write_text(json.dumps(dict(reversed(written.items()))))
     assert store.read_sealed(path) == record
+    (tmp_path / "b.json").write_bytes(path.read_bytes())
+    with pytest.raises(KitError, match="was altered"):
+        store.read_sealed(tmp_path / "b.json")
     for wrong in (written | {"seconds": 3.6}, written | {"new": 1}, {"sha256": written["sha256"]}, record, [written], "text",
                   written | {"files": {"a": "1"}}, written | {"sha256": None}):
         path.write_text(json.dumps(wrong))

@@ -317,7 +317,8 @@ def test_files_of_unfinished_runs(hasty, mark, record_property, monkeypatch):
         dice = random.Random(seed)
         name, way, method = dice.choice([*likely * 3, *begun]), dice.choice(WAYS), dice.choice(["mail-at", "clirat"])
         (folder / name).write_bytes(damaged(begun[name], name, way, dice, others, strangers))
-        told = f"{_kind(name)} of an interrupted run" if method == "mail-at" else "a file of a run that another branches from"
+        alone = method == "mail-at"
+        told = f"{_kind(name)} of an interrupted run" if alone else "a file of a run that another branches from"
         with soon():
             try:
                 run = kit.run(method, overrides=SMALL, quiet=True)

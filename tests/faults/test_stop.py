@@ -23,6 +23,7 @@ from kit import train as training
 from kit.types import KitError
 
 LONG = [f"{name}={value}".replace(" ", "") for name, value in {**TINY, "epochs": 400, "milestones": []}.items()]
+SOON = 5      # seconds; alone on a machine it takes less than 2
 
 
 def stopped(words: list[str], home: Path, ready: Callable[[], bool]) -> tuple[float, subprocess.CompletedProcess]:
@@ -43,7 +44,7 @@ def stopped(words: list[str], home: Path, ready: Callable[[], bool]) -> tuple[fl
 @pytest.mark.slow
 def test_ctrl_c_in_training(tmp_path):
     seconds, ended = stopped(["train", "at", "--set", *LONG], tmp_path, lambda: any(tmp_path.rglob("epochs/0002.npz")))
-    assert seconds < 2 and ended.returncode == 130 and "the same command goes on there" in ended.stderr
+    assert seconds < SOON and ended.returncode == 130 and "the same command goes on there" in ended.stderr
     assert "Traceback" not in ended.stderr and store.load(next(tmp_path.rglob("last.ckpt")))["epoch"] >= 1
 
 
@@ -54,7 +55,7 @@ def test_ctrl_c_in_an_evaluation(tmp_path, tiny_run):
     begun = time.monotonic()
     seconds, ended = stopped(["evaluate", run.key, "--attacks", "aa,spsa100"], tmp_path,
                              lambda: time.monotonic() > begun + 12)
-    assert seconds < 2 and ended.returncode == 130 and "Traceback" not in ended.stderr
+    assert seconds < SOON and ended.returncode == 130 and "Traceback" not in ended.stderr
 
 
 @pytest.mark.slow
@@ -62,7 +63,7 @@ def test_ctrl_c_in_reproduce(tmp_path):
     """Workers and kernels are gone, too."""
     seconds, ended = stopped(["reproduce", "--only", "02", "--jobs", "2", "--set", *LONG], tmp_path,
                              lambda: any(tmp_path.rglob("epochs/0001.npz")))
-    assert seconds < 2 and ended.returncode == 130 and "the same command goes on there" in ended.stderr
+    assert seconds < SOON and ended.returncode == 130 and "the same command goes on there" in ended.stderr
     deadline = time.monotonic() + 10
     while alive(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.2)
