@@ -11,7 +11,7 @@ from lab import run_all, watched
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("name", ["02_confused_labels", "04_min_max"])
+@pytest.mark.parametrize("name", ["02_confused_labels", pytest.param("04_min_max", marks=pytest.mark.slow)])
 def test_notebook_runs_in_jupyterlab(name, browser, lab):
     """Every cell runs, every figure is a picture with a text alternative, and the page asks nobody else for anything."""
     url, token, out = lab

@@ -206,8 +206,8 @@ kit.run_many([kit.RunSpec(*words) for words in json.loads(sys.argv[1])], quiet=T
 
 @pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(tmp_path):
-    """kill -9 at four moments, between the saves of two networks too, and all end bit for bit the same."""
-    specs = [RunSpec(name, seed=seed, overrides={**TINY, "epochs": 8, "burn_in": 0} | ({} if name != "at" else {"lr": 0.04}))
+    """kill -9 twice, between the saves of two networks, and all end bit for bit the same."""
+    specs = [RunSpec(name, seed=seed, overrides={**TINY, "epochs": 5, "burn_in": 0} | ({} if name != "at" else {"lr": 0.04}))
              for seed in (0, 1) for name in ("mail-at", "clirat")]
     words = json.dumps([[s.method, s.recipe, s.seed, dict(s.overrides)] for s in specs])
 
@@ -216,7 +216,7 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path):
     homes = [tmp_path / name for name in ("calm", "killed")]
     assert start(homes[0]).wait() == 0
     folders = [folder_of(resolve(spec)).name for spec in specs]
-    for after in (1, 3, 5, 7):
+    for after in (1, 3):
         process = start(homes[1])
         watched = homes[1] / "data/runs" / folders[after % 4] / f"epochs/{after:04d}.npz"
         while process.poll() is None and not watched.exists():
@@ -227,4 +227,4 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path):
     for name in folders:
         calm, killed = (contents(home / "data/runs" / name) for home in homes)
         assert calm == killed
-        assert store.read_json(homes[1] / "data/runs" / name / "done.json")["epochs"] == 8
+        assert store.read_json(homes[1] / "data/runs" / name / "done.json")["epochs"] == 5

@@ -117,6 +117,7 @@ def test_second_call_runs_nothing(batch_run):
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_lost_figure_is_made_again(batch_run):
     _, out = batch_run
     (out / "confusion.svg").unlink()

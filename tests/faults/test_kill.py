@@ -25,7 +25,7 @@ from kit.runs import Run, folder_of
 from kit.spec import RunSpec, resolve
 
 #: Kills in each test (at most 5 of `reproduce`, which takes seconds to start). KIT_FAULTS=50 takes five minutes.
-KILLS = int(os.environ.get("KIT_FAULTS", "10"))
+KILLS = int(os.environ.get("KIT_FAULTS", "5"))
 LONG = {**TINY, "epochs": 8, "milestones": [4]}
 
 
