@@ -30,7 +30,8 @@ def stopped(words: list[str], home: Path, ready: Callable[[], bool]) -> tuple[fl
     """Start a command in a process group, wait until `ready`, press Ctrl-C. -> seconds until it ended, and how."""
     environment = {**os.environ, "KIT_HOME": str(home), "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-m", "kit", *words], env=environment, cwd=ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+                               stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # ignored in the background
     deadline = time.monotonic() + 120
     while not ready() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
