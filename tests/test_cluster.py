@@ -34,7 +34,8 @@ def reproduce(home: Path, *words: str, **settings) -> subprocess.Popen:
                *(f"{name}={value}".replace(" ", "") for name, value in settings.items())]
     environment = {**os.environ, **LOOPBACK, "KIT_HOME": str(home), "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True)
+                            start_new_session=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # ignored in the background
 
 
 def folders(home: Path) -> dict[str, Path]:
