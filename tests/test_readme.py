@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import bench
 import pytest
 from conftest import ROOT, TINY
 
@@ -84,6 +85,10 @@ def test_the_gallery_shows_every_figure_and_says_what_its_record_says():
         assert f"## {name}: {row.title}" in page and f"]({name}.png)" in page and (ROOT / f"figures/{name}.png").exists()
         for words in (record["caption"], *(claim["here"] for claim in record["claims"])):
             assert words in page, name
+
+
+def test_the_table_of_speed_is_what_was_measured():
+    assert bench.markdown(json.loads((ROOT / "figures/speed.json").read_text())) in README
 
 
 def test_project_speaks_of_itself_alone():
