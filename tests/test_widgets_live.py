@@ -80,7 +80,8 @@ def test_pause_stop_and_resume(training):
     mine.stop()
     assert mine.state == "stopped" and not mine.busy
     kept, history = mine.epochs, mine.history
-    assert store.load(mine.folder / "last.ckpt")["epoch"] in (kept, kept - 1)
+    there = [path for name in ("last.ckpt", "previous.ckpt") if (path := mine.folder / name).exists()]   # as `_resume` looks
+    assert store.load(there[0])["epoch"] in (kept, kept - 1)
     mine.start()
     until(lambda: mine.epochs > kept + 1)
     mine.stop()
