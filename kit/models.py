@@ -1,8 +1,8 @@
 """Networks. All map pixels in [0, 1] to logits; where a recipe normalises its data, the model does it inside.
 
 `linear` is for the Gaussian mixture, `cnn` and `lenet` are for digits and MNIST; `resnet18` and `wrn-D-W` have the CIFAR
-stem (3x3, stride 1, no pool). The deep ones keep their weights in channels_last, and in eval mode, as attacks see them, a
-convolution and the batch norm behind it are one convolution: up to rounding the same numbers, sooner.
+stem (3x3, stride 1, no pool). All but the first two keep their weights in channels_last. In eval mode, as attacks see it, a
+convolution and the batch norm behind it are one convolution. Up to rounding both give the same numbers, sooner.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from kit.types import KitError, derive
 
 SMALL = ("linear", "cnn", "lenet")   # so small that one thread is fastest, and two runs side by side use two cores
-
 
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -193,4 +192,4 @@ def build(name: str, shape: tuple[int, int, int], num_classes: int, *, seed: int
             net = wide_resnet(channels, height, num_classes, int(depth), int(factor))
     if normalise is not None:
         net = type(net)(Normalise(*normalise), *net)
-    return net if name in SMALL else net.to(memory_format=torch.channels_last)
+    return net if name in ("linear", "cnn") else net.to(memory_format=torch.channels_last)

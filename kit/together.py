@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kit.attacks.inputs import convolution
 from kit.models import Normalise
 from kit.types import KitError
 
@@ -40,7 +40,7 @@ class Together(nn.Module):
             layer = layers[0]
             if isinstance(layer, nn.Conv2d):
                 weight, bias = (torch.cat([getattr(each, name) for each in layers]) for name in ("weight", "bias"))
-                h = F.conv2d(h, weight, bias, layer.stride, layer.padding, layer.dilation, count)
+                h = convolution(layer, h, weight, bias, count)
             elif isinstance(layer, nn.Flatten):
                 h = h.reshape(n, count, -1).transpose(0, 1)          # (R, N, features)
             elif isinstance(layer, nn.Linear):

@@ -172,7 +172,9 @@ class PanelOnPage:
 
 
 LATENCY = """
-(name) => { window.kitTimes = []; window.kitBlank = 0; window.kitShown = 0; let pressed = 0;
+(name) => { window.kitTimes = []; window.kitBlank = 0; window.kitShown = 0;
+  if (window.kitWatched) return;      // listeners stay; two would count every picture twice
+  window.kitWatched = true; let pressed = 0;
   const box = document.querySelector('.kit-' + name);
   document.addEventListener('keydown', event => { pressed = event.timeStamp; }, true);
   document.addEventListener('load', event => {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kit.attacks import frozen
-from kit.attacks.inputs import quick_input_gradients
+from kit.attacks.inputs import convolution, quick_input_gradients
 from kit.memory import keep_freed_memory
 
 
@@ -35,6 +35,26 @@ def test_gradients_are_the_plain_ones(channels, size, kernel, stride, padding, d
         assert (quick.grad_fn.name() == "_ConvolutionBackward") == (channels == 1)
     torch.testing.assert_close(quick, plain, rtol=0, atol=0)
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(groups=st.integers(1, 3), kernel=st.integers(1, 4), stride=st.integers(1, 2), padding=st.integers(0, 4),
+       seed=st.integers(0, 99))
+def test_side_by_side_too(groups, kernel, stride, padding, seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = [nn.Conv2d(1, 4, kernel, stride, padding).double() for _ in range(groups)]
+        x = torch.rand(3, groups, 7, 9, dtype=torch.float64, requires_grad=True)
+    each = [layer(x[:, i:i + 1]) for i, layer in enumerate(layers)]
+    upstream = torch.rand_like(torch.cat(each, dim=1))
+    (expected,) = torch.autograd.grad(torch.cat(each, dim=1), x, upstream)
+    weight, bias = (torch.cat([getattr(layer, name).detach() for layer in layers]) for name in ("weight", "bias"))
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        given = x.detach().contiguous(memory_format=memory_format).requires_grad_(True)
+        quick = convolution(layers[0], given, weight, bias, groups)
+        (gradient,) = torch.autograd.grad(quick, given, upstream)
+        torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(quick, torch.cat(each, dim=1), rtol=1e-12, atol=1e-12)
 
 
 class Own(nn.Conv2d):

@@ -6,6 +6,7 @@ may drop examples whose search is over (`unbroken`): the examples of a batch nev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,33 +129,34 @@ class Oracle:
     def _note(self, x_t: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
         """Count a pass and keep what it found. -> margins (n,), -inf where a logit is not finite."""
         self.forwards.index_add_(0, rows, torch.ones_like(rows))
-        y = self.y[rows]
-        finite = logits.isfinite().all(dim=1)
-        wrong = (logits.argmax(dim=1) != y) | ~finite
-        margin = f.margin(logits, y).where(finite, -torch.inf).to(self.margin.dtype)
-        # most passes find nothing new: only what might be new is measured
-        new = wrong if self.goal == "nearest" else (margin < self.margin[rows]) | (wrong & ~self.broken[rows])
-        found = new.nonzero().squeeze(1)
+        margin = f.margin(logits, self.y[rows]).to(self.margin.dtype)
+        if not math.isfinite(float(logits.sum())):
+            margin = margin.where(logits.isfinite().all(dim=1), -torch.inf)
+        # most passes find nothing new, and only what might be new is measured; a margin of 0 may be wrong, so <=
+        found = (margin <= (self.margin[rows] if self.goal == "inside" else 0)).nonzero().squeeze(1)
         if len(found):
-            self._keep(x_t[found], logits[found], margin[found], wrong[found], rows[found])
+            self._keep(x_t[found], logits[found], margin[found], rows[found])
         return margin
 
-    def _keep(self, x_t: Tensor, logits: Tensor, margin: Tensor, wrong: Tensor, rows: Tensor) -> None:
-        size = f.norm(x_t - self.x[rows], self.norm)
-        within = size if self.norm == self.threat.norm else f.norm(x_t - self.x[rows], self.threat.norm)
+    def _keep(self, x_t: Tensor, logits: Tensor, margin: Tensor, rows: Tensor) -> None:
+        given, whole = classes(logits), self.x[rows]
+        wrong, broken = given != self.y[rows], self.broken[rows]
+        size = f.norm(x_t - whole, self.norm)
+        within = size if self.norm == self.threat.norm else f.norm(x_t - whole, self.threat.norm)
         inside = within <= self.threat.eps + ROUNDING
         if self.goal == "inside":     # an adversarial image never gives way to one that is classified correctly
-            better = inside & (margin < self.margin[rows]) & (wrong | ~self.broken[rows])
+            key, better = margin, inside & (margin < self.margin[rows]) & (wrong | ~broken)
         else:
-            better = wrong & (size < self.size[rows])
-        first = rows[wrong & inside & ~self.broken[rows]]
-        best = best_of_each(rows, (margin if self.goal == "inside" else size).where(better, torch.inf), len(self.rows))
+            key, better = size, wrong & (size < self.size[rows])
+        first = rows[wrong & inside & ~broken]
+        best = best_of_each(rows, key.where(better, torch.inf), len(self.rows))
         best = best[better[best]]
         kept = rows[best]
         self.x_adv[kept], self.margin[kept], self.size[kept] = x_t[best], margin[best], size[best]
-        self.prediction[kept] = classes(logits)[best]
-        self.step[first] = self.forwards[first] - 1
-        self.broken[first] = True
+        self.prediction[kept] = given[best]
+        if len(first):
+            self.step[first] = self.forwards[first] - 1
+            self.broken[first] = True
 
     def result(self, name: str) -> AttackResult:
         """What was noted so far; `name` is the attack's."""
@@ -166,8 +168,10 @@ class Oracle:
 
 def best_of_each(rows: Tensor, key: Tensor, count: int) -> Tensor:
     """Of the places (n,) that name the same one of `count` examples the one with the least `key`, the first if they tie."""
-    order = key.argsort(stable=True)
     place = torch.arange(len(rows), device=rows.device)
+    if bool((rows[1:] > rows[:-1]).all()):      # each is named once
+        return place
+    order = key.argsort(stable=True)
     first = place.new_full((count,), len(rows)).scatter_reduce(0, rows[order], place, "amin")
     return order[first[first < len(rows)]]
 

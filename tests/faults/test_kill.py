@@ -24,7 +24,7 @@ from kit.evaluate import BATCH, evaluate
 from kit.runs import Run, folder_of
 from kit.spec import RunSpec, resolve
 
-#: Kills in each test (at most 5 of `reproduce`, which takes seconds to start). KIT_FAULTS=50 takes five minutes.
+#: Kills in each test. KIT_FAULTS=50 takes a quarter of an hour, most of it for `reproduce`, which takes seconds to start.
 KILLS = int(os.environ.get("KIT_FAULTS", "5"))
 LONG = {**TINY, "epochs": 8, "milestones": [4]}
 
@@ -148,25 +148,32 @@ def alive(home: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_reproduce(tmp_path, record_property):
-    """Killed five times, with its workers and kernels gone soon after; then it ends, and trains nothing twice."""
+    """Killed again and again, with its workers and kernels gone soon after; then it ends, and trains nothing twice. If it
+    ends before it was killed often enough, it begins again from nothing."""
     words = [sys.executable, "-m", "kit", "reproduce", "--only", "02", "--jobs", "2", "--set",
              *(f"{name}={value}".replace(" ", "") for name, value in TINY.items())]
-    environment = {**os.environ, "KIT_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    draw, trained = random.Random(1), {}
-    for _ in range(min(KILLS, 5)):
+    draw, trained, home, kills = random.Random(1), {}, tmp_path / "0", 0
+    while kills < KILLS:
+        environment = {**os.environ, "KIT_HOME": str(home), "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(words, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
-        time.sleep(draw.uniform(2, 12))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        try:
+            assert process.wait(timeout=draw.uniform(2, 12)) == 0
+            whole_files(home)
+            home, trained = tmp_path / str(len(list(tmp_path.iterdir()))), {}
+            continue
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
         deadline = time.monotonic() + 20
-        while alive(tmp_path) and time.monotonic() < deadline:
+        while alive(home) and time.monotonic() < deadline:
             time.sleep(0.2)
-        assert not alive(tmp_path), "orphans"
-        now = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
+        assert not alive(home), "orphans"
+        now = {path: path.stat().st_mtime_ns for path in home.rglob("done.json")}
         assert trained.items() <= now.items(), "a finished run was touched"
         trained = now
     done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert trained.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}.items()
-    whole_files(tmp_path)
-    record_property("faults", [["kill -9 in `reproduce`", min(KILLS, 5), "all survived: no orphans, nothing trained twice"]])
+    assert trained.items() <= {path: path.stat().st_mtime_ns for path in home.rglob("done.json")}.items()
+    whole_files(home)
+    record_property("faults", [["kill -9 in `reproduce`", KILLS, "all survived: no orphans, nothing trained twice"]])
