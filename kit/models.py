@@ -48,13 +48,16 @@ def cnn(channels: int, size: int, num_classes: int) -> nn.Module:
 
 
 def lenet(channels: int, size: int, num_classes: int) -> nn.Module:
-    """LeNet with 6 and 16 kernels of 5x5 (the first padded by 2), hidden layers of 120 and 84. CSA/CSE s. IV."""
+    """LeNet with 6 and 16 kernels of 5x5 (the first padded by 2), hidden layers of 120 and 84. CSA/CSE s. IV.
+
+    Each ReLU comes after its pool and not before: the same numbers and gradients, for a quarter of the work.
+    """
     side = (size // 2 - 4) // 2
     if side < 1:
         raise KitError(f"lenet needs images of at least 12x12 pixels, these are {size}x{size}; use model=cnn")
     return nn.Sequential(
-        nn.Conv2d(channels, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(channels, 6, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(),
+        nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU(),
         nn.Flatten(), nn.Linear(16 * side * side, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(),
         nn.Linear(84, num_classes))
 

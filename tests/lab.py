@@ -95,12 +95,14 @@ def watched(browser, url: str, **size: int) -> tuple:
     return page, foreign, complaints
 
 
-def run_all(page, url: str, token: str, name: str, seconds: int = 150) -> None:
+def run_all(page, url: str, token: str, name: str, seconds: int = 150, app: str = "jupyterlab") -> None:
     """Open a notebook, wait for its kernel, choose Run All Cells, wait for the last line."""
-    page.goto(f"{url}/lab/tree/{name}.ipynb?token={token}&reset")
+    page.goto(f"{url}/{'lab/tree' if app == 'jupyterlab' else 'notebooks'}/{name}.ipynb?token={token}&reset")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-    # the toolbar says idle before a kernel exists; the status bar tells the truth
-    page.wait_for_function("document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')", timeout=60_000)
+    if app == "jupyterlab":     # the toolbar says idle before a kernel exists; the status bar tells the truth
+        page.wait_for_function("document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')", timeout=60_000)
+    else:
+        page.wait_for_timeout(5000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
     done = page.locator(".jp-OutputArea-output", has_text=f"{name}: ")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from conftest import ROOT
-from lab import PanelOnPage, run_all, watched
+from conftest import ROOT, TINY
+from lab import PanelOnPage, jupyterlab, run_all, settings_words, watched
 
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("teach_*.ipynb"))
 
@@ -34,3 +34,18 @@ def test_every_widget_works_by_keyboard(name, browser, lab):
             panel.box.screenshot(path=f"{shots}/{widget}.png")
     assert not foreign and not complaints
     page.close()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_notebook_7(browser, tmp_path, home):
+    """A slider keeps its arrow keys, though a heading is the active cell and Notebook 7 folds sections with them."""
+    with jupyterlab(tmp_path, settings_words(TINY), app="notebook") as (url, token, _):
+        page, foreign, _ = watched(browser, url)
+        run_all(page, url, token, "teach_boundary", app="notebook")
+        page.locator(".jp-MarkdownCell h2").first.click()
+        panel = PanelOnPage(page, "boundary")
+        assert panel.is_complete()
+        for key in ("ArrowRight", "ArrowLeft"):
+            assert panel.changes(lambda key=key: panel.press(panel.slider(), key), 5), f"{key} did nothing"
+        assert not foreign

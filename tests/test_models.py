@@ -218,3 +218,19 @@ def test_images_that_do_not_fit_are_refused():
     for name in NAMES:
         with pytest.raises(KitError, match=r"square images, these are 16x20"):
             build(name, (3, 16, 20), 10)
+
+
+def test_lenet_is_lenet():
+    """ReLU after the pool is ReLU before it: the same logits and gradients, bit for bit, ties on flat ground included."""
+    net = build("lenet", (1, 28, 28), 10)
+    usual = nn.Sequential(*[net[i] for i in (0, 2, 1, 3, 5, 4, *range(6, len(net)))])
+    assert [type(layer).__name__ for layer in usual[:6]] == ["Conv2d", "ReLU", "MaxPool2d"] * 2
+    x = torch.rand(20, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    x[:, :, :, :14] = 0.3
+    found = []
+    for model in (net, usual):
+        given = x.clone().requires_grad_(True)
+        logits = model(given)
+        found.append((logits, *torch.autograd.grad(logits.logsumexp(dim=1).sum(), [given, *model.parameters()])))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)

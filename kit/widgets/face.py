@@ -11,7 +11,7 @@ import ipywidgets as w
 from matplotlib.axes import Axes
 
 from kit.types import KitError
-from kit.widgets.pad import Pad
+from kit.widgets.pad import Keys, Pad
 from kit.widgets.panel import Action, Choice, Control, Number, Panel, Toggle
 
 # A dark page turns the picture's lightness round and keeps its hues, so that it is no white slab there.
@@ -41,7 +41,7 @@ class Face:
             self.picture.observe(self._nudged, "nudged")
         else:
             self.picture = w.HTML()
-        self.box = w.VBox([self.style, self.rows, self.picture, self.words, self.alarm])
+        self.box = w.VBox([self.style, self.rows, self.picture, self.words, self.alarm, Keys()])
         for name in ("kit-panel", f"kit-{panel.name}", *(("kit-photo",) if panel.photo else ())):
             self.box.add_class(name)
         self.held: Axes | None = None

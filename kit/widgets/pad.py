@@ -1,4 +1,4 @@
-"""A picture that takes the mouse and the arrow keys, for the two widgets in which something is dragged."""
+"""What ipywidgets have not: a picture that takes the mouse and the arrow keys, and a panel that keeps its keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ export default {
     image.tabIndex = 0;
     image.setAttribute("role", "application");
     image.setAttribute("aria-roledescription", "picture to drag in");
-    image.dataset.lmSuppressShortcuts = "true";       // else JupyterLab takes the arrow keys
     image.style.cssText = "touch-action: none; cursor: crosshair; user-select: none";
     const show = () => { image.src = model.get("src"); image.alt = model.get("alt"); };
     let presses = 0;
@@ -57,3 +56,21 @@ class Pad(anywidget.AnyWidget):
 
     def __init__(self, alt: str):
         super().__init__(alt=alt)
+
+
+class Keys(anywidget.AnyWidget):
+    """Shows nothing. What has the focus in the panel around it keeps its keys: else Jupyter takes the arrow keys for
+    shortcuts of its own, Notebook 7 even those of a slider."""
+
+    _esm = """
+    export default {
+      render({ el }) {
+        const watch = tries => {
+          const panel = el.closest(".kit-panel");
+          if (panel) panel.addEventListener("focusin", event => { event.target.dataset.lmSuppressShortcuts = "true"; });
+          else if (tries) setTimeout(watch, 100, tries - 1);         // not on the page yet
+        };
+        watch(100);
+      }
+    };
+    """
