@@ -10,8 +10,8 @@ withstand AutoAttack at eps 0.25), against pyautoattack, torchattacks and foolbo
 robust accuracy; passes are images through the network, forwards and backwards.
 
 step-*: one PGD-10 training step on random images against the plain step of tests/reference.py. The result is its loss;
-"bf16" has its attack in bf16, and "compiled" compiles its passes, too, which takes half a minute first. many: one step of
-each of 40 LeNets. Beside the seconds: the share of them that the attack takes, multiplications and additions a second as a
+"bf16" has its attack in bf16, and "compiled" compiles its passes, which takes half a minute first. many: one step of each of
+40 LeNets. Beside the seconds: the share of them that the attack takes, multiplications and additions a second as a
 share of what one large product of fp32 matrices reaches here, and peak memory.
 """
 
@@ -161,7 +161,8 @@ def as_written(net: nn.Module) -> nn.Module:
 
 
 def training_step(way: str) -> Callable:
-    """A contestant: "plain", "kit", "bf16" or "compiled". Small networks have one thread, as in `kit.run`; others all."""
+    """A contestant: "plain", "kit", "bf16", "compiled" or "bf16 compiled". Small networks have one thread, as in `kit.run`;
+    others all."""
     def contestant(work: str, threads: int, device: str) -> dict:
         import reference
 
@@ -172,13 +173,13 @@ def training_step(way: str) -> Callable:
         from kit.types import Streams
         make, shape, batch, times = networks()[work]
         method, small = METHODS["at"], work in ("step-digits", "step-lenet")
-        recipe = RECIPES["digits"].override(eps=8 / 255, precision="bf16" if way in ("bf16", "compiled") else "fp32")
+        recipe = RECIPES["digits"].override(eps=8 / 255, precision="bf16" if "bf16" in way else "fp32")
         torch.set_num_threads(1 if small else threads)
         torch.manual_seed(0)
         net, x, y = make().to(device), torch.rand(batch, *shape).to(device), torch.randint(0, 10, (batch,)).to(device)
         if way == "plain":
             net = as_written(net)
-        if way == "compiled":
+        if "compiled" in way:
             compiled(net, x)
         optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
         streams = Streams(torch.arange(batch, device=device), 0)
@@ -290,7 +291,7 @@ ATTACKS: dict[str, dict[str, tuple[str, Callable]]] = {
 }
 STEPS: dict[str, dict[str, tuple[str, Callable]]] = {
     **{work: {way: ("kit", training_step(way)) for way in ("plain", "kit")} for work in ("step-digits", "step-lenet")},
-    **{work: {way: ("kit", training_step(way)) for way in ("plain", "kit", "bf16", "compiled")}
+    **{work: {way: ("kit", training_step(way)) for way in ("plain", "kit", "bf16", "compiled", "bf16 compiled")}
        for work in ("step-resnet18-16", "step-resnet18")},
     "many": {way: ("kit", many_networks(way)) for way in ("plain", "kit", "run_many")}}
 WORK = ATTACKS | STEPS

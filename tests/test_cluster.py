@@ -24,7 +24,7 @@ from kit.types import KitError
 from kit.workers import Task
 
 #: Long enough for a node to be lost in the middle of several runs.
-LONG = {**TINY, "epochs": 16, "milestones": [8]}
+LONG = {**TINY, "epochs": 10, "milestones": [5]}
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}     # as `kit.cluster` sets it
 
 
