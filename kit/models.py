@@ -1,7 +1,7 @@
 """Networks. All map pixels in [0, 1] to logits; where a recipe normalises its data, the model does it inside.
 
 `linear` is for the Gaussian mixture, `cnn` and `lenet` are for digits and MNIST; `resnet18` and `wrn-D-W` have the CIFAR
-stem (3x3, stride 1, no pool). All but the first two keep their weights in channels_last. In eval mode, as attacks see it, a
+stem (3x3, stride 1, no pool). All but the first two keep their weights in channels_last. In eval mode, which attacks use, a
 convolution and the batch norm behind it are one convolution. Up to rounding both give the same numbers, sooner.
 """
 
@@ -50,7 +50,7 @@ def cnn(channels: int, size: int, num_classes: int) -> nn.Module:
 def lenet(channels: int, size: int, num_classes: int) -> nn.Module:
     """LeNet with 6 and 16 kernels of 5x5 (the first padded by 2), hidden layers of 120 and 84. CSA/CSE s. IV.
 
-    Each ReLU comes after its pool and not before: the same numbers and gradients, for a quarter of the work.
+    A ReLU comes after its pool and not before: the same numbers and gradients, and it sees a quarter of the pixels.
     """
     side = (size // 2 - 4) // 2
     if side < 1:

@@ -102,7 +102,7 @@ def run_all(page, url: str, token: str, name: str, seconds: int = 150, app: str 
     if app == "jupyterlab":     # the toolbar says idle before a kernel exists; the status bar tells the truth
         page.wait_for_function("document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')", timeout=60_000)
     else:
-        page.wait_for_timeout(5000)
+        page.wait_for_timeout(5000)     # Notebook 7 has no status bar; cells that are run too early wait for the kernel
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
     done = page.locator(".jp-OutputArea-output", has_text=f"{name}: ")

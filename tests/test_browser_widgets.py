@@ -41,7 +41,7 @@ def test_every_widget_works_by_keyboard(name, browser, lab):
 def test_notebook_7(browser, tmp_path, home):
     """A slider keeps its arrow keys, though a heading is the active cell and Notebook 7 folds sections with them."""
     with jupyterlab(tmp_path, settings_words(TINY), app="notebook") as (url, token, _):
-        page, foreign, _ = watched(browser, url)
+        page, foreign, _ = watched(browser, url)      # the console has complaints of Notebook's own
         run_all(page, url, token, "teach_boundary", app="notebook")
         page.locator(".jp-MarkdownCell h2").first.click()
         panel = PanelOnPage(page, "boundary")
@@ -49,3 +49,4 @@ def test_notebook_7(browser, tmp_path, home):
         for key in ("ArrowRight", "ArrowLeft"):
             assert panel.changes(lambda key=key: panel.press(panel.slider(), key), 5), f"{key} did nothing"
         assert not foreign
+        page.close()

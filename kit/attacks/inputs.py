@@ -1,8 +1,8 @@
 """The gradient with respect to images, at a first layer's real cost.
 
 On CPUs a convolution from a grey image spends more time on its input's gradient than most networks on all the rest: a
-LeNet's first layer takes 11 ms for 128 images, where a convolution of each channel by itself and a sum take 2. (From three
-channels this is the slower way.) Training never asks for it; an attack asks for nothing else.
+LeNet's first layer takes 11 ms for 128 images, where a convolution of each channel by itself and a sum take 2. (Layers from
+more channels keep the usual way.) Training never asks for it; an attack asks for nothing else.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from kit.evaluate import BATCH, evaluate
 from kit.runs import Run, folder_of
 from kit.spec import RunSpec, resolve
 
-#: Kills in each test. KIT_FAULTS=50 takes a quarter of an hour, most of it for `reproduce`, which takes seconds to start.
+#: Kills in each test. With KIT_FAULTS=50 seven minutes go to `reproduce`, which takes seconds to start.
 KILLS = int(os.environ.get("KIT_FAULTS", "5"))
 LONG = {**TINY, "epochs": 8, "milestones": [4]}
 
