@@ -77,11 +77,23 @@ def project(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
     result lies in both.
     """
     if threat.norm == "linf":
-        near = torch.minimum(torch.maximum(x_adv, x - threat.eps), x + threat.eps)
+        near = torch.maximum(x_adv, x - threat.eps).minimum(x + threat.eps)
     else:
         delta = x_adv - x
         near = x + delta * per_example((threat.eps / norm(delta, "l2").clamp_min(1e-12)).clamp_max(1), x)
-    return near.clamp(0, 1)
+    return near.clamp_(0, 1)
+
+
+def either(which: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """The images `a` where `which` (N,) bool holds, else those of `b`; both finite. `torch.where` takes several times as
+    long on CPUs."""
+    return b.lerp(a, per_example(which.to(a.dtype), a))
+
+
+def those(which: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """Of each of `values` (N, ...) the places where `which` (N,) bool holds; the values themselves if that is everywhere."""
+    places = which.nonzero().squeeze(1)
+    return values if len(places) == len(which) else tuple(each.index_select(0, places) for each in values)
 
 
 def ascent_direction(gradient: Tensor, which: str) -> Tensor:

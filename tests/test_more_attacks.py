@@ -59,8 +59,8 @@ class RunsOn(Oracle):
 
     latest = None
 
-    def _note(self, x_t: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
-        margin = super()._note(x_t, logits, rows)
+    def keep(self, x_t: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
+        margin = super().keep(x_t, logits, rows)
         self.broken = torch.zeros_like(self.broken)
         self.latest = self.x.clone() if self.latest is None else self.latest
         wrong = logits.argmax(dim=1) != self.y[rows]

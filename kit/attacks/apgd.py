@@ -82,27 +82,24 @@ def ascend(look: Oracle, x_t: Tensor, rows: Tensor, objective: Callable[[Tensor,
     before, rises, halved = torch.zeros_like(loss), torch.zeros_like(rows), torch.ones_like(rows, dtype=torch.bool)
     interval, since = max(int(0.22 * steps), 1), 0
     for t in range(steps):
-        on = ~look.broken[rows]
-        if not bool(on.all()):
-            (rows, target, x_t, x_old, x_best, gradient, gradient_best, step, best, best_then, before, rises, halved) = (
-                values[on] for values in (rows, target, x_t, x_old, x_best, gradient, gradient_best, step, best, best_then,
-                                          before, rises, halved))
-            if not len(rows):
-                break
-        x_t, x_old = moved(x_t, x_old, look.x[rows], gradient, step, look.threat, 0.75 if t else 1.0), x_t
+        (rows, target, x_t, x_old, x_best, gradient, gradient_best, step, best, best_then, before, rises, halved) = f.those(
+            ~look.broken[rows], rows, target, x_t, x_old, x_best, gradient, gradient_best, step, best, best_then, before,
+            rises, halved)
+        if not len(rows):
+            break
+        x_t, x_old = moved(x_t, x_old, look.x.index_select(0, rows), gradient, step, look.threat, 0.75 if t else 1.0), x_t
         gradient, loss = look_at(x_t, rows)
         better = loss > best
-        best, x_best = loss.where(better, best), x_t.where(f.per_example(better, x_t), x_best)
-        gradient_best = gradient.where(f.per_example(better, x_t), gradient_best)
+        best, x_best = loss.where(better, best), f.either(better, x_t, x_best)
+        gradient_best = f.either(better, gradient, gradient_best)
         rises, before, since = rises + (loss.float() > before.float()), loss, since + 1
         if since == interval:
             halved = (rises <= RISING * interval) | (~halved & (best_then >= best))
-            back = f.per_example(halved, x_t)
-            step, x_t, gradient = step.where(~back, step / 2), x_best.where(back, x_t), gradient_best.where(back, gradient)
+            step = step * f.per_example(1 - 0.5 * halved.to(step.dtype), step)
+            x_t, gradient = f.either(halved, x_best, x_t), f.either(halved, gradient_best, gradient)
             best_then, rises, since = best, torch.zeros_like(rises), 0
             interval = max(interval - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
-    on = ~look.broken[rows]
-    return rows[on], best[on], x_best[on]
+    return f.those(~look.broken[rows], rows, best, x_best)
 
 
 def moved(x_t: Tensor, x_old: Tensor, x: Tensor, gradient: Tensor, step: Tensor, threat: Threat, share: float) -> Tensor:

@@ -45,9 +45,9 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, genera
     on cross-entropy and on DLR, five of untargeted FAB, Square, APGD-T, FAB-T. rand: APGD on both losses, each gradient the
     mean of 20 passes. mde: the ensemble of Ma et al. (2023), with margin decomposition in the place of APGD-T and Square.
     `by` names the attack that broke an example; passes are summed over the attacks, each of which looks at its clean images
-    once. x (N, C, H, W) in [0, 1], y (N,) int64; at most `batch_size` images go through the network
-    at once. Few classes: see `apgd`. No attack knows of its mates or its batch, so neither changes a result, but for the
-    last bit of what a network computes on batches of different sizes.
+    once. x (N, C, H, W) in [0, 1], y (N,) int64; an attack is given at most `batch_size` images at a time, and may pass
+    several of each at once. Few classes: see `apgd`. No attack knows of its mates or its batch, so neither changes a
+    result, but for the last bit of what a network computes on batches of different sizes.
 
     `state` is a folder where each finished batch of each attack is written. The same call goes on there, in another process
     too, and ends with the result of an uninterrupted one; damaged files are computed again. `seed` names the random streams,

@@ -63,12 +63,14 @@ def search(look: Oracle, x_t: Tensor, rows: Tensor, target: Tensor | None, steps
         if not len(rows):
             return
         value, gradient = linearise(look, x_t, rows, target)
-        x_t = step_to_boundary(x_t, look.x[rows], value, gradient, look.threat.norm)
+        x = look.x.index_select(0, rows)
+        x_t = step_to_boundary(x_t, x, value, gradient, look.threat.norm)
         wrong = classes(look.logits(x_t, rows)) != look.y[rows]
-        x_t = (look.x[rows] + BACK * (x_t - look.x[rows])).where(f.per_example(wrong, x_t), x_t)
-        if look.goal == "inside" and bool(look.broken[rows].any()):
+        x_t = f.either(wrong, x + BACK * (x_t - x), x_t)
+        if look.goal == "inside":
             on = ~look.broken[rows]
-            rows, x_t, target = rows[on], x_t[on], None if target is None else target[on]
+            target = None if target is None else target[on]
+            rows, x_t = f.those(on, rows, x_t)
 
 
 def linearise(look: Oracle, x_t: Tensor, rows: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -86,14 +88,14 @@ def linearise(look: Oracle, x_t: Tensor, rows: Tensor, target: Tensor | None) ->
         distance = lead.abs() / dual.clamp_min(1e-12)
         closer = distance < nearest
         nearest, value = distance.where(closer, nearest), lead.where(closer, value)
-        gradient = slope.where(f.per_example(closer, x_t), gradient)
+        gradient = f.either(closer, slope, gradient)
     return value, gradient
 
 
 def step_to_boundary(x_t: Tensor, x: Tensor, value: Tensor, gradient: Tensor, norm: str) -> Tensor:
     """FAB's next point: (1 - α) (x_t + 1.05 d_t) + α (x + 1.05 d), clipped, with α = min(‖d_t‖ / (‖d_t‖ + ‖d‖), 0.1)."""
     at_x = value + (gradient * (x - x_t)).flatten(1).sum(dim=1)        # the linearisation's value at x
-    d_t, d = to_hyperplane(torch.cat([x_t, x]), torch.cat([gradient, gradient]), torch.cat([value, at_x]), norm).chunk(2)
+    d_t, d = to_hyperplane(x_t, gradient, value, norm), to_hyperplane(x, gradient, at_x, norm)
     length_t, length = (f.norm(v, norm).clamp_min(1e-8) for v in (d_t, d))
     pull = f.per_example((length_t / (length_t + length)).clamp_max(PULL), x)
     return ((1 - pull) * (x_t + OVERSHOOT * d_t) + pull * (x + OVERSHOOT * d)).clamp(0, 1)
@@ -108,19 +110,20 @@ def to_hyperplane(points: Tensor, w: Tensor, value: Tensor, norm: str) -> Tensor
     much.
     """
     shape, points, w, value = points.shape, points.flatten(1), w.flatten(1), value.nan_to_num()
-    largest = w.abs().amax(dim=1, keepdim=True)
+    sign, w = w.sign() * (2 * (value < 0).to(w.dtype) - 1)[:, None], w.abs()
+    largest = w.amax(dim=1, keepdim=True)
     largest = largest.where(largest > 0, 1)                 # else squares of small gradients would vanish
     w, wanted = w / largest, value.abs() / largest.squeeze(1)
-    sign = w.sign() * (2 * (value < 0).to(w.dtype) - 1)[:, None]
-    room = torch.maximum(sign * (1 - points), -sign * points)
-    u = torch.ones_like(w) if norm == "linf" else w.abs()
-    gain, most, wall = w.abs() * u, w.abs() * room, room / u
-    scale, full = torch.zeros_like(wanted), torch.empty_like(w)
+    room = (sign / 2).add_(0.5).sub_(points).abs_()         # where w is 0 it is no room, and nothing moves
+    most, gain, wall = (w * room, w, room) if norm == "linf" else (w * room, w * w, room / w)
+    scale, full, free = torch.zeros_like(wanted), torch.empty_like(w), torch.empty_like(w)
     while True:
         torch.le(wall, scale[:, None], out=full)            # masks of numbers: `where` is many times slower on CPUs
-        slope = torch.linalg.vecdot(gain, 1 - full)
+        torch.gt(wall, scale[:, None], out=free)
+        slope = torch.linalg.vecdot(gain, free)
         higher = (wanted - torch.linalg.vecdot(most, full)) / slope
         higher = higher.where(slope > 0, HUGE).clamp(max=HUGE)
         if not bool((higher > scale).any()):
-            return (sign * torch.minimum(scale[:, None] * u, room)).view(shape)
+            reach = scale[:, None] if norm == "linf" else scale[:, None] * w
+            return torch.minimum(reach, room).mul_(sign).view(shape)
         scale = torch.maximum(scale, higher)

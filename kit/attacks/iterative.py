@@ -102,7 +102,7 @@ def _line_search(look: Oracle, rows: Tensor, ahead: Tensor, direction: Tensor, s
         loss = f.cross_entropy(logits, look.y[rows])
         better = loss > best
         best = loss.where(better, best)
-        x_best = tried.where(f.per_example(better, tried), x_best)
+        x_best = f.either(better, tried, x_best)
         logits_best = logits if logits_best is None else logits.where(better[:, None], logits_best)
     return x_best, logits_best
 
@@ -132,5 +132,4 @@ def _still_walking(look: Oracle, watch: Watch | None, rows: Tensor, *along: Tens
     """`rows` and what belongs to them, without the broken examples unless somebody watches."""
     if watch is not None:
         return rows, *along
-    on = ~look.broken[rows]
-    return rows[on], *(values[on] for values in along)
+    return f.those(~look.broken[rows], rows, *along)

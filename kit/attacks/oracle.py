@@ -17,10 +17,14 @@ from torch import Tensor, nn
 
 from kit import functional as f
 from kit.attacks.contract import check_inputs, frozen
+from kit.attacks.inputs import few_sizes
 from kit.types import KitError, Streams, Threat
 
 #: x + δ - x differs from δ by a rounding, so a perturbation may be this much larger than eps and count as inside.
 ROUNDING = 1e-6
+
+#: What an infinite gradient counts as: differences of two are still finite.
+STEEP = 1e30
 
 Objective = Callable[[Tensor, Tensor], Tensor]     # (logits (n, K), labels (n,)) -> (n,) to ascend
 
@@ -89,18 +93,16 @@ class Oracle:
 
     def logits(self, x_t: Tensor, rows: Tensor) -> Tensor:
         """(n, K) logits of `x_t` (n, C, H, W), images of the examples `rows` (n,)."""
-        with torch.no_grad():
-            logits = self.model(x_t)
-        self._note(x_t, logits, rows)
+        logits = self.probe(x_t, rows)
+        self.keep(x_t, logits, rows)
         return logits
 
     def margins(self, x_t: Tensor, rows: Tensor) -> Tensor:
         """(n,) margins z_y - max_{j≠y} z_j of `x_t`, -inf where a logit is not finite."""
-        with torch.no_grad():
-            return self._note(x_t, self.model(x_t), rows)
+        return self.keep(x_t, self.probe(x_t, rows), rows)
 
     def probe(self, x_t: Tensor, rows: Tensor) -> Tensor:
-        """Logits of images that may lie anywhere; they are counted and not kept."""
+        """Logits of images that may lie anywhere; they are counted and, unless an attack hands them to `keep`, forgotten."""
         self.forwards.index_add_(0, rows, torch.ones_like(rows))
         with torch.no_grad():
             return self.model(x_t)
@@ -109,7 +111,8 @@ class Oracle:
         """(gradient of the objective with respect to `x_t`, the objective (n,), logits (n, K)); none carries a graph.
 
         All three are means over `passes` passes, for networks that answer differently each time; the mean logits decide
-        what is broken. A gradient's NaN counts as 0, else the example would be lost and called robust.
+        what is broken. A gradient's NaN counts as 0 and its infinity as `STEEP`, else the example would be lost and called
+        robust.
         """
         x_t, sums = x_t.detach().requires_grad_(True), None
         for _ in range(passes):
@@ -121,25 +124,30 @@ class Oracle:
             answers = (gradient, values.detach(), logits.detach())
             sums = answers if sums is None else [total + more for total, more in zip(sums, answers, strict=True)]
         gradient, values, logits = sums if passes == 1 else [total / passes for total in sums]
-        self.backwards.index_add_(0, rows, torch.full_like(rows, passes))
-        self.forwards.index_add_(0, rows, torch.full_like(rows, passes - 1))
-        self._note(x_t.detach(), logits, rows)
-        return gradient.nan_to_num(), values, logits
+        once = torch.ones_like(rows)
+        self.backwards.index_add_(0, rows, once, alpha=passes)
+        self.forwards.index_add_(0, rows, once, alpha=passes)
+        self.keep(x_t.detach(), logits, rows)
+        return gradient.nan_to_num(0.0, STEEP, -STEEP), values, logits
 
-    def _note(self, x_t: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
-        """Count a pass and keep what it found. -> margins (n,), -inf where a logit is not finite."""
-        self.forwards.index_add_(0, rows, torch.ones_like(rows))
+    def margin_of(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """(n,) margins, -inf where a logit is not finite."""
         margin = f.margin(logits, self.y[rows]).to(self.margin.dtype)
-        if not math.isfinite(float(logits.sum())):
-            margin = margin.where(logits.isfinite().all(dim=1), -torch.inf)
+        if math.isfinite(float(logits.sum())):
+            return margin
+        return margin.where(logits.isfinite().all(dim=1), -torch.inf)
+
+    def keep(self, x_t: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
+        """Keep what images found whose pass has been counted. -> margins (n,), as `margin_of`."""
+        margin = self.margin_of(logits, rows)
         # most passes find nothing new, and only what might be new is measured; a margin of 0 may be wrong, so <=
         found = (margin <= (self.margin[rows] if self.goal == "inside" else 0)).nonzero().squeeze(1)
         if len(found):
-            self._keep(x_t[found], logits[found], margin[found], rows[found])
+            self._keep(*(values.index_select(0, found) for values in (x_t, logits, margin, rows)))
         return margin
 
     def _keep(self, x_t: Tensor, logits: Tensor, margin: Tensor, rows: Tensor) -> None:
-        given, whole = classes(logits), self.x[rows]
+        given, whole = classes(logits), self.x.index_select(0, rows)
         wrong, broken = given != self.y[rows], self.broken[rows]
         size = f.norm(x_t - whole, self.norm)
         within = size if self.norm == self.threat.norm else f.norm(x_t - whole, self.threat.norm)
@@ -152,8 +160,8 @@ class Oracle:
         best = best_of_each(rows, key.where(better, torch.inf), len(self.rows))
         best = best[better[best]]
         kept = rows[best]
-        self.x_adv[kept], self.margin[kept], self.size[kept] = x_t[best], margin[best], size[best]
-        self.prediction[kept] = given[best]
+        self.x_adv[kept] = x_t.index_select(0, best)
+        self.margin[kept], self.size[kept], self.prediction[kept] = margin[best], size[best], given[best]
         if len(first):
             self.step[first] = self.forwards[first] - 1
             self.broken[first] = True
@@ -189,7 +197,7 @@ def oracle(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, goal: Lite
     Errors: those of `check_inputs`, unless `validate` is False.
     """
     notes = check_inputs(model, x, y) if validate else ()
-    with frozen(model):
+    with frozen(model), few_sizes(model):
         look = Oracle(model, x, y, threat, goal, norm or threat.norm)
         look.notes += notes
         yield look

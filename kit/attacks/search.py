@@ -49,11 +49,11 @@ def pgd_search(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, genera
             for _ in range(steps if len(rows) else 0):
                 gradient, _, _ = look.gradient(x_t, rows, lambda logits, y: OBJECTIVES[loss](logits, y, None))
                 if stop_early:
-                    on = ~look.broken[rows]
-                    rows, x_t, gradient = rows[on], x_t[on], gradient[on]
+                    rows, x_t, gradient = f.those(~look.broken[rows], rows, x_t, gradient)
                 if not len(rows):
                     break
-                x_t = f.project(x_t + step * threat.eps * f.ascent_direction(gradient, threat.norm), x[rows], threat)
+                moved = x_t + step * threat.eps * f.ascent_direction(gradient, threat.norm)
+                x_t = f.project(moved, x.index_select(0, rows), threat)
             logits = look.logits(x_t, rows) if len(rows) else None
             first = logits if first is None else first
         if not stop_early and first is not None:

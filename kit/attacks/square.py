@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from kit import functional as f
-from kit.attacks.oracle import AttackResult, oracle
+from kit.attacks.apgd import at_once
+from kit.attacks.oracle import AttackResult, Oracle, oracle
 from kit.types import Count, KitError, Share, Streams, Threat, check_value, draw
 
 #: After each of these queries the windows' share of the image is halved (Andriushchenko et al., 2020, for 10,000 queries).
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 #: Random numbers are drawn for so many queries at once.
-BLOCK = 64
+BLOCK = 256
+
+#: So many proposals of an example go through the network at once, after the first halving.
+AHEAD = 4
 
 
 def square(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, generator: Streams | None = None,
@@ -29,7 +34,8 @@ def square(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, generator:
     windows is not rescaled to `queries`.
 
     Each example has windows and signs of its own, drawn from its own stream; in auto-attack's code all images of a batch
-    share one window a query. Windows reach the last row and column as the paper has it; the code's never do.
+    share one window a query. Windows reach the last row and column as the paper has it; the code's never do. The walk is
+    that of one proposal after the other, but several go through the network at once, and those that change no pixel do not.
     Errors: `KitError` for settings out of range or images that are not (N, C, H, W), and those of `check_inputs`.
     """
     check_value("queries", queries, Count)
@@ -38,23 +44,52 @@ def square(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, generator:
         raise KitError(f"images have shape {tuple(x.shape)}; Square needs (N, C, H, W), for its windows have two sides")
     with oracle(model, x, y, threat, validate=validate) as look:
         streams, rows = look.streams(generator, "square"), look.unbroken()
-        best_x = (stripes if threat.norm == "linf" else bumps)(x, threat, streams)[rows]
-        propose = repaint if threat.norm == "linf" else shift_mass
-        best = look.margins(best_x, rows)
-        for query in range(queries):
-            if query % BLOCK == 0:      # drawn for every example, that none may see what became of its mates
-                drawn = draw(streams, "uniform", x.new_empty(len(x), BLOCK, 5 + x.shape[1]))[rows]
-            on = ~look.broken[rows]
-            if not bool(on.all()):
-                rows, best_x, best, drawn = rows[on], best_x[on], best[on], drawn[on]
-            if not len(rows):
-                break
-            tried = propose(best_x, x[rows], window_side(query, x, share), drawn[:, query % BLOCK], threat.eps)
-            margin = look.margins(tried, rows)
-            lower = margin < best
-            best = margin.where(lower, best)
-            best_x[lower] = tried[lower]
+        if not len(rows):
+            return look.result("square")
+        best_x = (stripes if threat.norm == "linf" else bumps)(x, threat, streams)
+        best = x.new_full((len(x),), torch.inf).index_copy(0, rows, look.margins(best_x[rows], rows))
+        edges = {0, queries, *(edge + 1 for edge in HALVINGS), *range(0, queries, BLOCK)}
+        for begin, end in pairwise(sorted(edge for edge in edges if edge <= queries)):
+            # drawn for every example, that none may see what became of its mates
+            drawn = draw(streams, "uniform", x.new_empty(len(x), end - begin, 5 + x.shape[1]))
+            side, ahead = window_side(begin, x, share), AHEAD if begin else 1
+            for some in at_once(look.unbroken(rows), ahead):
+                climb(look, some, best_x, best, drawn, side, ahead)
+        if len(left := look.unbroken(rows)):
+            look.margins(best_x[left], left)        # once more: a walk tells the oracle of broken examples alone
         return look.result("square")
+
+
+def climb(look: Oracle, rows: Tensor, best_x: Tensor, best: Tensor, drawn: Tensor, side: int, ahead: int) -> None:
+    """Proposals with windows of one `side`, made from the numbers `drawn` (N, proposals, 5 + C) in [0, 1), for the examples
+    `rows` (n,). It goes on from the images `best_x` (N, C, H, W) with the margins `best` (N,), and brings both up to date.
+    The oracle is told of what breaks.
+
+    A pass tries the next `ahead` proposals of each example. Most lower no margin; where one does, the example moves there,
+    and those behind it, which were made for another image, are made and tried again.
+    """
+    propose = repaint if look.threat.norm == "linf" else shift_mass
+    place = torch.zeros_like(rows)
+    while len(rows):
+        due = place[:, None] + torch.arange(ahead, device=rows.device)
+        who, nth = (due < drawn.shape[1]).nonzero(as_tuple=True)
+        tried, new = propose(best_x, look.x, rows[who], side, drawn[rows[who], due[who, nth]], look.threat.eps)
+        who, nth = who[new], nth[new]
+        place = place + ahead
+        if len(new):
+            its = rows[who]
+            logits = look.probe(tried, its)
+            margin = look.margin_of(logits, its)
+            lower = (margin < best[its]).nonzero().squeeze(1)
+            if len(lower):
+                before = who[lower].roll(1)
+                before[0] = -1
+                first = lower[who[lower] != before]      # of each example the first proposal that lowers its margin
+                best_x[its[first]], best[its[first]] = tried[first], margin[first]
+                place[who[first]] += nth[first] + 1 - ahead
+                if bool((margin[first] <= 0).any()):
+                    look.keep(tried[first], logits[first], its[first])
+        rows, place = f.those(~look.broken[rows] & (place < drawn.shape[1]), rows, place)
 
 
 def window_side(query: int, x: Tensor, share: float) -> int:
@@ -64,13 +99,14 @@ def window_side(query: int, x: Tensor, share: float) -> int:
     return min(max(round(math.sqrt(covered * height * width)), 1), height, width)
 
 
-def window_at(x: Tensor, side: int, u_row: Tensor, u_column: Tensor) -> tuple[Tensor, ...]:
-    """Indices of a window (n, C, side, side) of each image; u (n,) in [0, 1) tell its place."""
+def window_at(its: Tensor, x: Tensor, side: int, u_row: Tensor, u_column: Tensor) -> Tensor:
+    """Places (n, C, side, side) of windows, one in each of the images `its` (n,), among all pixels of `x` (N, C, H, W) in
+    their order; u (n,) in [0, 1) tell where they lie."""
+    channels, height, width = x.shape[1:]
     along = torch.arange(side, device=x.device)
-    image, channel = torch.arange(len(x), device=x.device), torch.arange(x.shape[1], device=x.device)
-    row, column = ((u * (size - side + 1)).long()[:, None] + along
-                   for u, size in zip((u_row, u_column), x.shape[2:], strict=True))
-    return image[:, None, None, None], channel[:, None, None], row[:, None, :, None], column[:, None, None, :]
+    inside = (torch.arange(channels, device=x.device)[:, None, None] * height + along[:, None]) * width + along
+    row, column = ((u * (size - side + 1)).long() for u, size in ((u_row, height), (u_column, width)))
+    return (its * x[0].numel() + row * width + column)[:, None, None, None] + inside
 
 
 def signs(u: Tensor) -> Tensor:
@@ -84,14 +120,19 @@ def stripes(x: Tensor, threat: Threat, streams: Streams) -> Tensor:
     return (x + threat.eps * signs(draw(streams, "uniform", x[:, :, :1]))).clamp(0, 1)
 
 
-def repaint(best_x: Tensor, x: Tensor, side: int, u: Tensor, eps: float) -> Tensor:
-    """A window at a random place gets x ± eps, the sign drawn for each channel. u (n, 5 + C) in [0, 1).
+def repaint(best_x: Tensor, x: Tensor, its: Tensor, side: int, u: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """A window at a random place gets x ± eps, the sign drawn for each channel; u (n, 5 + C) in [0, 1), for the examples
+    `its` (n,). -> (images (m, C, H, W), places (m,)) of those among the n that change a pixel: late, a third change none.
 
     Adding ±2 eps to the window and clipping to the ball, as the paper writes it, comes to the same.
     """
-    window, tried = window_at(x, side, u[:, 0], u[:, 1]), best_x.clone()
-    tried[window] = (x[window] + eps * signs(u[:, 5:])[:, :, None, None]).clamp(0, 1)
-    return tried
+    window = window_at(its, x, side, u[:, 0], u[:, 1])
+    painted = (x.take(window) + eps * signs(u[:, 5:])[:, :, None, None]).clamp_(0, 1)
+    new = (painted != best_x.take(window)).flatten(1).any(dim=1).nonzero().squeeze(1)
+    tried, its = best_x.index_select(0, its[new]), its[new]
+    moved = (torch.arange(len(new), device=its.device) - its) * x[0].numel()
+    tried.view(-1)[window[new] + moved[:, None, None, None]] = painted[new]
+    return tried, new
 
 
 # ---------------------------------------------------------------------------------------------- L2
@@ -109,23 +150,25 @@ def bumps(x: Tensor, threat: Threat, streams: Streams) -> Tensor:
     return at_radius(delta, x, threat.eps)
 
 
-def shift_mass(best_x: Tensor, x: Tensor, side: int, u: Tensor, eps: float) -> Tensor:
+def shift_mass(best_x: Tensor, x: Tensor, its: Tensor, side: int, u: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Algorithm 3: the mass of a second window, and what the radius has left, goes into a pattern in the first.
 
-    u (n, 5 + C) in [0, 1): the two windows' places, the pattern's direction, its signs. Sides are odd and at least 3.
+    u (n, 5 + C) in [0, 1): the two windows' places, the pattern's direction, its signs; for the examples `its` (n,). Sides
+    are odd and at least 3. -> (images (n, C, H, W), places (n,)) as of `repaint`; all change.
     """
-    side = min(max(side, 3) | 1, *x.shape[2:])
-    first, second = (window_at(x, side, u[:, i], u[:, i + 1]) for i in (0, 2))
-    delta = best_x - x
-    covered = torch.zeros_like(delta)
-    covered[first] = covered[second] = 1
+    side, places = min(max(side, 3) | 1, *x.shape[2:]), torch.arange(len(its), device=its.device)
+    first, second = (window_at(places, x, side, u[:, i], u[:, i + 1]) for i in (0, 2))
+    x = x.index_select(0, its)
+    delta = best_x.index_select(0, its) - x
+    pixels, covered = delta.view(-1), torch.zeros_like(delta)
+    covered.view(-1)[first] = covered.view(-1)[second] = 1
     mass = channel_norm(delta * covered) ** 2
     unused = (eps ** 2 - f.per_example(f.norm(delta, "l2"), x) ** 2).clamp_min(0) / x.shape[1]
-    old = delta[first]
+    old = pixels[first]
     new = turned(x, side, u[:, 4]) * signs(u[:, 5:])[:, :, None, None] + old / (channel_norm(old) + 1e-12)
-    delta[second] = 0
-    delta[first] = new / (channel_norm(new) + 1e-12) * (unused + mass).sqrt()
-    return at_radius(delta, x, eps)
+    pixels[second] = 0
+    pixels[first] = new / (channel_norm(new) + 1e-12) * (unused + mass).sqrt()
+    return at_radius(delta, x, eps), places
 
 
 def channel_norm(values: Tensor) -> Tensor:
