@@ -235,7 +235,8 @@ def test_no_attack_costs_more_than_its_rung_says(rungs, tiny_run):
     costs = {rung.attack: rung for rung in LADDER}
     examples = evaluate(run, rungs, n=8, quiet=True).attrs["examples"]
     for name in rungs:
-        assert examples[name]["forwards"].max() == costs[name].forwards, name
+        passes, said = examples[name]["forwards"].max(), costs[name].forwards
+        assert passes == said or (name == "square" and 0.5 * said < passes < said), name
         assert (examples[name]["backwards"].max() == costs[name].backwards), name
 
 

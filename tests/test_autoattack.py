@@ -26,7 +26,7 @@ from kit.attacks.apgd import apgd, ascend, objective_for, targets_of, touching
 from kit.attacks.autoattack import VERSIONS, autoattack
 from kit.attacks.fab import fab, search, to_hyperplane
 from kit.attacks.inputs import few_sizes, roomy
-from kit.attacks.oracle import Oracle, classes
+from kit.attacks.oracle import STEEP, Oracle, classes
 from kit.attacks.square import AHEAD, bumps, pattern, repaint, shift_mass, square, stripes, window_side
 from kit.types import KitError, Streams, Threat, part
 
@@ -699,6 +699,17 @@ class Cliff(nn.Module):
             value = value + (0 * x[:, 0, 0, 0]).abs().sqrt()        # 0 with a gradient of NaN
         logits = torch.stack([value, -value, value - 99, value - 99], dim=1)
         return logits.where((x.amax(dim=(1, 2, 3)) <= 0.8)[:, None], torch.nan)
+
+
+def test_an_infinite_gradient_can_be_reckoned_with():
+    """A root's, at 0. Between it and its opposite one may choose, which takes their difference."""
+    x, y = torch.zeros(2, 1, 1, 2), torch.zeros(2, dtype=torch.int64)
+    x[1] = 0.25
+    look = Oracle(nn.Flatten(), x, y, Threat("linf", 0.1), "inside", "linf")
+    gradient, _, _ = look.gradient(x, look.rows, lambda logits, y: logits[:, 0].sqrt() - logits[:, 1].sqrt())
+    torch.testing.assert_close(gradient.flatten(1), torch.tensor([[STEEP, -STEEP], [1.0, -1.0]]), rtol=1e-6, atol=0)
+    which = torch.tensor([True, False])
+    assert torch.equal(f.either(which, gradient, -gradient), gradient * torch.tensor([1, -1])[:, None, None, None])
 
 
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"])
