@@ -31,8 +31,8 @@ from kit.types import KitError, Natural, Positive, Streams, Threat, check_value
 
 @dataclass(frozen=True)
 class Rung:
-    """An attack of the ladder. `forwards` and `backwards`: passes of an image that nothing breaks, at ten classes (Square
-    saves some and wastes fewer); `most`: images that it is run on, 0 = all."""
+    """An attack of the ladder. `forwards` and `backwards`: passes of an image that nothing breaks, at ten classes (Square's
+    one for each proposal, about); `most`: images that it is run on, 0 = all."""
 
     attack: str
     forwards: int

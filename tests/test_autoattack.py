@@ -513,6 +513,7 @@ def test_square_walks_as_if_it_tried_one_after_the_other(threat, queries, networ
     monkeypatch.setattr(module, "draw", lambda *words: drawn.append(draw(*words)) or drawn[-1])
     first, propose = (stripes, repaint) if threat.norm == "linf" else (bumps, shift_mass)
     begin = first(x, threat, streams(14))
+    assert bool(((f.norm(begin - x, threat.norm) / threat.eps - 1).abs() < 0.3).all()), "a start at the radius"
     starts, drawn[:] = len(drawn), []
     result = square(network, x, y, threat, queries=queries, validate=False, generator=streams(14))
     u = torch.cat(drawn[starts:], dim=1)
@@ -526,6 +527,9 @@ def test_square_walks_as_if_it_tried_one_after_the_other(threat, queries, networ
                 break
             tried, new = propose(best, x[i:i + 1], its, window_side(query, x, 0.8), u[i:i + 1, query], threat.eps)
             passes += len(new)
+            if len(new) and threat.norm == "linf":
+                changed = (tried != best)[0, 0].nonzero()
+                assert int((changed.amax(dim=0) - changed.amin(dim=0)).max()) < window_side(query, x, 0.8)
             if len(new) and (lower := float(f.margin(judge(tried), y[i:i + 1]))) < margin:
                 best, margin, moves = tried, lower, moves + 1
         torch.testing.assert_close(result.x_adv[i:i + 1], best, rtol=0, atol=1e-12)

@@ -122,7 +122,7 @@ def stripes(x: Tensor, threat: Threat, streams: Streams) -> Tensor:
 
 def repaint(best_x: Tensor, x: Tensor, its: Tensor, side: int, u: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """A window at a random place gets x ± eps, the sign drawn for each channel; u (n, 5 + C) in [0, 1), for the examples
-    `its` (n,). -> (images (m, C, H, W), places (m,)) of those among the n that change a pixel: late, a third change none.
+    `its` (n,). -> (images (m, C, H, W), places (m,)) of those among the n that change a pixel; small windows often do not.
 
     Adding ±2 eps to the window and clipping to the ball, as the paper writes it, comes to the same.
     """
