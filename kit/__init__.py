@@ -8,27 +8,52 @@
 Tables to look at: kit.METHODS, kit.RECIPES, kit.ATTACKS, kit.CRITERIA, kit.WEIGHTS, kit.FIGURES.
 """
 
-from kit import papers, widgets
-from kit.attacks import ATTACKS
-from kit.audit import audit
-from kit.criteria import CRITERIA
-from kit.evaluate import confusion, evaluate, per_class, protected_table
-from kit.explain import explain
-from kit.figures import FIGURES, draw
-from kit.memory import keep_freed_memory
-from kit.methods import METHODS
-from kit.recipes import RECIPES
-from kit.runs import Run, device
-from kit.spec import RunSpec
-from kit.study import Study, begin
-from kit.train import run, run_many
-from kit.types import KitError, Threat
-from kit.weights import WEIGHTS
-from kit.whatif import whatif
+from kit.core.errors import KitError
+from kit.core.lazy import lazy_exports
 
-__all__ = [
-    "ATTACKS", "CRITERIA", "FIGURES", "METHODS", "RECIPES", "WEIGHTS", "KitError", "Run", "RunSpec", "Study", "Threat",
-    "audit", "begin", "confusion", "device", "draw", "evaluate", "explain", "papers", "per_class", "protected_table", "run",
-    "run_many", "whatif", "widgets"]
-
-keep_freed_memory()
+_PLACES = {
+    "ATTACKS": "attacks.table",
+    "CRITERIA": "methods.criteria",
+    "FIGURES": "figures.table",
+    "METHODS": "methods.table",
+    "RECIPES": "experiments.recipes",
+    "WEIGHTS": "methods.weights",
+    "Criterion": "methods.criteria",
+    "Run": "experiments.runs",
+    "RunSpec": "experiments.specification",
+    "Study": "notebook.study",
+    "Threat": "core.threat",
+    "audit": "evaluation.robustness_audit",
+    "begin": "notebook.study:begin_study",
+    "confusion": "evaluation.class_tables",
+    "device": "experiments.devices:pick_device",
+    "draw": "figures.table",
+    "evaluate": "evaluation.accuracy",
+    "explain": "figures.explanation",
+    "part": "core.parts",
+    "per_class": "evaluation.class_tables",
+    "protected_table": "evaluation.class_tables",
+    "run": "training.runner",
+    "run_many": "training.runner",
+    "whatif": "evaluation.counterfactual:counterfactual_weights",
+    **{
+        package: f"{package}:"
+        for package in (
+            "attacks",
+            "core",
+            "data",
+            "evaluation",
+            "experiments",
+            "figures",
+            "jobs",
+            "methods",
+            "models",
+            "notebook",
+            "papers",
+            "training",
+            "widgets",
+        )
+    },
+}
+__all__ = ["KitError", *sorted(_PLACES)]
+__getattr__, __dir__ = lazy_exports(__name__, _PLACES)

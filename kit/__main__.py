@@ -1,6 +1,6 @@
 import sys
 
-from kit.cli import main
+from kit.jobs.command_line import main
 
 if __name__ == "__main__":
     sys.exit(main())

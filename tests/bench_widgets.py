@@ -1,10 +1,12 @@
-"""From a key press to the frame that shows its picture, in JupyterLab. Not a test: run it on a quiet machine.
+"""From a key press to the frame that shows its picture, in JupyterLab. Not a test: run it on a
+quiet machine.
 
     python tests/bench_widgets.py [--presses 20] [--shots FOLDER]
 
-Each teaching notebook is run in a headless Chromium, and the first slider of its widget moved by the arrow keys, 350 ms
-apart. `train_live` is left out: its sliders set up a training, and draw nothing. Printed are the median in milliseconds, and
-how many pictures a key held for 20 presses, 33 ms apart, showed.
+Each teaching notebook is run in a headless Chromium, and the first slider of its widget moved by
+the arrow keys, 350 ms apart. `train_live` is left out: its sliders set up a training, and draw
+nothing. Printed are the median in milliseconds, and how many pictures a key held for 20 presses, 33
+ms apart, showed.
 """
 
 from __future__ import annotations
@@ -21,9 +23,13 @@ SETTINGS = "epochs=24 milestones=[15,19] probe=50"
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--presses", type=int, default=20)
-    options.add_argument("--shots", type=Path, help="folder for a picture of each widget as the page shows it")
+    options.add_argument(
+        "--shots", type=Path, help="folder for a picture of each widget as the page shows it"
+    )
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as base, chromium() as browser:
         os.environ.setdefault("KIT_HOME", base)
@@ -41,7 +47,10 @@ def main() -> None:
                 if panel.box.locator(".noUi-handle").count():
                     median = latency(panel, name, panel.slider(), given.presses)
                     shown, blank = held(panel, name, panel.slider())
-                    print(f"{name:20} {median:9.0f} {given.presses:4d}   {shown} of 20, {blank} blank", flush=True)
+                    print(
+                        f"{name:20} {median:9.0f} {given.presses:4d}   {shown} of 20, {blank} blank",
+                        flush=True,
+                    )
                 page.close()
 
 

@@ -1,8 +1,10 @@
-"""Does `reproduce --plan` foretell how long the trainings take? Not a test: run it on a quiet machine.
+"""Does `reproduce --plan` foretell how long the trainings take? Not a test: run it on a quiet
+machine.
 
     python tests/check_forecast.py [--only 02 05] [--jobs 2] [--rounds 3] [--set NAME=VALUE ...]
 
-Each round forecasts the trainings of some notebooks and then does them, from nothing, in a home that is gone afterwards.
+Each round forecasts the trainings of some notebooks and then does them, from nothing, in a home
+that is gone afterwards.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ import os
 import tempfile
 import time
 
-from kit import batch
-from kit.forecast import seconds_of
-from kit.runs import device
-from kit.spec import parse_overrides
-from kit.workers import Place, pooled, simulated
+from kit.experiments.devices import pick_device
+from kit.experiments.specification import parse_overrides
+from kit.jobs import reproduction
+from kit.jobs.forecast import forecast_seconds
+from kit.jobs.local_engine import run_locally
+from kit.jobs.tasks import Place, simulate_tasks
 
 
 def main() -> None:
@@ -29,19 +32,30 @@ def main() -> None:
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as home:
             os.environ["KIT_HOME"] = home
-            jobs = batch.plan(options.only, parse_overrides(" ".join(options.set)), None, None)
-            place = Place(device(), options.jobs)
-            lists = batch.training_lists(batch.missing_of(jobs), place)
-            tasks = batch.training_tasks(lists, batch.asks_for(jobs), place)
+            jobs = reproduction.plan_jobs(
+                options.only, parse_overrides(" ".join(options.set)), None, None
+            )
+            place = Place(pick_device(), options.jobs)
+            lists = reproduction.group_trainings(reproduction.missing_runs(jobs), place)
+            tasks = reproduction.training_tasks(lists, reproduction.evaluations_for(jobs), place)
             began = time.monotonic()
-            each = seconds_of(lists, place)
-            forecast, took = simulated(tasks, place, each), time.monotonic() - began
+            each = forecast_seconds(lists, place)
+            forecast, took = simulate_tasks(tasks, place, each), time.monotonic() - began
             real, began = {}, time.monotonic()
-            pooled(tasks, place, lambda running: None, lambda name, error, seconds, real=real: real.update({name: seconds}))
+            run_locally(
+                tasks,
+                place,
+                lambda running: None,
+                lambda name, error, seconds, real=real: real.update({name: seconds}),
+            )
             actual = time.monotonic() - began
         for name in lists:
             print(f"  {name}: forecast {each[name]:.1f} s, took {real[name]:.1f} s")
-        print(f"forecast {forecast:.1f} s (in {took:.1f} s), took {actual:.1f} s: {forecast / actual - 1:+.0%}", flush=True)
+        print(
+            f"forecast {forecast:.1f} s (in {took:.1f} s), took {actual:.1f} s: "
+            f"{forecast / actual - 1:+.0%}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -15,13 +15,25 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 #: Seconds of training: enough to reach every line of the loop, burn-in and rate drop included.
-TINY = {"epochs": 3, "train_size": 600, "validation": 60, "milestones": [2], "steps": 4, "probe": 60, "eps": 0.1,
-        "batch_size": 20, "lr": 0.05}
+TINY = {
+    "epochs": 3,
+    "train_size": 600,
+    "validation": 60,
+    "milestones": [2],
+    "steps": 4,
+    "probe": 60,
+    "eps": 0.1,
+    "batch_size": 20,
+    "lr": 0.05,
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory) -> Path:
-    """KIT_HOME for the whole run: nothing is read from or written to the checkout's data/ and figures/."""
+    """KIT_HOME for the whole run:
+
+    nothing is read from or written to the checkout's data/ and figures/.
+    """
     path = tmp_path_factory.mktemp("home")
     before = os.environ.get("KIT_HOME")
     os.environ["KIT_HOME"] = str(path)
@@ -38,11 +50,20 @@ def home(tmp_path_factory) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What tests/faults tried and how it ended, as a Markdown table; where they were asked to try more than usual."""
-    rows = [row for report in terminalreporter.getreports("passed") for name, found in report.user_properties
-            if name == "faults" for row in found]
+    """What tests/faults tried and how it ended, as a Markdown table; where they were asked to try
+    more than usual.
+    """
+    rows = [
+        row
+        for report in terminalreporter.getreports("passed")
+        for name, found in report.user_properties
+        if name == "faults"
+        for row in found
+    ]
     if rows and {"KIT_FAULTS", "KIT_FUZZ", "KIT_SOAK"} & set(os.environ):
-        terminalreporter.write_line(f"\n| fault ({os.cpu_count()} cores, {date.today()}) | times | outcome |")
+        terminalreporter.write_line(
+            f"\n| fault ({os.cpu_count()} cores, {date.today()}) | times | outcome |"
+        )
         terminalreporter.write_line("|---|---:|---|")
         for what, times, outcome in sorted(rows):
             terminalreporter.write_line(f"| {what} | {times:,} | {outcome} |")
@@ -62,23 +83,27 @@ def tiny_run(home):
 
     def make(method: str, seed: int = 0, **overrides):
         return kit.run(method, seed=seed, overrides={**TINY, **overrides}, quiet=True)
+
     return make
 
 
 @pytest.fixture
 def copy_of(tmp_path, monkeypatch):
     """`copy_of(run)` puts a copy of a run's folder into a home of its own, to be damaged at will."""
-    from kit.runs import Run
+    from kit.experiments.runs import Run
 
     def make(run):
         target = tmp_path / "data" / "runs" / run.folder.name
         shutil.copytree(run.folder, target)
         monkeypatch.setenv("KIT_HOME", str(tmp_path))
         return Run(run.spec, target)
+
     return make
 
 
-@pytest.fixture(scope="module")     # it keeps an event loop running, which other modules' tests bring themselves
+@pytest.fixture(
+    scope="module"
+)  # it keeps an event loop running, which other modules' tests bring themselves
 def browser():
     with chromium() as found:
         yield found

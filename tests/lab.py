@@ -1,4 +1,7 @@
-"""JupyterLab in a headless Chromium, as a person uses it: started with its token, driven by mouse and keyboard."""
+"""JupyterLab in a headless Chromium, as a person uses it:
+
+started with its token, driven by mouse and keyboard.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,16 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--disable-dev-shm-usage", "--disable-quic"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+]
 REQUIRED = os.environ.get("KIT_REQUIRE_BROWSER") == "1"
 
 
@@ -32,7 +43,11 @@ def missing(reason: str) -> None:
 @contextmanager
 def chromium() -> Iterator:
     """The system's Chromium, driven by playwright."""
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    executable = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if executable is None:
         missing("no Chromium on this machine (Debian: apt-get install chromium)")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -43,39 +58,74 @@ def chromium() -> Iterator:
 
 
 @contextmanager
-def jupyterlab(base: Path, overrides: str, app: str = "jupyterlab") -> Iterator[tuple[str, str, Path]]:
-    """JupyterLab on loopback with its token, private settings, and copies of the notebooks whose runs take `overrides`.
-    -> its address, its token, and where the notebooks put their pictures."""
+def jupyterlab(
+    base: Path, overrides: str, app: str = "jupyterlab"
+) -> Iterator[tuple[str, str, Path]]:
+    """JupyterLab on loopback with its token, private settings, and copies of the notebooks whose
+    runs take `overrides`. -> its address, its token, and where the notebooks put their pictures.
+    """
     root = base / "notebooks"
     root.mkdir()
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         book = nbformat.read(path, as_version=4)
         for cell in book.cells:
             if "parameters" in cell.metadata.get("tags", []):
-                lines = [line if not line.startswith("overrides:") else f"overrides: str = {overrides!r}  # test size"
-                         for line in cell.source.splitlines()]
+                lines = [
+                    line
+                    if not line.startswith("overrides:")
+                    else f"overrides: str = {overrides!r}  # test size"
+                    for line in cell.source.splitlines()
+                ]
                 cell.source = "\n".join(lines)
         nbformat.write(book, root / path.name)
     settings = base / "settings/@jupyterlab/apputils-extension"
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text(
-        '{"fetchNews": "false", "checkForUpdates": false, "doNotDisturbMode": true}')
+        '{"fetchNews": "false", "checkForUpdates": false, "doNotDisturbMode": true}'
+    )
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     token = secrets.token_hex(16)
-    private = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "JUPYTERLAB_WORKSPACES_DIR",
-               "MPLCONFIGDIR")
-    environment = {**os.environ, **{name: str(base / name.lower()) for name in private}, "JUPYTER_PREFER_ENV_PATH": "1",
-                   "JUPYTERLAB_SETTINGS_DIR": str(base / "settings"), "KIT_OUT": str(base / "out")}
+    private = (
+        "JUPYTER_CONFIG_DIR",
+        "JUPYTER_DATA_DIR",
+        "JUPYTER_RUNTIME_DIR",
+        "IPYTHONDIR",
+        "JUPYTERLAB_WORKSPACES_DIR",
+        "MPLCONFIGDIR",
+    )
+    environment = {
+        **os.environ,
+        **{name: str(base / name.lower()) for name in private},
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "JUPYTERLAB_SETTINGS_DIR": str(base / "settings"),
+        "KIT_OUT": str(base / "out"),
+    }
     environment.pop("KIT_WIDGETS", None)
     with open(base / "server.log", "w") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", app, "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
-             f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
-             f"--ServerApp.root_dir={root}"], env=environment, stdout=log, stderr=log, cwd=base)
+            [
+                sys.executable,
+                "-m",
+                app,
+                "--no-browser",
+                "--allow-root",
+                "--ServerApp.ip=127.0.0.1",
+                f"--ServerApp.port={port}",
+                "--ServerApp.port_retries=0",
+                f"--IdentityProvider.token={token}",
+                f"--ServerApp.root_dir={root}",
+            ],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            cwd=base,
+        )
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and f"127.0.0.1:{port}" not in (base / "server.log").read_text():
+    while (
+        time.monotonic() < deadline and f"127.0.0.1:{port}" not in (base / "server.log").read_text()
+    ):
         assert server.poll() is None, (base / "server.log").read_text()
         time.sleep(0.2)
     try:
@@ -86,23 +136,45 @@ def jupyterlab(base: Path, overrides: str, app: str = "jupyterlab") -> Iterator[
 
 
 def watched(browser, url: str, **size: int) -> tuple:
-    """A new page, and two lists that fill: what it asks of other machines, and what its console complains of."""
-    page = browser.new_page(viewport={"width": size.get("width", 1300), "height": size.get("height", 1400)})
+    """A new page, and two lists that fill:
+
+    what it asks of other machines, and what its console complains of.
+    """
+    page = browser.new_page(
+        viewport={"width": size.get("width", 1300), "height": size.get("height", 1400)}
+    )
     foreign, complaints = [], []
-    page.on("request", lambda request: foreign.append(request.url) if not request.url.startswith(
-        (url, url.replace("http", "ws"), "data:", "blob:")) else None)
+    page.on(
+        "request",
+        lambda request: (
+            foreign.append(request.url)
+            if not request.url.startswith((url, url.replace("http", "ws"), "data:", "blob:"))
+            else None
+        ),
+    )
     page.on("pageerror", lambda error: complaints.append(str(error)))
     return page, foreign, complaints
 
 
-def run_all(page, url: str, token: str, name: str, seconds: int = 150, app: str = "jupyterlab") -> None:
+def run_all(
+    page, url: str, token: str, name: str, seconds: int = 150, app: str = "jupyterlab"
+) -> None:
     """Open a notebook, wait for its kernel, choose Run All Cells, wait for the last line."""
-    page.goto(f"{url}/{'lab/tree' if app == 'jupyterlab' else 'notebooks'}/{name}.ipynb?token={token}&reset")
+    page.goto(
+        f"{url}/{'lab/tree' if app == 'jupyterlab' else 'notebooks'}/{name}.ipynb?token={token}&reset"
+    )
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-    if app == "jupyterlab":     # the toolbar says idle before a kernel exists; the status bar tells the truth
-        page.wait_for_function("document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')", timeout=60_000)
+    if (
+        app == "jupyterlab"
+    ):  # the toolbar says idle before a kernel exists; the status bar tells the truth
+        page.wait_for_function(
+            "document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')",
+            timeout=60_000,
+        )
     else:
-        page.wait_for_timeout(5000)     # Notebook 7 has no status bar; cells that are run too early wait for the kernel
+        page.wait_for_timeout(
+            5000
+        )  # Notebook 7 has no status bar; cells that are run too early wait for the kernel
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
     done = page.locator(".jp-OutputArea-output", has_text=f"{name}: ")
@@ -110,7 +182,10 @@ def run_all(page, url: str, token: str, name: str, seconds: int = 150, app: str 
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not done.count():
         assert not failed.count(), failed.first.inner_text()
-        page.evaluate("const n = document.querySelector('.jp-WindowedPanel-outer'); if (n) n.scrollTop = n.scrollHeight")
+        page.evaluate(
+            "const n = document.querySelector('.jp-WindowedPanel-outer'); if (n) n.scrollTop = "
+            "n.scrollHeight"
+        )
         page.wait_for_timeout(300)
     assert done.count(), "the last cell was not reached"
 
@@ -151,7 +226,12 @@ class PanelOnPage:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             drawn = self.image.evaluate("image => image.complete && image.naturalWidth > 300")
-            if drawn and self.sentence() and self.image.get_attribute("alt") == self.sentence() and not self.trouble():
+            if (
+                drawn
+                and self.sentence()
+                and self.image.get_attribute("alt") == self.sentence()
+                and not self.trouble()
+            ):
                 return True
             self.page.wait_for_timeout(100)
         return False
@@ -202,7 +282,10 @@ def latency(panel: PanelOnPage, name: str, handle, presses: int = 20) -> float:
 
 
 def held(panel: PanelOnPage, name: str, handle) -> tuple[int, int]:
-    """A key held for 20 presses, 33 ms apart. -> pictures shown, and how many of them were blank."""
+    """A key held for 20 presses, 33 ms apart.
+
+    -> pictures shown, and how many of them were blank.
+    """
     panel.page.evaluate(LATENCY, name)
     handle.focus()
     for _ in range(20):

@@ -1,7 +1,8 @@
-"""The plain training step, which `kit.minibatch` must equal: eager, channels first, nothing folded, skipped or cached.
+"""The plain training step, which `kit.training.step` must equal: eager, channels first, nothing
+folded, skipped or cached.
 
-Weights, losses and regularisers are the kit's, which have second implementations of their own elsewhere; attack, passes and
-update are written out.
+Weights, losses and regularisers are the kit's, which have second implementations of their own
+elsewhere; attack, passes and update are written out.
 """
 
 from __future__ import annotations
@@ -13,20 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kit import models
-from kit.methods import Method
-from kit.recipes import Recipe
-from kit.types import Seen, Streams
+from kit.core.random_streams import Streams
+from kit.experiments.recipes import Recipe
+from kit.methods.step_outputs import StepOutputs
+from kit.methods.table import Method
+from kit.models import architectures
 
 
 @contextlib.contextmanager
 def nothing_folded() -> Iterator[None]:
-    before = models.conv_norm
-    models.conv_norm = lambda conv, norm, x: norm(conv(x))
+    before = architectures.conv_norm
+    architectures.conv_norm = lambda conv, norm, x: norm(conv(x))
     try:
         yield
     finally:
-        models.conv_norm = before
+        architectures.conv_norm = before
 
 
 def kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
@@ -38,28 +40,50 @@ def cw(logits: Tensor, y: Tensor) -> Tensor:
     return logits.masked_fill(mine, -torch.inf).max(1).values - logits[mine]
 
 
-def attack(net: nn.Module, part, method: Method, recipe: Recipe, x: Tensor, y: Tensor, streams: Streams,
-           reweighted: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """(x_adv, {kappa, lps, p_flip}) of a method's attack; a friendly one holds what has stopped where it stands."""
+def attack(
+    net: nn.Module,
+    part,
+    method: Method,
+    recipe: Recipe,
+    x: Tensor,
+    y: Tensor,
+    streams: Streams,
+    reweighted: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """(x_adv, {kappa, lps, p_flip}) of a method's attack; a friendly one holds what has stopped
+    where it stands.
+    """
     wanted, eps, step_size = part.params.get("loss", "own"), recipe.eps, recipe.step * recipe.eps
     friendly = part.name == "friendly_pgd"
-    noise = {"uniform": lambda: eps * (2 * streams.uniform(x) - 1), "gaussian": lambda: 0.001 * streams.normal(x),
-             "none": lambda: 0 * x}[part.params["init"]]()
+    noise = {
+        "uniform": lambda: eps * (2 * streams.uniform(x) - 1),
+        "gaussian": lambda: 0.001 * streams.normal(x),
+        "none": lambda: 0 * x,
+    }[part.params["init"]]()
     x_t = (x + noise).clamp(0, 1) if friendly or part.params["init"] == "uniform" else x + noise
-    found = {"kappa": torch.zeros_like(y), "lps": torch.full_like(y, recipe.steps), "p_flip": torch.full(y.shape, torch.nan)}
+    found = {
+        "kappa": torch.zeros_like(y),
+        "lps": torch.full_like(y, recipe.steps),
+        "p_flip": torch.full(y.shape, torch.nan),
+    }
     patience, stopped = torch.full_like(y, part.params.get("tau", 0)), torch.zeros_like(y).bool()
     for t in range(recipe.steps):
         x_t = x_t.detach().requires_grad_()
         logits = net(x_t)
         losses: dict[str, Callable[[], Tensor]] = {
-            "ce": lambda z=logits: F.cross_entropy(z, y, reduction="none"), "margin": lambda z=logits: cw(z, y),
+            "ce": lambda z=logits: F.cross_entropy(z, y, reduction="none"),
+            "margin": lambda z=logits: cw(z, y),
             "kl": lambda z=logits: kl(net(x).detach(), z),
-            "own": lambda z=logits: method.own_loss(z, y, reweighted=reweighted)}
+            "own": lambda z=logits: method.own_loss(z, y, reweighted=reweighted),
+        }
         (gradient,) = torch.autograd.grad(losses[wanted]().sum(), x_t)
         right, p_true = logits.argmax(1) == y, logits.softmax(1)[torch.arange(len(y)), y].detach()
         crossing = ~right & (found["lps"] == recipe.steps)
-        found = {"kappa": found["kappa"] + right, "lps": torch.where(crossing, t, found["lps"]),
-                 "p_flip": torch.where(crossing, p_true, found["p_flip"])}
+        found = {
+            "kappa": found["kappa"] + right,
+            "lps": torch.where(crossing, t, found["lps"]),
+            "p_flip": torch.where(crossing, p_true, found["p_flip"]),
+        }
         step = step_size * gradient.sign()
         if friendly and part.params["omega"]:
             step = step + part.params["omega"] * streams.normal(x)
@@ -73,8 +97,18 @@ def attack(net: nn.Module, part, method: Method, recipe: Recipe, x: Tensor, y: T
     return x_t, found
 
 
-def plain_step(net: nn.Module, optimiser: torch.optim.Optimizer, method: Method, recipe: Recipe, x: Tensor, y: Tensor,
-               streams: Streams, *, attacked: bool = True, reweighted: bool = True) -> tuple[Tensor, Tensor]:
+def plain_step(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: Method,
+    recipe: Recipe,
+    x: Tensor,
+    y: Tensor,
+    streams: Streams,
+    *,
+    attacked: bool = True,
+    reweighted: bool = True,
+) -> tuple[Tensor, Tensor]:
     """-> loss, and the outer pass's logits of the images trained on."""
     seen: dict[str, Tensor] = {}
     x_train = x_second = x
@@ -82,7 +116,9 @@ def plain_step(net: nn.Module, optimiser: torch.optim.Optimizer, method: Method,
         net.eval()
         x_train, path = attack(net, method.attack, method, recipe, x, y, streams, reweighted)
         if method.second_attack:
-            x_second, _ = attack(net, method.second_attack, method, recipe, x, y, streams, reweighted)
+            x_second, _ = attack(
+                net, method.second_attack, method, recipe, x, y, streams, reweighted
+            )
         seen = path
     net.train()
 
@@ -94,16 +130,25 @@ def plain_step(net: nn.Module, optimiser: torch.optim.Optimizer, method: Method,
         if attacked:
             last = logits.detach().softmax(1)[torch.arange(len(y)), y]
             given["p_flip"] = torch.where(given["lps"] < recipe.steps, given["p_flip"], last)
-        view = Seen(y, logits, logits_nat if attacked else logits, steps=recipe.steps if attacked else 0, streams=streams,
-                    logits_second=second, **given)
+        view = StepOutputs(
+            y,
+            logits,
+            logits_nat if attacked else logits,
+            steps=recipe.steps if attacked else 0,
+            streams=streams,
+            logits_second=second,
+            **given,
+        )
         weights = method.weigh(view) if reweighted else torch.ones(len(y))
         weighted, plain = method.loss.read(view)
         loss = (weights * weighted + plain).sum() / len(y)
         return loss + method.regulariser(net) if method.regulariser else loss, logits.detach()
 
-    with method.perturb(net, lambda: objective()[0]) if method.perturb else contextlib.nullcontext():
+    with (
+        method.perturb(net, lambda: objective()[0]) if method.perturb else contextlib.nullcontext()
+    ):
         loss, logits = objective()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     return loss.detach(), logits

@@ -11,8 +11,27 @@ from conftest import ROOT
 
 LAYERS = [
     {"types"},
-    {"functional", "memory", "store", "progress", "mixture", "sidebyside", "precision", "processes", "workers"},
-    {"attacks", "criteria", "regularisers", "perturbation", "schedules", "models", "data", "cluster"},
+    {
+        "functional",
+        "memory",
+        "store",
+        "progress",
+        "mixture",
+        "sidebyside",
+        "precision",
+        "processes",
+        "workers",
+    },
+    {
+        "attacks",
+        "criteria",
+        "regularisers",
+        "perturbation",
+        "schedules",
+        "models",
+        "data",
+        "cluster",
+    },
     {"weights", "losses", "together"},
     {"methods", "recipes"},
     {"spec", "formulas"},
@@ -39,9 +58,15 @@ def imported(path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "kit":
-            found |= {node.module.split(".")[1]} if "." in node.module else {alias.name for alias in node.names}
+            found |= (
+                {node.module.split(".")[1]}
+                if "." in node.module
+                else {alias.name for alias in node.names}
+            )
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("kit.")}
+            found |= {
+                alias.name.split(".")[1] for alias in node.names if alias.name.startswith("kit.")
+            }
     return found
 
 
@@ -54,14 +79,23 @@ def test_imports_go_down_the_layers(path):
 
 
 def test_files_stay_readable():
-    long = {str(path.relative_to(ROOT)): n for path in FILES if (n := len(path.read_text().splitlines())) > 400}
+    long = {
+        str(path.relative_to(ROOT)): n
+        for path in FILES
+        if (n := len(path.read_text().splitlines())) > 400
+    }
     assert not long
 
 
 def test_importing_kit_loads_no_heavy_friends():
-    """torchvision, seaborn, ipywidgets and the Jupyter packages cost seconds and are not needed to train."""
-    code = ("import sys, kit; heavy = {'torchvision', 'seaborn', 'ipywidgets', 'anywidget', 'papermill', 'IPython', "
-            "'jupyterlab'}; print(sorted(heavy & set(sys.modules)))")
+    """torchvision, seaborn, ipywidgets and the Jupyter packages cost seconds and are not needed to
+    train.
+    """
+    code = (
+        "import sys, kit; heavy = {'torchvision', 'seaborn', 'ipywidgets', 'anywidget', "
+        "'papermill', 'IPython', "
+        "'jupyterlab'}; print(sorted(heavy & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

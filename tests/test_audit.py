@@ -1,4 +1,8 @@
-"""The audit: rules that fire on planted faults and on nothing else, a ladder that adds up, partial results that say so."""
+"""The audit:
+
+rules that fire on planted faults and on nothing else, a ladder that adds up, partial results that
+say so.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +21,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import kit
-from kit import zoo
-from kit.attacks import ATTACKS
-from kit.audit import LADDER, audit, audit_model
-from kit.cli import main
-from kit.data import Split
-from kit.evaluate import evaluate, measure, wilson
-from kit.figures.ladder import ladder as draw_ladder
-from kit.masking import (
-    AUTOATTACK,
+from kit.attacks.table import ATTACKS
+from kit.core.errors import KitError
+from kit.core.threat import Threat
+from kit.data.splits import Split
+from kit.evaluation import masked_networks
+from kit.evaluation.accuracy import evaluate, measure_attack
+from kit.evaluation.masking_rules import (
+    AUTOATTACK_PARTS,
     BLACK_BOX_GAIN,
     FEWEST,
     LOSS_ROUNDS_TO_0,
@@ -33,10 +36,13 @@ from kit.masking import (
     RULES,
     SOFTMAX_UNDERFLOWS,
     Evidence,
-    beyond,
-    judge,
+    apply_rules,
+    light_beyond,
 )
-from kit.types import KitError, Threat
+from kit.evaluation.robustness_audit import AUDIT_STEPS, audit, audit_model
+from kit.evaluation.statistics import wilson
+from kit.figures.audit_steps import audit_steps as draw_ladder
+from kit.jobs.command_line import main
 
 QUICK = ("natural", "fgsm", "pgd20", "pgd100", "cw20", "md", "square")
 ORDER = {name: i for i, name in enumerate(RULES)}
@@ -52,25 +58,58 @@ def honest(tiny_run):
 @pytest.fixture
 def quick(monkeypatch):
     """A ladder of seconds: without the costliest, and Square with 150 queries."""
-    monkeypatch.setitem(audit.__globals__, "LADDER", tuple(rung for rung in LADDER if rung.attack in QUICK))
+    monkeypatch.setitem(
+        audit.__globals__, "LADDER", tuple(rung for rung in AUDIT_STEPS if rung.attack in QUICK)
+    )
     monkeypatch.setitem(ATTACKS, "square", ATTACKS["square"].but(queries=150))
 
 
-# ---------------------------------------------------------------------------------------------- the rules alone
+# ---------------------------------------------------------------------------------- the rules alone
+
 
 def healthy(n: int = 200) -> Evidence:
-    """A network without fault: 100 % clean, each attack breaks the first images, stronger ones a few more."""
-    rng, counts = np.random.default_rng(0), {"natural": 0, "fgsm": 40, "pgd20": 50, "pgd100": 51, "cw20": 50, "md": 54,
-                                             "apgd-ce": 52, "apgd-t": 55, "fab-t": 55, "square": 53, "spsa100": 52}
+    """A network without fault:
+
+    100 % clean, each attack breaks the first images, stronger ones a few more.
+    """
+    rng, counts = (
+        np.random.default_rng(0),
+        {
+            "natural": 0,
+            "fgsm": 40,
+            "pgd20": 50,
+            "pgd100": 51,
+            "cw20": 50,
+            "md": 54,
+            "apgd-ce": 52,
+            "apgd-t": 55,
+            "fab-t": 55,
+            "square": 53,
+            "spsa100": 52,
+        },
+    )
     y = np.arange(n) % 10
     logits = rng.normal(size=(n, 10)) + 5 * np.eye(10)[y]
-    return Evidence(ids=1000 + np.arange(n), y=y, logits=logits, again=logits.copy(), slope=np.full(n, 0.01),
-                    broken={name: np.arange(n) < count * n // 200 for name, count in counts.items()},
-                    losses=np.tile(1 - np.exp(-np.arange(100) / 5), (n, 1)), unbounded=np.ones(n, bool))
+    return Evidence(
+        ids=1000 + np.arange(n),
+        y=y,
+        logits=logits,
+        again=logits.copy(),
+        slope=np.full(n, 0.01),
+        broken={name: np.arange(n) < count * n // 200 for name, count in counts.items()},
+        losses=np.tile(1 - np.exp(-np.arange(100) / 5), (n, 1)),
+        unbounded=np.ones(n, bool),
+    )
 
 
 def broken(seen: Evidence, **changes: np.ndarray) -> Evidence:
-    return replace(seen, broken={**seen.broken, **{name.replace("_", "-"): values for name, values in changes.items()}})
+    return replace(
+        seen,
+        broken={
+            **seen.broken,
+            **{name.replace("_", "-"): values for name, values in changes.items()},
+        },
+    )
 
 
 def some(count: int, n: int = 200) -> np.ndarray:
@@ -81,9 +120,15 @@ def some(count: int, n: int = 200) -> np.ndarray:
 SICK = {
     STRONGER: (lambda s: broken(s, fgsm=s.broken["pgd20"] | some(10)), range(190, 200)),
     BLACK: (lambda s: broken(s, spsa100=some(5)), range(195, 200)),
-    MARGIN: (lambda s: broken(s, apgd_t=s.broken["pgd100"] | some(45)), [*range(51, 55), *range(155, 200)]),
+    MARGIN: (
+        lambda s: broken(s, apgd_t=s.broken["pgd100"] | some(45)),
+        [*range(51, 55), *range(155, 200)],
+    ),
     UNBOUNDED: (lambda s: replace(s, unbounded=~some(40)), range(160, 200)),
-    GRADIENTS: (lambda s: replace(s, slope=np.where(some(20), [0, 1e-11, np.nan, 1e-12] * 50, 0.1)), range(180, 200)),
+    GRADIENTS: (
+        lambda s: replace(s, slope=np.where(some(20), [0, 1e-11, np.nan, 1e-12] * 50, 0.1)),
+        range(180, 200),
+    ),
     CONVERGED: (lambda s: replace(s, losses=np.tile(np.linspace(0, 1, 100), (200, 1))), range(200)),
     LOGITS: (lambda s: replace(s, logits=1e3 * s.logits, again=1e3 * s.again), None),
     SQUARE: (lambda s: broken(s, square=s.broken["square"] | some(4)), range(196, 200)),
@@ -95,67 +140,81 @@ SICK = {
 @pytest.mark.parametrize("rule", RULES)
 def test_a_fault_turns_its_rule_red_and_names_the_images(rule):
     seen = healthy()
-    assert {finding.light for finding in judge(seen)} == {"green"}
+    assert {finding.light for finding in apply_rules(seen)} == {"green"}
     make, places = SICK[rule]
-    found = judge(make(seen))[ORDER[rule]]
+    found = apply_rules(make(seen))[ORDER[rule]]
     assert found.rule == rule and found.light == "red"
     if places is not None:
         assert found.ids == tuple(1000 + i for i in places)
-    others = {finding.rule for finding in judge(make(seen)) if finding.light in ("red", "amber")} - {rule}
+    others = {
+        finding.rule for finding in apply_rules(make(seen)) if finding.light in ("red", "amber")
+    } - {rule}
     related = {BLACK: {SQUARE}, SQUARE: {BLACK}, NUMBERS: {TWICE, LOGITS}}
     assert others <= related.get(rule, set())
 
 
 @pytest.mark.parametrize("n", [1, 10, FEWEST - 1])
 def test_few_images_are_never_green(n):
-    assert {finding.light for finding in judge(healthy(n))} <= {"not judged", "amber"}
-    assert all(finding.light != "green" for finding in judge(broken(healthy(n))))
+    assert {finding.light for finding in apply_rules(healthy(n))} <= {"not judged", "amber"}
+    assert all(finding.light != "green" for finding in apply_rules(broken(healthy(n))))
 
 
 def test_rules_without_their_attacks_are_not_judged():
     bare = replace(healthy(), broken={"natural": np.zeros(200, bool)}, losses=None, unbounded=None)
-    lights = {finding.rule: finding.light for finding in judge(bare)}
+    lights = {finding.rule: finding.light for finding in apply_rules(bare)}
     for rule in (STRONGER, BLACK, MARGIN, UNBOUNDED, CONVERGED, SQUARE):
         assert lights[rule] == "not judged"
     assert {lights[rule] for rule in (GRADIENTS, LOGITS, TWICE, NUMBERS)} == {"green"}
-    still = judge(replace(healthy(), losses=np.ones((200, 100))))[ORDER[CONVERGED]]
+    still = apply_rules(replace(healthy(), losses=np.ones((200, 100))))[ORDER[CONVERGED]]
     assert still.light == "not judged" and "does not rise" in still.sentence
     without_square = {name: v for name, v in healthy().broken.items() if name != "square"}
-    found = judge(replace(healthy(), broken=without_square))[ORDER[MARGIN]]
+    found = apply_rules(replace(healthy(), broken=without_square))[ORDER[MARGIN]]
     assert found.light == "green" and "an attack on the margin" in found.sentence
 
 
 def test_nan_is_a_finding_and_the_only_one():
     seen = healthy()
     seen.logits[3, 2] = np.nan
-    findings = judge(seen)
+    findings = apply_rules(seen)
     assert findings[-1].light == "red" and findings[-1].ids == (1003,)
     assert {finding.light for finding in findings[:-1]} == {"not judged"}
 
 
 def test_printed_gairat_is_red_and_printed_at_is_green():
-    """Of 10,000 images: GAIRAT 54.8 % under PGD and 33.4 % under AutoAttack, AT 48.86 and 46.38 (MR's Table 1)."""
+    """Of 10,000 images:
+
+    GAIRAT 54.8 % under PGD and 33.4 % under AutoAttack, AT 48.86 and 46.38 (MR's Table 1).
+    """
     for pgd, aa, light in ((5480, 3340, "red"), (4886, 4638, "green"), (5336, 4750, "green")):
-        assert beyond(pgd - aa, pgd, MARGIN_GAP) == light
+        assert light_beyond(pgd - aa, pgd, MARGIN_GAP) == light
 
 
 @given(n=st.integers(1, 300), share=st.floats(0.001, 0.5), data=st.data())
 def test_beyond_is_an_exact_binomial_test(n, share, data):
     count = data.draw(st.integers(0, n))
-    tail = math.fsum(math.comb(n, k) * share ** k * (1 - share) ** (n - k) for k in range(count, n + 1))
+    tail = math.fsum(
+        math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(count, n + 1)
+    )
     if count / n > share and abs(tail - 0.01) > 1e-6:
-        assert beyond(count, n, share) == ("red" if tail < 0.01 else "amber")
+        assert light_beyond(count, n, share) == ("red" if tail < 0.01 else "amber")
     if count / n <= share:
-        assert beyond(count, n, share) == ("green" if n >= FEWEST else "not judged")
+        assert light_beyond(count, n, share) == ("green" if n >= FEWEST else "not judged")
 
 
 def test_one_image_in_200_is_amber_and_three_are_red():
-    assert [beyond(count, 200, BLACK_BOX_GAIN) for count in (0, 1, 2, 3)] == ["green", "amber", "amber", "red"]
-    assert beyond(16, 20, 0.5) == "red", "one-sided: 0.006, two-sided: 0.012"
+    assert [light_beyond(count, 200, BLACK_BOX_GAIN) for count in (0, 1, 2, 3)] == [
+        "green",
+        "amber",
+        "amber",
+        "red",
+    ]
+    assert light_beyond(16, 20, 0.5) == "red", "one-sided: 0.006, two-sided: 0.012"
 
 
 def test_the_saturation_thresholds_are_float32s():
-    """Just above the first the cross-entropy is 0, just above the second the other class's probability is not normal."""
+    """Just above the first the cross-entropy is 0, just above the second the other class's
+    probability is not normal.
+    """
     for gap, zero in ((LOSS_ROUNDS_TO_0 - 0.1, False), (LOSS_ROUNDS_TO_0 + 0.1, True)):
         z = torch.tensor([[gap, 0.0]])
         assert (float(nn.functional.cross_entropy(z, torch.tensor([0]))) == 0) is zero
@@ -164,13 +223,18 @@ def test_the_saturation_thresholds_are_float32s():
         assert (math.exp(-gap) < smallest) is gone
 
 
-# ---------------------------------------------------------------------------------------------- the ladder
+# --------------------------------------------------------------------------------------- the ladder
+
 
 def test_ladder_adds_up(tiny_run, honest, quick):
     run = tiny_run("at")
     report = audit(run, n=80, transfer=honest, quiet=True)
     table, examples = report.ladder, report.examples
-    assert list(table.index) == [*QUICK, "transfer", "worst case"] and not report.missing and not report.stopped
+    assert (
+        list(table.index) == [*QUICK, "transfer", "worst case"]
+        and not report.missing
+        and not report.stopped
+    )
     verdicts = evaluate(run, QUICK, n=80, quiet=True)
     union = np.zeros(80, bool)
     for name in QUICK:
@@ -183,11 +247,15 @@ def test_ladder_adds_up(tiny_run, honest, quick):
     assert table.accuracy["worst case"] == pytest.approx(1 - union.mean())
     np.testing.assert_array_equal((examples["by"] != "").to_numpy(), union)
     split = run.data().test
-    assert (examples.index == split.ids[:80].numpy()).all() and (examples["y"] == split.y[:80].numpy()).all()
+    assert (examples.index == split.ids[:80].numpy()).all() and (
+        examples["y"] == split.y[:80].numpy()
+    ).all()
     for above, name in pairwise(QUICK):
         a, b = (examples[which].to_numpy(dtype=bool) for which in (above, name))
         gains, loses = int((b & ~a).sum()), int((a & ~b).sum())
-        tail = sum(math.comb(gains + loses, k) for k in range(min(gains, loses) + 1)) / 2 ** (gains + loses)
+        tail = sum(math.comb(gains + loses, k) for k in range(min(gains, loses) + 1)) / 2 ** (
+            gains + loses
+        )
         assert (table.gains[name], table.loses[name]) == (gains, loses)
         assert table.p[name] == pytest.approx(min(1.0, 2 * tail))
     for _, row in examples.iterrows():
@@ -195,7 +263,9 @@ def test_ladder_adds_up(tiny_run, honest, quick):
 
 
 def test_transfer_counts_what_the_other_network_breaks(honest, quick):
-    """From the network itself the images are PGD's own; from one that says the same of all they hardly harm."""
+    """From the network itself the images are PGD's own; from one that says the same of all they
+    hardly harm.
+    """
     run, threat = honest, Threat(eps=0.2)
     split = run.data().test.take(slice(0, 60))
     own = audit_model(run.model(), split, threat, transfer=run.model(), quiet=True)
@@ -211,15 +281,35 @@ def test_aa_is_the_union_and_costly_rungs_take_few_images(tiny_run, monkeypatch)
     cheap = {"apgd-t": {"steps": 2}, "fab-t": {"steps": 1}, "square": {"queries": 5}}
     for name, settings in cheap.items():
         monkeypatch.setitem(ATTACKS, name, ATTACKS[name].but(**settings))
-    monkeypatch.setitem(audit.__globals__, "LADDER", tuple(
-        replace(rung, most=30 if rung.most else 0) for rung in LADDER if rung.attack in ("natural", "pgd20", *AUTOATTACK)))
+    monkeypatch.setitem(
+        audit.__globals__,
+        "LADDER",
+        tuple(
+            replace(rung, most=30 if rung.most else 0)
+            for rung in AUDIT_STEPS
+            if rung.attack in ("natural", "pgd20", *AUTOATTACK_PARTS)
+        ),
+    )
     run = tiny_run("at")
-    report = audit_model(run.model(), run.data().test.take(slice(0, 60)), run.plan.recipe.threat, quiet=True)
+    report = audit_model(
+        run.model(), run.data().test.take(slice(0, 60)), run.plan.recipe.threat, quiet=True
+    )
     table, examples = report.ladder, report.examples
-    assert table.n.to_dict() == {"natural": 60, "pgd20": 60, "apgd-ce": 60, "apgd-t": 30, "fab-t": 30, "square": 30,
-                                 "aa": 30, "worst case": 60}
-    four = examples[list(AUTOATTACK)].iloc[:30].to_numpy(dtype=bool).any(axis=1)
-    assert table.accuracy["aa"] == pytest.approx(1 - four.mean()) and examples["square"].isna().sum() == 30
+    assert table.n.to_dict() == {
+        "natural": 60,
+        "pgd20": 60,
+        "apgd-ce": 60,
+        "apgd-t": 30,
+        "fab-t": 30,
+        "square": 30,
+        "aa": 30,
+        "worst case": 60,
+    }
+    four = examples[list(AUTOATTACK_PARTS)].iloc[:30].to_numpy(dtype=bool).any(axis=1)
+    assert (
+        table.accuracy["aa"] == pytest.approx(1 - four.mean())
+        and examples["square"].isna().sum() == 30
+    )
     assert pd_missing(table, "aa") and not pd_missing(table, "square")
 
 
@@ -227,26 +317,34 @@ def pd_missing(table, name: str) -> bool:
     return bool(table.loc[name, ["gains", "loses", "p"]].isna().all())
 
 
-@pytest.mark.parametrize("rungs", [("natural", "fgsm", "pgd10", "pgd20", "pgd100", "cw20", "md", "fmn100", "apgd-ce"),
-                                   pytest.param(("apgd-t", "fab-t", "square", "spsa100"), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "rungs",
+    [
+        ("natural", "fgsm", "pgd10", "pgd20", "pgd100", "cw20", "md", "fmn100", "apgd-ce"),
+        pytest.param(("apgd-t", "fab-t", "square", "spsa100"), marks=pytest.mark.slow),
+    ],
+)
 def test_no_attack_costs_more_than_its_rung_says(rungs, tiny_run):
     """And an image that nothing breaks costs as much, so that the estimate is about right."""
     run = tiny_run("at")
-    costs = {rung.attack: rung for rung in LADDER}
+    costs = {rung.attack: rung for rung in AUDIT_STEPS}
     examples = evaluate(run, rungs, n=8, quiet=True).attrs["examples"]
     for name in rungs:
         passes, said = examples[name]["forwards"].max(), costs[name].forwards
         assert passes == said or (name == "square" and 0.5 * said < passes < said), name
-        assert (examples[name]["backwards"].max() == costs[name].backwards), name
+        assert examples[name]["backwards"].max() == costs[name].backwards, name
 
 
-# ---------------------------------------------------------------------------------------------- how it prints
+# ------------------------------------------------------------------------------------ how it prints
+
 
 def test_it_prints_without_colour_and_as_json(tiny_run, quick):
     report = audit(tiny_run("at"), n=20, quiet=True)
     text, page = repr(report), report._repr_html_()
     for number, finding in enumerate(report.findings, 1):
-        assert f"{number:>2} " in text and finding.rule in text and html.escape(finding.rule) in page
+        assert (
+            f"{number:>2} " in text and finding.rule in text and html.escape(finding.rule) in page
+        )
     assert "NOT JUDGED" in text and "NOT JUDGED" in page and "95 % interval" in page
     again = json.loads(json.dumps(report.record(), allow_nan=False))
     assert again["light"] == report.light and len(again["findings"]) == 10
@@ -254,7 +352,10 @@ def test_it_prints_without_colour_and_as_json(tiny_run, quick):
 
 
 def test_the_ladder_draws(tiny_run, honest, quick):
-    reports = {"at": audit(tiny_run("at"), n=20, quiet=True), "trades": audit(honest, n=20, quiet=True)}
+    reports = {
+        "at": audit(tiny_run("at"), n=20, quiet=True),
+        "trades": audit(honest, n=20, quiet=True),
+    }
     drawing = draw_ladder(reports)
     upper, lower = drawing.axes
     assert len(upper.containers) == 2 and len(lower.lines) == 20
@@ -266,10 +367,13 @@ def test_the_ladder_draws(tiny_run, honest, quick):
         draw_ladder({})
 
 
-# ---------------------------------------------------------------------------------------------- stopped, and asked again
+# ------------------------------------------------------------------------- stopped, and asked again
+
 
 def test_stopped_half_way(tiny_run, quick, monkeypatch, copy_of):
-    """What is finished is there and kept, the rest is named, and the rules that need it are not judged."""
+    """What is finished is there and kept, the rest is named, and the rules that need it are not
+    judged.
+    """
     run, real, asked = copy_of(tiny_run("at")), audit.__globals__["evaluate"], []
     shutil.rmtree(run.folder / "evaluations", ignore_errors=True)
 
@@ -278,11 +382,14 @@ def test_stopped_half_way(tiny_run, quick, monkeypatch, copy_of):
         if names[0] == "cw20" and asked.count("cw20") == 1:
             raise KeyboardInterrupt
         return real(run, names, **options)
+
     monkeypatch.setitem(audit.__globals__, "evaluate", stopped)
     report = audit(run, n=60, quiet=True)
     assert report.stopped and report.missing == dict.fromkeys(("cw20", "md", "square"), "stopped")
     assert list(report.ladder.index) == ["natural", "fgsm", "pgd20", "pgd100", "worst case"]
-    assert report.finding(MARGIN).light == report.finding(BLACK).light == "not judged" and "Not run: cw20" in repr(report)
+    assert report.finding(MARGIN).light == report.finding(
+        BLACK
+    ).light == "not judged" and "Not run: cw20" in repr(report)
     assert len(list((run.folder / "evaluations").glob("*.npz"))) == 4
     assert not audit(run, n=60, quiet=True).missing
 
@@ -290,7 +397,9 @@ def test_stopped_half_way(tiny_run, quick, monkeypatch, copy_of):
 def test_asking_again_attacks_nothing(tiny_run, quick, monkeypatch):
     run = tiny_run("at")
     first = audit(run, n=60, quiet=True)
-    monkeypatch.setitem(evaluate.__globals__, "measure", lambda *_, **__: pytest.fail("attacked again"))
+    monkeypatch.setitem(
+        evaluate.__globals__, "measure", lambda *_, **__: pytest.fail("attacked again")
+    )
     again = audit(run, n=60, quiet=True)
     assert again.ladder.equals(first.ladder) and again.findings == first.findings
 
@@ -300,25 +409,43 @@ def test_a_budget_leaves_out_the_costliest(tiny_run, monkeypatch, capsys):
     monkeypatch.setitem(audit.__globals__, "seconds_of_a_pass", lambda *_: 1.0)
     run = tiny_run("at")
     split = run.data().test.take(slice(0, 10))
-    report = audit_model(run.model(), split, run.plan.recipe.threat, budget=(1 + 5 + 32 + 62 + 62) * 10 / 60)
+    report = audit_model(
+        run.model(), split, run.plan.recipe.threat, budget=(1 + 5 + 32 + 62 + 62) * 10 / 60
+    )
     assert list(report.ladder.index) == ["natural", "fgsm", "pgd10", "pgd20", "cw20", "worst case"]
-    assert set(report.missing) == {rung.attack for rung in LADDER} - {"natural", "fgsm", "pgd10", "pgd20", "cw20"}
-    assert "over the budget" in report.missing["square"] and "about 27 min 00 s for 10 images" in capsys.readouterr().out
+    assert set(report.missing) == {rung.attack for rung in AUDIT_STEPS} - {
+        "natural",
+        "fgsm",
+        "pgd10",
+        "pgd20",
+        "cw20",
+    }
+    assert (
+        "over the budget" in report.missing["square"]
+        and "about 27 min 00 s for 10 images" in capsys.readouterr().out
+    )
 
 
 def test_rungs_that_the_table_lacks_are_skipped(tiny_run, quick, monkeypatch):
     monkeypatch.delitem(ATTACKS, "square")
     run = tiny_run("at")
-    report = audit_model(run.model(), run.data().test.take(slice(0, 10)), run.plan.recipe.threat, quiet=True)
+    report = audit_model(
+        run.model(), run.data().test.take(slice(0, 10)), run.plan.recipe.threat, quiet=True
+    )
     assert report.missing == {"square": "no such attack"} and "square" not in report.ladder.index
 
 
 def test_bad_questions(tiny_run, quick):
     run = tiny_run("at")
     split, threat = run.data().test.take(slice(0, 10)), Threat(eps=0.1)
-    for question, words in (({"n": -1}, "at least 0"), ({"n": 2.5}, "whole number"), ({"budget": 0}, "above 0"),
-                            ({"which": "worst"}, "last, best, initial"), ({"device": "gpu"}, "auto, cpu, cuda, mps"),
-                            ({"transfer": run}, "another run")):
+    for question, words in (
+        ({"n": -1}, "at least 0"),
+        ({"n": 2.5}, "whole number"),
+        ({"budget": 0}, "above 0"),
+        ({"which": "worst"}, "last, best, initial"),
+        ({"device": "gpu"}, "auto, cpu, cuda, mps"),
+        ({"transfer": run}, "another run"),
+    ):
         with pytest.raises(KitError, match=words):
             audit(run, quiet=True, **question)
     with pytest.raises(KitError, match="no images"):
@@ -326,7 +453,12 @@ def test_bad_questions(tiny_run, quick):
     with pytest.raises(KitError, match="probabilities"):
         audit_model(nn.Sequential(run.model(), nn.Softmax(dim=1)), split, threat, quiet=True)
     with pytest.raises(KitError, match="no gradient leads"):
-        audit_model(nn.Sequential(zoo.Apply(torch.Tensor.detach), run.model()), split, threat, quiet=True)
+        audit_model(
+            nn.Sequential(masked_networks.FunctionLayer(torch.Tensor.detach), run.model()),
+            split,
+            threat,
+            quiet=True,
+        )
 
 
 def test_command(tiny_run, quick, capsys, monkeypatch):
@@ -334,11 +466,16 @@ def test_command(tiny_run, quick, capsys, monkeypatch):
     assert main(["audit", run.key, "--n", "20", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "about" in out and "worst case" in out and STRONGER in out
-    monkeypatch.setitem(audit.__globals__, "losses", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert main(["audit", run.key, "--n", "20"]) == 130 and "Not run: losses (stopped)" in capsys.readouterr().out
+    monkeypatch.setitem(
+        audit.__globals__, "losses", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    assert (
+        main(["audit", run.key, "--n", "20"]) == 130
+        and "Not run: losses (stopped)" in capsys.readouterr().out
+    )
 
 
-# ---------------------------------------------------------------------------------------------- the zoo
+# ------------------------------------------------------------------------------------------ the zoo
 
 FAULTS = {"quantised": GRADIENTS, "saturated": LOGITS, "noisy": TWICE, "flat": MARGIN}
 
@@ -346,13 +483,16 @@ FAULTS = {"quantised": GRADIENTS, "saturated": LOGITS, "noisy": TWICE, "flat": M
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_of_the_zoo_fires_its_rule(fault, honest, quick):
     split, threat, model = honest.data().test.take(slice(0, 100)), Threat(eps=0.2), honest.model()
-    report = audit_model(getattr(zoo, fault)(model), split, threat, quiet=True)
+    report = audit_model(getattr(masked_networks, fault)(model), split, threat, quiet=True)
     assert report.finding(FAULTS[fault]).light == "red" and report.light == "red"
     if fault != "noisy":
         with torch.no_grad():
-            assert torch.equal(getattr(zoo, fault)(model)(split.x()).argmax(1), model(split.x()).argmax(1))
-    if fault == "flat":      # beside the same network without the fault
-        plain = measure(model, split, threat, ATTACKS["pgd100"])["broken"]
+            assert torch.equal(
+                getattr(masked_networks, fault)(model)(split.x()).argmax(1),
+                model(split.x()).argmax(1),
+            )
+    if fault == "flat":  # beside the same network without the fault
+        plain = measure_attack(model, split, threat, ATTACKS["pgd100"])["broken"]
         assert report.ladder.accuracy["pgd100"] > 1 - plain.mean() + 0.3
     if fault == "quantised":
         assert report.finding(BLACK).light == report.finding(UNBOUNDED).light == "red"
@@ -360,7 +500,9 @@ def test_every_fault_of_the_zoo_fires_its_rule(fault, honest, quick):
 
 def test_an_honest_network_fires_nothing(honest, quick):
     report = audit(honest, n=150, quiet=True)
-    assert {finding.rule for finding in report.findings if finding.light in ("red", "amber")} == set()
+    assert {
+        finding.rule for finding in report.findings if finding.light in ("red", "amber")
+    } == set()
     assert report.finding(SQUARE).light == "not judged" and report.light == "green"
 
 
@@ -372,15 +514,29 @@ class Useless(nn.Module):
         self.value = value
 
     def forward(self, x):
-        return torch.zeros(len(x), 10).index_fill(1, torch.tensor([3]), self.value) + 0 * x.sum(dim=(1, 2, 3))[:, None]
+        return (
+            torch.zeros(len(x), 10).index_fill(1, torch.tensor([3]), self.value)
+            + 0 * x.sum(dim=(1, 2, 3))[:, None]
+        )
 
 
 def test_useless_networks(quick):
-    split = Split(torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8), torch.arange(60) % 10, torch.arange(60))
+    split = Split(
+        torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8),
+        torch.arange(60) % 10,
+        torch.arange(60),
+    )
     constant = audit_model(Useless(2.0), split, Threat(eps=0.1), quiet=True)
-    assert constant.finding(NUMBERS).light == "red" and "class 3" in constant.finding(NUMBERS).sentence
+    assert (
+        constant.finding(NUMBERS).light == "red" and "class 3" in constant.finding(NUMBERS).sentence
+    )
     sick = audit_model(Useless(math.nan), split, Threat(eps=0.1), quiet=True)
-    assert sick.light == "red" and sick.ladder.empty and repr(sick) and "not finite" in sick.missing["pgd20"]
+    assert (
+        sick.light == "red"
+        and sick.ladder.empty
+        and repr(sick)
+        and "not finite" in sick.missing["pgd20"]
+    )
     assert len(sick.finding(NUMBERS).ids) == 60
 
 
@@ -389,12 +545,22 @@ def test_honest_adversarial_training_on_digits_is_green(home):
     """With the whole ladder. Noise may turn the two rules amber that a single image decides."""
     report = audit(kit.run("at", quiet=True), n=120, quiet=True)
     lights = {finding.rule: finding.light for finding in report.findings}
-    assert all(light == "green" or (light == "amber" and rule in (BLACK, SQUARE)) for rule, light in lights.items()), report
+    assert all(
+        light == "green" or (light == "amber" and rule in (BLACK, SQUARE))
+        for rule, light in lights.items()
+    ), report
 
 
 @pytest.mark.slow
 def test_gairat_on_few_steps_fires_the_margin_rule(home, monkeypatch):
-    monkeypatch.setitem(audit.__globals__, "LADDER", tuple(rung for rung in LADDER if rung.attack in QUICK[:-1]))
-    report = audit(kit.run(zoo.GAIRAT, quiet=True), quiet=True)
+    monkeypatch.setitem(
+        audit.__globals__,
+        "LADDER",
+        tuple(rung for rung in AUDIT_STEPS if rung.attack in QUICK[:-1]),
+    )
+    report = audit(kit.run(masked_networks.MASKED_GAIRAT, quiet=True), quiet=True)
     assert report.finding(MARGIN).light == "red" and len(report.finding(MARGIN).ids) > 20
-    assert {report.finding(rule).light for rule in (STRONGER, UNBOUNDED, GRADIENTS, CONVERGED, LOGITS, TWICE)} == {"green"}
+    assert {
+        report.finding(rule).light
+        for rule in (STRONGER, UNBOUNDED, GRADIENTS, CONVERGED, LOGITS, TWICE)
+    } == {"green"}

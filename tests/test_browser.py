@@ -1,4 +1,7 @@
-"""A notebook as a person uses it: JupyterLab in a headless Chromium, run top to bottom, pictures on the page."""
+"""A notebook as a person uses it:
+
+JupyterLab in a headless Chromium, run top to bottom, pictures on the page.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,13 @@ from lab import run_all, watched
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("name", ["02_confused_labels", pytest.param("04_min_max", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["02_confused_labels", pytest.param("04_min_max", marks=pytest.mark.slow)]
+)
 def test_notebook_runs_in_jupyterlab(name, browser, lab):
-    """Every cell runs, every figure is a picture with a text alternative, and the page asks nobody else for anything."""
+    """Every cell runs, every figure is a picture with a text alternative, and the page asks nobody
+    else for anything.
+    """
     url, token, out = lab
     page, foreign, complaints = watched(browser, url, height=5200)
     run_all(page, url, token, name)

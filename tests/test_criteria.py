@@ -1,4 +1,8 @@
-"""Criteria: each against a loop over one example's plain numbers, their ranges, their safe end, and the table's wiring."""
+"""Criteria:
+
+each against a loop over one example's plain numbers, their ranges, their safe end, and the table's
+wiring.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit import criteria
-from kit.criteria import CRITERIA
-from kit.types import KitError, Seen
+from kit.core.errors import KitError
+from kit.methods import criteria
+from kit.methods.criteria import CRITERIA
+from kit.methods.step_outputs import StepOutputs
 
 quick = settings(deadline=None, max_examples=80, derandomize=True, database=None)
 
 
-# ---------------------------------------------------------------------------------------------- one example, by hand
+# ----------------------------------------------------------------------------- one example, by hand
+
 
 def softmax(z: list[float]) -> list[float]:
     powers = [math.exp(v - max(z)) for v in z]
@@ -71,7 +77,8 @@ def geometry(kappa: int, steps: int) -> float:
     return (kappa - steps // 2) / (steps // 2)
 
 
-#: The value of each row for example i of a `Seen` given as lists: nat, adv, y, kappa, p_flip, steps.
+#: The value of each row for example i of a `Seen` given as lists: nat, adv, y, kappa, p_flip,
+#: steps.
 LITERAL = {
     "pm": lambda e: pm(e.adv, e.y),
     "pm-nat": lambda e: pm(e.nat, e.y),
@@ -98,8 +105,13 @@ class Example:
     steps: int
 
 
-def seen_of(num_classes: int, n: int = 40, seed: int = 0, scale: float = 2.0, dtype=torch.float64) -> Seen:
-    """Random logits of every sort; the first rows hold ties: all equal, the true one level with the top, two others."""
+def seen_of(
+    num_classes: int, n: int = 40, seed: int = 0, scale: float = 2.0, dtype=torch.float64
+) -> StepOutputs:
+    """Random logits of every sort; the first rows hold ties:
+
+    all equal, the true one level with the top, two others.
+    """
     g = torch.Generator().manual_seed(seed)
     nat, adv = (scale * torch.randn(n, num_classes, generator=g, dtype=dtype) for _ in range(2))
     y = torch.randint(num_classes, (n,), generator=g)
@@ -108,23 +120,42 @@ def seen_of(num_classes: int, n: int = 40, seed: int = 0, scale: float = 2.0, dt
         logits[1, :2], y[1] = logits[1].max() + 1, 1
         logits[2, -2:], y[2] = logits[2].max() + 1, 0
     kappa = torch.randint(0, 11, (n,), generator=g)
-    return Seen(y, adv, nat, kappa=kappa, lps=kappa, p_flip=torch.rand(n, generator=g, dtype=dtype), steps=10)
+    return StepOutputs(
+        y,
+        adv,
+        nat,
+        kappa=kappa,
+        lps=kappa,
+        p_flip=torch.rand(n, generator=g, dtype=dtype),
+        steps=10,
+    )
 
 
-def examples_of(seen: Seen) -> list[Example]:
-    return [Example(softmax(nat), softmax(adv), y, k, p, seen.steps) for nat, adv, y, k, p in zip(
-        seen.logits_nat.tolist(), seen.logits_adv.tolist(), seen.y.tolist(), seen.kappa.tolist(), seen.p_flip.tolist(),
-        strict=True)]
+def examples_of(seen: StepOutputs) -> list[Example]:
+    return [
+        Example(softmax(nat), softmax(adv), y, k, p, seen.steps)
+        for nat, adv, y, k, p in zip(
+            seen.logits_nat.tolist(),
+            seen.logits_adv.tolist(),
+            seen.y.tolist(),
+            seen.kappa.tolist(),
+            seen.p_flip.tolist(),
+            strict=True,
+        )
+    ]
 
 
-def one_hot_logits(num_classes: int, gap: float, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+def one_hot_logits(
+    num_classes: int, gap: float, dtype=torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(logits, y) of two rows: all mass on the true class, then all on another."""
     logits = torch.zeros(2, num_classes, dtype=dtype)
     logits[0, 0], logits[1, 1] = gap, gap
     return logits, torch.tensor([0, 0])
 
 
-# ---------------------------------------------------------------------------------------------- every row
+# ---------------------------------------------------------------------------------------- every row
+
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10, 100])
 @pytest.mark.parametrize("name", CRITERIA)
@@ -134,7 +165,9 @@ def test_row_equals_a_loop_over_examples(name, num_classes):
     expected = [LITERAL[name](example) for example in examples_of(seen)]
     got = CRITERIA[name].value(seen)
     assert got.shape == (len(expected),)
-    assert got.tolist() == pytest.approx(expected, rel=1e-6 if name == "kappa" else 1e-10, abs=1e-12)
+    assert got.tolist() == pytest.approx(
+        expected, rel=1e-6 if name == "kappa" else 1e-10, abs=1e-12
+    )
 
 
 def test_literals_cover_the_table():
@@ -146,8 +179,15 @@ def test_literals_cover_the_table():
 def test_score_is_finite_for_saturated_softmaxes(name, num_classes):
     """Probabilities of exactly 0 and 1 in single precision, on either side of the attack."""
     right, y = one_hot_logits(num_classes, 200.0)
-    for nat, adv in ((right, right), (right, right.flip(0)), (right.flip(0), right), (right.flip(0), right.flip(0))):
-        seen = Seen(y, adv, nat, kappa=torch.tensor([0, 10]), p_flip=torch.tensor([0.0, 1.0]), steps=10)
+    for nat, adv in (
+        (right, right),
+        (right, right.flip(0)),
+        (right.flip(0), right),
+        (right.flip(0), right.flip(0)),
+    ):
+        seen = StepOutputs(
+            y, adv, nat, kappa=torch.tensor([0, 10]), p_flip=torch.tensor([0.0, 1.0]), steps=10
+        )
         score = CRITERIA[name].score(seen)
         assert score.shape == (2,) and bool(score.isfinite().all())
 
@@ -157,25 +197,38 @@ def test_permuting_the_batch_permutes_the_scores(name):
     seen = seen_of(10)
     order = torch.randperm(len(seen.y), generator=torch.Generator().manual_seed(1))
     fields = {f.name: getattr(seen, f.name) for f in dataclasses.fields(seen)}
-    moved = Seen(**{k: v[order] if isinstance(v, torch.Tensor) else v for k, v in fields.items()})
+    moved = StepOutputs(
+        **{k: v[order] if isinstance(v, torch.Tensor) else v for k, v in fields.items()}
+    )
     score = CRITERIA[name].score(seen)
     assert score.unique().numel() > 1
     assert torch.equal(CRITERIA[name].score(moved), score[order])
 
 
 def mixed(p_true: float) -> list[float]:
-    """Four classes, the true one first: p_true, and the rest shared 5:3:1, so that labels are overtaken one by one."""
+    """Four classes, the true one first:
+
+    p_true, and the rest shared 5:3:1, so that labels are overtaken one by one.
+    """
     return [p_true, *((1 - p_true) * share / 9 for share in (5, 3, 1))]
 
 
-def along(p_true: list[float], side: str, other: list[float]) -> Seen:
-    """A batch whose p_y rises from row to row on one side of the attack; the other side stays at `other`."""
+def along(p_true: list[float], side: str, other: list[float]) -> StepOutputs:
+    """A batch whose p_y rises from row to row on one side of the attack; the other side stays at
+    `other`.
+    """
     moving = torch.tensor([mixed(p) for p in p_true], dtype=torch.float64).log()
     fixed = torch.tensor([other] * len(p_true), dtype=torch.float64).log()
     adv, nat = (moving, fixed) if side == "adv" else (fixed, moving)
     y = torch.zeros(len(p_true), dtype=torch.int64)
-    return Seen(y, adv, nat, kappa=torch.arange(len(y)), p_flip=torch.full((len(y),), 0.2, dtype=torch.float64),
-                steps=len(y) - 1)
+    return StepOutputs(
+        y,
+        adv,
+        nat,
+        kappa=torch.arange(len(y)),
+        p_flip=torch.full((len(y),), 0.2, dtype=torch.float64),
+        steps=len(y) - 1,
+    )
 
 
 RISING = [0.02, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9, 0.99]
@@ -184,22 +237,29 @@ WRONG = [0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35]
 SAFER = {
     "pm": along(RISING, "adv", mixed(0.5)),
     "pm-nat": along(RISING, "nat", mixed(0.5)),
-    "pm-dif": along(RISING, "nat", mixed(0.5)),              # more probability to lose until 0.2
+    "pm-dif": along(RISING, "nat", mixed(0.5)),  # more probability to lose until 0.2
     "cl-pm": along(RISING, "adv", mixed(0.5)),
-    "confused-labels": along([0.05, 0.15, 0.3, 0.7], "adv", mixed(0.5)),   # three, two, one, no label above
-    "kappa": along(RISING, "adv", mixed(0.5)),               # survived 0, 1, 2, ... steps
-    "mr": along(WRONG, "adv", mixed(0.5)),                   # by design not monotone where correct: c falls to 0
+    "confused-labels": along(
+        [0.05, 0.15, 0.3, 0.7], "adv", mixed(0.5)
+    ),  # three, two, one, no label above
+    "kappa": along(RISING, "adv", mixed(0.5)),  # survived 0, 1, 2, ... steps
+    "mr": along(WRONG, "adv", mixed(0.5)),  # by design not monotone where correct: c falls to 0
     "s-v": along(RISING, "nat", mixed(0.5)),
-    "s-d": along(RISING, "adv", mixed(0.99)),                # the attacked prediction comes back to the clean one
+    "s-d": along(RISING, "adv", mixed(0.99)),  # the attacked prediction comes back to the clean one
     "vir": along(RISING, "adv", mixed(0.99)),
-    "mr-literal": along(WRONG[::-1], "adv", mixed(0.5)),     # the sign as printed calls the safe vulnerable
+    "mr-literal": along(
+        WRONG[::-1], "adv", mixed(0.5)
+    ),  # the sign as printed calls the safe vulnerable
     "entropy": along([0.5, 0.6, 0.8, 0.95], "adv", mixed(0.5)),
 }
 
 
 @pytest.mark.parametrize("name", CRITERIA)
 def test_score_falls_towards_the_safe_end(name):
-    """Whatever its paper's sign, a score is vulnerability: a strictly safer example scores strictly lower."""
+    """Whatever its paper's sign, a score is vulnerability:
+
+    a strictly safer example scores strictly lower.
+    """
     score = CRITERIA[name].score(SAFER[name]).tolist()
     assert all(a > b for a, b in pairwise(score)), score
 
@@ -214,7 +274,8 @@ def test_parameters_of_a_row_can_be_varied_and_are_checked():
         CRITERIA["pm"].but(tau=3.0)
 
 
-# ---------------------------------------------------------------------------------------------- known points
+# ------------------------------------------------------------------------------------- known points
+
 
 def test_points_a_and_b_of_clirat():
     """Equal margins, one confused label in A and two in B: only CL-PM tells them apart."""
@@ -229,7 +290,11 @@ def test_ties_confuse_nobody():
     """A label level with the true one is not above it: PM = CL-PM = 0 and no confused label."""
     probs = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.4, 0.4, 0.1, 0.1]], dtype=torch.float64)
     y = torch.tensor([2, 0])
-    for value in (criteria.probabilistic_margin, criteria.confused_label_margin, criteria.confused_labels):
+    for value in (
+        criteria.probabilistic_margin,
+        criteria.confused_label_margin,
+        criteria.confused_labels,
+    ):
         assert value(probs, y).tolist() == [0, 0]
 
 
@@ -247,22 +312,34 @@ def test_certain_and_true():
 
 def test_certain_and_wrong():
     probs, y = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64), torch.tensor([0])
-    assert criteria.probabilistic_margin(probs, y).item() == criteria.confused_label_margin(probs, y).item() == -1
-    assert criteria.top2_ratio(probs, y).item() == criteria.true_class_similarity(probs, y).item() == 1
+    assert (
+        criteria.probabilistic_margin(probs, y).item()
+        == criteria.confused_label_margin(probs, y).item()
+        == -1
+    )
+    assert (
+        criteria.top2_ratio(probs, y).item() == criteria.true_class_similarity(probs, y).item() == 1
+    )
     assert criteria.confused_labels(probs, y).item() == 1
     assert criteria.reweighted_margin(probs, y, tau=3.0).item() == -2
 
 
 def test_geometry_value_runs_from_minus_one_to_one():
     kappa = torch.arange(11)
-    assert criteria.geometry_value(kappa, 10).tolist() == pytest.approx([(k - 5) / 5 for k in range(11)])
-    assert criteria.geometry_value(torch.arange(8), 7).tolist() == pytest.approx([(k - 3) / 3 for k in range(8)])
+    assert criteria.geometry_value(kappa, 10).tolist() == pytest.approx(
+        [(k - 5) / 5 for k in range(11)]
+    )
+    assert criteria.geometry_value(torch.arange(8), 7).tolist() == pytest.approx(
+        [(k - 3) / 3 for k in range(8)]
+    )
     assert bool(criteria.geometry_value(torch.arange(2), 1).isfinite().all())
 
 
 def test_entropy_of_a_uniform_prediction_is_log_k():
     for k in (2, 3, 10, 100):
-        assert criteria.entropy(torch.full((1, k), 1 / k, dtype=torch.float64)).item() == pytest.approx(math.log(k))
+        assert criteria.entropy(
+            torch.full((1, k), 1 / k, dtype=torch.float64)
+        ).item() == pytest.approx(math.log(k))
 
 
 def test_reweighted_margin_without_similarity_and_other_tau():
@@ -279,15 +356,21 @@ def test_vulnerability_takes_its_parameters():
     assert got.tolist() == pytest.approx([8 * math.exp(-3 * e.nat[e.y]) for e in examples_of(seen)])
 
 
-# ---------------------------------------------------------------------------------------------- ranges
+# ------------------------------------------------------------------------------------------- ranges
+
 
 @st.composite
 def predictions(draw):
-    """(probs (N, K), y): softmaxes from nearly uniform to saturated, with rounding so that ties happen."""
+    """(probs (N, K), y):
+
+    softmaxes from nearly uniform to saturated, with rounding so that ties happen.
+    """
     k, n = draw(st.integers(2, 12)), draw(st.integers(1, 6))
     scale, digits = draw(st.sampled_from([0.1, 1.0, 5.0, 60.0])), draw(st.sampled_from([1, 6]))
     numbers = draw(st.lists(st.floats(-1, 1), min_size=n * k, max_size=n * k))
-    logits = torch.tensor([scale * round(v, digits) for v in numbers], dtype=torch.float64).view(n, k)
+    logits = torch.tensor([scale * round(v, digits) for v in numbers], dtype=torch.float64).view(
+        n, k
+    )
     y = torch.tensor(draw(st.lists(st.integers(0, k - 1), min_size=n, max_size=n)))
     return logits.softmax(dim=1), y
 
@@ -296,7 +379,10 @@ def predictions(draw):
 @given(predictions())
 def test_margins_stay_in_range_and_order(batch):
     probs, y = batch
-    margin, confused = criteria.probabilistic_margin(probs, y), criteria.confused_label_margin(probs, y)
+    margin, confused = (
+        criteria.probabilistic_margin(probs, y),
+        criteria.confused_label_margin(probs, y),
+    )
     count = criteria.confused_labels(probs, y)
     for value in (margin, confused):
         assert bool((value >= -1 - 1e-12).all()) and bool((value <= 1 + 1e-12).all())
@@ -343,5 +429,7 @@ def test_discrepancy_is_a_divergence(batch, t):
 def test_margin_difference_is_in_range(batch, p_flip):
     probs, y = batch
     got = criteria.margin_difference(probs, y, torch.full((len(y),), p_flip, dtype=torch.float64))
-    assert got.tolist() == pytest.approx([p[t] - p_flip for p, t in zip(probs.tolist(), y.tolist(), strict=True)])
+    assert got.tolist() == pytest.approx(
+        [p[t] - p_flip for p, t in zip(probs.tolist(), y.tolist(), strict=True)]
+    )
     assert bool((got.abs() <= 1).all())

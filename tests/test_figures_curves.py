@@ -1,4 +1,7 @@
-"""Learning curves, the ablation over gamma and beta, VIR's classes: facts recounted by hand, rules tried on planted data."""
+"""Learning curves, the ablation over gamma and beta, VIR's classes:
+
+facts recounted by hand, rules tried on planted data.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import kit
-from kit.evaluate import confusion
+from kit.core.errors import KitError
+from kit.evaluation.class_tables import confusion
 from kit.figures import ablation, classes, curves
-from kit.types import KitError
 
 N = 30
 Z = 1.959964
@@ -27,13 +30,21 @@ def three(tiny_run):
 
 
 def broken(run, attack: str, which, n: int = N) -> list[bool]:
-    return kit.evaluate(run, [attack], n=n, which=which, quiet=True).attrs["examples"][attack]["broken"].tolist()
+    return (
+        kit.evaluate(run, [attack], n=n, which=which, quiet=True)
+        .attrs["examples"][attack]["broken"]
+        .tolist()
+    )
 
 
-# ---------------------------------------------------------------------------------------------- learning curves
+# ---------------------------------------------------------------------------------- learning curves
+
 
 def test_one_network_until_burn_in_ends(three):
-    """What is evaluated once for all is the same network: every parameter and buffer, bit for bit; and no other is."""
+    """What is evaluated once for all is the same network:
+
+    every parameter and buffer, bit for bit; and no other is.
+    """
     begin = curves.weights_begin(three)
     assert begin == 2 and all(run.snapshots == [1, 2, 3] for run in three)
     first = curves.kept_by(three[0], three)
@@ -44,7 +55,10 @@ def test_one_network_until_burn_in_ends(three):
             mine, theirs = run.model(epoch).state_dict(), keeper.model(epoch).state_dict()
             assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
     last = [run.model(3).state_dict() for run in three]
-    assert not any(all(torch.equal(v, b[k]) for k, v in a.items()) for a, b in ((last[0], last[1]), (last[1], last[2])))
+    assert not any(
+        all(torch.equal(v, b[k]) for k, v in a.items())
+        for a, b in ((last[0], last[1]), (last[1], last[2]))
+    )
 
 
 def test_other_seeds_share_nothing(three, tiny_run):
@@ -58,44 +72,78 @@ def test_natural_curve_by_hand(three):
     assert facts["n"] == N and facts["seeds"] == 1 and facts["burn_in"] == 2
     for run in three:
         test = run.data().test
-        for epoch, accuracy in zip((1, 2, 3), facts["methods"][run.method]["natural"]["accuracy"], strict=True):
-            right = sum(int(run.model(epoch)(test.x(slice(i, i + 1))).argmax()) == int(test.y[i]) for i in range(N))
+        for epoch, accuracy in zip(
+            (1, 2, 3), facts["methods"][run.method]["natural"]["accuracy"], strict=True
+        ):
+            right = sum(
+                int(run.model(epoch)(test.x(slice(i, i + 1))).argmax()) == int(test.y[i])
+                for i in range(N)
+            )
             assert accuracy == pytest.approx(right / N)
 
 
 def test_differences_and_jump_are_paired(three):
     drawing = curves.learning_curves(three, n=N)
     at, mail, clirat = three
-    for pair, a, b in (("clirat - mail-at", mail, clirat), ("clirat - at", at, clirat), ("mail-at - at", at, mail)):
+    for pair, a, b in (
+        ("clirat - mail-at", mail, clirat),
+        ("clirat - at", at, clirat),
+        ("mail-at - at", at, mail),
+    ):
         for attack in ("natural", "pgd20", "pgd100", "apgd-ce", "cw20"):
-            d = [int(x) - int(y) for x, y in zip(broken(a, attack, 3), broken(b, attack, 3), strict=True)]
+            d = [
+                int(x) - int(y)
+                for x, y in zip(broken(a, attack, 3), broken(b, attack, 3), strict=True)
+            ]
             mean = sum(d) / N
             half = Z * math.sqrt(sum((v - mean) ** 2 for v in d) / (N - 1) / N)
-            assert drawing.facts["difference"][pair][attack] == pytest.approx((mean, mean - half, mean + half))
+            assert drawing.facts["difference"][pair][attack] == pytest.approx(
+                (mean, mean - half, mean + half)
+            )
     before, after = broken(clirat, "pgd20", 2), broken(clirat, "pgd20", 3)
-    assert drawing.facts["jump"]["clirat"]["pgd20"][0] == pytest.approx((sum(before) - sum(after)) / N)
+    assert drawing.facts["jump"]["clirat"]["pgd20"][0] == pytest.approx(
+        (sum(before) - sum(after)) / N
+    )
     assert drawing.facts["jump_to"] == 3
-    assert drawing.facts["methods"]["at"]["pgd100"]["epochs"] == [2, 3] and "aa" not in drawing.facts["methods"]["at"]
+    assert (
+        drawing.facts["methods"]["at"]["pgd100"]["epochs"] == [2, 3]
+        and "aa" not in drawing.facts["methods"]["at"]
+    )
 
 
 def test_several_seeds(three, tiny_run):
-    """Mean over seeds, and an interval with the variance of the seeds' means and of the images' means."""
+    """Mean over seeds, and an interval with the variance of the seeds' means and of the images'
+    means.
+    """
     runs = [*three, *(tiny_run(method, seed=1) for method in curves.COMPARED)]
     facts = curves.learning_curves_each(runs[::-1], n=N).facts
     assert facts["seeds"] == 2
-    right = {m: np.array([[not b for b in broken(tiny_run(m, seed=seed), "cw20", 3)] for seed in (0, 1)], float)
-             for m in ("mail-at", "clirat")}
-    assert facts["methods"]["clirat"]["cw20"]["accuracy"][-1] == pytest.approx(right["clirat"].mean())
+    right = {
+        m: np.array(
+            [[not b for b in broken(tiny_run(m, seed=seed), "cw20", 3)] for seed in (0, 1)], float
+        )
+        for m in ("mail-at", "clirat")
+    }
+    assert facts["methods"]["clirat"]["cw20"]["accuracy"][-1] == pytest.approx(
+        right["clirat"].mean()
+    )
     d = right["clirat"] - right["mail-at"]
     seeds, images = d.mean(1), d.mean(0)
-    half = Z * math.sqrt((seeds[0] - seeds[1]) ** 2 / 2 / 2 + sum((v - d.mean()) ** 2 for v in images) / (N - 1) / N)
-    assert facts["difference"]["clirat - mail-at"]["cw20"] == pytest.approx((d.mean(), d.mean() - half, d.mean() + half))
+    half = Z * math.sqrt(
+        (seeds[0] - seeds[1]) ** 2 / 2 / 2 + sum((v - d.mean()) ** 2 for v in images) / (N - 1) / N
+    )
+    assert facts["difference"]["clirat - mail-at"]["cw20"] == pytest.approx(
+        (d.mean(), d.mean() - half, d.mean() + half)
+    )
 
 
 def test_other_methods_are_drawn_beside(three, tiny_run):
     drawing = curves.learning_curves([*three, tiny_run("gairat")], n=N)
     assert "GAIRAT" in {text.get_text() for panel in drawing.axes for text in panel.texts}
-    assert drawing.facts["burn_in"] == 2 and set(drawing.facts["methods"]) == {*curves.COMPARED, "gairat"}
+    assert drawing.facts["burn_in"] == 2 and set(drawing.facts["methods"]) == {
+        *curves.COMPARED,
+        "gairat",
+    }
 
 
 @pytest.mark.slow
@@ -103,7 +151,9 @@ def test_autoattack_of_the_last_networks(three):
     drawing = curves.learning_curves(three, n=4, aa=1)
     for run in three:
         aa = drawing.facts["methods"][run.method]["aa"]
-        assert aa["epochs"] == [3] and aa["accuracy"][0] == pytest.approx(1 - sum(broken(run, "aa", 3, 4)) / 4)
+        assert aa["epochs"] == [3] and aa["accuracy"][0] == pytest.approx(
+            1 - sum(broken(run, "aa", 3, 4)) / 4
+        )
     claim = next(claim for claim in drawing.claims if "under AA" in claim.claim)
     assert claim.here.startswith("AA ") and "not asked" not in claim.here
 
@@ -111,7 +161,9 @@ def test_autoattack_of_the_last_networks(three):
 def judged(gaps: dict, control: tuple = (0, -1, 1)) -> dict[str, str]:
     """{a claim's words: its verdict} where CLIRAT's differences to both others are `gaps`."""
     jumps = {method: {"pgd20": (0, -1, 1)} for method in ("at", "clirat")}
-    found = curves._claims({"clirat - mail-at": gaps, "clirat - at": gaps}, jumps, {"pgd20": control}, "Fig. 3")
+    found = curves._claims(
+        {"clirat - mail-at": gaps, "clirat - at": gaps}, jumps, {"pgd20": control}, "Fig. 3"
+    )
     assert not any(claim.holds and claim.fails for claim in found)
     known = ("ends above", "on clean images", "under AA", "no clean", "jumps")
     return {words: claim.verdict for claim in found for words in known if words in claim.claim}
@@ -121,12 +173,25 @@ UP, SAME, DOWN = (0.02, 0.01, 0.03), (-0.003, -0.0045, -0.001), (-0.02, -0.03, -
 BLURRED = (0.01, -0.01, 0.03)
 
 
-@pytest.mark.parametrize(("pgd20", "others", "ends", "loses"), [
-    (UP, UP, "holds", "holds"), (DOWN, DOWN, "fails", "fails"), (BLURRED, BLURRED, "undecided", "undecided"),
-    (SAME, SAME, "fails", "holds"), (BLURRED, UP, "undecided", "holds"), (DOWN, UP, "fails", "holds")])
+@pytest.mark.parametrize(
+    ("pgd20", "others", "ends", "loses"),
+    [
+        (UP, UP, "holds", "holds"),
+        (DOWN, DOWN, "fails", "fails"),
+        (BLURRED, BLURRED, "undecided", "undecided"),
+        (SAME, SAME, "fails", "holds"),
+        (BLURRED, UP, "undecided", "holds"),
+        (DOWN, UP, "fails", "holds"),
+    ],
+)
 def test_rules_of_the_curves(pgd20, others, ends, loses):
-    verdicts = judged(dict.fromkeys(("natural", "pgd100", "apgd-ce", "cw20"), others) | {"pgd20": pgd20})
-    assert verdicts["ends above"] == ends and verdicts["on clean images"] == verdicts["no clean"] == loses
+    verdicts = judged(
+        dict.fromkeys(("natural", "pgd100", "apgd-ce", "cw20"), others) | {"pgd20": pgd20}
+    )
+    assert (
+        verdicts["ends above"] == ends
+        and verdicts["on clean images"] == verdicts["no clean"] == loses
+    )
     assert verdicts["under AA"] == "undecided"
 
 
@@ -135,7 +200,11 @@ def test_rules_of_single_attacks():
     assert judged(gaps | {"natural": UP, "cw20": BLURRED})["on clean images"] == "undecided"
     for aa, verdict in ((UP, "holds"), (SAME, "holds"), (DOWN, "fails"), (BLURRED, "undecided")):
         assert judged(gaps | {"natural": UP, "cw20": UP, "aa": aa})["under AA"] == verdict
-    for control, verdict in (((0.1, 0.05, 0.15), "holds"), ((-0.1, -0.2, -0.05), "fails"), ((0, -1, 1), "undecided")):
+    for control, verdict in (
+        ((0.1, 0.05, 0.15), "holds"),
+        ((-0.1, -0.2, -0.05), "fails"),
+        ((0, -1, 1), "undecided"),
+    ):
         assert judged(gaps | {"natural": UP, "cw20": UP}, control)["jumps"] == verdict
 
 
@@ -152,13 +221,18 @@ def test_labels_keep_apart(heights, gap):
 def test_wrong_words_for_curves(three, tiny_run):
     at, mail, clirat = three
     for runs, options, words in (
-            ([at, clirat], {}, "also need a run of mail-at: python -m kit train mail-at --recipe digits"),
-            ([*three, tiny_run("at", seed=1)], {}, "once with the same seeds, but at has 0 1"),
-            ([*three, clirat], {}, "once with the same seeds"),
-            ([at, mail, tiny_run("clirat", lr=0.04)], {}, "runs of one recipe"),
-            (three, {"n": 1}, "at least 2, or 0"),
-            (three, {"n": -3}, "n=-3"),
-            (three, {"aa": -1}, "aa=-1")):
+        (
+            [at, clirat],
+            {},
+            "also need a run of mail-at: python -m kit train mail-at --recipe digits",
+        ),
+        ([*three, tiny_run("at", seed=1)], {}, "once with the same seeds, but at has 0 1"),
+        ([*three, clirat], {}, "once with the same seeds"),
+        ([at, mail, tiny_run("clirat", lr=0.04)], {}, "runs of one recipe"),
+        (three, {"n": 1}, "at least 2, or 0"),
+        (three, {"n": -3}, "n=-3"),
+        (three, {"aa": -1}, "aa=-1"),
+    ):
         with pytest.raises(KitError, match=words):
             curves.learning_curves(runs, **options)
 
@@ -171,35 +245,54 @@ def test_runs_without_networks_are_refused(three, copy_of):
         curves.by_method([*three[:2], bare])
 
 
-# ---------------------------------------------------------------------------------------------- gamma and beta
+# ----------------------------------------------------------------------------------- gamma and beta
+
 
 @pytest.fixture
 def grid(tiny_run):
-    changes = [{}, {"weight.slope": 7.0}, {"weight.slope": 13.0}, {"weight.bias": -0.2}, {"weight.bias": -0.7}]
+    changes = [
+        {},
+        {"weight.slope": 7.0},
+        {"weight.slope": 13.0},
+        {"weight.bias": -0.2},
+        {"weight.bias": -0.7},
+    ]
     return [tiny_run("clirat", **change) for change in changes]
 
 
 def test_ablation_by_hand(grid):
-    facts = ablation.slope_and_offset(grid[::-1] + grid[:1], attacks="natural pgd20 cw20", n=N).facts
-    for path, held, runs in (("weight.slope", -0.5, [grid[1], grid[0], grid[2]]),
-                             ("weight.bias", 10.0, [grid[4], grid[0], grid[3]])):
+    facts = ablation.slope_and_offset(
+        grid[::-1] + grid[:1], attacks="natural pgd20 cw20", n=N
+    ).facts
+    for path, held, runs in (
+        ("weight.slope", -0.5, [grid[1], grid[0], grid[2]]),
+        ("weight.bias", 10.0, [grid[4], grid[0], grid[3]]),
+    ):
         found = facts[path]
-        assert found["held"] == held and found["values"] == ([7, 10, 13] if held < 0 else [-0.7, -0.5, -0.2])
+        assert found["held"] == held and found["values"] == (
+            [7, 10, 13] if held < 0 else [-0.7, -0.5, -0.2]
+        )
         for attack, trend in found["criteria"].items():
             accuracy = [1 - sum(broken(run, attack, "last")) / N for run in runs]
             assert trend["accuracy"] == pytest.approx(accuracy) and trend["reference"] == 1
             usual, last = (broken(run, attack, "last") for run in (grid[0], runs[2]))
             d = [int(a) - int(b) for a, b in zip(usual, last, strict=True)]
             half = Z * np.std(d, ddof=1) / math.sqrt(N)
-            assert trend["difference"][2] == pytest.approx((np.mean(d), np.mean(d) - half, np.mean(d) + half))
+            assert trend["difference"][2] == pytest.approx(
+                (np.mean(d), np.mean(d) - half, np.mean(d) + half)
+            )
             if len({round(value, 9) for value in accuracy}) > 1:
-                assert trend["spearman"] == pytest.approx(stats.spearmanr(range(3), accuracy).statistic)
+                assert trend["spearman"] == pytest.approx(
+                    stats.spearmanr(range(3), accuracy).statistic
+                )
             else:
                 assert trend["spearman"] is None and trend["p"] == 1
 
 
 def test_rank_trend_against_all_orders():
-    """p of one seed is the share of all orders at least as far from no correlation; seeds' own levels do not count."""
+    """p of one seed is the share of all orders at least as far from no correlation; seeds' own
+    levels do not count.
+    """
     random = np.random.default_rng(3)
     x, y = np.arange(5.0), random.normal(size=5)
     y[4] += 1
@@ -208,10 +301,16 @@ def test_rank_trend_against_all_orders():
     assert rho == pytest.approx(stats.spearmanr(x, y).statistic)
     assert p == pytest.approx(np.mean([value >= abs(rho) - 1e-9 for value in far]), abs=0.02)
     two = np.stack([y, y + 5], axis=1)
-    assert ablation.rank_trend(x, two)[0] == pytest.approx(rho) and ablation.rank_trend(x, two)[1] <= p
+    assert (
+        ablation.rank_trend(x, two)[0] == pytest.approx(rho) and ablation.rank_trend(x, two)[1] <= p
+    )
     rising = ablation.rank_trend(x, x[:, None])
     assert rising[0] == pytest.approx(1) and rising[1] == pytest.approx(2 / 120, abs=0.01)
-    assert ablation.rank_trend(x[:2], y[:2, None]) == (None, 1.0) == ablation.rank_trend(x, np.ones((5, 1)))
+    assert (
+        ablation.rank_trend(x[:2], y[:2, None])
+        == (None, 1.0)
+        == ablation.rank_trend(x, np.ones((5, 1)))
+    )
 
 
 def test_rank_trend_keeps_its_level():
@@ -221,34 +320,47 @@ def test_rank_trend_keeps_its_level():
     assert np.mean([p <= 0.05 for p in ps]) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)
 
 
-@pytest.mark.parametrize(("pgd", "rest", "verdict"), [
-    ((0.9, 0.01), (-0.9, 0.01), "holds"), ((0.9, 0.01), (0.9, 0.01), "fails"), ((-0.9, 0.01), (-0.9, 0.01), "fails"),
-    ((0.9, 0.2), (0.9, 0.01), "undecided"), ((0.9, 0.01), (-0.9, 0.2), "undecided"),
-    ((None, 1.0), (-0.9, 0.01), "undecided")])
+@pytest.mark.parametrize(
+    ("pgd", "rest", "verdict"),
+    [
+        ((0.9, 0.01), (-0.9, 0.01), "holds"),
+        ((0.9, 0.01), (0.9, 0.01), "fails"),
+        ((-0.9, 0.01), (-0.9, 0.01), "fails"),
+        ((0.9, 0.2), (0.9, 0.01), "undecided"),
+        ((0.9, 0.01), (-0.9, 0.2), "undecided"),
+        ((None, 1.0), (-0.9, 0.01), "undecided"),
+    ],
+)
 def test_rule_of_opposite_signs(pgd, rest, verdict):
-    rows = {name: dict(zip(("spearman", "p"), pgd if name.startswith("pgd") else rest, strict=True))
-            for name in ("natural", "pgd20", "pgd100", "cw20")}
+    rows = {
+        name: dict(zip(("spearman", "p"), pgd if name.startswith("pgd") else rest, strict=True))
+        for name in ("natural", "pgd20", "pgd100", "cw20")
+    }
     claim = ablation._opposite({"values": [1, 2, 3, 4, 5], "criteria": rows}, "γ", 1)
     assert claim.verdict == verdict and "cannot reach" not in claim.here
-    assert "cannot reach" in ablation._opposite({"values": [1, 2, 3], "criteria": rows}, "γ", 1).here
+    assert (
+        "cannot reach" in ablation._opposite({"values": [1, 2, 3], "criteria": rows}, "γ", 1).here
+    )
     alone = {"values": [1, 2, 3, 4], "criteria": {"natural": rows["natural"]}}
     assert ablation._opposite(alone, "γ", 1).verdict == "undecided"
 
 
 def test_wrong_words_for_the_ablation(grid, tiny_run):
     for runs, options, words in (
-            ([tiny_run("at")], {}, "such as clirat or mail-at, not of at"),
-            ([*grid, tiny_run("mail-at")], {}, "runs of one method"),
-            ([*grid, tiny_run("clirat", lr=0.04)], {}, "differ in more than"),
-            ([*grid, tiny_run("clirat", seed=1)], {}, "needs the same seeds, but 7 has 0; 10 has 0 1"),
-            (grid, {"attacks": "pgd20 cw20"}, "must name natural and others"),
-            (grid, {"attacks": "natural pgd21"}, "Choices: natural, pgd20"),
-            (grid, {"attacks": "natural natural"}, "each once")):
+        ([tiny_run("at")], {}, "such as clirat or mail-at, not of at"),
+        ([*grid, tiny_run("mail-at")], {}, "runs of one method"),
+        ([*grid, tiny_run("clirat", lr=0.04)], {}, "differ in more than"),
+        ([*grid, tiny_run("clirat", seed=1)], {}, "needs the same seeds, but 7 has 0; 10 has 0 1"),
+        (grid, {"attacks": "pgd20 cw20"}, "must name natural and others"),
+        (grid, {"attacks": "natural pgd21"}, "Choices: natural, pgd20"),
+        (grid, {"attacks": "natural natural"}, "each once"),
+    ):
         with pytest.raises(KitError, match=words):
             ablation.slope_and_offset(runs, **options)
 
 
-# ---------------------------------------------------------------------------------------------- VIR's classes
+# ------------------------------------------------------------------------------------ VIR's classes
+
 
 @pytest.fixture
 def four(tiny_run):
@@ -261,15 +373,22 @@ def test_class_gains_are_the_diagonals(four):
     for method, run in four.items():
         counts = confusion(kit.evaluate(run, ["pgd10"], quiet=True), "pgd10")
         share[method] = counts.diagonal() / counts.sum(axis=1)
-    for method, (base, other) in {"vir-at": ("at", "trades"), "vir-trades": ("trades", "at")}.items():
+    for method, (base, other) in {
+        "vir-at": ("at", "trades"),
+        "vir-trades": ("trades", "at"),
+    }.items():
         found = facts["methods"][method]
-        assert found["recall"] == pytest.approx(share[method]) and found["base_recall"] == pytest.approx(share[base])
+        assert found["recall"] == pytest.approx(share[method]) and found[
+            "base_recall"
+        ] == pytest.approx(share[base])
         assert [d for d, _, _ in found["difference"]] == pytest.approx(share[method] - share[base])
         hard = [k for k in range(10) if share[other][k] < share[other].mean()]
         assert found["hard"] == [four["at"].record["classes"][k] for k in hard]
         gain = share[method] - share[base]
         assert found["hard_gain"][0] == pytest.approx(np.mean([gain[k] for k in hard]))
-        assert found["hard_above_mean"][0] == pytest.approx(np.mean([gain[k] for k in hard]) - gain.mean())
+        assert found["hard_above_mean"][0] == pytest.approx(
+            np.mean([gain[k] for k in hard]) - gain.mean()
+        )
         assert found["worst"][1] == pytest.approx(min(share[method]))
         assert found["mean"] == pytest.approx(share[method].mean())
 
@@ -284,8 +403,9 @@ def test_contrast_by_hand():
 
 
 def test_hard_classes_do_not_gain_by_chance():
-    """Three networks with the same recall in every class: hard classes chosen by the base method would seem to gain, chosen
-    by a third network they gain nothing."""
+    """Three networks with the same recall in every class: hard classes chosen by the base method
+    would seem to gain, chosen by a third network they gain nothing.
+    """
     random = np.random.default_rng(0)
     y = np.repeat(np.arange(10), 20)
     fair, naive = [], []
@@ -302,17 +422,27 @@ def test_verdicts_on_planted_gains():
     right = np.tile(np.arange(100) < 50, 4)
     other = np.concatenate([np.arange(100) < n for n in (20, 30, 90, 90)])
     better = right | ((y < 2) & (np.arange(400) % 100 < 80))
-    for new, base, verdicts in ((better, right, ["holds", "holds"]), (right, better, ["fails", "fails"]),
-                                (right, right, ["undecided", "undecided"])):
+    for new, base, verdicts in (
+        (better, right, ["holds", "holds"]),
+        (right, better, ["fails", "fails"]),
+        (right, right, ["undecided", "undecided"]),
+    ):
         found = classes.gains(new, base, other, y, list("abcd"))
-        assert found["hard"] == ["a", "b"] and [c.verdict for c in classes._helped("vir-at", found)] == verdicts
+        assert (
+            found["hard"] == ["a", "b"]
+            and [c.verdict for c in classes._helped("vir-at", found)] == verdicts
+        )
 
 
 def test_a_class_without_images_is_left_out():
     y = np.repeat([0, 2], 50)
     right = np.arange(100) % 3 > 0
     found = classes.gains(right, ~right, np.arange(100) < 20, y, ["a", "b", "c"])
-    assert math.isnan(found["recall"][1]) and found["worst"][0] in "ac" and np.isfinite(found["mean_gain"]).all()
+    assert (
+        math.isnan(found["recall"][1])
+        and found["worst"][0] in "ac"
+        and np.isfinite(found["mean_gain"]).all()
+    )
 
 
 def test_class_sums_by_hand(four):
@@ -328,30 +458,60 @@ def test_class_sums_by_hand(four):
             sums[label] += weight
         assert found["unscaled"][0] == pytest.approx(sums)
         scaled = [total / size * len(y) / 10 for total, size in zip(sums, sizes, strict=True)]
-        assert found["sums"][0] == pytest.approx(scaled) and min(scaled) >= found["from_offset"] - 1e-4
+        assert (
+            found["sums"][0] == pytest.approx(scaled) and min(scaled) >= found["from_offset"] - 1e-4
+        )
         assert found["from_offset"] == pytest.approx(offset * len(y) / 10)
-        assert found["mean_weight"] == pytest.approx(sum(sums) / len(y)) == pytest.approx(run.history.weight[2])
+        assert (
+            found["mean_weight"]
+            == pytest.approx(sum(sums) / len(y))
+            == pytest.approx(run.history.weight[2])
+        )
         names = run.record["classes"]
-        assert found["largest"] == names[scaled.index(max(scaled))] and found["smallest"] == names[scaled.index(min(scaled))]
+        assert (
+            found["largest"] == names[scaled.index(max(scaled))]
+            and found["smallest"] == names[scaled.index(min(scaled))]
+        )
         logits, truth = run.final["test_logits_adv"], run.final["test_y"]
-        error = [np.mean([row.argmax() != k for row, t in zip(logits, truth, strict=True) if t == k]) for k in range(10)]
+        error = [
+            np.mean([row.argmax() != k for row, t in zip(logits, truth, strict=True) if t == k])
+            for k in range(10)
+        ]
         assert found["robust_error"] == pytest.approx(error)
         assert found["spearman"] == pytest.approx(stats.spearmanr(scaled, error).statistic)
 
 
-@pytest.mark.parametrize(("largest", "epochs", "ranks", "verdicts"), [
-    (("3", "3"), (5, 4), ((0.9, 0.01), (0.8, 0.02)), ["holds", "holds", "holds"]),
-    (("3", "8"), (5, 4), ((0.9, 0.01), (-0.8, 0.02)), ["fails", "holds", "fails"]),
-    (("3", "3"), (5, 2), ((0.9, 0.01), (0.3, 0.4)), ["undecided", "holds", "undecided"]),
-    (("3", "8"), (5, 2), ((0.1, 0.8), (-0.3, 0.4)), ["undecided", "holds", "undecided"])])
+@pytest.mark.parametrize(
+    ("largest", "epochs", "ranks", "verdicts"),
+    [
+        (("3", "3"), (5, 4), ((0.9, 0.01), (0.8, 0.02)), ["holds", "holds", "holds"]),
+        (("3", "8"), (5, 4), ((0.9, 0.01), (-0.8, 0.02)), ["fails", "holds", "fails"]),
+        (("3", "3"), (5, 2), ((0.9, 0.01), (0.3, 0.4)), ["undecided", "holds", "undecided"]),
+        (("3", "8"), (5, 2), ((0.1, 0.8), (-0.3, 0.4)), ["undecided", "holds", "undecided"]),
+    ],
+)
 def test_rules_of_the_class_weights(largest, epochs, ranks, verdicts):
-    facts = {method: {"largest": name, "largest_epochs": count, "smallest": "1", "smallest_epochs": 5,
-                      "sums": np.ones((5, 10)), "spearman": rho, "p": p}
-             for method, name, count, (rho, p) in zip(("vir-at", "vir-trades"), largest, epochs, ranks, strict=True)}
+    facts = {
+        method: {
+            "largest": name,
+            "largest_epochs": count,
+            "smallest": "1",
+            "smallest_epochs": 5,
+            "sums": np.ones((5, 10)),
+            "spearman": rho,
+            "p": p,
+        }
+        for method, name, count, (rho, p) in zip(
+            ("vir-at", "vir-trades"), largest, epochs, ranks, strict=True
+        )
+    }
     assert [claim.verdict for claim in classes._weight_claims(facts)] == verdicts
 
 
 def test_figures_of_vir_name_every_class(four):
     drawing = classes.weights({method: four[method] for method in ("vir-at", "vir-trades")})
-    assert all([t.get_text() for t in panel.get_xticklabels()] == four["at"].record["classes"] for panel in drawing.axes)
+    assert all(
+        [t.get_text() for t in panel.get_xticklabels()] == four["at"].record["classes"]
+        for panel in drawing.axes
+    )
     assert drawing.facts["n"] == len(four["at"].final["train_y"])

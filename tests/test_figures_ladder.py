@@ -1,4 +1,7 @@
-"""The ladder of audits and the attacks without gradients, as figures: their numbers are evaluate's, their claims paired."""
+"""The ladder of audits and the attacks without gradients, as figures:
+
+their numbers are evaluate's, their claims paired.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,27 @@ import numpy as np
 import pytest
 
 import kit
-from kit.audit import audit
-from kit.figures.ladder import mean_interval
-from kit.types import KitError
+from kit.core.errors import KitError
+from kit.evaluation.robustness_audit import audit
+from kit.figures.audit_steps import mean_interval
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Rungs of fractions of a second."""
-    from kit.attacks import ATTACKS
-    for name, settings in {"square": {"queries": 60}, "spsa100": {"steps": 2, "samples": 4}, "fab-t": {"steps": 4},
-                           "apgd-t": {"steps": 8}, "apgd-ce": {"steps": 8}, "md": {"steps": 8, "change_point": 3},
-                           "fmn100": {"steps": 8}, "pgd100": {"steps": 12}, "pgd20": {"steps": 5}}.items():
+    from kit.attacks.table import ATTACKS
+
+    for name, settings in {
+        "square": {"queries": 60},
+        "spsa100": {"steps": 2, "samples": 4},
+        "fab-t": {"steps": 4},
+        "apgd-t": {"steps": 8},
+        "apgd-ce": {"steps": 8},
+        "md": {"steps": 8, "change_point": 3},
+        "fmn100": {"steps": 8},
+        "pgd100": {"steps": 12},
+        "pgd20": {"steps": 5},
+    }.items():
         monkeypatch.setitem(ATTACKS, name, ATTACKS[name].but(**settings))
 
 
@@ -26,11 +38,21 @@ def test_the_gap_is_counted_image_by_image(quick, tiny_run, tmp_path):
     drawing = kit.draw("attack-ladder", runs, folder=tmp_path, n=30)
     gaps = {}
     for run in runs:
-        seen = kit.evaluate(run, ["pgd100", "apgd-ce", "apgd-t", "fab-t", "square"], n=30, quiet=True).attrs["examples"]
-        aa = seen["apgd-ce"]["broken"] | seen["apgd-t"]["broken"] | seen["fab-t"]["broken"] | seen["square"]["broken"]
+        seen = kit.evaluate(
+            run, ["pgd100", "apgd-ce", "apgd-t", "fab-t", "square"], n=30, quiet=True
+        ).attrs["examples"]
+        aa = (
+            seen["apgd-ce"]["broken"]
+            | seen["apgd-t"]["broken"]
+            | seen["fab-t"]["broken"]
+            | seen["square"]["broken"]
+        )
         gaps[run.method] = aa.astype(int) - seen["pgd100"]["broken"].astype(int)
         fact = drawing.facts["gap"][run.method]
-        assert fact["mean"] == pytest.approx(gaps[run.method].mean()) and fact["low"] <= fact["mean"] <= fact["high"]
+        assert (
+            fact["mean"] == pytest.approx(gaps[run.method].mean())
+            and fact["low"] <= fact["mean"] <= fact["high"]
+        )
         expected = audit(run, n=30, quiet=True).record()
         assert {**drawing.facts[run.method], "seconds": 0} == {**expected, "seconds": 0}
     assert [claim.claim.split()[0] for claim in drawing.claims] == ["GAIRAT", "MAIL-AT"]
@@ -47,14 +69,24 @@ def test_black_box_counts_what_evaluate_counts(quick, tiny_run, tmp_path):
     runs = [tiny_run(method, seed=1) for method in ("at", "gairat")]
     drawing = kit.draw("black-box", runs, folder=tmp_path, n=40, spsa=10)
     for run, other in zip(runs, runs[::-1], strict=True):
-        table, fact = kit.evaluate(run, ["pgd100", "square"], n=40, quiet=True), drawing.facts[run.method]
+        table, fact = (
+            kit.evaluate(run, ["pgd100", "square"], n=40, quiet=True),
+            drawing.facts[run.method],
+        )
         for attack in ("pgd100", "square"):
-            assert fact[attack][:3] == pytest.approx([table.accuracy[attack], table.low[attack], table.high[attack]])
+            assert fact[attack][:3] == pytest.approx(
+                [table.accuracy[attack], table.low[attack], table.high[attack]]
+            )
         assert fact["spsa100"][3] == 10 and fact["source"] == other.method
         transfer = audit(run, n=40, transfer=other, quiet=True).ladder.loc["transfer"]
         assert fact["transfer"][0] == pytest.approx(transfer["accuracy"])
-        broken = {name: table.attrs["examples"][name]["broken"].astype(float) for name in ("pgd100", "square")}
-        assert fact["square_less_pgd"][0] == pytest.approx((broken["pgd100"] - broken["square"]).mean())
+        broken = {
+            name: table.attrs["examples"][name]["broken"].astype(float)
+            for name in ("pgd100", "square")
+        }
+        assert fact["square_less_pgd"][0] == pytest.approx(
+            (broken["pgd100"] - broken["square"]).mean()
+        )
     assert [claim.claim.split()[0] for claim in drawing.claims] == ["AT", "GAIRAT"]
 
 
@@ -62,7 +94,11 @@ def test_black_box_refuses_what_it_cannot_draw(tiny_run, tmp_path):
     with pytest.raises(KitError, match="at least two runs"):
         kit.draw("black-box", tiny_run("at"), folder=tmp_path)
     two = [tiny_run("at"), tiny_run("mail-at")]
-    for options, words in (({"n": -1}, "n="), ({"spsa": 0}, "spsa="), ({"images": 3}, "no option of 'black-box'")):
+    for options, words in (
+        ({"n": -1}, "n="),
+        ({"spsa": 0}, "spsa="),
+        ({"images": 3}, "no option of 'black-box'"),
+    ):
         with pytest.raises(KitError, match=words):
             kit.draw("black-box", two, folder=tmp_path, **options)
 
@@ -70,6 +106,6 @@ def test_black_box_refuses_what_it_cannot_draw(tiny_run, tmp_path):
 def test_mean_interval():
     values = np.array([1.0, 0, 0, -1, 1, 1, 0, 0])
     mean, low, high = mean_interval(values)
-    assert mean == 0.25 and high - mean == pytest.approx(1.959964 * values.std(ddof=1) / 8 ** 0.5)
+    assert mean == 0.25 and high - mean == pytest.approx(1.959964 * values.std(ddof=1) / 8**0.5)
     assert mean - low == pytest.approx(high - mean)
     assert mean_interval(np.array([1.0]))[1:] == (-float("inf"), float("inf"))

@@ -1,4 +1,6 @@
-"""WMMR, GAIR-TRADES and CSE's released regulariser against their authors' own numbers; sources in golden/README.md."""
+"""WMMR, GAIR-TRADES and CSE's released regulariser against their authors' own numbers; sources in
+golden/README.md.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +10,21 @@ import torch
 from conftest import ROOT
 from test_golden import Bench, Recorded
 
-from kit.attacks import Path, pgd
-from kit.attacks.gradient import own_loss_pgd
-from kit.methods import METHODS
-from kit.minibatch import step
-from kit.regularisers import conv_l1_minus_l2
-from kit.types import Seen
+from kit.attacks.projected_gradient_descent import own_loss_pgd, pgd
+from kit.attacks.trace import AttackTrace
+from kit.methods.regularisers import conv_l1_minus_l2
+from kit.methods.step_outputs import StepOutputs
+from kit.methods.table import METHODS
+from kit.training.step import train_step
 
 with np.load(ROOT / "tests/golden/methods/methods.npz") as archive:
     GOLDEN = {name: torch.from_numpy(np.asarray(archive[name])) for name in archive.files}
 
 
 def close(ours, official, rtol=1e-6, atol=1e-9):
-    torch.testing.assert_close(ours.double(), official.double(), rtol=rtol, atol=atol, check_dtype=False)
+    torch.testing.assert_close(
+        ours.double(), official.double(), rtol=rtol, atol=atol, check_dtype=False
+    )
 
 
 def logits(classes: str, which: str) -> torch.Tensor:
@@ -30,11 +34,13 @@ def logits(classes: str, which: str) -> torch.Tensor:
 @pytest.mark.parametrize("classes", ["K10", "K100"])
 @pytest.mark.parametrize("name", ["wmmr_at_alpha0.5", "wmmr_at_alpha2", "wmmr_trades_alpha2_b5"])
 def test_wmmr_gradient_runs_through_the_weight(classes, name):
-    """Loss and both gradients; detached weights would give another gradient, which the test shows, too."""
+    """Loss and both gradients; detached weights would give another gradient, which the test shows,
+    too.
+    """
     alpha = float(name.split("alpha")[1].split("_")[0])
     method = METHODS["wmmr" if "_at_" in name else "wmmr-trades"].override("weight.alpha", alpha)
     nat, adv, y = logits(classes, "nat"), logits(classes, "adv"), GOLDEN[f"{classes}_y"]
-    seen = Seen(y, adv, nat)
+    seen = StepOutputs(y, adv, nat)
     weighted, plain = method.loss.read(seen)
     weights = method.weigh(seen)
     assert weights.requires_grad
@@ -47,15 +53,24 @@ def test_wmmr_gradient_runs_through_the_weight(classes, name):
     loss.backward()
     gradient = GOLDEN[f"{classes}_{name}_f64_gadv"]
     # rows of ties have no gradient but a choice of subgradients
-    clear = (adv.detach().scatter(1, y[:, None], -torch.inf).topk(2, dim=1).values.diff(dim=1).abs() > 1e-9).squeeze(1)
+    clear = (
+        adv.detach().scatter(1, y[:, None], -torch.inf).topk(2, dim=1).values.diff(dim=1).abs()
+        > 1e-9
+    ).squeeze(1)
     close(adv.grad[clear], gradient[clear], rtol=1e-5, atol=2e-7)
-    detached = torch.autograd.grad((weights.detach() * method.loss.read(Seen(y, adv, nat))[0]).mean(), adv)[0]
-    assert not torch.allclose(detached[clear].float(), gradient[clear].float(), rtol=1e-3, atol=1e-6)
+    detached = torch.autograd.grad(
+        (weights.detach() * method.loss.read(StepOutputs(y, adv, nat))[0]).mean(), adv
+    )[0]
+    assert not torch.allclose(
+        detached[clear].float(), gradient[clear].float(), rtol=1e-3, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("which", ["M", "C"])
 def test_wmmr_attack(which):
-    """The attack on the weighted loss from the recorded start, network in eval mode; a plain attack ends elsewhere."""
+    """The attack on the weighted loss from the recorded start, network in eval mode; a plain attack
+    ends elsewhere.
+    """
     bench, name = Bench(which), f"{which}_wmmr_pgd_margin_eval"
     start = (GOLDEN[f"{name}_rand"].double() - 0.5) * 2 * bench.eps
     settings = {"init": start, "steps": 10, "step_size": bench.step_size}
@@ -82,23 +97,43 @@ def test_gair_trades(which):
     bench, name = Bench(which), f"{which}_gair_rst_trades_b6_L-1"
     noises = [GOLDEN[f"{name}_noise{i}"].double() for i in (0, 1)]
     method = METHODS["gair-trades"]
-    path = Path(bench.y, 10)
-    for part, noise, delta, watch in ((method.attack, noises[0], "delta", path),
-                                      (method.second_attack, noises[1], "delta_cw", None)):
-        x_adv = part(bench.net, bench.x, bench.y, bench.threat, generator=Recorded(noise, bench.eps), watch=watch, steps=10,
-                     step_size=bench.step_size)
+    path = AttackTrace(bench.y, 10)
+    for part, noise, delta, watch in (
+        (method.attack, noises[0], "delta", path),
+        (method.second_attack, noises[1], "delta_cw", None),
+    ):
+        x_adv = part(
+            bench.net,
+            bench.x,
+            bench.y,
+            bench.threat,
+            generator=Recorded(noise, bench.eps),
+            watch=watch,
+            steps=10,
+            step_size=bench.step_size,
+        )
         close(x_adv - bench.x, GOLDEN[f"{name}_{delta}"], rtol=0, atol=1e-6)
-    optimiser = torch.optim.SGD(bench.net.parameters(), lr=0.0)
+    optimizer = torch.optim.SGD(bench.net.parameters(), lr=0.0)
     plan = bench.plan(method)
-    done = step(bench.net, optimiser, plan.method, plan.recipe, bench.x, bench.y, Two(*noises))
+    done = train_step(
+        bench.net, optimizer, plan.method, plan.recipe, bench.x, bench.y, Two(*noises)
+    )
     close(done.loss, GOLDEN[f"{name}_loss"])
 
 
-@pytest.mark.parametrize(("name", "layers"), [("mnist_l1_minus_l2_conv1", 1), ("cifar_l1_minus_l2_conv1_conv2", 2)])
+@pytest.mark.parametrize(
+    ("name", "layers"), [("mnist_l1_minus_l2_conv1", 1), ("cifar_l1_minus_l2_conv1_conv2", 2)]
+)
 @pytest.mark.parametrize("which", ["M", "C"])
 def test_released_cse_regulariser(which, name, layers):
-    """What its loss adds to the cost-sensitive loss is a multiple of L1 - L2 that is the same for both networks."""
+    """What its loss adds to the cost-sensitive loss is a multiple of L1 - L2 that is the same for
+    both networks.
+    """
     bench, added = Bench(which), METHODS["csa"].override("loss.protected", 3)
-    weighted, _ = added.loss.read(Seen(bench.y, bench.net(bench.x)))
+    weighted, _ = added.loss.read(StepOutputs(bench.y, bench.net(bench.x)))
     extra = GOLDEN[f"{which}_cse_loss_{name}"] - weighted.mean()
-    close(extra / conv_l1_minus_l2(bench.net, strength=1.0, layers=layers), torch.tensor(1.0), rtol=1e-6)
+    close(
+        extra / conv_l1_minus_l2(bench.net, strength=1.0, layers=layers),
+        torch.tensor(1.0),
+        rtol=1e-6,
+    )

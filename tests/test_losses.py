@@ -1,4 +1,7 @@
-"""Losses and regularisers: each against plain numbers, their gradients, and what their parameters mean."""
+"""Losses and regularisers:
+
+each against plain numbers, their gradients, and what their parameters mean.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kit import losses
-from kit.losses import LOSSES
-from kit.methods import METHODS
-from kit.models import build
-from kit.regularisers import REGULARISERS, conv_fuzziness, conv_weights, cost_matrix, fuzziness, weight_norms
-from kit.types import KitError, Seen, part
+from kit.core.errors import KitError
+from kit.core.parts import part
+from kit.methods import losses
+from kit.methods.losses import LOSSES
+from kit.methods.regularisers import (
+    REGULARISERS,
+    conv_fuzziness,
+    conv_weights,
+    cost_matrix,
+    fuzziness,
+    weight_norms,
+)
+from kit.methods.step_outputs import StepOutputs
+from kit.methods.table import METHODS
+from kit.models.architectures import build_network
 
 quick = settings(deadline=None, max_examples=80, derandomize=True, database=None)
 
 
-# ---------------------------------------------------------------------------------------------- one example, by hand
+# ----------------------------------------------------------------------------- one example, by hand
+
 
 def softmax(z: list[float]) -> list[float]:
     powers = [math.exp(v - max(z)) for v in z]
@@ -48,44 +61,78 @@ def trades(nat: list[float], adv: list[float], y: int, beta: float = 6.0) -> tup
 def mart(nat: list[float], adv: list[float], y: int, beta: float = 5.0) -> tuple[float, float]:
     p, q = softmax(nat), softmax(adv)
     wrong = max(v for j, v in enumerate(q) if j != y)
-    return ce(adv, y) - math.log(1.0001 - wrong + 1e-12), beta * kl(p, q, 1e-12) * (1.0000001 - p[y])
+    return ce(adv, y) - math.log(1.0001 - wrong + 1e-12), beta * kl(p, q, 1e-12) * (
+        1.0000001 - p[y]
+    )
 
 
-def cost_sensitive(nat: list[float], adv: list[float], y: int, protected: int = 0,
-                   cost: float = 10.0) -> tuple[float, float]:
-    price = sum(p * (0 if j == y else cost if protected in (j, y) else 1) for j, p in enumerate(softmax(adv)))
+def cost_sensitive(
+    nat: list[float], adv: list[float], y: int, protected: int = 0, cost: float = 10.0
+) -> tuple[float, float]:
+    price = sum(
+        p * (0 if j == y else cost if protected in (j, y) else 1)
+        for j, p in enumerate(softmax(adv))
+    )
     return ce(adv, y) + price, 0.0
 
 
-def gair_trades(nat: list[float], adv: list[float], y: int, beta: float = 6.0) -> tuple[float, float]:
+def gair_trades(
+    nat: list[float], adv: list[float], y: int, beta: float = 6.0
+) -> tuple[float, float]:
     first, second = (beta * kl(softmax(nat), softmax(z)) for z in (adv, [-v for v in adv]))
     return first - second, ce(nat, y) + second
 
 
-def with_second(y: torch.Tensor, adv: torch.Tensor, nat: torch.Tensor) -> Seen:
+def with_second(y: torch.Tensor, adv: torch.Tensor, nat: torch.Tensor) -> StepOutputs:
     """A `Seen` whose second attack found the mirror image of the first one's logits."""
-    return Seen(y, adv, nat, logits_second=-adv)
+    return StepOutputs(y, adv, nat, logits_second=-adv)
 
 
-LITERAL = {"cross_entropy": cross_entropy, "trades": trades, "mart": mart, "cost_sensitive": cost_sensitive,
-           "gair_trades": gair_trades}
+LITERAL = {
+    "cross_entropy": cross_entropy,
+    "trades": trades,
+    "mart": mart,
+    "cost_sensitive": cost_sensitive,
+    "gair_trades": gair_trades,
+}
 #: Other parameters than the defaults, for the same comparison.
-VARIANTS = [("cross_entropy", {}), ("trades", {}), ("trades", {"beta": 0.5}), ("trades", {"beta": 0.0}), ("mart", {}),
-            ("mart", {"beta": 6.0}), ("mart", {"beta": 0.0}), ("cost_sensitive", {}), ("cost_sensitive", {"cost": 0.0}),
-            ("cost_sensitive", {"protected": 1, "cost": 3.5}), ("gair_trades", {}), ("gair_trades", {"beta": 0.5})]
+VARIANTS = [
+    ("cross_entropy", {}),
+    ("trades", {}),
+    ("trades", {"beta": 0.5}),
+    ("trades", {"beta": 0.0}),
+    ("mart", {}),
+    ("mart", {"beta": 6.0}),
+    ("mart", {"beta": 0.0}),
+    ("cost_sensitive", {}),
+    ("cost_sensitive", {"cost": 0.0}),
+    ("cost_sensitive", {"protected": 1, "cost": 3.5}),
+    ("gair_trades", {}),
+    ("gair_trades", {"beta": 0.5}),
+]
 
 
-def seen_of(num_classes: int, n: int = 30, seed: int = 0, requires_grad: bool = False) -> Seen:
+def seen_of(
+    num_classes: int, n: int = 30, seed: int = 0, requires_grad: bool = False
+) -> StepOutputs:
     """Random logits, some nearly flat and some steep, each label at least once where K allows it."""
     g = torch.Generator().manual_seed(seed)
     steep = torch.linspace(0.1, 6, n, dtype=torch.float64)[:, None]
-    nat, adv = (steep * torch.randn(n, num_classes, generator=g, dtype=torch.float64) for _ in range(2))
-    return with_second(torch.arange(n) % num_classes, adv.requires_grad_(requires_grad), nat.requires_grad_(requires_grad))
+    nat, adv = (
+        steep * torch.randn(n, num_classes, generator=g, dtype=torch.float64) for _ in range(2)
+    )
+    return with_second(
+        torch.arange(n) % num_classes,
+        adv.requires_grad_(requires_grad),
+        nat.requires_grad_(requires_grad),
+    )
 
 
-def literal(name: str, seen: Seen, **params) -> tuple[list[float], list[float]]:
+def literal(name: str, seen: StepOutputs, **params) -> tuple[list[float], list[float]]:
     rows = zip(seen.logits_nat.tolist(), seen.logits_adv.tolist(), seen.y.tolist(), strict=True)
-    weighted, plain = zip(*(LITERAL[name](nat, adv, y, **params) for nat, adv, y in rows), strict=True)
+    weighted, plain = zip(
+        *(LITERAL[name](nat, adv, y, **params) for nat, adv, y in rows), strict=True
+    )
     return list(weighted), list(plain)
 
 
@@ -100,7 +147,9 @@ def test_literals_cover_the_table():
 @pytest.mark.parametrize("num_classes", [2, 3, 10, 100])
 @pytest.mark.parametrize(("name", "params"), VARIANTS, ids=ids)
 def test_loss_equals_a_loop_over_examples(name, params, num_classes):
-    """What a weight multiplies, and what it does not; both for every example or a zero that broadcasts."""
+    """What a weight multiplies, and what it does not; both for every example or a zero that
+    broadcasts.
+    """
     seen = seen_of(num_classes)
     weighted, plain = part(LOSSES[name], **params).read(seen)
     expected = literal(name, seen, **params)
@@ -111,7 +160,10 @@ def test_loss_equals_a_loop_over_examples(name, params, num_classes):
 
 @pytest.mark.parametrize(("name", "params"), VARIANTS, ids=ids)
 def test_gradients_are_those_of_the_formula(name, params):
-    """Against central differences of the hand-written loss: nothing is detached, on either side of a KL."""
+    """Against central differences of the hand-written loss:
+
+    nothing is detached, on either side of a KL.
+    """
     seen = seen_of(3, n=4, seed=1, requires_grad=True)
     weighted, plain = part(LOSSES[name], **params).read(seen)
     total = (0.7 * weighted + plain).sum()
@@ -120,6 +172,7 @@ def test_gradients_are_those_of_the_formula(name, params):
     def value(nat: torch.Tensor, adv: torch.Tensor) -> float:
         heavy, light = literal(name, with_second(seen.y, adv, nat), **params)
         return 0.7 * sum(heavy) + sum(light)
+
     for side, gradient in enumerate(got):
         for i, j in itertools.product(range(4), range(3)):
             ends = []
@@ -128,16 +181,26 @@ def test_gradients_are_those_of_the_formula(name, params):
                 both[side][i, j] += step
                 ends.append(value(*both))
             slope = (ends[0] - ends[1]) / 2e-5
-            assert (0.0 if gradient is None else gradient[i, j].item()) == pytest.approx(slope, rel=1e-5, abs=1e-7)
+            assert (0.0 if gradient is None else gradient[i, j].item()) == pytest.approx(
+                slope, rel=1e-5, abs=1e-7
+            )
 
 
 @pytest.mark.parametrize("gap", [40.0, 200.0])
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_are_finite_where_a_softmax_underflows(name, gap):
-    """Single precision, logits apart by `gap`: true, other or no class on top, on either side of the attack."""
+    """Single precision, logits apart by `gap`:
+
+    true, other or no class on top, on either side of the attack.
+    """
     tops = torch.tensor(list(itertools.product((0, 1, 2), repeat=2)))
-    nat, adv = ((gap * nn.functional.one_hot(tops[:, side], 4).float()).requires_grad_(True) for side in (0, 1))
-    weighted, plain = part(LOSSES[name]).read(with_second(torch.zeros(9, dtype=torch.int64), adv, nat))
+    nat, adv = (
+        (gap * nn.functional.one_hot(tops[:, side], 4).float()).requires_grad_(True)
+        for side in (0, 1)
+    )
+    weighted, plain = part(LOSSES[name]).read(
+        with_second(torch.zeros(9, dtype=torch.int64), adv, nat)
+    )
     assert bool(weighted.isfinite().all()) and bool(plain.isfinite().all())
     (weighted + plain).sum().backward()
     for logits in (nat, adv):
@@ -155,20 +218,29 @@ def test_equal_predictions_leave_no_divergence(name):
     assert divergence.tolist() == pytest.approx([0] * 30, abs=1e-9)
 
 
-# ---------------------------------------------------------------------------------------------- class costs
+# -------------------------------------------------------------------------------------- class costs
+
 
 def test_cost_of_one_still_adds_the_probability_of_being_wrong():
-    """With all costs 1 the extra term is 1 - p_y, so the paper's "becomes adversarial training" is not exact."""
+    """With all costs 1 the extra term is 1 - p_y, so the paper's "becomes adversarial training" is
+    not exact.
+    """
     seen = seen_of(10)
     with_cost, _ = losses.cost_sensitive(seen.logits_adv, seen.y, protected=3, cost=1.0)
     plain, _ = losses.cross_entropy(seen.logits_adv, seen.y)
-    expected = [1 - softmax(z)[y] for z, y in zip(seen.logits_adv.tolist(), seen.y.tolist(), strict=True)]
+    expected = [
+        1 - softmax(z)[y] for z, y in zip(seen.logits_adv.tolist(), seen.y.tolist(), strict=True)
+    ]
     assert (with_cost - plain).tolist() == pytest.approx(expected)
 
 
 def test_only_mistakes_with_the_protected_class_cost_more():
-    """Doubling the cost raises the loss exactly where the true class is protected or mistaken for it."""
-    logits = torch.tensor([[0.0, 0, -800, 0], [0, 0, -800, -800], [0, 0, 0, 0]], dtype=torch.float64)
+    """Doubling the cost raises the loss exactly where the true class is protected or mistaken for
+    it.
+    """
+    logits = torch.tensor(
+        [[0.0, 0, -800, 0], [0, 0, -800, -800], [0, 0, 0, 0]], dtype=torch.float64
+    )
     y = torch.tensor([2, 0, 1])
     low, high = (losses.cost_sensitive(logits, y, protected=2, cost=c)[0] for c in (10.0, 20.0))
     assert (high - low).tolist() == pytest.approx([10, 0, 10 / 4])
@@ -178,14 +250,20 @@ def test_only_mistakes_with_the_protected_class_cost_more():
 def test_protected_class_must_exist(num_classes):
     logits, y = torch.zeros(2, num_classes), torch.tensor([0, 1])
     losses.cost_sensitive(logits, y, protected=num_classes - 1)
-    with pytest.raises(KitError, match=rf"protected={num_classes} names no class.*0 to {num_classes - 1}"):
+    with pytest.raises(
+        KitError, match=rf"protected={num_classes} names no class.*0 to {num_classes - 1}"
+    ):
         losses.cost_sensitive(logits, y, protected=num_classes)
     for bad in (-1, num_classes):
-        with pytest.raises(KitError, match=rf"protected class {bad} is not one of 0 to {num_classes - 1}"):
+        with pytest.raises(
+            KitError, match=rf"protected class {bad} is not one of 0 to {num_classes - 1}"
+        ):
             cost_matrix(num_classes, bad, 10.0)
 
 
-@pytest.mark.parametrize(("num_classes", "protected", "c"), [(2, 0, 10.0), (10, 3, 10.0), (10, 9, 0.5), (4, 1, 0.0)])
+@pytest.mark.parametrize(
+    ("num_classes", "protected", "c"), [(2, 0, 10.0), (10, 3, 10.0), (10, 9, 0.5), (4, 1, 0.0)]
+)
 def test_cost_matrix_entry_by_entry(num_classes, protected, c):
     got = cost_matrix(num_classes, protected, c)
     assert got.shape == (num_classes, num_classes)
@@ -196,14 +274,27 @@ def test_cost_matrix_entry_by_entry(num_classes, protected, c):
 
 def test_costs_raise_the_protected_class_in_the_methods_table():
     """Every row with class costs protects class 0 at a cost of 10 unless told otherwise."""
-    rows = {name: method for name, method in METHODS.items() if method.loss.name == "cost_sensitive"}
-    assert set(rows) == {"csa", "csa-halves", "csa-l2", "cse", "cse-l1l2", "cse-kurtosis", "cse-adv"}
+    rows = {
+        name: method for name, method in METHODS.items() if method.loss.name == "cost_sensitive"
+    }
+    assert set(rows) == {
+        "csa",
+        "csa-halves",
+        "csa-l2",
+        "cse",
+        "cse-l1l2",
+        "cse-kurtosis",
+        "cse-adv",
+    }
     seen = seen_of(10)
     for method in rows.values():
-        assert method.loss.read(seen)[0].tolist() == pytest.approx(literal("cost_sensitive", seen)[0])
+        assert method.loss.read(seen)[0].tolist() == pytest.approx(
+            literal("cost_sensitive", seen)[0]
+        )
 
 
-# ---------------------------------------------------------------------------------------------- fuzziness
+# ---------------------------------------------------------------------------------------- fuzziness
+
 
 def fuzzy(values: list[float]) -> float:
     """-mean[ρ ln ρ + (1-ρ) ln(1-ρ)] with ρ = 1/(1+e^|w|), as printed."""
@@ -232,7 +323,9 @@ def test_fuzziness_is_largest_at_zero_and_falls_with_size():
 def test_fuzziness_pushes_weights_away_from_zero():
     weights = torch.tensor([0.3, -0.3, 2.0, -5.0], requires_grad=True)
     fuzziness(weights).backward()
-    assert torch.equal(weights.grad.sign(), -weights.sign()), "a step down the gradient makes every |w| larger"
+    assert torch.equal(weights.grad.sign(), -weights.sign()), (
+        "a step down the gradient makes every |w| larger"
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -245,14 +338,15 @@ def test_fuzziness_is_stable_for_huge_weights(dtype):
     assert bool(weights.grad.isfinite().all())
 
 
-# ---------------------------------------------------------------------------------------------- penalties
+# ---------------------------------------------------------------------------------------- penalties
+
 
 def flat(tensors) -> list[float]:
     return [v for t in tensors for v in t.detach().flatten().tolist()]
 
 
 def cnn() -> nn.Module:
-    return build("cnn", (1, 8, 8), 10, seed=3).double()
+    return build_network("cnn", (1, 8, 8), 10, seed=3).double()
 
 
 def conv_fuzziness_by_hand(net: nn.Module) -> float:
@@ -273,8 +367,12 @@ def kurtosis_by_hand(net: nn.Module) -> float:
     return -float(scipy.stats.kurtosis(flat([net.state_dict()["0.weight"]])))
 
 
-BY_HAND = {"conv_fuzziness": (conv_fuzziness_by_hand, 1.0), "weight_norms": (weight_norms_by_hand, 0.01),
-           "conv_l1_minus_l2": (l1_minus_l2_by_hand, 1.0), "conv_kurtosis": (kurtosis_by_hand, 1.0)}
+BY_HAND = {
+    "conv_fuzziness": (conv_fuzziness_by_hand, 1.0),
+    "weight_norms": (weight_norms_by_hand, 0.01),
+    "conv_l1_minus_l2": (l1_minus_l2_by_hand, 1.0),
+    "conv_kurtosis": (kurtosis_by_hand, 1.0),
+}
 
 
 @pytest.mark.parametrize("name", REGULARISERS)
@@ -283,38 +381,48 @@ def test_penalty_equals_its_formula_and_scales_with_its_strength(name):
     by_hand, strength = BY_HAND[name]
     net = cnn()
     assert REGULARISERS[name](net).item() == pytest.approx(strength * by_hand(net), rel=1e-9)
-    assert REGULARISERS[name](net, strength=0.37).item() == pytest.approx(0.37 * by_hand(net), rel=1e-9)
+    assert REGULARISERS[name](net, strength=0.37).item() == pytest.approx(
+        0.37 * by_hand(net), rel=1e-9
+    )
     assert REGULARISERS[name](net, strength=0.0).item() == 0
 
 
 @pytest.mark.parametrize("name", REGULARISERS)
 def test_penalty_reaches_exactly_its_weights(name):
-    """Fuzziness trains the convolutions alone, the norms every weight, batch norm's scales among them; neither a bias."""
-    net = build("resnet18", (1, 8, 8), 10)
+    """Fuzziness trains the convolutions alone, the norms every weight, batch norm's scales among
+    them; neither a bias.
+    """
+    net = build_network("resnet18", (1, 8, 8), 10)
     REGULARISERS[name](net).backward()
     kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d) if name == "weight_norms" else (nn.Conv2d,)
     expected = {f"{m}.weight" for m, module in net.named_modules() if isinstance(module, kinds)}
-    expected = {"0.weight"} if name in ("conv_l1_minus_l2", "conv_kurtosis") else expected     # the first convolution alone
-    reached = {n for n, p in net.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
+    expected = (
+        {"0.weight"} if name in ("conv_l1_minus_l2", "conv_kurtosis") else expected
+    )  # the first convolution alone
+    reached = {
+        n for n, p in net.named_parameters() if p.grad is not None and bool((p.grad != 0).any())
+    }
     assert reached == expected
     assert all(bool(p.grad.isfinite().all()) for p in net.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("name", REGULARISERS)
 def test_negative_strength_is_refused(name):
-    with pytest.raises(KitError, match=rf"{name}\.strength=-1\.0 is out of range; it must be at least 0"):
+    with pytest.raises(
+        KitError, match=rf"{name}\.strength=-1\.0 is out of range; it must be at least 0"
+    ):
         part(REGULARISERS[name], strength=-1.0)
 
 
 @pytest.mark.parametrize("name", [name for name in REGULARISERS if name.startswith("conv_")])
 def test_a_network_without_convolutions_is_refused(name):
     with pytest.raises(KitError, match="this network has none; take model=cnn"):
-        REGULARISERS[name](build("linear", (1, 8, 8), 2))
+        REGULARISERS[name](build_network("linear", (1, 8, 8), 2))
 
 
 def test_conv_weights_are_named_in_order():
     """A layer's name leads to the very parameter, first layer first."""
-    net = build("lenet", (1, 28, 28), 10)
+    net = build_network("lenet", (1, 28, 28), 10)
     found = conv_weights(net)
     assert [tuple(w.shape) for w in found.values()] == [(6, 1, 5, 5), (16, 6, 5, 5)]
     assert all(net.get_submodule(name).weight is w for name, w in found.items())
@@ -327,5 +435,7 @@ def test_mean_of_fuzziness_is_over_weights_not_layers():
     with torch.no_grad():
         net[0].weight.fill_(8.0)
         net[1].weight.fill_(0.0)
-    assert conv_fuzziness(net).item() == pytest.approx(0.25 * fuzzy([8.0]) + 0.75 * math.log(2), rel=1e-6)
+    assert conv_fuzziness(net).item() == pytest.approx(
+        0.25 * fuzzy([8.0]) + 0.75 * math.log(2), rel=1e-6
+    )
     assert weight_norms(net, strength=1.0).item() == pytest.approx(8)

@@ -7,96 +7,132 @@ import json
 import pytest
 
 import kit
-from kit import params
-from kit.figures import Claim
-from kit.params import Parameter, check, declared, of_notebook, specs_of
-from kit.types import KitError
+from kit.core.errors import KitError
+from kit.figures.base import Claim
+from kit.notebook import parameter_cells
+from kit.notebook.parameter_cells import (
+    Parameter,
+    check_parameters,
+    declared_parameters,
+    needed_specs,
+    notebook_parameters,
+)
 
-CELL = '''method: str = "mail-at"  # the method; a name of kit.METHODS
+CELL = """method: str = "mail-at"  # the method; a name of kit.METHODS
 seed: int = 0  # random seed; at least 0
 split: str = "train"  # images; one of train, test
 share: float = 0.5  # of the images; 0 to 1
 fast: bool = False  # leave things out
 overrides: str = ""  # settings
-'''
-SEVERAL = CELL + '''seeds: str = "0 1"  # random seeds
+"""
+SEVERAL = (
+    CELL
+    + """seeds: str = "0 1"  # random seeds
 attacks: str = "natural pgd20"  # attacks
-'''
+"""
+)
 
 
 def test_several_seeds_and_all_methods():
-    values = check(declared(SEVERAL), {"seeds": "3 1", "method": "all"})
-    specs = specs_of(values)
-    assert [(spec.method, spec.seed) for spec in specs] == [(m, seed) for seed in (3, 1) for m in kit.METHODS]
-    assert params.attacks_of(values) == ["natural", "pgd20"] and params.attacks_of({}) == []
+    values = check_parameters(declared_parameters(SEVERAL), {"seeds": "3 1", "method": "all"})
+    specs = needed_specs(values)
+    assert [(spec.method, spec.seed) for spec in specs] == [
+        (m, seed) for seed in (3, 1) for m in kit.METHODS
+    ]
+    assert (
+        parameter_cells.wanted_attacks(values) == ["natural", "pgd20"]
+        and parameter_cells.wanted_attacks({}) == []
+    )
 
 
 def test_a_cell_declares():
-    found = declared(CELL)
+    found = declared_parameters(CELL)
     assert list(found) == ["method", "seed", "split", "share", "fast", "overrides"]
     assert found["seed"] == Parameter("int", 0, "random seed; at least 0")
-    assert check(found, {})["share"] == 0.5
+    assert check_parameters(found, {})["share"] == 0.5
 
 
-@pytest.mark.parametrize("cell", ["x = 3", "x: int = f()", "import kit", "x: list = []", "x: int = 3\nprint(x)", "x:", ""])
+@pytest.mark.parametrize(
+    "cell",
+    ["x = 3", "x: int = f()", "import kit", "x: list = []", "x: int = 3\nprint(x)", "x:", ""],
+)
 def test_other_cells_declare_nothing(cell):
-    assert declared(cell) == {}
+    assert declared_parameters(cell) == {}
 
 
-@pytest.mark.parametrize(("given", "words"), [
-    ({"metod": "at"}, "Did you mean 'method'"),
-    ({"fast": "false"}, "True or False"),
-    ({"seed": "three"}, "whole number"),
-    ({"seed": -1}, "at least 0"),
-    ({"seed": 1.5}, "whole number"),
-    ({"seed": True}, "whole number"),
-    ({"share": 1.5}, "0 to 1"),
-    ({"split": "valid"}, "train"),
-    ({"method": "mail-ad"}, "Did you mean 'mail-at'"),
-    ({"method": ""}, "empty"),
-    ({"seeds": "0 one"}, "different whole numbers"),
-    ({"seeds": "0 0"}, "different whole numbers"),
-    ({"seeds": "1 01"}, "different whole numbers"),
-    ({"seeds": "9" * 5000}, "different whole numbers"),
-    ({"seeds": ""}, "different whole numbers"),
-    ({"attacks": "pgd20 pgd21"}, "Did you mean 'pgd20'"),
-    ({"overrides": "epochs"}, "name=value"),
-    ({"overrides": "epochs=0"}, "at least 1"),
-    ({"overrides": "weight.slop=3"}, r"Did you mean 'weight\.slope'"),
-    ({"overrides": "eps=-1"}, "at least 0"),
-    ({"overrides": "eps=big"}, "a number"),
-    ({"overrides": "model=resnet19"}, "no model 'resnet19'"),
-    ({"overrides": "data=cifar"}, "cifar10"),
-    ({"overrides": "burn_in=40"}, "0 to 39"),
-])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"metod": "at"}, "Did you mean 'method'"),
+        ({"fast": "false"}, "True or False"),
+        ({"seed": "three"}, "whole number"),
+        ({"seed": -1}, "at least 0"),
+        ({"seed": 1.5}, "whole number"),
+        ({"seed": True}, "whole number"),
+        ({"share": 1.5}, "0 to 1"),
+        ({"split": "valid"}, "train"),
+        ({"method": "mail-ad"}, "Did you mean 'mail-at'"),
+        ({"method": ""}, "empty"),
+        ({"seeds": "0 one"}, "different whole numbers"),
+        ({"seeds": "0 0"}, "different whole numbers"),
+        ({"seeds": "1 01"}, "different whole numbers"),
+        ({"seeds": "9" * 5000}, "different whole numbers"),
+        ({"seeds": ""}, "different whole numbers"),
+        ({"attacks": "pgd20 pgd21"}, "Did you mean 'pgd20'"),
+        ({"overrides": "epochs"}, "name=value"),
+        ({"overrides": "epochs=0"}, "at least 1"),
+        ({"overrides": "weight.slop=3"}, r"Did you mean 'weight\.slope'"),
+        ({"overrides": "eps=-1"}, "at least 0"),
+        ({"overrides": "eps=big"}, "a number"),
+        ({"overrides": "model=resnet19"}, "no model 'resnet19'"),
+        ({"overrides": "data=cifar"}, "cifar10"),
+        ({"overrides": "burn_in=40"}, "0 to 39"),
+    ],
+)
 def test_wrong_words(given, words):
     with pytest.raises(KitError, match=words):
-        check(declared(SEVERAL if {"seeds", "attacks"} & set(given) else CELL), given)
+        check_parameters(
+            declared_parameters(SEVERAL if {"seeds", "attacks"} & set(given) else CELL), given
+        )
 
 
 def test_runs_follow_from_the_values():
-    specs = specs_of({"method": "at", "leave_out_methods": "at mail-at", "seed": 3, "overrides": "eps=1/8"})
-    assert [(s.method, s.seed, s.overrides) for s in specs] == [("at", 3, {"eps": 0.125}), ("mail-at", 3, {"eps": 0.125})]
+    specs = needed_specs(
+        {"method": "at", "leave_out_methods": "at mail-at", "seed": 3, "overrides": "eps=1/8"}
+    )
+    assert [(s.method, s.seed, s.overrides) for s in specs] == [
+        ("at", 3, {"eps": 0.125}),
+        ("mail-at", 3, {"eps": 0.125}),
+    ]
 
 
 def test_a_grid_varies_one_setting_at_a_time():
     values = {"method": "clirat", "grid": "weight.slope=7,8 eps=0.1", "overrides": "epochs=30"}
     points = [{}, {"weight.slope": 7}, {"weight.slope": 8}, {"eps": 0.1}]
-    assert [s.overrides for s in specs_of(values)] == [{"epochs": 30} | point for point in points]
-    for grid, words in (("weight.slope", "grid: 'weight.slope'"), ("eps=0.1,", "its values"), ("eps=1 eps=2", "once"),
-                        ("weight.slop=1", "Did you mean")):
+    assert [s.overrides for s in needed_specs(values)] == [
+        {"epochs": 30} | point for point in points
+    ]
+    for grid, words in (
+        ("weight.slope", "grid: 'weight.slope'"),
+        ("eps=0.1,", "its values"),
+        ("eps=1 eps=2", "once"),
+        ("weight.slop=1", "Did you mean"),
+    ):
         with pytest.raises(KitError, match=words):
-            specs_of({**values, "grid": grid})
+            needed_specs({**values, "grid": grid})
 
 
 def test_notebook_files(tmp_path):
     path = tmp_path / "a.ipynb"
     loose = {"cells": [{"source": ["x = 1"], "metadata": {"tags": ["parameters"]}}]}
-    for content, words in (("{", "no readable notebook"), (json.dumps({"cells": []}), "no cell tagged"),
-                           (json.dumps(loose), "must hold")):
+    for content, words in (
+        ("{", "no readable notebook"),
+        (json.dumps({"cells": []}), "no cell tagged"),
+        (json.dumps(loose), "must hold"),
+    ):
         path.write_text(content)
         with pytest.raises(KitError, match=words):
-            of_notebook(path)
+            notebook_parameters(path)
 
 
 def namespace(*cells: str, **values) -> dict:
@@ -105,7 +141,7 @@ def namespace(*cells: str, **values) -> dict:
 
 
 def params_values(cell: str) -> dict:
-    return {name: p.default for name, p in params.declared(cell).items()}
+    return {name: p.default for name, p in parameter_cells.declared_parameters(cell).items()}
 
 
 def test_begin_reads_the_notebook(capsys, home):
@@ -128,6 +164,7 @@ def test_a_study_keeps_to_its_parameters(home, tiny_run, monkeypatch, tmp_path):
     monkeypatch.setenv("KIT_OUT", str(tmp_path))
     monkeypatch.setenv("KIT_STAMP", "abc")
     from conftest import TINY
+
     words = " ".join(f"{k}={json.dumps(v, separators=(',', ':'))}" for k, v in TINY.items())
     study = kit.begin("00_test", namespace(CELL, method="at", overrides=words))
     assert study.run("at").key == tiny_run("at").key
@@ -135,12 +172,19 @@ def test_a_study_keeps_to_its_parameters(home, tiny_run, monkeypatch, tmp_path):
         study.run("mart")
     drawing = study.draw("confused-label-counts", "at")
     assert {path.suffix for path in drawing.files} == {".png", ".svg", ".json"}
-    rows = [Claim("a", "p", "<h>", holds=True, fails=False), Claim("b", "p", "h", holds=False, fails=True)]
+    rows = [
+        Claim("a", "p", "<h>", holds=True, fails=False),
+        Claim("b", "p", "h", holds=False, fails=True),
+    ]
     drawing.claims = rows
     study.check(drawing)
     drawing.claims = [Claim("a", "p", "<h2>", holds=False, fails=False)]
     table = study.check(drawing)
-    assert "undecided" in repr(table) and "holds" not in repr(table) and "&lt;h2&gt;" in table._repr_html_()
+    assert (
+        "undecided" in repr(table)
+        and "holds" not in repr(table)
+        and "&lt;h2&gt;" in table._repr_html_()
+    )
     study.finish()
     record = json.loads((tmp_path / "00_test.json").read_text())
     assert record["stamp"] == "abc" and list(record["runs"].values()) == [tiny_run("at").key]

@@ -1,4 +1,7 @@
-"""What makes attacks quick changes no number: input gradients the short way, and memory that is kept."""
+"""What makes attacks quick changes no number:
+
+input gradients the short way, and memory that is kept.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from kit.attacks import frozen
-from kit.attacks.inputs import convolution, quick_input_gradients
-from kit.memory import keep_freed_memory
+from kit.attacks.contract import frozen
+from kit.core.memory import keep_freed_memory
+from kit.models.input_gradients import fast_input_gradients, input_convolution
 
 
 @settings(max_examples=60, deadline=None)
-@given(channels=st.integers(1, 4), size=st.integers(5, 11), kernel=st.integers(1, 4), stride=st.integers(1, 3),
-       padding=st.integers(0, 2), dilation=st.integers(1, 2), bias=st.booleans(), seed=st.integers(0, 99))
-def test_gradients_are_the_plain_ones(channels, size, kernel, stride, padding, dilation, bias, seed):
+@given(
+    channels=st.integers(1, 4),
+    size=st.integers(5, 11),
+    kernel=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_gradients_are_the_plain_ones(
+    channels, size, kernel, stride, padding, dilation, bias, seed
+):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layer = nn.Conv2d(channels, 5, kernel, stride, padding, dilation, bias=bias).double()
@@ -38,20 +51,28 @@ def test_gradients_are_the_plain_ones(channels, size, kernel, stride, padding, d
 
 
 @settings(max_examples=30, deadline=None)
-@given(groups=st.integers(1, 3), kernel=st.integers(1, 4), stride=st.integers(1, 2), padding=st.integers(0, 4),
-       seed=st.integers(0, 99))
+@given(
+    groups=st.integers(1, 3),
+    kernel=st.integers(1, 4),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 4),
+    seed=st.integers(0, 99),
+)
 def test_side_by_side_too(groups, kernel, stride, padding, seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers = [nn.Conv2d(1, 4, kernel, stride, padding).double() for _ in range(groups)]
         x = torch.rand(3, groups, 7, 9, dtype=torch.float64, requires_grad=True)
-    each = [layer(x[:, i:i + 1]) for i, layer in enumerate(layers)]
+    each = [layer(x[:, i : i + 1]) for i, layer in enumerate(layers)]
     upstream = torch.rand_like(torch.cat(each, dim=1))
     (expected,) = torch.autograd.grad(torch.cat(each, dim=1), x, upstream)
-    weight, bias = (torch.cat([getattr(layer, name).detach() for layer in layers]) for name in ("weight", "bias"))
+    weight, bias = (
+        torch.cat([getattr(layer, name).detach() for layer in layers])
+        for name in ("weight", "bias")
+    )
     for memory_format in (torch.contiguous_format, torch.channels_last):
         given = x.detach().contiguous(memory_format=memory_format).requires_grad_(True)
-        quick = convolution(layers[0], given, weight, bias, groups)
+        quick = input_convolution(layers[0], given, weight, bias, groups)
         (gradient,) = torch.autograd.grad(quick, given, upstream)
         torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(quick, torch.cat(each, dim=1), rtol=1e-12, atol=1e-12)
@@ -65,12 +86,19 @@ class Own(nn.Conv2d):
 
 
 def test_only_plain_layers_take_it_and_all_are_handed_back():
-    layers = {"first": nn.Conv2d(1, 4, 3), "grouped": nn.Conv2d(2, 4, 3, groups=2),
-              "same": nn.Conv2d(1, 4, 3, padding="same"), "mirrored": nn.Conv2d(1, 4, 3, padding=1, padding_mode="reflect"),
-              "own": Own(1, 4, 3), "wide": nn.Conv2d(8, 4, 3)}
+    layers = {
+        "first": nn.Conv2d(1, 4, 3),
+        "grouped": nn.Conv2d(2, 4, 3, groups=2),
+        "same": nn.Conv2d(1, 4, 3, padding="same"),
+        "mirrored": nn.Conv2d(1, 4, 3, padding=1, padding_mode="reflect"),
+        "own": Own(1, 4, 3),
+        "wide": nn.Conv2d(8, 4, 3),
+    }
     model = nn.ModuleDict(layers)
-    with pytest.raises(RuntimeError, match="planned"), quick_input_gradients(model):
-        assert [name for name, layer in layers.items() if "_conv_forward" in vars(layer)] == ["first"]
+    with pytest.raises(RuntimeError, match="planned"), fast_input_gradients(model):
+        assert [name for name, layer in layers.items() if "_conv_forward" in vars(layer)] == [
+            "first"
+        ]
         raise RuntimeError("planned")
     assert not any("_conv_forward" in vars(layer) for layer in layers.values())
     x = torch.rand(2, 1, 6, 6, requires_grad=True)
@@ -83,7 +111,7 @@ def test_only_plain_layers_take_it_and_all_are_handed_back():
 FREED = """
 import sys, torch
 if sys.argv[1] == "kept":
-    from kit.memory import keep_freed_memory
+    from kit.core.memory import keep_freed_memory
     assert keep_freed_memory()
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4 // 1024
@@ -100,7 +128,9 @@ print(full - before, full - resident())
 @pytest.mark.parametrize("which", ["kept", "returned"])
 def test_freed_memory_is_kept(which):
     """95 MiB are filled and freed: the process goes on holding them, and returns them without."""
-    out = subprocess.run([sys.executable, "-c", FREED, which], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", FREED, which], capture_output=True, text=True, check=True
+    ).stdout
     filled, given_back = map(int, out.split())
     assert filled > 80
     assert given_back < 20 if which == "kept" else given_back > 80

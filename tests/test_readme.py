@@ -1,4 +1,7 @@
-"""What the README shows works: its Python is run, its commands exist, its pictures and notebooks are there."""
+"""What the README shows works:
+
+its Python is run, its commands exist, its pictures and notebooks are there.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ import pytest
 from conftest import ROOT, TINY
 
 import kit
-from kit import cli
-from kit.spec import RunSpec, resolve
+from kit.experiments.specification import RunSpec, resolve
+from kit.jobs import command_line
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -62,10 +65,12 @@ def test_adding_a_criterion(tiny_digits):
 
 
 def test_commands_parse(capsys):
-    commands = re.findall(r"python -m kit ((?:reproduce|train|evaluate|list|audit|compare|runs)[^`#\n]*)", README)
+    commands = re.findall(
+        r"python -m kit ((?:reproduce|train|evaluate|list|audit|compare|runs)[^`#\n]*)", README
+    )
     assert len(commands) >= 5
     for command in commands:
-        cli.parser().parse_args(command.split())
+        command_line.parser().parse_args(command.split())
 
 
 def test_links_and_gallery():
@@ -75,14 +80,23 @@ def test_links_and_gallery():
         assert (ROOT / link).exists(), link
     for picture in (link for link in links if link.endswith(".png") and "widgets/" not in link):
         record = json.loads((ROOT / picture).with_suffix(".json").read_text())
-        assert record["figure"] in kit.FIGURES and record["runs"] and record["facts"] and record["caption"]
+        assert (
+            record["figure"] in kit.FIGURES
+            and record["runs"]
+            and record["facts"]
+            and record["caption"]
+        )
 
 
 def test_the_gallery_shows_every_figure_and_says_what_its_record_says():
     page = (ROOT / "figures/README.md").read_text()
     for name, row in kit.FIGURES.items():
         record = json.loads((ROOT / f"figures/{name}.json").read_text())
-        assert f"## {name}: {row.title}" in page and f"]({name}.png)" in page and (ROOT / f"figures/{name}.png").exists()
+        assert (
+            f"## {name}: {row.title}" in page
+            and f"]({name}.png)" in page
+            and (ROOT / f"figures/{name}.png").exists()
+        )
         for words in (record["caption"], *(claim["here"] for claim in record["claims"])):
             assert words in page, name
 
@@ -92,5 +106,9 @@ def test_the_table_of_speed_is_what_was_measured():
 
 
 def test_project_speaks_of_itself_alone():
-    for path in [ROOT / "README.md", ROOT / "figures/README.md", *ROOT.glob("figures/**/[!0]*.json")]:
+    for path in [
+        ROOT / "README.md",
+        ROOT / "figures/README.md",
+        *ROOT.glob("figures/**/[!0]*.json"),
+    ]:
         assert not re.search(r"/work/|/root/|/tmp/", path.read_text()), path

@@ -1,4 +1,7 @@
-"""Tables over seeds: means and intervals recounted, gaps named and never zero, files that read back."""
+"""Tables over seeds:
+
+means and intervals recounted, gaps named and never zero, files that read back.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ import pytest
 from conftest import TINY
 
 import kit
-from kit.evaluate import wilson
+from kit.core.errors import KitError
+from kit.evaluation.result_tables import result_table
+from kit.evaluation.statistics import grand_mean, wilson
 from kit.figures import oneloop
-from kit.tables import grand_mean, result_table
-from kit.types import KitError
 
 ATTACKS = ["natural", "pgd10"]
 
@@ -22,7 +25,9 @@ ATTACKS = ["natural", "pgd10"]
 @pytest.fixture
 def table(tiny_run):
     runs = [tiny_run(method, seed) for seed in (0, 1) for method in ("at", "mail-at")]
-    return result_table("Two methods", runs, ATTACKS, missing={"mart on digits, seed 1": "it diverged"})
+    return result_table(
+        "Two methods", runs, ATTACKS, missing={"mart on digits, seed 1": "it diverged"}
+    )
 
 
 def test_cells_are_recounted(table):
@@ -35,12 +40,18 @@ def test_cells_are_recounted(table):
             right.append([not b for b in flags])
             shares.append(sum(right[-1]) / len(flags))
         mean = sum(shares) / 2
-        assert cell["mean"] == pytest.approx(mean) and cell["seeds"] == 2 and cell["n"] == len(right[0])
+        assert (
+            cell["mean"] == pytest.approx(mean)
+            and cell["seeds"] == 2
+            and cell["n"] == len(right[0])
+        )
         assert cell["sd"] == pytest.approx(abs(shares[0] - shares[1]) / math.sqrt(2))
         per_image = [(a + b) / 2 for a, b in zip(*right, strict=True)]
         n = len(per_image)
         variance = cell["sd"] ** 2 / 2 + sum((v - mean) ** 2 for v in per_image) / (n - 1) / n
-        assert cell["high"] - cell["mean"] == pytest.approx(min(1.959964 * math.sqrt(variance), 1 - cell["mean"]))
+        assert cell["high"] - cell["mean"] == pytest.approx(
+            min(1.959964 * math.sqrt(variance), 1 - cell["mean"])
+        )
 
 
 def test_interval_of_one_seed_is_wilsons():
@@ -49,7 +60,9 @@ def test_interval_of_one_seed_is_wilsons():
 
 
 def test_interval_covers():
-    """Of 400 tables with known truth (seeds and images both random) about 95 % cover it; not much less is allowed."""
+    """Of 400 tables with known truth (seeds and images both random) about 95 % cover it; not much
+    less is allowed.
+    """
     dice, covered = np.random.default_rng(0), 0
     for _ in range(400):
         seeds, images = dice.normal(0, 0.3, (5, 1)), dice.normal(0, 1.0, (1, 200))
@@ -69,7 +82,9 @@ def test_text_forms(table, tmp_path):
     tex = (tmp_path / "two.tex").read_text()
     assert first.replace("±", r"$\pm$") in tex and tex.count(r"\\") == 3 and "\\toprule" in tex
     record = json.loads((tmp_path / "two.json").read_text())
-    assert len(record["runs"]) == 4 and record["missing"] == {"mart on digits, seed 1": "it diverged"}
+    assert len(record["runs"]) == 4 and record["missing"] == {
+        "mart on digits, seed 1": "it diverged"
+    }
     for text in (repr(table), table._repr_html_(), table.markdown()):
         assert "Not trained: mart on digits, seed 1 (it diverged)" in text and "mail-at" in text
     assert "mart" not in table.wide.index, "what was not run is no number"
@@ -93,6 +108,8 @@ def test_the_picture_shows_the_table(tiny_run, tmp_path):
     drawing = oneloop.every_method(runs, attacks="natural pgd10")
     cells = result_table("", runs, ATTACKS).cells
     assert set(drawing.facts) == {"at", "mail-at"}
-    assert drawing.facts["at"]["pgd10"] == pytest.approx(cells.loc[("at", "pgd10"), ["mean", "low", "high"]].tolist())
+    assert drawing.facts["at"]["pgd10"] == pytest.approx(
+        cells.loc[("at", "pgd10"), ["mean", "low", "high"]].tolist()
+    )
     rows = [label.get_text() for label in drawing.axes[0].get_yticklabels()]
     assert rows == sorted(rows, key=lambda m: drawing.facts[m]["pgd10"][0])

@@ -1,4 +1,7 @@
-"""Training: every method learns, a run is made once, survives a kill bit for bit, and refuses to lose its mind."""
+"""Training:
+
+every method learns, a run is made once, survives a kill bit for bit, and refuses to lose its mind.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,15 @@ from conftest import TINY
 from torch import nn
 
 import kit
-from kit import store, train
-from kit.minibatch import step
-from kit.runs import Run, build_model, dataset, folder_of, load_data
-from kit.spec import RunSpec, resolve
-from kit.types import KitError, Streams, part
+from kit.core import files
+from kit.core.errors import KitError
+from kit.core.parts import part
+from kit.core.random_streams import Streams
+from kit.experiments.runs import Run, cached_dataset, initial_network, open_dataset, run_folder
+from kit.experiments.specification import RunSpec, resolve
+from kit.training import loop
+from kit.training.checkpoint import TrainingState
+from kit.training.step import train_step
 
 
 def plan_of(method: str, **overrides):
@@ -31,26 +38,39 @@ def plan_of(method: str, **overrides):
 
 
 def batch_of(plan, n: int = 32):
-    split = dataset(plan).train.take(slice(0, n))
+    split = open_dataset(plan).train.take(slice(0, n))
     return split.x(), split.y, Streams(split.ids, 0, "test")
 
 
-# ---------------------------------------------------------------------------------------------- one step
+# ----------------------------------------------------------------------------------------- one step
+
 
 def test_a_step_is_the_textbook_step():
     """AT with a fixed start equals a PGD loop and an SGD step written out in a few lines."""
     plan = plan_of("at", **{"attack.init": "none"})
     x, y, streams = batch_of(plan)
-    ours, plain = (build_model(plan, dataset(plan)) for _ in range(2))
-    step(ours, torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9), plan.method, plan.recipe, x, y,
-               streams)
+    ours, plain = (initial_network(plan, open_dataset(plan)) for _ in range(2))
+    train_step(
+        ours,
+        torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9),
+        plan.method,
+        plan.recipe,
+        x,
+        y,
+        streams,
+    )
 
     eps, step_size = plan.recipe.eps, plan.recipe.eps * plan.recipe.step
     x_adv = x.clone()
     for _ in range(plan.recipe.steps):
         x_adv.requires_grad_(True)
         gradient = torch.autograd.grad(nn.functional.cross_entropy(plain(x_adv), y), x_adv)[0]
-        x_adv = (x_adv.detach() + step_size * gradient.sign()).clamp(min=x - eps).clamp(max=x + eps).clamp(0, 1)
+        x_adv = (
+            (x_adv.detach() + step_size * gradient.sign())
+            .clamp(min=x - eps)
+            .clamp(max=x + eps)
+            .clamp(0, 1)
+        )
     nn.functional.cross_entropy(plain(x_adv), y).backward()
     with torch.no_grad():
         for p in plain.parameters():
@@ -65,40 +85,70 @@ def test_loss_is_mean_of_weighted_plus_plain(method):
     plan = plan_of(method)
     x, y, streams = batch_of(plan)
     for reweighted in (False, True):
-        model = build_model(plan, dataset(plan))
+        model = initial_network(plan, open_dataset(plan))
         before = [p.clone() for p in model.parameters()]
-        done = step(model, torch.optim.SGD(model.parameters(), lr=0.01), plan.method, plan.recipe, x, y, streams,
-                          attacked=any(plan.method.stages(1, 3)), reweighted=reweighted)
+        done = train_step(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.01),
+            plan.method,
+            plan.recipe,
+            x,
+            y,
+            streams,
+            attacked=any(plan.method.stages(1, 3)),
+            reweighted=reweighted,
+        )
         weighted, plain = plan.method.loss.read(done.seen)
         expected = (done.weights * weighted + plain).mean()
         if plan.method.regulariser is not None:
-            fresh = build_model(plan, dataset(plan))
+            fresh = initial_network(plan, open_dataset(plan))
             expected = expected + plan.method.regulariser(fresh)
         torch.testing.assert_close(done.loss, expected.detach())
         assert done.weights.shape == y.shape
         if not reweighted:
             assert (done.weights == 1).all()
         moved = any((a != b).any() for a, b in zip(before, model.parameters(), strict=True))
-        assert moved or not done.weights.any(), "nothing was learned"   # untrained, every image may be in S_mul
+        assert moved or not done.weights.any(), (
+            "nothing was learned"
+        )  # untrained, every image may be in S_mul
 
 
 def test_what_no_part_reads_is_not_computed():
     """AT takes one outer forward, MAIL-AT on the clean margin and TRADES take two."""
-    for method, expected in (("at", 1), ("mail-at", 1), ("gairat", 1), ("mail-at-nat", 2), ("trades", 2), ("std", 1),
-                             ("at-awp", 2), ("trades-awp", 4)):   # AWP sees a batch once more to find its direction
+    for method, expected in (
+        ("at", 1),
+        ("mail-at", 1),
+        ("gairat", 1),
+        ("mail-at-nat", 2),
+        ("trades", 2),
+        ("std", 1),
+        ("at-awp", 2),
+        ("trades-awp", 4),
+    ):  # AWP sees a batch once more to find its direction
         plan = plan_of(method)
         x, y, streams = batch_of(plan, 8)
-        model, calls = build_model(plan, dataset(plan)), []
+        model, calls = initial_network(plan, open_dataset(plan)), []
         model.register_forward_hook(lambda module, *_, calls=calls: calls.append(module.training))
-        step(model, torch.optim.SGD(model.parameters(), lr=0.01), plan.method, plan.recipe, x, y, streams,
-                   attacked=any(plan.method.stages(1, 3)))
+        train_step(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.01),
+            plan.method,
+            plan.recipe,
+            x,
+            y,
+            streams,
+            attacked=any(plan.method.stages(1, 3)),
+        )
         assert sum(calls) == expected, f"{method}: {sum(calls)} forwards in train mode"
         inner = sum(not mode for mode in calls)
         attacked = any(plan.method.stages(1, 3))
-        assert inner == (plan.recipe.steps + (plan.method.attack.params["loss"] == "kl") if attacked else 0)
+        assert inner == (
+            plan.recipe.steps + (plan.method.attack.params["loss"] == "kl") if attacked else 0
+        )
 
 
-# ---------------------------------------------------------------------------------------------- runs
+# --------------------------------------------------------------------------------------------- runs
+
 
 @pytest.mark.parametrize("method", kit.METHODS)
 def test_every_method_trains(method, tiny_run):
@@ -107,7 +157,7 @@ def test_every_method_trains(method, tiny_run):
     assert list(history.epoch) == [1, 2, 3]
     assert np.isfinite(history.drop(columns="seconds").to_numpy()).all()
     assert history.lr.tolist() == pytest.approx([0.05, 0.05, 0.005])
-    assert (history.weight[:run.plan.burn_in] == 1).all()
+    assert (history.weight[: run.plan.burn_in] == 1).all()
     if run.plan.method.reweights:
         assert (run.epoch(3)["train_weight"] != 1).any()
     arrays = run.epoch(3)
@@ -118,20 +168,25 @@ def test_every_method_trains(method, tiny_run):
 
 
 LEARN = {"epochs": 28, "milestones": [18, 22]}
-#: csa-halves' turn from clean to attacked images is too sharp for the usual rate; perturbed from the first epoch on, as
-#: its code has it, at-awp keeps a small network on its plateau
+#: csa-halves' turn from clean to attacked images is too sharp for the usual rate; perturbed from
+#: the first epoch on, as its code has it, at-awp keeps a small network on its plateau
 LEARN_TOO = {"csa-halves": {"lr": 0.02}, "at-awp": {"schedule.until": 0.5}}
 
 
 @pytest.fixture(scope="module")
 def all_trained(home):
-    kit.run_many([RunSpec(name, overrides=LEARN | LEARN_TOO.get(name, {})) for name in kit.METHODS], quiet=True)
+    kit.run_many(
+        [RunSpec(name, overrides=LEARN | LEARN_TOO.get(name, {})) for name in kit.METHODS],
+        quiet=True,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", list(kit.METHODS))
 def test_every_method_learns_digits(method, all_trained):
-    """Well above chance on clean images, and adversarial methods far above standard training under attack."""
+    """Well above chance on clean images, and adversarial methods far above standard training under
+    attack.
+    """
     run = kit.run(method, overrides=LEARN | LEARN_TOO.get(method, {}), quiet=True)
     table = kit.evaluate(run, ["natural", "pgd20"], quiet=True)
     assert table.accuracy["natural"] > 0.75
@@ -153,7 +208,9 @@ def test_other_settings_get_other_folders(tiny_run):
 
 
 def test_run_numbers_are_the_stored_ones(tiny_run):
-    """The held-out accuracies in the history follow from the stored logits, and the model reproduces the final pass."""
+    """The held-out accuracies in the history follow from the stored logits, and the model
+    reproduces the final pass.
+    """
     run = tiny_run("at")
     arrays, last = run.epoch(3), run.history.iloc[-1]
     for kind, column in (("nat", "clean"), ("adv", "robust")):
@@ -166,7 +223,7 @@ def test_run_numbers_are_the_stored_ones(tiny_run):
 
 def test_best_is_the_best_held_out_epoch(tiny_run):
     run = tiny_run("mart", epochs=5)
-    chosen = store.load(run.folder / "best.ckpt")["epoch"]
+    chosen = files.load_checkpoint(run.folder / "best.ckpt")["epoch"]
     assert chosen == int(run.history.robust.to_numpy().argmax()) + 1
     assert run.history.robust[chosen - 1] == run.history.robust.max()
 
@@ -178,32 +235,50 @@ def test_weights_begin_after_burn_in(tiny_run):
 
 
 def test_left_out_examples_have_no_weight(tiny_run):
-    from kit.criteria import confused_labels
+    from kit.methods.criteria import confused_labels
+
     run = tiny_run("clirat-drop-multiple", burn_in=0)
     arrays = run.epoch(3)
     probs = torch.from_numpy(arrays["train_logits_adv"]).softmax(1)
     several = confused_labels(probs, run.data().train.y).numpy() >= 2
-    assert several.any() and (arrays["train_weight"][several] == 0).all() and (arrays["train_weight"][~several] > 0).all()
+    assert (
+        several.any()
+        and (arrays["train_weight"][several] == 0).all()
+        and (arrays["train_weight"][~several] > 0).all()
+    )
 
 
 def test_runs_that_share_burn_in_share_its_epochs(tiny_run):
-    """Fig. 1B needs branches from one checkpoint: equal seeds give equal networks until weights differ."""
+    """Fig.
+
+    1B needs branches from one checkpoint: equal seeds give equal networks until weights differ.
+    """
     a, b = tiny_run("mail-at", burn_in=2), tiny_run("clirat", burn_in=2)
     for epoch in (1, 2):
-        np.testing.assert_array_equal(a.epoch(epoch)["test_logits_adv"], b.epoch(epoch)["test_logits_adv"])
+        np.testing.assert_array_equal(
+            a.epoch(epoch)["test_logits_adv"], b.epoch(epoch)["test_logits_adv"]
+        )
     assert (a.epoch(3)["test_logits_adv"] != b.epoch(3)["test_logits_adv"]).any()
 
 
 def test_branching_from_a_sibling_changes_nothing(tmp_path, monkeypatch):
-    """Alone or branched from another run's burn-in, a run ends bit for bit the same; a damaged sibling is not used."""
+    """Alone or branched from another run's burn-in, a run ends bit for bit the same; a damaged
+    sibling is not used.
+    """
     ends = {}
-    for name, methods in (("alone", ["clirat"]), ("branched", ["mail-at", "clirat", "at"]), ("plain", ["at"]),
-                          ("damaged", ["mail-at", "clirat"])):
+    for name, methods in (
+        ("alone", ["clirat"]),
+        ("branched", ["mail-at", "clirat", "at"]),
+        ("plain", ["at"]),
+        ("damaged", ["mail-at", "clirat"]),
+    ):
         monkeypatch.setenv("KIT_HOME", str(tmp_path / name))
         for method in methods:
             run = kit.run(method, overrides={**TINY, "epochs": 4}, quiet=True)
             ends[name, method] = contents(run.folder)
-            assert (run.folder / "branched.json").exists() == (name == "branched" and method != "mail-at")
+            assert (run.folder / "branched.json").exists() == (
+                name == "branched" and method != "mail-at"
+            )
             if name == "damaged" and method == "mail-at":
                 shutil.copy(run.folder / "epochs/0002.npz", run.folder / "epochs/0001.npz")
     for name in ("branched", "damaged"):
@@ -213,7 +288,9 @@ def test_branching_from_a_sibling_changes_nothing(tmp_path, monkeypatch):
 
 
 def test_networks_are_kept_along_the_way(tmp_path, monkeypatch):
-    """Every second of 14 epochs, and where burn-in (9) and training end; branched or not; each is that epoch's network."""
+    """Every second of 14 epochs, and where burn-in (9) and training end; branched or not; each is
+    that epoch's network.
+    """
     monkeypatch.setenv("KIT_HOME", str(tmp_path))
     longer = {**TINY, "epochs": 14, "burn_in": 9, "milestones": []}
     runs = [kit.run(m, overrides=longer, quiet=True) for m in ("mail-at", "clirat")]
@@ -223,22 +300,38 @@ def test_networks_are_kept_along_the_way(tmp_path, monkeypatch):
             arrays = run.epoch(epoch)
             images = run.data().test.take(slice(0, len(arrays["test_y"])))
             with torch.no_grad():
-                np.testing.assert_allclose(run.model(epoch)(images.x()), arrays["test_logits_nat"], atol=1e-4)
+                np.testing.assert_allclose(
+                    run.model(epoch)(images.x()), arrays["test_logits_nat"], atol=1e-4
+                )
         for which in (7, "worst", True):
-            with pytest.raises(KitError, match="last, best, initial, or an epoch that was kept: 2, 4, 6, 8, 9"):
+            with pytest.raises(
+                KitError, match="last, best, initial, or an epoch that was kept: 2, 4, 6, 8, 9"
+            ):
                 run.model(which)
     assert (runs[1].folder / "branched.json").exists()
-    same, other = kit.evaluate(runs[0], ["natural"], which=14, quiet=True), kit.evaluate(runs[0], ["natural"], quiet=True)
+    same, other = (
+        kit.evaluate(runs[0], ["natural"], which=14, quiet=True),
+        kit.evaluate(runs[0], ["natural"], quiet=True),
+    )
     assert same.accuracy["natural"] == other.accuracy["natural"]
 
 
 def test_only_runs_that_differ_in_weights_share_a_trunk():
-    same = [plan_of(m).trunk for m in ("at", "mail-at", "clirat", "clirat-drop-single")]
+    same = [plan_of(m).burn_in_key for m in ("at", "mail-at", "clirat", "clirat-drop-single")]
     assert len(set(same)) == 1
-    other = [plan_of("gairat"), plan_of("mail-trades"), plan_of("mail-at-nat"), plan_of("std"), plan_of("mail-at", eps=0.2)]
-    assert len({same[0], *(plan.trunk for plan in other)}) == 6
-    for a, b in (("mail-trades", "clir-trades"), ("mail-at-nat", "mail-at-dif")):   # the latter two pass x through, too
-        assert plan_of(a).trunk == plan_of(b).trunk
+    other = [
+        plan_of("gairat"),
+        plan_of("mail-trades"),
+        plan_of("mail-at-nat"),
+        plan_of("std"),
+        plan_of("mail-at", eps=0.2),
+    ]
+    assert len({same[0], *(plan.burn_in_key for plan in other)}) == 6
+    for a, b in (
+        ("mail-trades", "clir-trades"),
+        ("mail-at-nat", "mail-at-dif"),
+    ):  # the latter two pass x through, too
+        assert plan_of(a).burn_in_key == plan_of(b).burn_in_key
 
 
 def test_global_random_state_is_untouched(fresh_home):
@@ -249,40 +342,57 @@ def test_global_random_state_is_untouched(fresh_home):
     assert torch.equal(torch.rand(3), expected)
 
 
-# ---------------------------------------------------------------------------------------------- interruption
+# ------------------------------------------------------------------------------------- interruption
+
 
 def contents(folder) -> dict[str, bytes | list]:
     """What must be equal bit for bit: all but seconds and run.json's circumstances."""
     found = {}
     for path in sorted(folder.rglob("*.npz")):
-        found[path.name] = {k: v.tobytes() for k, v in store.load_arrays(path).items()}
-    state = store.load(folder / "last.ckpt")
+        found[path.name] = {k: v.tobytes() for k, v in files.load_arrays(path).items()}
+    state = files.load_checkpoint(folder / "last.ckpt")
     found["model"] = {k: v.numpy().tobytes() for k, v in state["model"].items()}
-    found["momentum"] = [v["momentum_buffer"].numpy().tobytes() for v in state["optimiser"]["state"].values()]
-    found["history"] = [{k: v for k, v in row.items() if k != "seconds"} for row in state["history"]]
+    found["momentum"] = [
+        v["momentum_buffer"].numpy().tobytes() for v in state["optimizer"]["state"].values()
+    ]
+    found["history"] = [
+        {k: v for k, v in row.items() if k != "seconds"} for row in state["history"]
+    ]
     return found
 
 
-SCRIPT = "import sys, json, kit; kit.run(sys.argv[1], overrides=json.loads(sys.argv[2]), quiet=True)"
+SCRIPT = (
+    "import sys, json, kit; kit.run(sys.argv[1], overrides=json.loads(sys.argv[2]), quiet=True)"
+)
 
 
 def start(home, method: str, overrides: dict) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, method, json.dumps(overrides)],
-                            env={**os.environ, "KIT_HOME": str(home)}, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, method, json.dumps(overrides)],
+        env={**os.environ, "KIT_HOME": str(home)},
+        stderr=subprocess.PIPE,
+    )
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(tmp_path):
-    """kill -9 in the middle of epochs, twice; the end is the same to the last bit. tests/faults has many more."""
+    """kill -9 in the middle of epochs, twice; the end is the same to the last bit.
+
+    tests/faults has many more.
+    """
     method, overrides = "mail-at", {**TINY, "epochs": 8}
     homes = [tmp_path / name for name in ("calm", "killed")]
     assert start(homes[0], method, overrides).wait() == 0
-    folder = homes[1] / "data/runs" / folder_of(resolve(RunSpec(method, overrides=overrides))).name
+    folder = homes[1] / "data/runs" / run_folder(resolve(RunSpec(method, overrides=overrides))).name
     seen = []
     for after in (1, 5):
         process = start(homes[1], method, overrides)
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None and not (folder / f"epochs/{after:04d}.npz").exists():
+        while (
+            time.monotonic() < deadline
+            and process.poll() is None
+            and not (folder / f"epochs/{after:04d}.npz").exists()
+        ):
             time.sleep(0.005)
         time.sleep(0.06)
         process.send_signal(signal.SIGKILL)
@@ -290,7 +400,9 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path):
         assert not (folder / "done.json").exists(), "it finished before it could be killed"
         seen.append(len(list((folder / "epochs").glob("[0-9]*.npz"))))
     assert start(homes[1], method, overrides).wait() == 0
-    assert all(a < b for a, b in pairwise(seen)), "it resumed where it had stopped, it did not start afresh"
+    assert all(a < b for a, b in pairwise(seen)), (
+        "it resumed where it had stopped, it did not start afresh"
+    )
     calm = homes[0] / "data/runs" / folder.name
     assert contents(folder) == contents(calm)
 
@@ -309,17 +421,21 @@ def test_damaged_checkpoint_is_set_aside(tiny_run, copy_of, capsys):
 
 
 def test_damaged_checkpoint_costs_one_epoch(fresh_home, monkeypatch):
-    """While a run goes on, the checkpoint before the last one is there: training goes on from it, not afresh."""
+    """While a run goes on, the checkpoint before the last one is there:
+
+    training goes on from it, not afresh.
+    """
     whole = contents(kit.run("mail-at", overrides=TINY, quiet=True).folder)
     shutil.rmtree(fresh_home / "data")
-    real, begun = train.train_epoch, []
+    real, begun = loop.train_epoch, []
 
-    def stopped(crew, split, epoch):
+    def stopped(states, split, epoch):
         begun.append(epoch)
         if begun == [1, 2, 3]:
             raise KeyboardInterrupt
-        return real(crew, split, epoch)
-    monkeypatch.setattr(train, "train_epoch", stopped)
+        return real(states, split, epoch)
+
+    monkeypatch.setattr(loop, "train_epoch", stopped)
     with pytest.raises(KeyboardInterrupt):
         kit.run("mail-at", overrides=TINY, quiet=True)
     folder = next((fresh_home / "data/runs").iterdir())
@@ -330,7 +446,11 @@ def test_damaged_checkpoint_costs_one_epoch(fresh_home, monkeypatch):
 
 def test_damaged_result_is_named_when_read(tiny_run, copy_of):
     run = copy_of(tiny_run("at"))
-    reads = {"last.ckpt": run.model, "final.npz": lambda: run.final, "epochs/0002.npz": lambda: run.epoch(2)}
+    reads = {
+        "last.ckpt": run.model,
+        "final.npz": lambda: run.final,
+        "epochs/0002.npz": lambda: run.epoch(2),
+    }
     for name, read in reads.items():
         path = run.folder / name
         path.write_bytes(path.read_bytes()[:-100])
@@ -339,14 +459,19 @@ def test_damaged_result_is_named_when_read(tiny_run, copy_of):
 
 
 def test_every_file_is_in_its_place(tiny_run, copy_of):
-    """Whole files of the kit that belong elsewhere are not read: another epoch's, another network's, another run's."""
+    """Whole files of the kit that belong elsewhere are not read:
+
+    another epoch's, another network's, another run's.
+    """
     run, other = copy_of(tiny_run("at")), tiny_run("at", seed=1)
-    reads = {"epochs/0001.npz": ("epochs/0002.npz", lambda run: run.epoch(1)),
-             "best.ckpt": ("snapshots/0001.ckpt", lambda run: run.model("best")),
-             "final.npz": (other.folder / "final.npz", lambda run: run.final),
-             "history.csv": (other.folder / "history.csv", lambda run: run.history),
-             "done.json": (other.folder / "done.json", lambda run: run.done),
-             "run.json": (other.folder / "run.json", lambda run: run.record)}
+    reads = {
+        "epochs/0001.npz": ("epochs/0002.npz", lambda run: run.epoch(1)),
+        "best.ckpt": ("snapshots/0001.ckpt", lambda run: run.model("best")),
+        "final.npz": (other.folder / "final.npz", lambda run: run.final),
+        "history.csv": (other.folder / "history.csv", lambda run: run.history),
+        "done.json": (other.folder / "done.json", lambda run: run.done),
+        "run.json": (other.folder / "run.json", lambda run: run.record),
+    }
     for name, (wrong, read) in reads.items():
         whole = (run.folder / name).read_bytes()
         read(Run(run.spec, run.folder))
@@ -371,16 +496,21 @@ def test_a_sibling_on_other_images_is_not_branched_from(fresh_home):
     for seed, method in ((0, "mail-at"), (0, "clirat"), (1, "mail-at-printed")):
         images = np.random.default_rng(seed).integers(0, 256, (20, 8, 8), dtype=np.uint8)
         np.savez(fresh_home / "made.npz", image=images, label=np.arange(20) % 10)
-        load_data.cache_clear()
-        run = kit.run(method, f"digits+npz:{fresh_home}/made.npz", overrides={**TINY, "train_size": 60}, quiet=True)
+        cached_dataset.cache_clear()
+        run = kit.run(
+            method,
+            f"digits+npz:{fresh_home}/made.npz",
+            overrides={**TINY, "train_size": 60},
+            quiet=True,
+        )
         branched.append((run.folder / "branched.json").exists())
-    load_data.cache_clear()
+    cached_dataset.cache_clear()
     assert branched == [False, True, False]
 
 
 def test_changed_data_are_noticed(tiny_run, copy_of):
     run = copy_of(tiny_run("at"))
-    store.write_sealed(run.folder / "run.json", run.record | {"data_fingerprint": "0" * 12})
+    files.write_sealed_json(run.folder / "run.json", run.record | {"data_fingerprint": "0" * 12})
     run = Run(run.spec, run.folder)
     with pytest.raises(KitError, match="has changed since"):
         run.model()
@@ -391,12 +521,13 @@ def test_second_process_waits_and_opens(tmp_path):
     overrides = {**TINY, "epochs": 4}
     both = [start(tmp_path, "at", overrides) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
-    folder = tmp_path / "data/runs" / folder_of(resolve(RunSpec("at", overrides=overrides))).name
-    assert len(store.load(folder / "last.ckpt")["history"]) == 4
+    folder = tmp_path / "data/runs" / run_folder(resolve(RunSpec("at", overrides=overrides))).name
+    assert len(files.load_checkpoint(folder / "last.ckpt")["history"]) == 4
     assert len(list(folder.parent.iterdir())) == 1
 
 
-# ---------------------------------------------------------------------------------------------- sick networks
+# ------------------------------------------------------------------------------------ sick networks
+
 
 def test_divergence_is_stopped_with_the_last_good_checkpoint(fresh_home):
     with pytest.raises(KitError, match=r"diverged in epoch \d+.*Lower lr") as caught:
@@ -404,23 +535,25 @@ def test_divergence_is_stopped_with_the_last_good_checkpoint(fresh_home):
     folder = next((fresh_home / "data/runs").iterdir())
     assert not (folder / "done.json").exists()
     if "is kept" in str(caught.value):
-        state = store.load(folder / "last.ckpt")
+        state = files.load_checkpoint(folder / "last.ckpt")
         assert all(v.isfinite().all() for v in state["model"].values())
 
 
 def test_collapse_ends_a_run(fresh_home, monkeypatch, capsys):
-    """A network that had learned and then gives every image one class for three epochs goes on no more; the run is a
-    result like any other, and nobody can miss what happened."""
-    real = train.train_epoch
+    """A network that had learned and then gives every image one class for three epochs goes on no
+    more; the run is a result like any other, and nobody can miss what happened.
+    """
+    real = loop.train_epoch
 
-    def spoiled(crew, split, epoch):
-        done, model = real(crew, split, epoch), crew[0].model
+    def spoiled(states, split, epoch):
+        done, model = real(states, split, epoch), states[0].model
         if epoch > 12:
             with torch.no_grad():
                 model[-1].weight.zero_()
                 model[-1].bias.copy_(torch.arange(10.0))
         return done
-    monkeypatch.setattr(train, "train_epoch", spoiled)
+
+    monkeypatch.setattr(loop, "train_epoch", spoiled)
     spec = RunSpec("std", overrides={**TINY, "epochs": 20, "milestones": []})
     for _ in range(2):
         run = kit.run(spec)
@@ -433,24 +566,37 @@ def test_network_that_never_learned_says_so(fresh_home, capsys):
     """A short or hopeless run is no error, but nobody can miss it."""
     spec = RunSpec("std", overrides={**TINY, "lr": 1e-9, "epochs": 1, "milestones": []})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_epoch", lambda crew, *rest, real=train.train_epoch: (
-            nn.init.zeros_(crew[0].model[-1].weight), real(crew, *rest))[1])
+        patch.setattr(
+            loop,
+            "train_epoch",
+            lambda states, *rest, real=loop.train_epoch: (
+                nn.init.zeros_(states[0].model[-1].weight),
+                real(states, *rest),
+            )[1],
+        )
         kit.run(spec)
     assert "learned nothing" in capsys.readouterr().out
     kit.run(spec)
     assert "learned nothing" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("weight", "words"), [
-    (lambda score: score / 0, "NaN or infinite"), (lambda score: score * 0 - 1e-6, "negative weights"),
-    (lambda score: score * 0, "only zeros")])
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        (lambda score: score / 0, "NaN or infinite"),
+        (lambda score: score * 0 - 1e-6, "negative weights"),
+        (lambda score: score * 0, "only zeros"),
+    ],
+)
 def test_weight_functions_that_weigh_nothing(weight, words, fresh_home, monkeypatch):
     """A reader's own function is refused in words, and the last good epoch is kept."""
-    monkeypatch.setitem(kit.METHODS, "own", dataclasses.replace(kit.METHODS["mail-at"], weight=part(weight)))
+    monkeypatch.setitem(
+        kit.METHODS, "own", dataclasses.replace(kit.METHODS["mail-at"], weight=part(weight))
+    )
     with pytest.raises(KitError, match=f"own, epoch 3: .*{words}"):
         kit.run("own", overrides={**TINY, "burn_in": 2}, quiet=True)
     folder = next((fresh_home / "data/runs").iterdir())
-    assert store.load(folder / "last.ckpt")["epoch"] == 2
+    assert files.load_checkpoint(folder / "last.ckpt")["epoch"] == 2
 
 
 def test_batch_larger_than_the_data(fresh_home):
@@ -465,26 +611,43 @@ def test_read_only_home(tmp_path, monkeypatch):
         kit.run("at", overrides=TINY, quiet=True)
 
 
-# ---------------------------------------------------------------------------------------------- larger networks, real data
+# ----------------------------------------------------------------------- larger networks, real data
+
 
 @pytest.mark.parametrize("model", ["resnet18", "wrn-10-1"])
 def test_batch_norm_networks_train_and_resume(model, tmp_path):
-    """Buffers are part of the state: interrupted after each epoch, a run ends as the undisturbed one."""
-    overrides = {**TINY, "model": model, "train_size": 64, "validation": 20, "epochs": 2, "milestones": [], "steps": 1,
-                 "probe": 20, "batch_size": 32}
+    """Buffers are part of the state:
+
+    interrupted after each epoch, a run ends as the undisturbed one.
+    """
+    overrides = {
+        **TINY,
+        "model": model,
+        "train_size": 64,
+        "validation": 20,
+        "epochs": 2,
+        "milestones": [],
+        "steps": 1,
+        "probe": 20,
+        "batch_size": 32,
+    }
     plan, data = plan_of("trades", **overrides), None
-    data = dataset(plan)
+    data = open_dataset(plan)
     ends = []
     for interrupted in (False, True):
-        model_, folder = build_model(plan, data), tmp_path / str(interrupted)
-        store.write_json(folder / "run.json", {})     # as `begin` leaves it
-        state = train.State(plan, folder, model_, torch.optim.SGD(model_.parameters(), lr=0.01, momentum=0.9))
+        model_, folder = initial_network(plan, data), tmp_path / str(interrupted)
+        files.write_json(folder / "run.json", {})  # as `begin` leaves it
+        state = TrainingState(
+            plan, folder, model_, torch.optim.SGD(model_.parameters(), lr=0.01, momentum=0.9)
+        )
         for epoch in range(2):
             if interrupted and epoch:
-                fresh = build_model(plan, data)
-                state = train.State(plan, folder, fresh, torch.optim.SGD(fresh.parameters(), lr=0.01, momentum=0.9))
+                fresh = initial_network(plan, data)
+                state = TrainingState(
+                    plan, folder, fresh, torch.optim.SGD(fresh.parameters(), lr=0.01, momentum=0.9)
+                )
                 state.load(folder / "last.ckpt", torch.device("cpu"))
-            train.epoch_of([state], data)
+            loop.run_epoch([state], data)
         ends.append(state.model.state_dict())
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     assert any("running_mean" in name for name in ends[0])
@@ -494,12 +657,25 @@ def test_batch_norm_networks_train_and_resume(model, tmp_path):
 def test_cifar_networks_take_a_step(model):
     """One full PGD step on CIFAR-shaped images at paper size."""
     plan = dataclasses.replace(plan_of("mail-at", steps=1), burn_in=0)
-    from kit.models import build
-    net = build(model, (3, 32, 32), 10)
-    x, y = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 5])
-    done = step(net, torch.optim.SGD(net.parameters(), lr=0.01), plan.method, plan.recipe, x, y,
-                      Streams(torch.arange(2), 0, "t"))
-    assert done.loss.isfinite() and all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    from kit.models.architectures import build_network
+
+    net = build_network(model, (3, 32, 32), 10)
+    x, y = (
+        torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([3, 5]),
+    )
+    done = train_step(
+        net,
+        torch.optim.SGD(net.parameters(), lr=0.01),
+        plan.method,
+        plan.recipe,
+        x,
+        y,
+        Streams(torch.arange(2), 0, "t"),
+    )
+    assert done.loss.isfinite() and all(
+        p.grad is not None and p.grad.isfinite().all() for p in net.parameters()
+    )
 
 
 @pytest.mark.real
@@ -518,9 +694,17 @@ def test_cifar10_as_a_folder(home):
     folder = home / "data/cifar10-jpeg"
     if not folder.is_dir():
         pytest.skip("the JPEG CIFAR-10 tree is not in data/cifar10-jpeg")
-    overrides = {"train_size": 256, "validation": 64, "epochs": 1, "milestones": [], "steps": 1, "probe": 64, "lr": 0.01}
+    overrides = {
+        "train_size": 256,
+        "validation": 64,
+        "epochs": 1,
+        "milestones": [],
+        "steps": 1,
+        "probe": 64,
+        "lr": 0.01,
+    }
     spec = RunSpec("at", f"folder:{folder}", overrides=overrides)
-    data = dataset(resolve(spec))
+    data = open_dataset(resolve(spec))
     assert (len(data.train), len(data.test), data.shape) == (256, 10_000, (3, 32, 32))
     assert data.classes[3] == "cat" and data.classes[5] == "dog"
 

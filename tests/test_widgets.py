@@ -1,4 +1,7 @@
-"""Panels without a browser: values, sentences, what is refused, and their three faces. Real ones: tests/test_browser.py."""
+"""Panels without a browser:
+
+values, sentences, what is refused, and their three faces. Real ones: tests/test_browser.py.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kit.types import KitError
-from kit.widgets import Action, Choice, Number, Panel, Text, Toggle
+from kit.core.errors import KitError
+from kit.widgets.panel import Action, Choice, Number, Panel, Text, Toggle
 
 
 class Bars(Panel):
@@ -19,8 +22,13 @@ class Bars(Panel):
     built = 0
 
     def controls(self, values):
-        given = [Number("height", 2.0, 0.0, 5.0, 0.5, "of the left bar"), Choice("colour", "red", ("red", "blue")),
-                 Toggle("mirrored", False), Text("words", "none", checked=self.words), Action("double", self.double)]
+        given = [
+            Number("height", 2.0, 0.0, 5.0, 0.5, "of the left bar"),
+            Choice("colour", "red", ("red", "blue")),
+            Toggle("mirrored", False),
+            Text("words", "none", checked=self.words),
+            Action("double", self.double),
+        ]
         if values.get("colour") == "blue":
             given.append(Number("count", 3, 1, 9, 1, integer=True, plays=True))
         return given
@@ -92,10 +100,19 @@ def test_buttons():
         panel.press("treble")
 
 
-@pytest.mark.parametrize(("values", "words"), [
-    ({"height": 9}, "from 0 to 5"), ({"height": "high"}, "from 0 to 5"), ({"height": float("nan")}, "from 0 to 5"),
-    ({"height": True}, "from 0 to 5"), ({"colour": "rde"}, "Did you mean 'red'"), ({"words": ""}, "must not be empty"),
-    ({"heigth": 1}, "Did you mean 'height'"), ({"height": 1, "colour": "green"}, "colour")])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"height": 9}, "from 0 to 5"),
+        ({"height": "high"}, "from 0 to 5"),
+        ({"height": float("nan")}, "from 0 to 5"),
+        ({"height": True}, "from 0 to 5"),
+        ({"colour": "rde"}, "Did you mean 'red'"),
+        ({"words": ""}, "must not be empty"),
+        ({"heigth": 1}, "Did you mean 'height'"),
+        ({"height": 1, "colour": "green"}, "colour"),
+    ],
+)
 def test_what_is_refused_changes_nothing(values, words):
     panel = Bars()
     before, set_ = pixels(panel), dict(panel.values)
@@ -117,8 +134,10 @@ def test_live_is_a_widget_and_a_picture(monkeypatch):
     panel = Bars()
     data, _ = panel._repr_mimebundle_()
     assert {"application/vnd.jupyter.widget-view+json", "image/png", "text/plain"} <= set(data)
-    assert panel._repr_mimebundle_()[0]["application/vnd.jupyter.widget-view+json"] == \
-        data["application/vnd.jupyter.widget-view+json"]
+    assert (
+        panel._repr_mimebundle_()[0]["application/vnd.jupyter.widget-view+json"]
+        == data["application/vnd.jupyter.widget-view+json"]
+    )
 
 
 def test_fields_hand_over_what_is_typed_and_take_back_what_is_refused(monkeypatch):
@@ -128,10 +147,16 @@ def test_fields_hand_over_what_is_typed_and_take_back_what_is_refused(monkeypatc
     face, (text, slider) = panel.face, panel.face.fields["height"]
     first = face.picture.value
     slider.value = 3.0
-    assert panel.values["height"] == text.value == 3.0 and face.picture.value != first and "&amp; red" in face.picture.value
+    assert (
+        panel.values["height"] == text.value == 3.0
+        and face.picture.value != first
+        and "&amp; red" in face.picture.value
+    )
     text.value = 77.0
     assert panel.values["height"] == text.value == slider.value == 3.0
-    assert "from 0 to 5" in face.alarm.value and "Traceback" not in face.alarm.value and panel.trouble
+    assert (
+        "from 0 to 5" in face.alarm.value and "Traceback" not in face.alarm.value and panel.trouble
+    )
     text.value = 5.0
     assert panel.values["height"] == text.value == 3.0 and "five is a trap" in face.alarm.value
     slider.value = 1.0
@@ -151,7 +176,7 @@ class Dot(Panel):
     def build(self, figure, values):
         self.axes = figure.subplots()
         self.axes.set(xlim=(0, 1), ylim=(0, 1))
-        self.dot, = self.axes.plot([0.5], [0.5], "o")
+        (self.dot,) = self.axes.plot([0.5], [0.5], "o")
         return [self.dot]
 
     def update(self, values):
@@ -170,8 +195,10 @@ def test_a_picture_that_is_dragged(monkeypatch):
     panel = Dot()
     panel._repr_mimebundle_()
     pad, box = panel.face.picture, panel.figure.axes[0].bbox
+
     def at(share):
         return [(box.x0 + share * box.width) / panel.figure.bbox.width, 0.5]
+
     pad.pointed = [*at(0.25), 1]
     assert panel.values["x"] == pytest.approx(0.25) and panel.sentence == pad.alt == "x is 0.25"
     pad.pointed = [*at(1.2), 1]
@@ -191,7 +218,7 @@ class Third(Panel):
         return [Number("x", 1 / 3, 0.0, 1.0, 0.25)]
 
     def build(self, figure, values):
-        self.mark, = figure.subplots().plot([0.5], [0.5], "o")
+        (self.mark,) = figure.subplots().plot([0.5], [0.5], "o")
         return [self.mark]
 
     def update(self, values):
@@ -200,12 +227,21 @@ class Third(Panel):
 
 
 def test_a_slider_can_stand_at_every_default(monkeypatch):
-    """A browser's slider knows its low end and whole steps from there: it would move what lies between by itself."""
+    """A browser's slider knows its low end and whole steps from there:
+
+    it would move what lies between by itself.
+    """
     monkeypatch.setenv("KIT_WIDGETS", "1")
     panel = Third()
     panel._repr_mimebundle_()
     slider = panel.face.fields["x"][1]
     steps = (slider.value - slider.min) / slider.step
-    assert panel.values["x"] == slider.value == 1 / 3 and slider.min >= 0 and steps == pytest.approx(round(steps))
+    assert (
+        panel.values["x"] == slider.value == 1 / 3
+        and slider.min >= 0
+        and steps == pytest.approx(round(steps))
+    )
     slider.value = slider.min + 2 * slider.step + 1e-13
-    assert panel.values["x"] == pytest.approx(7 / 12, abs=1e-9) and panel.values["x"] == float(f"{panel.values['x']:.10g}")
+    assert panel.values["x"] == pytest.approx(7 / 12, abs=1e-9) and panel.values["x"] == float(
+        f"{panel.values['x']:.10g}"
+    )

@@ -8,22 +8,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kit import widgets
-from kit.evaluate import evaluate
-from kit.types import KitError
-from kit.widgets import WIDGETS, Action, Choice, Number, Text, Toggle
+from kit.core.errors import KitError
+from kit.evaluation.accuracy import evaluate
+from kit.widgets import WIDGETS
+from kit.widgets.boundary_panel import boundary
+from kit.widgets.counterfactual_panel import whatif
+from kit.widgets.inspector_panel import inspect
+from kit.widgets.live_training_panel import train_live
+from kit.widgets.mirage_panel import mirage
+from kit.widgets.panel import Action, Choice, Number, Text, Toggle
+from kit.widgets.race_panel import race
+from kit.widgets.sealed_panel import sealed
+from kit.widgets.simplex_panel import simplex
+from kit.widgets.weighting_panel import weighting_curves
 
 #: How a widget is made from tiny runs; `runs` makes one, say runs("mail-at").
 MAKERS = {
-    "weighting-curves": lambda runs: widgets.weighting_curves(runs("mail-at")),
-    "whatif": lambda runs: widgets.whatif(runs("mail-at")),
-    "inspect": lambda runs: widgets.inspect(runs("mail-at")),
-    "simplex": lambda runs: widgets.simplex(runs("mail-at")),
-    "boundary": lambda runs: widgets.boundary(),
-    "race": lambda runs: widgets.race(runs("at")),
-    "train-live": lambda runs: widgets.train_live(runs("mail-at").spec),
-    "mirage": lambda runs: widgets.mirage([attacked(runs(method)) for method in ("at", "mail-at")], n=20),
-    "sealed": lambda runs: widgets.sealed("How many of ten?", 0, 10, "images", paper=7),
+    "weighting-curves": lambda runs: weighting_curves(runs("mail-at")),
+    "whatif": lambda runs: whatif(runs("mail-at")),
+    "inspect": lambda runs: inspect(runs("mail-at")),
+    "simplex": lambda runs: simplex(runs("mail-at")),
+    "boundary": lambda runs: boundary(),
+    "race": lambda runs: race(runs("at")),
+    "train-live": lambda runs: train_live(runs("mail-at").spec),
+    "mirage": lambda runs: mirage([attacked(runs(method)) for method in ("at", "mail-at")], n=20),
+    "sealed": lambda runs: sealed("How many of ten?", 0, 10, "images", paper=7),
 }
 
 #: Controls that another setting makes idle: (widget, control) and what must be set to wake it.
@@ -47,10 +56,14 @@ def others(control) -> list:
     """The other values that a hand would try."""
     if isinstance(control, Number):
         middle = control.low + round((control.high - control.low) / 2 / control.step) * control.step
-        return [int(v) if control.integer else v for v in (control.low, control.high, middle) if v != control.value]
+        return [
+            int(v) if control.integer else v
+            for v in (control.low, control.high, middle)
+            if v != control.value
+        ]
     if isinstance(control, Choice):
         rest = [option for option in control.options if option != control.value]
-        return rest[::max(len(rest) // 4, 1)]      # of forty methods a few: each draws everything anew
+        return rest[:: max(len(rest) // 4, 1)]  # of forty methods a few: each draws everything anew
     return [not control.value] if isinstance(control, Toggle) else []
 
 
@@ -66,7 +79,10 @@ def test_says_and_shows_something(panel):
     assert panel.name and panel.title and panel.source and panel.given
     assert any(character.isdigit() for character in panel.sentence) and not panel.trouble
     picture = np.asarray(Image.open(io.BytesIO(panel.png())))
-    assert picture.shape[:2] == (round(panel.size[1] * 100), round(panel.size[0] * 100)) and picture.std() > 5
+    assert (
+        picture.shape[:2] == (round(panel.size[1] * 100), round(panel.size[0] * 100))
+        and picture.std() > 5
+    )
     names = [control.name for control in panel.given]
     assert len(set(names)) == len(names)
 
@@ -83,7 +99,9 @@ def test_no_control_is_dead(panel):
         changed = False
         for value in tried:
             panel.set(**{control.name: value})
-            assert panel.values[control.name] == (pytest.approx(value) if isinstance(value, float) else value)
+            assert panel.values[control.name] == (
+                pytest.approx(value) if isinstance(value, float) else value
+            )
             assert panel.sentence and not panel.trouble
             changed |= state(panel) != before
         assert changed or not tried, f"{control.name} of {panel.name} changes nothing"
@@ -105,8 +123,13 @@ def test_back_again_is_the_same_picture(panel):
 def test_out_of_range_is_refused(panel):
     before, values = state(panel), dict(panel.values)
     for control in panel.given:
-        wrong = {Number: [control.high + 1, float("nan"), "x"] if isinstance(control, Number) else [], Choice: ["no such"],
-                 Toggle: [], Text: [], Action: []}[type(control)]
+        wrong = {
+            Number: [control.high + 1, float("nan"), "x"] if isinstance(control, Number) else [],
+            Choice: ["no such"],
+            Toggle: [],
+            Text: [],
+            Action: [],
+        }[type(control)]
         for value in wrong:
             with pytest.raises(KitError, match=r"from|Choices|mean"):
                 panel.set(**{control.name: value})
@@ -123,5 +146,7 @@ def test_live_is_a_widget(panel, monkeypatch):
     monkeypatch.setenv("KIT_WIDGETS", "1")
     data, _ = panel._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
-    assert set(panel.face.fields) == {control.name for control in panel.given if not isinstance(control, Action)}
+    assert set(panel.face.fields) == {
+        control.name for control in panel.given if not isinstance(control, Action)
+    }
     assert panel.sentence.split()[0] in panel.face.words.value

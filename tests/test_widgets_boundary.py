@@ -1,4 +1,7 @@
-"""The plane under the hand: the kit's attack step by step, margins and weights computed a second time by hand."""
+"""The plane under the hand:
+
+the kit's attack step by step, margins and weights computed a second time by hand.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,17 @@ import pytest
 import torch
 
 import kit
-from kit.types import KitError, Seen, Threat
-from kit.widgets.boundary import SHOWN, boundary, crowd, plane, relative_weights, strike
+from kit.core.errors import KitError
+from kit.core.threat import Threat
+from kit.methods.step_outputs import StepOutputs
+from kit.widgets.boundary_panel import (
+    SHOWN,
+    attack_point,
+    boundary,
+    crowd,
+    plane_images,
+    relative_weights,
+)
 
 
 @pytest.fixture
@@ -26,26 +38,43 @@ def softmax(model, point):
 
 @pytest.mark.parametrize("classes", [3, 4, 5])
 def test_the_network_knows_its_plane(classes):
-    field = plane(classes)
+    field = plane_images(classes)
     with torch.no_grad():
         right = (field.model(field.x).argmax(1) == field.y).double().mean()
-    assert right > 0.75 and field.x.min() >= 0 and field.x.max() <= 1 and set(field.y.tolist()) == set(range(classes))
+    assert (
+        right > 0.75
+        and field.x.min() >= 0
+        and field.x.max() <= 1
+        and set(field.y.tolist()) == set(range(classes))
+    )
 
 
 def test_the_network_is_the_same_every_time_and_leaves_the_random_state():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    again = plane.__wrapped__(3)
+    again = plane_images.__wrapped__(3)
     assert torch.equal(torch.rand(3), expected)
-    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), plane(3).model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.model.parameters(), plane_images(3).model.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_path_is_projected_gradient_ascent(norm):
-    """By a literal loop: ascend the cross-entropy, return to the ball, then to the square; the start is the clean point."""
-    model, x, y, eps, step = plane(4).model, torch.tensor([[0.52, 0.97], [0.31, 0.4]]), torch.tensor([1, 3]), 0.12, 0.3
-    struck = strike(model, x, y, Threat(norm, eps), 6, step)
+    """By a literal loop:
+
+    ascend the cross-entropy, return to the ball, then to the square; the start is the clean point.
+    """
+    model, x, y, eps, step = (
+        plane_images(4).model,
+        torch.tensor([[0.52, 0.97], [0.31, 0.4]]),
+        torch.tensor([1, 3]),
+        0.12,
+        0.3,
+    )
+    struck = attack_point(model, x, y, Threat(norm, eps), 6, step)
     assert struck.iterates.shape == (7, 2, 2) and torch.equal(struck.iterates[0], x)
     for row in range(2):
         clean, at = x[row].double().numpy(), x[row].double().numpy()
@@ -63,10 +92,15 @@ def test_the_path_is_projected_gradient_ascent(norm):
 
 
 def test_steps_are_counted_along_the_path(panel):
-    """LPS is the first evaluation point that is misclassified, κ how many are right; the last iterate is none of them."""
+    """LPS is the first evaluation point that is misclassified, κ how many are right; the last
+    iterate is none of them.
+    """
     panel.set(x=0.66, y=0.6, steps=9)
     struck = panel.struck(panel.values)
-    answers = [int(np.argmax(softmax(plane(3).model, point))) for point in struck.iterates[:-1, 0].tolist()]
+    answers = [
+        int(np.argmax(softmax(plane_images(3).model, point)))
+        for point in struck.iterates[:-1, 0].tolist()
+    ]
     assert len(answers) == 9
     wrong = [t for t, answer in enumerate(answers) if answer != 0]
     assert int(struck.seen.lps) == (wrong[0] if wrong else 9) and 0 < int(struck.seen.lps) < 9
@@ -78,11 +112,14 @@ def test_steps_are_counted_along_the_path(panel):
 def test_margins_are_those_of_the_chosen_point(panel, attacked):
     panel.set(x=0.5, y=0.5, attacked=attacked)
     point = panel.struck(panel.values).iterates[-1 if attacked else 0, 0].tolist()
-    p = softmax(plane(3).model, point)
+    p = softmax(plane_images(3).model, point)
     pm = p[0] - max(p[1:])
     cl_pm = sum(p[0] - other for other in p[1:] if other > p[0]) or pm
     assert cl_pm < pm < 0, "here two rivals beat the true class"
-    said = [float(word.replace("−", "-")) for word in re.findall(r"PM (?:is )?([−+]\d\.\d\d)", panel.sentence)]
+    said = [
+        float(word.replace("−", "-"))
+        for word in re.findall(r"PM (?:is )?([−+]\d\.\d\d)", panel.sentence)
+    ]
     assert said == pytest.approx([pm, cl_pm], abs=0.00501)
     ends = [segment[1, 0] for segment in panel.margins.get_segments()]
     assert ends == pytest.approx([pm, cl_pm], abs=1e-6)
@@ -93,7 +130,7 @@ def test_cl_pm_parts_from_pm_where_two_rivals_win_and_nowhere_else(panel):
     parted = agreed = 0
     for x, y in ((0.5, 0.5), (0.55, 0.55), (0.2, 0.8), (0.85, 0.3), (0.9, 0.9)):
         panel.set(x=x, y=y, attacked=False)
-        p = softmax(plane(3).model, (x, y))
+        p = softmax(plane_images(3).model, (x, y))
         ends = [segment[1, 0] for segment in panel.margins.get_segments()]
         several = sum(other > p[0] for other in p[1:]) > 1
         assert (abs(ends[0] - ends[1]) > 1e-6) == several
@@ -102,7 +139,9 @@ def test_cl_pm_parts_from_pm_where_two_rivals_win_and_nowhere_else(panel):
 
 
 def test_weights_are_relative_to_the_batch_of_all(panel):
-    """MAIL's, CLIRAT's, WMMR's, GAIRAT's and VIR's formulas, over the mean of the example and the attacked points."""
+    """MAIL's, CLIRAT's, WMMR's, GAIRAT's and VIR's formulas, over the mean of the example and the
+    attacked points.
+    """
     panel.set(x=0.57, y=0.61)
     one, others = panel.struck(panel.values).seen, crowd(3, Threat("linf", 0.12), 10, 0.1)
     logits = np.concatenate([one.logits_adv.numpy(), others.logits_adv.numpy()])
@@ -116,20 +155,26 @@ def test_weights_are_relative_to_the_batch_of_all(panel):
     pm = rivals.min(1)
     cl = np.where(pm < 0, np.minimum(gaps, 0).sum(1), pm)
     kappa = np.concatenate([one.kappa.numpy(), others.kappa.numpy()])
-    expected = {"mail-at": 1 / (1 + np.exp(10 * (pm + 0.5))), "clirat": 1 / (1 + np.exp(10 * (cl + 0.5))),
-                "gairat": (1 + np.tanh(-1 + 5 * (5 - kappa) / 5)) / 2, "wmmr-mr": np.exp(-2 * pm),
-                "vir-at": 7 * np.exp(-10 * q[rows, y]) * (q * np.log(q / p)).sum(1) + 0.007}
+    expected = {
+        "mail-at": 1 / (1 + np.exp(10 * (pm + 0.5))),
+        "clirat": 1 / (1 + np.exp(10 * (cl + 0.5))),
+        "gairat": (1 + np.tanh(-1 + 5 * (5 - kappa) / 5)) / 2,
+        "wmmr-mr": np.exp(-2 * pm),
+        "vir-at": 7 * np.exp(-10 * q[rows, y]) * (q * np.log(q / p)).sum(1) + 0.007,
+    }
     found = relative_weights(one, others)
     assert tuple(found) == SHOWN and len(y) == 91
     for name, weights in expected.items():
         assert found[name] == pytest.approx(weights[0] / weights.mean(), rel=1e-6), name
     shown = dict(zip(SHOWN, (segment[1, 0] for segment in panel.bars.get_segments()), strict=True))
-    assert shown == pytest.approx(found) and [t.get_text() for t in panel.factors] == [f"{w:.2f}×" for w in found.values()]
+    assert shown == pytest.approx(found) and [t.get_text() for t in panel.factors] == [
+        f"{w:.2f}×" for w in found.values()
+    ]
 
 
 def test_every_shown_method_reweights_and_reads_what_is_there():
     seen = crowd(3, Threat("linf", 0.1), 4, 0.25)
-    assert isinstance(seen, Seen)
+    assert isinstance(seen, StepOutputs)
     assert all(kit.METHODS[name].weigh(seen).shape == (90,) for name in SHOWN)
 
 
@@ -138,13 +183,17 @@ def test_mouse_and_arrow_keys_move_the_example(panel):
     panel.point(axes, 0.25, 0.75, True)
     assert (panel.values["x"], panel.values["y"]) == (0.25, 0.75)
     panel.point(axes, 1.4, -0.2, False)
-    assert (panel.values["x"], panel.values["y"]) == (1, 0), "a drag that leaves the square stays at its edge"
+    assert (panel.values["x"], panel.values["y"]) == (1, 0), (
+        "a drag that leaves the square stays at its edge"
+    )
     panel.nudge(-3, 2)
     assert (panel.values["x"], panel.values["y"]) == pytest.approx((0.97, 0.02))
     panel.nudge(0, -50)
     assert panel.values["y"] == 0
     panel.point(axes, 0.1234, 0.5678, False)
-    assert (panel.values["x"], panel.values["y"]) == (0.125, 0.57), "a place that the sliders have, too"
+    assert (panel.values["x"], panel.values["y"]) == (0.125, 0.57), (
+        "a place that the sliders have, too"
+    )
     before = dict(panel.values)
     panel.point(panel.bars.axes, 2.0, 3.0, True)
     assert panel.values == before, "beside the square there is nothing to drag"
@@ -155,7 +204,11 @@ def test_the_ball_is_that_of_the_norm(panel):
     assert panel.square.get_visible() and not panel.circle.get_visible()
     assert panel.square.get_bbox().bounds == pytest.approx((0.1, 0.2, 0.4, 0.4))
     panel.set(norm="l2")
-    assert panel.circle.get_visible() and not panel.square.get_visible() and panel.circle.get_radius() == 0.2
+    assert (
+        panel.circle.get_visible()
+        and not panel.square.get_visible()
+        and panel.circle.get_radius() == 0.2
+    )
     end = panel.struck(panel.values).iterates[-1, 0].tolist()
     assert math.dist(end, (0.3, 0.4)) <= 0.2 + 1e-6
 

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY
 
-from kit import store
-from kit.spec import RunSpec
-from kit.types import KitError
-from kit.widgets import Action, train_live
-from kit.widgets.background import Training, while_busy
+from kit.core import files
+from kit.core.errors import KitError
+from kit.experiments.specification import RunSpec
+from kit.widgets.child_process import Training, while_busy
+from kit.widgets.live_training_panel import train_live
+from kit.widgets.panel import Action
 
 LONG = {**TINY, "epochs": 200, "milestones": [150]}
 
@@ -38,12 +39,14 @@ def training(fresh_home):
     def make(method="mail-at", **overrides):
         made.append(Training(RunSpec(method, "digits", 0, {**LONG, **overrides})))
         return made[-1]
+
     yield make
     for one in made:
         one.stop()
 
 
-# ---------------------------------------------------------------------------------------------- the child process
+# -------------------------------------------------------------------------------- the child process
+
 
 @pytest.mark.slow
 def test_it_trains_to_the_end_what_a_plain_run_trains(training, tiny_run, fresh_home, monkeypatch):
@@ -69,7 +72,7 @@ def test_pause_stop_and_resume(training):
     until(lambda: mine.epochs >= 2)
     mine.pause()
     assert mine.state == again.state == "paused", "two of the same spec are one training"
-    time.sleep(0.5)      # the step that was under way
+    time.sleep(0.5)  # the step that was under way
     rested = mine.epochs
     time.sleep(1.5)
     assert mine.epochs == rested and mine.busy
@@ -80,8 +83,10 @@ def test_pause_stop_and_resume(training):
     mine.stop()
     assert mine.state == "stopped" and not mine.busy
     kept, history = mine.epochs, mine.history
-    there = [path for name in ("last.ckpt", "previous.ckpt") if (path := mine.folder / name).exists()]   # as `_resume` looks
-    assert store.load(there[0])["epoch"] in (kept, kept - 1)
+    there = [
+        path for name in ("last.ckpt", "previous.ckpt") if (path := mine.folder / name).exists()
+    ]  # as `_resume` looks
+    assert files.load_checkpoint(there[0])["epoch"] in (kept, kept - 1)
     mine.start()
     until(lambda: mine.epochs > kept + 1)
     mine.stop()
@@ -95,8 +100,8 @@ def test_the_child_dies_with_its_kernel(fresh_home, paused):
     """A kernel that is killed leaves no training behind, at work or paused, and its lock is free."""
     code = f"""
 import time
-from kit.spec import RunSpec
-from kit.widgets.background import Training
+from kit.experiments.specification import RunSpec
+from kit.widgets.child_process import Training
 t = Training(RunSpec("at", "digits", 0, {LONG!r}))
 t.start()
 while not t.epochs: time.sleep(0.05)
@@ -104,7 +109,9 @@ if {paused}: t.pause()
 print(t._child.process.pid, t.folder, flush=True)
 time.sleep(60)
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as kernel:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as kernel:
         pid, folder = kernel.stdout.readline().split()
         os.kill(int(pid), 0)
         kernel.send_signal(signal.SIGKILL)
@@ -112,11 +119,12 @@ time.sleep(60)
     def gone() -> bool:
         try:
             with open(f"/proc/{pid}/stat") as file:
-                return file.read().rsplit(")", 1)[1].split()[0] == "Z"      # nobody collects it here
+                return file.read().rsplit(")", 1)[1].split()[0] == "Z"  # nobody collects it here
         except OSError:
             return True
+
     until(gone, 10)
-    with store.lock(store.Path(folder), lambda: pytest.fail("the lock is still held")):
+    with files.lock_folder(files.Path(folder), lambda: pytest.fail("the lock is still held")):
         pass
 
 
@@ -158,12 +166,14 @@ def test_while_busy_looks_until_it_is_over():
 
     async def kernel():
         await while_busy(lambda: left[0] > 0, look, every=0.01)
+
     asyncio.run(kernel())
     assert looks == [2, 1, 0, -1], "every time while busy, and once more"
     assert while_busy(lambda: True, look) is None, "no loop runs here"
 
 
-# ---------------------------------------------------------------------------------------------- the widget
+# --------------------------------------------------------------------------------------- the widget
+
 
 def buttons(panel) -> list[str]:
     return [control.name for control in panel.given if isinstance(control, Action)]
@@ -174,24 +184,36 @@ def test_a_finished_run_is_shown_with_its_numbers(tiny_run):
     panel = train_live(run.spec)
     last = run.history.iloc[-1]
     weights = np.sort(run.epoch(3)["train_weight"].astype(float))
-    for words in (f"epoch 3 of 3, loss {last.loss:.2f}", f"{last.clean:.0%} are right clean and {last.robust:.0%} under PGD",
-                  f"tenth of the training images carries {weights[-60:].sum() / weights.sum():.0%}"):
+    for words in (
+        f"epoch 3 of 3, loss {last.loss:.2f}",
+        f"{last.clean:.0%} are right clean and {last.robust:.0%} under PGD",
+        f"tenth of the training images carries {weights[-60:].sum() / weights.sum():.0%}",
+    ):
         assert words in panel.sentence
     for line, name in ((panel.loss, "loss"), (panel.clean, "clean"), (panel.robust, "robust")):
         assert np.allclose(line.get_ydata(), run.history[name])
     heights = np.array([bar.get_height() for bar in panel.bars])
     inside = ((weights >= 0.1) & (weights < 1)).sum() / ((weights >= 1e-4) & (weights < 1e2)).sum()
-    assert heights.max() == 1 and heights[12:16].sum() / heights.sum() == pytest.approx(inside, abs=0.02)
+    assert heights.max() == 1 and heights[12:16].sum() / heights.sum() == pytest.approx(
+        inside, abs=0.02
+    )
     assert buttons(panel) == [] and panel.runs, "nothing is left to start"
 
 
 def test_what_is_not_trained_says_how_to_start_and_trains_nothing(fresh_home):
     panel = train_live("clirat", overrides={"epochs": 5, "milestones": [2]})
     assert "0 of 5 epochs" in panel.sentence and not list(fresh_home.rglob("*.npz"))
-    assert "python -m kit train clirat --recipe digits --seed 0 --set epochs=5 milestones=[2]" in panel.sentence
+    assert (
+        "python -m kit train clirat --recipe digits --seed 0 --set epochs=5 milestones=[2]"
+        in panel.sentence
+    )
     assert buttons(panel) == ["start"]
     panel.set(method="at", epochs=7)
-    assert panel.training.spec.method == "at" and panel.training.total == 7 and "--set epochs=7" in panel.sentence
+    assert (
+        panel.training.spec.method == "at"
+        and panel.training.total == 7
+        and "--set epochs=7" in panel.sentence
+    )
     with pytest.raises(KitError, match=r"Did you mean 'weight\.slope'"):
         train_live("clirat", overrides={"weight.slpe": 5})
     own = train_live("mail-at", overrides={"weight.slope": 5.0})
@@ -209,7 +231,10 @@ def test_buttons_as_a_kernel_serves_them(fresh_home, monkeypatch):
 
     async def shown(epoch: int) -> None:
         deadline = time.monotonic() + 60
-        while not (found := re.search(r"is training: epoch (\d+) of 150", panel.sentence)) or int(found[1]) < epoch:
+        while (
+            not (found := re.search(r"is training: epoch (\d+) of 150", panel.sentence))
+            or int(found[1]) < epoch
+        ):
             assert time.monotonic() < deadline, panel.sentence
             await asyncio.sleep(0.1)
 
@@ -222,8 +247,13 @@ def test_buttons_as_a_kernel_serves_them(fresh_home, monkeypatch):
         panel.press("go on")
         await shown(panel.training.epochs + 2)
         panel.press("stop")
-        assert "was stopped" in panel.sentence and buttons(panel) == ["resume"] and panel.values["method"] == "mail-at"
+        assert (
+            "was stopped" in panel.sentence
+            and buttons(panel) == ["resume"]
+            and panel.values["method"] == "mail-at"
+        )
         await asyncio.wait_for(panel.watch, 5)
+
     try:
         asyncio.run(hand())
         assert panel.sentence.split(".")[0] in panel.face.words.value, "the page shows it, too"
@@ -240,5 +270,6 @@ def test_a_training_that_fails_says_so_in_the_panel(fresh_home):
     async def hand() -> None:
         panel.press("start")
         await asyncio.wait_for(panel.watch, 60)
+
     asyncio.run(hand())
     assert "failed: batch_size=100000 is larger" in panel.sentence and buttons(panel) == ["start"]

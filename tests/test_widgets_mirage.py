@@ -1,16 +1,19 @@
-"""The mirage meter against a second count of the stored verdicts; the sealed prediction, sealed and open."""
+"""The mirage meter against a second count of the stored verdicts; the sealed prediction, sealed and
+open.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from kit.audit import audit
-from kit.evaluate import evaluate, wilson
-from kit.types import KitError
-from kit.widgets import Action, mirage, sealed
-from kit.widgets.mirage import CLEAN, CLIMBED, RUNGS, judged, light_of
-from kit.widgets.sealed import Scale
+from kit.core.errors import KitError
+from kit.evaluation.accuracy import evaluate
+from kit.evaluation.robustness_audit import audit
+from kit.evaluation.statistics import wilson
+from kit.widgets.mirage_panel import CLEAN, STEPS, STEPS_DONE, audited, light_of, mirage
+from kit.widgets.panel import Action
+from kit.widgets.sealed_panel import Scale, sealed
 
 CHEAP = ["natural", "fgsm", "pgd20", "pgd100", "cw20"]
 
@@ -24,7 +27,8 @@ def pair(tiny_run):
     return runs
 
 
-# ---------------------------------------------------------------------------------------------- mirage
+# ------------------------------------------------------------------------------------------- mirage
+
 
 def test_bars_are_the_stored_verdicts(pair):
     panel = mirage(pair, n=60)
@@ -33,20 +37,31 @@ def test_bars_are_the_stored_verdicts(pair):
             panel.set(rung=rung, **{"any attack so far": union})
             for place, run in enumerate(pair):
                 examples = evaluate(run, CHEAP, n=60, quiet=True).attrs["examples"]
-                right = sum(not any(examples[attack]["broken"][i] for attack in (CHEAP[:rung + 1] if union else [name]))
-                            for i in range(60))
+                right = sum(
+                    not any(
+                        examples[attack]["broken"][i]
+                        for attack in (CHEAP[: rung + 1] if union else [name])
+                    )
+                    for i in range(60)
+                )
                 low, high = wilson(right, 60)
                 assert panel.bars[place].get_height() == pytest.approx(right / 60)
                 assert list(panel.stems[place].get_ydata()) == pytest.approx([low, high])
-                assert f"{run.method.upper()} {right / 60:.0%} ({low:.0%} to {high:.0%}) of 60" in panel.sentence
+                assert (
+                    f"{run.method.upper()} {right / 60:.0%} ({low:.0%} to {high:.0%}) of 60"
+                    in panel.sentence
+                )
 
 
 def test_a_rung_that_was_not_run_is_named_with_its_command_and_computes_nothing(pair):
     files = [sorted((run.folder / "evaluations").iterdir()) for run in pair]
     panel = mirage(pair, n=60)
-    panel.set(rung=len(RUNGS) - 1)
+    panel.set(rung=len(STEPS) - 1)
     for run in pair:
-        assert f"python -m kit evaluate {run.key} --attacks apgd-ce,apgd-t,fab-t,square --n 60" in panel.sentence
+        assert (
+            f"python -m kit evaluate {run.key} --attacks apgd-ce,apgd-t,fab-t,square --n 60"
+            in panel.sentence
+        )
     assert [number.get_text() for number in panel.numbers] == ["not run"] * 2
     other = mirage(pair, n=59)
     assert "was not run under natural" in other.sentence, "another n is another evaluation"
@@ -55,24 +70,33 @@ def test_a_rung_that_was_not_run_is_named_with_its_command_and_computes_nothing(
 
 def test_autoattack_is_the_union_of_its_four(pair):
     panel = mirage({"at": pair[0]}, n=60)
-    panel.broken["at"] |= {name: np.arange(60) % 12 == place for place, name in enumerate(RUNGS["aa"])}
-    panel.set(rung=len(RUNGS) - 1)
+    panel.broken["at"] |= {
+        name: np.arange(60) % 12 == place for place, name in enumerate(STEPS["aa"])
+    }
+    panel.set(rung=len(STEPS) - 1)
     assert panel.bars[0].get_height() == pytest.approx(1 - 4 * 5 / 60)
 
 
 def test_a_light_judges_what_was_run_up_to_its_rung(pair, monkeypatch):
     run, none = pair[0], np.zeros(60, dtype=bool)
-    assert light_of(judged(run, {}, 60)) == "not judged", "logits alone make nothing green"
-    assert light_of(judged(run, {"fgsm": none, "pgd20": none}, 60)) == "green"
-    assert light_of(judged(run, {"fgsm": ~none, "pgd20": none}, 60)) == "red", "the weaker attack finds more"
-    margin = judged(run, {"pgd20": none, "cw20": ~none}, 60)
-    assert light_of(margin) == "red" and [f.rule for f in margin if f.light == "red"] == [CLIMBED[2]]
+    assert light_of(audited(run, {}, 60)) == "not judged", "logits alone make nothing green"
+    assert light_of(audited(run, {"fgsm": none, "pgd20": none}, 60)) == "green"
+    assert light_of(audited(run, {"fgsm": ~none, "pgd20": none}, 60)) == "red", (
+        "the weaker attack finds more"
+    )
+    margin = audited(run, {"pgd20": none, "cw20": ~none}, 60)
+    assert light_of(margin) == "red" and [f.rule for f in margin if f.light == "red"] == [
+        STEPS_DONE[2]
+    ]
     panel = mirage(pair, n=60)
     panel.broken["at"] |= {"fgsm": none, "pgd20": none, "pgd100": none, "cw20": ~none}
     panel.set(rung=3)
     assert "AT is" not in panel.sentence
     panel.set(rung=4)
-    assert "AT is red: Of 60 images that pgd100 leaves, an attack on the margin breaks 60 (100%" in panel.sentence
+    assert (
+        "AT is red: Of 60 images that pgd100 leaves, an attack on the margin breaks 60 (100%"
+        in panel.sentence
+    )
     assert panel.lines[0].get_text().startswith("AT: red\nnot so: the margin finds little more")
     assert panel.marks[0].get_marker() == "X", "not by its colour alone"
 
@@ -81,22 +105,29 @@ def test_lights_are_the_audit_s(tiny_run):
     """The same rules on the same verdicts give the same findings as the audit."""
     run = tiny_run("mail-at")
     report = audit(run, n=20, budget=0.02, quiet=True)
-    broken = {name: report.examples[name].to_numpy(dtype=bool) for name in report.examples
-              if name not in ("y", "by") and report.examples[name].notna().all()}
-    for finding in judged(run, broken, 20):
-        assert finding.rule in (*CLIMBED, *CLEAN) and report.finding(finding.rule) == finding
+    broken = {
+        name: report.examples[name].to_numpy(dtype=bool)
+        for name in report.examples
+        if name not in ("y", "by") and report.examples[name].notna().all()
+    }
+    for finding in audited(run, broken, 20):
+        assert finding.rule in (*STEPS_DONE, *CLEAN) and report.finding(finding.rule) == finding
 
 
 def test_mirage_refuses(pair, tiny_run):
-    for runs, words in (([], "not none"), ([pair[0], pair[0]], "different methods"),
-                        ([pair[0], tiny_run("trades", train_size=500)], "different data")):
+    for runs, words in (
+        ([], "not none"),
+        ([pair[0], pair[0]], "different methods"),
+        ([pair[0], tiny_run("trades", train_size=500)], "different data"),
+    ):
         with pytest.raises(KitError, match=words):
             mirage(runs, n=60)
     with pytest.raises(KitError, match="n=-1"):
         mirage(pair, n=-1)
 
 
-# ---------------------------------------------------------------------------------------------- sealed
+# ------------------------------------------------------------------------------------------- sealed
+
 
 @pytest.fixture
 def kernel(monkeypatch):
@@ -124,18 +155,27 @@ def test_a_result_is_closed_until_the_seal_and_then_opens_by_itself(kernel):
     panel = sealed("How many points?", 0, 50, "points", paper=21.46)
     panel.set(prediction=30)
     result = panel.reveal(own=12.3, low=4, high=20.5, n=50)
-    assert "closed" in result.sentence and "12.3" not in result.sentence and "21.46" not in result.sentence
+    assert (
+        "closed" in result.sentence
+        and "12.3" not in result.sentence
+        and "21.46" not in result.sentence
+    )
     assert not result.figure.axes[0].containers, "nothing is drawn"
     rerun = sealed("How many points?", 0, 50, "points", paper=21.46)
     rerun.set(prediction=15)
     assert [c.name for c in rerun.given if isinstance(c, Action)] == ["seal"]
     rerun.press("seal")
-    assert result.sentence == ("The prediction was 15 points, inside the interval. This run: 12.3 points (95 % interval 4 "
-                               "to 20.5, n = 50). The paper prints 21.46 points.")
+    assert result.sentence == (
+        "The prediction was 15 points, inside the interval. This run: 12.3 points (95 % interval 4 "
+        "to 20.5, n = 50). The paper prints 21.46 points."
+    )
     run_bar, paper_bar = result.figure.axes[0].containers
     assert run_bar.lines[0].get_xdata()[0] == 12.3 and paper_bar.lines[0].get_xdata()[0] == 21.46
     assert [float(x) for x in run_bar.lines[2][0].get_segments()[0][:, 0]] == [4, 20.5]
-    assert "9.3 too low" in sealed_at(3).reveal(12.3).sentence and "2.7 too high" in sealed_at(15).reveal(12.3).sentence
+    assert (
+        "9.3 too low" in sealed_at(3).reveal(12.3).sentence
+        and "2.7 too high" in sealed_at(15).reveal(12.3).sentence
+    )
 
 
 def sealed_at(value: float) -> Scale:
@@ -148,16 +188,24 @@ def sealed_at(value: float) -> Scale:
 def test_headless_invents_no_prediction(kernel, monkeypatch):
     monkeypatch.setenv("KIT_WIDGETS", "0")
     panel = sealed("How many?", 0, 10, "images", paper=7)
-    assert "skipped, nobody was here to predict" in panel.sentence and not len(panel.mark.get_xdata())
+    assert "skipped, nobody was here to predict" in panel.sentence and not len(
+        panel.mark.get_xdata()
+    )
     result = panel.reveal(6)
-    assert result.sentence == ("No prediction was made: nobody was here to predict. This run: 6 images. "
-                               "The paper prints 7 images.")
+    assert result.sentence == (
+        "No prediction was made: nobody was here to predict. This run: 6 images. "
+        "The paper prints 7 images."
+    )
     assert not len(result.mark.get_xdata()) and not Scale.seals
 
 
 def test_sealed_refuses(kernel):
-    for wrong, words in (({"question": " "}, "empty"), ({"low": 5, "high": 5}, "must be below"), ({"low": "a"}, "low"),
-                         ({"paper": float("nan")}, "paper")):
+    for wrong, words in (
+        ({"question": " "}, "empty"),
+        ({"low": 5, "high": 5}, "must be below"),
+        ({"low": "a"}, "low"),
+        ({"paper": float("nan")}, "paper"),
+    ):
         with pytest.raises(KitError, match=words):
             sealed(**{"question": "What?", **wrong})
     panel = sealed("What?")

@@ -1,4 +1,7 @@
-"""The curve that is drawn: its numbers by a second computation, its line of Python, and the process that trains it."""
+"""The curve that is drawn:
+
+its numbers by a second computation, its line of Python, and the process that trains it.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ import torch
 from conftest import TINY
 
 import kit
-from kit.runs import Run
-from kit.spec import RunSpec, resolve
-from kit.types import KitError, Seen
-from kit.widgets.race import ATTACKS, CHILD, POINTS, RIVALS, own_curve, points, race
+from kit.core.errors import KitError
+from kit.experiments.runs import Run
+from kit.experiments.specification import RunSpec, resolve
+from kit.methods.step_outputs import StepOutputs
+from kit.widgets.race_panel import ATTACKS, CHILD, POINTS, RIVALS, own_curve, points, race
 
 HILL = (0.0, 0.1, 0.35, 1.0, 0.8, 0.2, 0.0, 0.6)
 
@@ -37,13 +41,16 @@ def draw(panel, heights):
     panel.set(**{f"w{i + 1}": height for i, height in enumerate(heights)})
 
 
-# ---------------------------------------------------------------------------------------------- the method
+# --------------------------------------------------------------------------------------- the method
+
 
 @pytest.mark.parametrize("heights", [HILL, (1.0, 0.0), (0.2, 3.0, 0.5)])
 def test_weights_lie_on_the_lines_between_the_points(heights):
     scores = np.concatenate([np.linspace(-1, 1, 401), [-1.2, 1.5]])
     expected = np.interp(scores, np.linspace(-1, 1, len(heights)), heights)
-    np.testing.assert_allclose(points(torch.from_numpy(scores), heights=heights).numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(
+        points(torch.from_numpy(scores), heights=heights).numpy(), expected, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("heights", [(), (1.0,), (0.0,) * 8])
@@ -60,19 +67,22 @@ def test_heights_are_checked_as_every_hyper_parameter(heights):
 
 def test_a_flat_curve_is_adversarial_training():
     logits, y = torch.randn(20, 5, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 5
-    torch.testing.assert_close(own_curve((0.3,) * 8).weigh(Seen(y, logits)), torch.ones(20))
+    torch.testing.assert_close(own_curve((0.3,) * 8).weigh(StepOutputs(y, logits)), torch.ones(20))
 
 
 def test_every_curve_has_a_run_of_its_own(monkeypatch):
     monkeypatch.setitem(kit.METHODS, "own-curve", own_curve())
+
     def key(heights):
         return resolve(RunSpec("own-curve", overrides={"weight.heights": heights})).key
+
     assert key(list(HILL)) == key(HILL) != key(HILL[::-1])
     monkeypatch.setitem(kit.METHODS, "own-curve", own_curve(HILL))
     assert resolve(RunSpec("own-curve")).key == key(HILL)
 
 
-# ---------------------------------------------------------------------------------------------- what the picture says
+# ---------------------------------------------------------------------------- what the picture says
+
 
 def test_effective_size_and_shares_are_those_of_whatif(panel, run, monkeypatch):
     draw(panel, HILL)
@@ -80,12 +90,21 @@ def test_effective_size_and_shares_are_those_of_whatif(panel, run, monkeypatch):
     frame = kit.whatif(run, ["own-curve"], counted="final")
     row, shares = frame.iloc[0], frame.attrs["by_class"][f"{TINY['epochs']} own-curve"]
     assert f"{row['n']} training images" in panel.sentence
-    assert f"count like {row['n'] * row['effective_sample_share']:.0f} of equal weight" in panel.sentence
-    assert panel.effective.get_text() == f"{row['n']} scores count like {row['n'] * row['effective_sample_share']:.0f}"
+    assert (
+        f"count like {row['n'] * row['effective_sample_share']:.0f} of equal weight"
+        in panel.sentence
+    )
+    assert (
+        panel.effective.get_text()
+        == f"{row['n']} scores count like {row['n'] * row['effective_sample_share']:.0f}"
+    )
     assert f"have {1 - row['robust_share']:.0%} of the weight" in panel.sentence
     np.testing.assert_allclose(panel.by_class.get_data().values, shares, atol=1e-12)
     top = int(np.argmax(shares))
-    assert f"class {run.record['classes'][top]} has the largest share, {shares[top]:.0%}" in panel.sentence
+    assert (
+        f"class {run.record['classes'][top]} has the largest share, {shares[top]:.0%}"
+        in panel.sentence
+    )
 
 
 def test_the_histogram_is_weighted(panel, run):
@@ -97,7 +116,9 @@ def test_the_histogram_is_weighted(panel, run):
     rows = np.arange(len(y))
     score = np.where(np.arange(10) == y[:, None], -np.inf, p).max(1) - p[rows, y]
     w = np.interp(score, np.linspace(-1, 1, 8), HILL)
-    expected = [w[(score >= low) & (score < low + 0.1)].sum() / w.sum() for low in np.linspace(-1, 0.9, 20)]
+    expected = [
+        w[(score >= low) & (score < low + 0.1)].sum() / w.sum() for low in np.linspace(-1, 0.9, 20)
+    ]
     np.testing.assert_allclose(panel.weighed.get_data().values, expected, atol=1e-9)
     assert panel.weighed.get_data().values.sum() == pytest.approx(1)
 
@@ -105,7 +126,10 @@ def test_the_histogram_is_weighted(panel, run):
 def test_equal_weights_leave_the_counts(panel):
     panel.press("flat")
     n = len(panel.y)
-    assert set(panel.heights(panel.values)) == {1.0} and f"{n} training images of AT count like {n} of" in panel.sentence
+    assert (
+        set(panel.heights(panel.values)) == {1.0}
+        and f"{n} training images of AT count like {n} of" in panel.sentence
+    )
 
 
 def test_buttons_and_points_of_mail(panel):
@@ -120,7 +144,9 @@ def test_mouse_and_arrow_keys_lift_a_point(panel):
     panel.point(panel.curve, -0.4, 0.25, True)
     assert panel.values["w3"] == 0.25 and panel.held == 2
     panel.point(panel.curve, 0.9, 7.0, False)
-    assert panel.values["w3"] == 1 and panel.values["w8"] == 1, "the held point follows, however far the mouse goes"
+    assert panel.values["w3"] == 1 and panel.values["w8"] == 1, (
+        "the held point follows, however far the mouse goes"
+    )
     panel.nudge(2, 0)
     panel.nudge(0, -3)
     assert panel.held == 4 and panel.values["w5"] == 0.85
@@ -149,15 +175,20 @@ def test_without_a_run_there_is_the_curve_alone():
 
 def test_a_run_without_logits_is_refused(run):
     bare = Run(run.spec, run.folder)
-    bare.__dict__["final"] = {name: values for name, values in run.final.items() if name != "train_logits_adv"}
+    bare.__dict__["final"] = {
+        name: values for name, values in run.final.items() if name != "train_logits_adv"
+    }
     with pytest.raises(KitError, match="stored no train_logits_adv"):
         race(bare)
 
 
-# ---------------------------------------------------------------------------------------------- training it
+# -------------------------------------------------------------------------------------- training it
+
 
 def test_the_line_of_python_makes_the_run_that_the_picture_shows(panel, monkeypatch):
-    """Pasted elsewhere it trains this curve with these settings; once that is evaluated, the picture has its accuracy."""
+    """Pasted elsewhere it trains this curve with these settings; once that is evaluated, the
+    picture has its accuracy.
+    """
     draw(panel, HILL)
     panel.set(code=True, seed=3)
     assert "Seed 3: nothing is trained yet" in panel.sentence and panel.result("own-curve") is None
@@ -170,8 +201,13 @@ def test_the_line_of_python_makes_the_run_that_the_picture_shows(panel, monkeypa
     finally:
         kit.METHODS.pop("own-curve", None)
     made = space["run"]
-    assert made.plan.method.weight.params["heights"] == HILL and made.plan.method.normaliser.name == "batch_mean"
-    assert made.plan.recipe == resolve(RunSpec("at", "digits", 3, TINY)).recipe and made.plan.seed == 3
+    assert (
+        made.plan.method.weight.params["heights"] == HILL
+        and made.plan.method.normaliser.name == "batch_mean"
+    )
+    assert (
+        made.plan.recipe == resolve(RunSpec("at", "digits", 3, TINY)).recipe and made.plan.seed == 3
+    )
     panel.redraw()
     shown = panel.dots[1].get_offsets()
     assert shown[0, 0] == pytest.approx(table.loc["pgd20", "accuracy"])
@@ -179,7 +215,9 @@ def test_the_line_of_python_makes_the_run_that_the_picture_shows(panel, monkeypa
     ends = panel.intervals[1].get_segments()[0][:, 0]
     assert ends == pytest.approx(table.loc["pgd20", ["low", "high"]].tolist())
     panel.set(w1=0.5)
-    assert panel.result("own-curve") is None and panel.absent[0].get_text() == "not trained", "another curve, another run"
+    assert panel.result("own-curve") is None and panel.absent[0].get_text() == "not trained", (
+        "another curve, another run"
+    )
     panel.raced = list(HILL)
     panel.redraw()
     assert f"the dashed curve {table.loc['pgd20', 'accuracy']:.1%} [" in panel.sentence
@@ -207,7 +245,9 @@ def test_stop_without_a_training_is_refused(panel):
 
 
 def test_the_process_ends_with_its_pipe():
-    child = subprocess.Popen([sys.executable, "-c", CHILD + "import time\ntime.sleep(60)"], stdin=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD + "import time\ntime.sleep(60)"], stdin=subprocess.PIPE
+    )
     time.sleep(0.3)
     assert child.poll() is None
     child.stdin.close()
@@ -243,7 +283,10 @@ def test_a_stopped_race_keeps_its_epochs_and_goes_on(tiny_run):
     while "epoch 0 of" in panel.news() and time.monotonic() < deadline:
         time.sleep(0.1)
     panel.press("stop")
-    assert panel.sentence.endswith('"train it" goes on from there.') and "Stopped at own curve, epoch" in panel.sentence
+    assert (
+        panel.sentence.endswith('"train it" goes on from there.')
+        and "Stopped at own curve, epoch" in panel.sentence
+    )
     reached = int(panel.sentence.split(" of 40;")[0].split()[-1])
     assert 0 < reached < 40
     panel.press("train it")

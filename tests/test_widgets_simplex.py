@@ -1,4 +1,7 @@
-"""The simplex and the inspector: where points lie, what they weigh, which image is found; against second computations."""
+"""The simplex and the inspector:
+
+where points lie, what they weigh, which image is found; against second computations.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +12,50 @@ import numpy as np
 import pytest
 import torch
 
-from kit.methods import METHODS
-from kit.types import KitError
-from kit.widgets import inspect, simplex
-from kit.widgets.inspect import ATTACKERS, FAMILIES, family
-from kit.widgets.simplexes import READERS, end_of_line, places
+from kit.core.errors import KitError
+from kit.methods.table import METHODS
+from kit.widgets.inspector_panel import ATTACKERS, FAMILIES, family, inspect
+from kit.widgets.simplex_panel import READERS, end_of_line, places, simplex
 
 
 def weight_of(sentence: str, name: str) -> float:
     return float(re.search(rf"{re.escape(name)}'s (?:weight|score) is ([-\d.e]+)", sentence)[1])
 
 
-# ---------------------------------------------------------------------------------------------- the simplex
+# -------------------------------------------------------------------------------------- the simplex
+
 
 def test_methods_that_read_no_more_than_the_attacked_probabilities():
     assert {"mail-at", "clirat", "mr-mail", "wmmr", "ewat", "mr-mail-literal"} <= set(READERS)
-    assert not {"at", "gairat", "vir-at", "mail-at-nat", "mail-at-dif", "clirat-drop-single", "at-scaled"} & set(READERS)
+    assert not {
+        "at",
+        "gairat",
+        "vir-at",
+        "mail-at-nat",
+        "mail-at-dif",
+        "clirat-drop-single",
+        "at-scaled",
+    } & set(READERS)
 
 
-@pytest.mark.parametrize(("climb", "p"), [(0.0, (0.35, 0.65, 0.0)), (0.5, (1.45 / 6, 3.25 / 6, 1.3 / 6)),
-                                          (1.0, (0.4 / 3, 1.3 / 3, 1.3 / 3))])
+@pytest.mark.parametrize(
+    ("climb", "p"),
+    [
+        (0.0, (0.35, 0.65, 0.0)),
+        (0.5, (1.45 / 6, 3.25 / 6, 1.3 / 6)),
+        (1.0, (0.4 / 3, 1.3 / 3, 1.3 / 3)),
+    ],
+)
 def test_a_point_climbs_the_line_of_equal_margin(climb, p):
-    """Weights by hand: MAIL σ(-10 (PM + 0.5)), CLIRAT the same of the sum of the gaps, MR of PM (2 - o) c."""
+    """Weights by hand:
+
+    MAIL σ(-10 (PM + 0.5)), CLIRAT the same of the sum of the gaps, MR of PM (2 - o) c.
+    """
     panel = simplex()
     panel.set(margin=-0.3, climb=climb)
-    sigma = [1 / (1 + math.exp(10 * (m + 0.5))) for m in (-0.3, sum(min(p[0] - q, 0) for q in p[1:]))]
+    sigma = [
+        1 / (1 + math.exp(10 * (m + 0.5))) for m in (-0.3, sum(min(p[0] - q, 0) for q in p[1:]))
+    ]
     assert weight_of(panel.sentence, "MAIL-AT") == pytest.approx(sigma[0], rel=6e-3)
     assert weight_of(panel.sentence, "CLIRAT") == pytest.approx(sigma[1], rel=6e-3)
     x, up = (float(values[0]) for values in panel.dots[0].get_data())
@@ -47,7 +69,13 @@ def test_a_point_climbs_the_line_of_equal_margin(climb, p):
 def test_no_margin_method_moves_along_the_line_and_the_others_do():
     panel = simplex()
     panel.set(margin=-0.4)
-    for left, moves in (("mail-at", False), ("wmmr", False), ("mr-mail", True), ("clirat", True), ("ewat", True)):
+    for left, moves in (
+        ("mail-at", False),
+        ("wmmr", False),
+        ("mr-mail", True),
+        ("clirat", True),
+        ("ewat", True),
+    ):
         panel.set(left=left)
         heights = panel.curves[0].get_ydata()
         assert (np.ptp(heights) > 1e-3) == moves, left
@@ -72,15 +100,22 @@ def test_examples_lie_in_the_region_of_their_confused_labels(tiny_run):
     y = arrays["seen_y"].astype(int)
     own = p[np.arange(len(y)), y]
     rivals = np.sort(np.where(np.eye(p.shape[1], dtype=bool)[y], -1, p), axis=1)[:, :-3:-1]
-    assert np.array_equal(found.kind, np.minimum((p > own[:, None]).sum(axis=1), 2)) and len(set(found.kind)) > 1
+    assert (
+        np.array_equal(found.kind, np.minimum((p > own[:, None]).sum(axis=1), 2))
+        and len(set(found.kind)) > 1
+    )
     at = places(found.probs, found.y, "third class")
     share = np.stack([own, *rivals.T], axis=1) / (own + rivals.sum(axis=1))[:, None]
-    assert np.allclose(at, np.stack([share[:, 0] - share[:, 1], math.sqrt(3) * share[:, 2]], axis=1))
+    assert np.allclose(
+        at, np.stack([share[:, 0] - share[:, 1], math.sqrt(3) * share[:, 2]], axis=1)
+    )
     third = at[:, 1] / math.sqrt(3)
-    right, several = at[:, 0] >= 0, (1 - third + at[:, 0]) / 2 < third       # p_y against p_3
+    right, several = at[:, 0] >= 0, (1 - third + at[:, 0]) / 2 < third  # p_y against p_3
     assert np.array_equal(found.kind, np.where(right, 0, np.where(several, 2, 1)))
     at = places(found.probs, found.y, "all others")
-    assert np.allclose(at[:, 0], own - rivals[:, 0]) and np.allclose(at[:, 1], math.sqrt(3) * (1 - own - rivals[:, 0]))
+    assert np.allclose(at[:, 0], own - rivals[:, 0]) and np.allclose(
+        at[:, 1], math.sqrt(3) * (1 - own - rivals[:, 0])
+    )
 
 
 def test_the_sentence_counts_the_epoch_and_its_weights(tiny_run):
@@ -89,9 +124,18 @@ def test_the_sentence_counts_the_epoch_and_its_weights(tiny_run):
         panel.set(epoch=epoch)
         found = panel.examples(epoch)
         counts = [int((found.kind == kind).sum()) for kind in range(3)]
-        assert f"{counts[0]} have no confused label, {counts[1]} one and {counts[2]} several" in panel.sentence
-        gaps = (found.probs - found.probs[torch.arange(len(found.y)), found.y][:, None]).clamp_min(0).sum(dim=1)
-        pm = found.probs[torch.arange(len(found.y)), found.y] - found.probs.scatter(1, found.y[:, None], -1).amax(dim=1)
+        assert (
+            f"{counts[0]} have no confused label, {counts[1]} one and {counts[2]} several"
+            in panel.sentence
+        )
+        gaps = (
+            (found.probs - found.probs[torch.arange(len(found.y)), found.y][:, None])
+            .clamp_min(0)
+            .sum(dim=1)
+        )
+        pm = found.probs[torch.arange(len(found.y)), found.y] - found.probs.scatter(
+            1, found.y[:, None], -1
+        ).amax(dim=1)
         w = 1 / (1 + np.exp(-10 * (np.where(gaps > 0, gaps, -pm) - 0.5)))
         assert f"{w[found.kind == 2].sum() / w.sum():.1%} of CLIRAT's" in panel.sentence
         assert sum(len(cloud.get_offsets()) for cloud in panel.clouds[1]) == len(found.y)
@@ -100,13 +144,17 @@ def test_the_sentence_counts_the_epoch_and_its_weights(tiny_run):
 def test_a_drag_sets_the_point_and_stays_on_the_triangle():
     panel = simplex()
     panel.point(panel.triangles[1], 0.2, math.sqrt(3) * 0.1, True)
-    assert panel.values["margin"] == pytest.approx(0.2) and panel.values["climb"] == pytest.approx(0.1 * 3 / 0.8, abs=0.01)
+    assert panel.values["margin"] == pytest.approx(0.2) and panel.values["climb"] == pytest.approx(
+        0.1 * 3 / 0.8, abs=0.01
+    )
     panel.point(panel.triangles[0], -5.0, 9.0, False)
     assert panel.values["margin"] == -0.96 and panel.values["climb"] == 1
     panel.nudge(-1, 1)
     assert panel.values["margin"] == -0.96 and panel.values["climb"] == 1
     panel.nudge(3, -2)
-    assert panel.values["margin"] == pytest.approx(-0.9) and panel.values["climb"] == pytest.approx(0.96)
+    assert panel.values["margin"] == pytest.approx(-0.9) and panel.values["climb"] == pytest.approx(
+        0.96
+    )
 
 
 def test_a_run_without_what_it_needs_is_refused(tiny_run, monkeypatch):
@@ -124,10 +172,13 @@ def test_two_classes_have_no_triangle(tiny_run):
         simplex(tiny_run("at", data="mixture", model="linear"))
 
 
-# ---------------------------------------------------------------------------------------------- the inspector
+# ------------------------------------------------------------------------------------ the inspector
+
 
 def test_every_reweighting_method_is_in_a_family():
-    assert {name for words in FAMILIES for name in family(words)} == {name for name, row in METHODS.items() if row.reweights}
+    assert {name for words in FAMILIES for name in family(words)} == {
+        name for name, row in METHODS.items() if row.reweights
+    }
 
 
 def test_pgd_with_the_runs_settings_ends_where_its_last_pass_did(tiny_run):
@@ -136,7 +187,9 @@ def test_pgd_with_the_runs_settings_ends_where_its_last_pass_did(tiny_run):
     for place in (0, 7):
         panel.set(place=place)
         walk = panel.walked("test", place, "PGD", run.plan.recipe.eps, run.plan.recipe.step)
-        assert np.allclose(walk.logits[run.plan.recipe.steps], run.final["test_logits_adv"][place], atol=1e-4)
+        assert np.allclose(
+            walk.logits[run.plan.recipe.steps], run.final["test_logits_adv"][place], atol=1e-4
+        )
         assert walk.kappa == run.final["test_kappa"][place]
         assert walk.p_flip == pytest.approx(float(run.final["test_p_flip"][place]), abs=1e-4)
 
@@ -155,7 +208,9 @@ def test_weights_are_over_the_mean_of_the_stored_batch(tiny_run):
 
 
 def test_a_weight_is_that_of_the_image_as_it_is_at_the_step(tiny_run):
-    """In a ball three times as large every number is another than the stored one; each is put into its row by hand."""
+    """In a ball three times as large every number is another than the stored one; each is put into
+    its row by hand.
+    """
     run = tiny_run("mail-at")
     steps, kappa = run.plan.recipe.steps, torch.from_numpy(run.final["test_kappa"][:500]).double()
     row = int((kappa == steps).nonzero()[0])
@@ -166,7 +221,9 @@ def test_a_weight_is_that_of_the_image_as_it_is_at_the_step(tiny_run):
     p = torch.from_numpy(run.final["test_logits_adv"][:500]).double().softmax(dim=1)
     y = torch.from_numpy(run.final["test_y"][:500]).long()
     p[row], kappa[row] = walk.logits[2].softmax(dim=0), walk.kappa
-    mail = torch.sigmoid(10 * (p.scatter(1, y[:, None], -1).amax(dim=1) - p.gather(1, y[:, None]).squeeze(1) - 0.5))
+    mail = torch.sigmoid(
+        10 * (p.scatter(1, y[:, None], -1).amax(dim=1) - p.gather(1, y[:, None]).squeeze(1) - 0.5)
+    )
     gairat = (1 + torch.tanh(-1 - 5 * (kappa - steps // 2) / (steps // 2))) / 2
     for name, w in (("mail-at", mail), ("gairat", gairat)):
         said = float(re.search(rf"(?<![-\w]){name} ([\d.]+)", panel.sentence)[1])

@@ -8,21 +8,23 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from kit import functional as f
-from kit.attacks.inputs import quick_input_gradients
-from kit.types import KitError
+from kit.core import tensors
+from kit.core.errors import KitError
+from kit.models.input_gradients import fast_input_gradients
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode and without parameter gradients; each module's own mode and flags come back."""
+    """The model in eval mode and without parameter gradients; each module's own mode and flags come
+    back.
+    """
     modes = [(module, module.training) for module in model.modules()]
     wanted = [p for p in model.parameters() if p.requires_grad]
     model.eval()
     for p in wanted:
         p.requires_grad_(False)
     try:
-        with quick_input_gradients(model):
+        with fast_input_gradients(model):
             yield model
     finally:
         for module, training in modes:
@@ -32,23 +34,33 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def check_inputs(model: nn.Module, x: Tensor, y: Tensor) -> tuple[str, ...]:
-    """Refuses images, labels and models that would give a wrong number: see the errors of `kit.functional`. -> what is no
-    error and yet must be known: a network that answers differently each time, or alike to everything."""
-    f.check_images(x)
+    """Refuses images, labels and models that would give a wrong number: see the errors of
+    `kit.core.tensors`. -> what is no error and yet must be known: a network that answers
+    differently each time, or alike to everything.
+    """
+    tensors.check_images(x)
     if len(x) != len(y):
         raise KitError(f"{len(x)} images came with {len(y)} labels")
     if len(x) == 0:
         raise KitError("there are no images to attack")
     with frozen(model), torch.no_grad():
         logits, again = model(x[:256]), model(x[:16])
-    f.check_logits(logits, len(x[:256]))
-    f.check_labels(y, logits.shape[1])
+    tensors.check_logits(logits, len(x[:256]))
+    tensors.check_labels(y, logits.shape[1])
     notes = []
-    if float((again - logits[:16]).abs().max()) > 1e-3 * max(1.0, float(logits.abs().max())):   # rounding is far below
-        notes.append("the network answers the same images differently each time, and one pass may miss what another finds: "
-                     "attack it with AutoAttack's version rand, or average its logits")
+    if float((again - logits[:16]).abs().max()) > 1e-3 * max(
+        1.0, float(logits.abs().max())
+    ):  # rounding is far below
+        notes.append(
+            "the network answers the same images differently each time, and one pass may miss what "
+            "another finds: "
+            "attack it with AutoAttack's version rand, or average its logits"
+        )
     given = logits.argmax(dim=1)
     if len(y) > 1 and bool((given == given[0]).all()) and not bool((y[:256] == y[0]).all()):
-        notes.append(f"the network gives every image class {int(given[0])}: its accuracy is the share of that class, and no "
-                     "attack can lower it")
+        notes.append(
+            f"the network gives every image class {int(given[0])}: its accuracy is the share of "
+            f"that class, and no "
+            "attack can lower it"
+        )
     return tuple(notes)

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kit.criteria import confused_labels
-from kit.evaluate import wilson
-from kit.runs import Run
-from kit.types import KitError
+from kit.core.errors import KitError
+from kit.evaluation.statistics import wilson
+from kit.experiments.runs import Run
+from kit.methods.criteria import confused_labels
 
 
 def probabilities(arrays: dict[str, np.ndarray], which: str) -> tuple[Tensor, Tensor]:
@@ -22,16 +22,21 @@ def probabilities(arrays: dict[str, np.ndarray], which: str) -> tuple[Tensor, Te
 
 
 def epoch_probabilities(run: Run, epoch: int, counted: str) -> tuple[Tensor, Tensor]:
-    """Adversarial probabilities of training images in an epoch: "on the fly" (all images, moving network) or
-    "frozen" (the probe, after the epoch)."""
+    """Adversarial probabilities of training images in an epoch: "on the fly" (all images, moving
+    network) or "frozen" (the probe, after the epoch).
+    """
     arrays = run.epoch(epoch)
     if counted == "frozen":
         return probabilities(arrays, "seen_logits_adv")
     if "train_kappa" not in arrays:
-        raise KitError(f"{run.method} trained on clean images in epoch {epoch}, so nothing was attacked on the fly; take "
-                       "counted=\"frozen\"")
-    return torch.from_numpy(arrays["train_logits_adv"].astype(np.float64)).softmax(dim=1), torch.from_numpy(
-        run.final["train_y"].astype(np.int64))
+        raise KitError(
+            f"{run.method} trained on clean images in epoch {epoch}, so nothing was attacked on "
+            f"the fly; take "
+            'counted="frozen"'
+        )
+    return torch.from_numpy(arrays["train_logits_adv"].astype(np.float64)).softmax(
+        dim=1
+    ), torch.from_numpy(run.final["train_y"].astype(np.int64))
 
 
 def count_confused(probs: Tensor, y: Tensor) -> np.ndarray:
@@ -40,12 +45,16 @@ def count_confused(probs: Tensor, y: Tensor) -> np.ndarray:
 
 
 def ratio_interval(several: int, one: int) -> tuple[float, float, float]:
-    """several / one with its 95 % interval, from Wilson's for the share; NaN and (0, inf) for 0 of 0."""
+    """several / one with its 95 % interval, from Wilson's for the share; NaN and (0, inf) for 0 of
+    0.
+    """
     n = several + one
     if n == 0:
         return float("nan"), 0.0, float("inf")
     low, high = wilson(several, n)
-    odds = [share / (1 - share) if share < 1 else float("inf") for share in (several / n, low, high)]
+    odds = [
+        share / (1 - share) if share < 1 else float("inf") for share in (several / n, low, high)
+    ]
     return odds[0], odds[1], odds[2]
 
 

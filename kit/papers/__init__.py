@@ -1,4 +1,5 @@
-"""The five papers as data: what they print, claim, set and draw, and what follows from the printed numbers alone.
+"""The five papers as data: what they print, claim, set and draw, and what follows from the printed
+numbers alone.
 
     from kit import papers
     papers.table("vir", 1)                 # a printed table
@@ -14,13 +15,27 @@ These say what is printed and nothing else. Beside it, what finished runs measur
     papers.compare("vir")                  # claims, with a verdict from the measured cells
 """
 
-from kit.papers.compare import compare, report
-from kit.papers.grid import grid, needs
-from kit.papers.load import PAPERS, Paper, figures, hyper_parameters, results, table, tables, unmatched
-from kit.papers.measured import measured
-from kit.papers.printed import copied_cells, resolution, spread, text_against_table
-from kit.papers.rules import checks, claims, value
+from kit.core.lazy import lazy_exports
 
-__all__ = [
-    "PAPERS", "Paper", "checks", "claims", "compare", "copied_cells", "figures", "grid", "hyper_parameters", "measured",
-    "needs", "report", "resolution", "results", "spread", "table", "tables", "text_against_table", "unmatched", "value"]
+_PLACES = {
+    **dict.fromkeys(
+        (
+            "PAPERS",
+            "Paper",
+            "figures",
+            "hyper_parameters",
+            "results",
+            "table",
+            "tables",
+            "unmatched",
+        ),
+        "printed_data",
+    ),
+    **dict.fromkeys(("copied_cells", "resolution", "spread", "text_against_table"), "consistency"),
+    **dict.fromkeys(("checks", "claims", "value"), "printed_rules"),
+    **dict.fromkeys(("grid", "needs"), "table_runs"),
+    **dict.fromkeys(("compare", "report"), "verdicts"),
+    "measured": "measured_cells",
+}
+__all__ = sorted(_PLACES)
+__getattr__, __dir__ = lazy_exports(__name__, _PLACES)

@@ -1,25 +1,24 @@
 """Widgets for teaching: weighting curves, simplexes and examples that move under the hand.
 
-Each function returns a `Panel`: the last line of a cell shows it. Where nobody is there to move a slider, the same cell
-shows the picture of the default setting.
+Each function returns a `Panel`: the last line of a cell shows it. Where nobody is there to move a
+slider, the same cell shows the picture of the default setting.
 """
 
-from kit.types import Table
-from kit.widgets.boundary import boundary
-from kit.widgets.curves import weighting_curves
-from kit.widgets.inspect import inspect
-from kit.widgets.live import train_live
-from kit.widgets.mirage import mirage
-from kit.widgets.panel import Action, Choice, Number, Panel, Text, Toggle, attended
-from kit.widgets.race import own_curve, race
-from kit.widgets.sealed import sealed
-from kit.widgets.simplexes import simplex
-from kit.widgets.whatif import whatif
+from kit.core.lazy import lazy_exports
 
-#: Every widget by the name of its function. Those that need runs take them first.
-WIDGETS = Table("widget", {"inspect": inspect, "simplex": simplex, "boundary": boundary, "race": race,
-                          "train-live": train_live, "mirage": mirage, "sealed": sealed,
-                          "weighting-curves": weighting_curves, "whatif": whatif})
-
-__all__ = ["WIDGETS", "Action", "Choice", "Number", "Panel", "Text", "Toggle", "attended", "boundary", "inspect", "mirage",
-           "own_curve", "race", "sealed", "simplex", "train_live", "weighting_curves", "whatif"]
+_PLACES = {
+    "WIDGETS": "table",
+    **dict.fromkeys(("Action", "Choice", "Number", "Panel", "Text", "Toggle", "attended"), "panel"),
+    "boundary": "boundary_panel",
+    "weighting_curves": "weighting_panel",
+    "inspect": "inspector_panel",
+    "train_live": "live_training_panel",
+    "mirage": "mirage_panel",
+    "own_curve": "race_panel",
+    "race": "race_panel",
+    "sealed": "sealed_panel",
+    "simplex": "simplex_panel",
+    "whatif": "counterfactual_panel",
+}
+__all__ = sorted(_PLACES)
+__getattr__, __dir__ = lazy_exports(__name__, _PLACES)

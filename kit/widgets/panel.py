@@ -1,6 +1,8 @@
-"""What every widget of the kit is: one figure under a few controls, a sentence, and a line for what went wrong.
+"""What every widget of the kit is: one figure under a few controls, a sentence, and a line for what
+went wrong.
 
-A widget is a subclass of `Panel` that says which controls it has, draws what stands still, and moves what moves:
+A widget is a subclass of `Panel` that says which controls it has, draws what stands still, and
+moves what moves:
 
     class Halves(Panel):
         name, title, size = "halves", "A line that bends", (6.0, 2.5)
@@ -16,9 +18,10 @@ A widget is a subclass of `Panel` that says which controls it has, draws what st
             self.line.set_ydata([0, values["slope"]])
             return f"The line ends at {values['slope']:g}."
 
-What stands still is drawn once and kept as pixels; a change draws the moving artists over it and sends a PNG. That is
-several times faster than drawing the figure anew, and the page never shows an empty picture. Where nobody is there to
-move a slider (papermill, nbconvert) no widget is made at all: the same cell shows the picture of the default setting.
+What stands still is drawn once and kept as pixels; a change draws the moving artists over it and
+sends a PNG. That is several times faster than drawing the figure anew, and the page never shows an
+empty picture. Where nobody is there to move a slider (papermill, nbconvert) no widget is made at
+all: the same cell shows the picture of the default setting.
 """
 
 from __future__ import annotations
@@ -35,27 +38,33 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from PIL import Image
 
-from kit.figures.drawing import Drawing
+from kit.core.errors import KitError, unknown_name
+from kit.experiments.runs import Run
+from kit.figures.base import Drawing
 from kit.figures.style import styled
-from kit.runs import Run
-from kit.types import KitError, unknown
 
 DPI = 100
 
 
 def attended() -> bool:
-    """Is somebody there to move a slider? KIT_WIDGETS=0 or 1 decides; else a kernel of JupyterLab, Notebook or Voila."""
+    """Is somebody there to move a slider?
+
+    KIT_WIDGETS=0 or 1 decides; else a kernel of JupyterLab, Notebook or Voila.
+    """
     said = os.environ.get("KIT_WIDGETS", "")
     if said in ("0", "1"):
         return said == "1"
     return bool(os.environ.get("JPY_SESSION_NAME") or os.environ.get("VOILA_KERNEL_ID"))
 
 
-# ---------------------------------------------------------------------------------------------- controls
+# ----------------------------------------------------------------------------------------- controls
+
 
 @dataclass(frozen=True)
 class Number:
-    """A slider with a number field; `integer` counts in whole steps, `plays` puts a play button beside it."""
+    """A slider with a number field; `integer` counts in whole steps, `plays` puts a play button
+    beside it.
+    """
 
     name: str
     value: float
@@ -67,10 +76,18 @@ class Number:
     plays: bool = False
 
     def check(self, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not self.low <= value <= self.high:
-            raise KitError(f"{self.name} = {value} is out of range: it goes from {self.low:g} to {self.high:g}")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not self.low <= value <= self.high
+        ):
+            raise KitError(
+                f"{self.name} = {value} is out of range: it goes from {self.low:g} to {self.high:g}"
+            )
         if self.integer and int(value) != value:
-            raise KitError(f"{self.name} = {value} must be a whole number from {self.low:g} to {self.high:g}")
+            raise KitError(
+                f"{self.name} = {value} must be a whole number from {self.low:g} to {self.high:g}"
+            )
         if self.integer:
             return int(value)
         # a slider sends low + k · step with its rounding
@@ -88,7 +105,7 @@ class Choice:
 
     def check(self, value: Any) -> str:
         if value not in self.options:
-            raise unknown(self.name, str(value), self.options)
+            raise unknown_name(self.name, str(value), self.options)
         return value
 
 
@@ -129,19 +146,25 @@ class Action:
 Control = Number | Choice | Toggle | Text | Action
 
 
-# ---------------------------------------------------------------------------------------------- the panel
+# ---------------------------------------------------------------------------------------- the panel
+
 
 class Panel:
-    """A figure with controls. `values` is what is set, `sentence` says in words what the picture shows, `trouble` what
-    went wrong last, "" if nothing. `set` and `press` do what a hand does."""
+    """A figure with controls. `values` is what is set, `sentence` says in words what the picture
+    shows, `trouble` what went wrong last, "" if nothing. `set` and `press` do what a hand does.
+    """
 
     name: ClassVar[str] = ""
     title: ClassVar[str] = ""
     source: ClassVar[str] = "-"
-    size: ClassVar[tuple[float, float]] = (7.0, 3.0)     # inches
-    rebuilds: ClassVar[frozenset[str]] = frozenset()     # a change of these draws what stands still, and the controls, anew
-    pointed_at: ClassVar[bool] = False                   # the picture takes mouse and arrow keys: `point` and `nudge`
-    photo: ClassVar[bool] = False                        # shows photographs, which a dark page must not invert
+    size: ClassVar[tuple[float, float]] = (7.0, 3.0)  # inches
+    rebuilds: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # a change of these draws what stands still, and the controls, anew
+    pointed_at: ClassVar[bool] = (
+        False  # the picture takes mouse and arrow keys: `point` and `nudge`
+    )
+    photo: ClassVar[bool] = False  # shows photographs, which a dark page must not invert
 
     def __init__(self, runs: tuple[Run, ...] = ()):
         self.runs = runs
@@ -172,7 +195,9 @@ class Panel:
         raise NotImplementedError
 
     def point(self, axes: Axes, x: float, y: float, begins: bool) -> None:
-        """The mouse is down at (x, y) of `axes`, in its data; `begins` with the press, not while held. Change values."""
+        """The mouse is down at (x, y) of `axes`, in its data; `begins` with the press, not while
+        held. Change values.
+        """
 
     def nudge(self, right: int, up: int) -> None:
         """Arrow keys on the picture: so many steps. Change values."""
@@ -180,12 +205,17 @@ class Panel:
     # ---- what a hand does
 
     def set(self, **values: Any) -> None:
-        """Set controls by name, check them, and draw. Errors: `KitError`, and nothing is changed."""
+        """Set controls by name, check them, and draw.
+
+        Errors: `KitError`, and nothing is changed.
+        """
         with self._lock:
-            known = {control.name: control for control in self.given if not isinstance(control, Action)}
+            known = {
+                control.name: control for control in self.given if not isinstance(control, Action)
+            }
             for name in values:
                 if name not in known:
-                    raise unknown(f"control of {self.name}", name, known)
+                    raise unknown_name(f"control of {self.name}", name, known)
             checked = {name: known[name].check(value) for name, value in values.items()}
             before = dict(self.values)
             try:
@@ -205,7 +235,7 @@ class Panel:
         """Press a button by its name."""
         actions = {control.name: control for control in self.given if isinstance(control, Action)}
         if name not in actions:
-            raise unknown(f"button of {self.name}", name, actions)
+            raise unknown_name(f"button of {self.name}", name, actions)
         actions[name].press()
         with self._lock:
             self._take_controls()
@@ -215,14 +245,16 @@ class Panel:
 
     def _take_controls(self) -> None:
         """The controls at today's values; a control that is new begins at its own value."""
-        for _ in range(2):      # a choice may be gone, and others hang on it
+        for _ in range(2):  # a choice may be gone, and others hang on it
             self.given = tuple(self.controls(self.values))
             values = {}
             for control in self.given:
                 if isinstance(control, Action):
                     continue
                 try:
-                    values[control.name] = control.check(self.values.get(control.name, control.value))
+                    values[control.name] = control.check(
+                        self.values.get(control.name, control.value)
+                    )
                 except KitError:
                     values[control.name] = control.value
             self.values = values
@@ -237,7 +269,9 @@ class Panel:
             self._moving = self.build(self.figure, self.values)
             self.sentence = self.update(self.values)
             self.figure.canvas.draw()
-            self.figure.set_layout_engine("none")      # laid out once: nothing jumps when a slider moves
+            self.figure.set_layout_engine(
+                "none"
+            )  # laid out once: nothing jumps when a slider moves
             for artist in self._moving:
                 artist.set_animated(True)
             self.figure.canvas.draw()
@@ -264,11 +298,15 @@ class Panel:
             for artist in self._moving:
                 (artist.axes or self.figure).draw_artist(artist)
             buffer = io.BytesIO()
-            Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(buffer, "png", compress_level=1)
+            Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(
+                buffer, "png", compress_level=1
+            )
             return buffer.getvalue()
 
     def locate(self, x: float, y: float) -> tuple[Axes, float, float] | None:
-        """The axes at a place of the picture, from (0, 0) lower left to (1, 1) upper right, and the place in their data."""
+        """The axes at a place of the picture, from (0, 0) lower left to (1, 1) upper right, and the
+        place in their data.
+        """
         pixel = (x * self.figure.bbox.width, y * self.figure.bbox.height)
         for axes in self.figure.axes:
             if axes.bbox.contains(*pixel):
@@ -284,7 +322,8 @@ class Panel:
         data, metadata = self.figure._repr_mimebundle_()
         if attended():
             if self.face is None:
-                from kit.widgets.face import Face  # ipywidgets: only where somebody looks
+                from kit.widgets.panel_view import Face
+
                 self.face = Face(self)
             shown = self.face.box._repr_mimebundle_()
             data |= shown[0] if isinstance(shown, tuple) else shown

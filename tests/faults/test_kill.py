@@ -1,4 +1,7 @@
-"""kill -9 at random moments: what was finished stays and is not repeated, and the end is the undisturbed one."""
+"""kill -9 at random moments:
+
+what was finished stays and is not repeated, and the end is the undisturbed one.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,23 @@ from conftest import ROOT, TINY
 from test_train import contents
 
 import kit
-from kit import archive, store
-from kit.evaluate import BATCH, evaluate
-from kit.runs import Run, folder_of
-from kit.spec import RunSpec, resolve
+from kit.core import files
+from kit.evaluation.accuracy import ATTACK_BATCH, evaluate
+from kit.experiments.runs import Run, run_folder, runs_folder
+from kit.experiments.specification import RunSpec, resolve
+from kit.jobs import archive
 
-#: Kills in each test. With KIT_FAULTS=50 seven minutes go to `reproduce`, which takes seconds to start.
+#: Kills in each test. With KIT_FAULTS=50 seven minutes go to `reproduce`, which takes seconds to
+#: start.
 KILLS = int(os.environ.get("KIT_FAULTS", "5"))
 LONG = {**TINY, "epochs": 8, "milestones": [4]}
 
 
 def child(work: Callable[[], None]) -> int:
-    """A forked process that does `work` and ends. It shares nothing but what was imported: that saves its five seconds."""
+    """A forked process that does `work` and ends.
+
+    It shares nothing but what was imported: that saves its five seconds.
+    """
     pid = os.fork()
     if pid == 0:
         try:
@@ -41,22 +49,32 @@ def child(work: Callable[[], None]) -> int:
     return pid
 
 
-def killed_until_done(work: Callable[[], None], is_done: Callable[[], bool], afresh: Callable[[], None], longest: float,
-                      look: Callable[[], None] = lambda: None) -> int:
-    """Run `work` again and again, killed at random moments of up to `longest` seconds, until it was killed KILLS times and
-    is done; if it is done before, `afresh` forgets everything. -> kills that left something to go on from."""
+def killed_until_done(
+    work: Callable[[], None],
+    is_done: Callable[[], bool],
+    afresh: Callable[[], None],
+    longest: float,
+    look: Callable[[], None] = lambda: None,
+) -> int:
+    """Run `work` again and again, killed at random moments of up to `longest` seconds, until it was
+    killed KILLS times and is done; if it is done before, `afresh` forgets everything. -> kills that
+    left something to go on from.
+    """
     draw, kills, useful = random.Random(0), 0, 0
     while kills < KILLS or not is_done():
         if is_done():
             afresh()
-        pid, limit = child(work), time.monotonic() + (draw.uniform(0, longest) if kills < KILLS else 600)
+        pid, limit = (
+            child(work),
+            time.monotonic() + (draw.uniform(0, longest) if kills < KILLS else 600),
+        )
         while time.monotonic() < limit and os.waitpid(pid, os.WNOHANG) == (0, 0):
             time.sleep(0.002)
         try:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             kills += 1
-            useful += any(store.runs_folder().rglob("*.ckpt"))
+            useful += any(runs_folder().rglob("*.ckpt"))
         except (ProcessLookupError, ChildProcessError):
             pass
         look()
@@ -66,50 +84,70 @@ def killed_until_done(work: Callable[[], None], is_done: Callable[[], bool], afr
 def whole_files(home: Path) -> None:
     """No file that a reader would open is half written."""
     for path in home.rglob("*.ckpt"):
-        store.load(path)
+        files.load_checkpoint(path)
     for path in home.rglob("[!.]*.npz"):
-        store.load_arrays(path)
+        files.load_arrays(path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("methods", [["mail-at"], ["clirat", "csa", "gairat"]], ids=["one", "many at once"])
+@pytest.mark.parametrize(
+    "methods", [["mail-at"], ["clirat", "csa", "gairat"]], ids=["one", "many at once"]
+)
 def test_training(methods, tmp_path, monkeypatch, record_property):
     """Bit for bit the undisturbed end; and an epoch that was finished is never begun again."""
     specs = [RunSpec(method, overrides=LONG) for method in methods]
     ends = {}
     for name in ("calm", "killed"):
         monkeypatch.setenv("KIT_HOME", str(tmp_path / name))
-        folders, reached = [folder_of(resolve(spec)) for spec in specs], dict.fromkeys(methods, 0)
+        folders, reached = [run_folder(resolve(spec)) for spec in specs], dict.fromkeys(methods, 0)
 
         def look(folders=folders, reached=reached):
             for method, folder in zip(methods, folders, strict=True):
-                kept = [store.load(folder / f)["epoch"] for f in ("last.ckpt", "previous.ckpt") if (folder / f).exists()]
+                kept = [
+                    files.load_checkpoint(folder / f)["epoch"]
+                    for f in ("last.ckpt", "previous.ckpt")
+                    if (folder / f).exists()
+                ]
                 assert max(kept, default=0) >= reached[method], "a finished epoch was lost"
                 reached[method] = max(kept, default=0)
 
         def afresh(reached=reached):
-            shutil.rmtree(store.runs_folder())
+            shutil.rmtree(runs_folder())
             reached.update(dict.fromkeys(reached, 0))
+
         if name == "calm":
             kit.run_many(specs, quiet=True)
         else:
-            useful = killed_until_done(lambda: kit.run_many(specs, quiet=True),
-                                       lambda folders=folders: all((f / "done.json").exists() for f in folders), afresh,
-                                       0.8 * len(methods), look)
+            useful = killed_until_done(
+                lambda: kit.run_many(specs, quiet=True),
+                lambda folders=folders: all((f / "done.json").exists() for f in folders),
+                afresh,
+                0.8 * len(methods),
+                look,
+            )
             assert useful > KILLS / 3, "most kills were in the middle of something"
             whole_files(tmp_path / name)
-            assert not any(map(archive.verify, folders)), "done.json knows other files"
+            assert not any(map(archive.verify_run, folders)), "done.json knows other files"
         ends[name] = [contents(folder) for folder in folders]
     assert ends["calm"] == ends["killed"]
-    record_property("faults", [[f"kill -9 in the training of {len(methods)} at once", KILLS,
-                                f"all survived, {useful} in the middle of something: the undisturbed end, bit for bit"]])
+    record_property(
+        "faults",
+        [
+            [
+                f"kill -9 in the training of {len(methods)} at once",
+                KILLS,
+                f"all survived, {useful} in the middle of something: the undisturbed end, bit for "
+                f"bit",
+            ]
+        ],
+    )
 
 
 @pytest.mark.slow
 def test_evaluation(tmp_path, monkeypatch, tiny_run, record_property):
     """AutoAttack in batches of eight: every field of every example as undisturbed."""
     trained, ends = tiny_run("at"), {}
-    monkeypatch.setitem(BATCH, "cpu", 8)
+    monkeypatch.setitem(ATTACK_BATCH, "cpu", 8)
     for name in ("calm", "killed"):
         target = tmp_path / name / "data/runs" / trained.folder.name
         shutil.copytree(trained.folder, target, ignore=shutil.ignore_patterns("evaluations"))
@@ -121,17 +159,28 @@ def test_evaluation(tmp_path, monkeypatch, tiny_run, record_property):
 
         def is_done(target=target):
             return len(list((target / "evaluations").glob("*.npz"))) == 2
+
         if name == "calm":
             work()
         else:
-            killed_until_done(work, is_done, lambda target=target: shutil.rmtree(target / "evaluations"), 3.0)
+            killed_until_done(
+                work, is_done, lambda target=target: shutil.rmtree(target / "evaluations"), 3.0
+            )
         ends[name] = evaluate(run, ["apgd-ce", "aa"], n=24, quiet=True).attrs["examples"]
         assert not list((target / "evaluations").glob("*.partial"))
     for attack, arrays in ends["calm"].items():
         for key, values in arrays.items():
             np.testing.assert_array_equal(values, ends["killed"][attack][key])
-    record_property("faults", [["kill -9 in an evaluation under AutoAttack", KILLS,
-                                "all survived: the undisturbed verdicts"]])
+    record_property(
+        "faults",
+        [
+            [
+                "kill -9 in an evaluation under AutoAttack",
+                KILLS,
+                "all survived: the undisturbed verdicts",
+            ]
+        ],
+    )
 
 
 def alive(home: Path) -> list[str]:
@@ -148,10 +197,22 @@ def alive(home: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_reproduce(tmp_path, record_property):
-    """Killed again and again, with its workers and kernels gone soon after; then it ends, and trains nothing twice. If it
-    ends before it was killed often enough, it begins again from nothing."""
-    words = [sys.executable, "-m", "kit", "reproduce", "--only", "02", "--jobs", "2", "--set",
-             *(f"{name}={value}".replace(" ", "") for name, value in TINY.items())]
+    """Killed again and again, with its workers and kernels gone soon after; then it ends, and
+    trains nothing twice. If it ends before it was killed often enough, it begins again from
+    nothing.
+    """
+    words = [
+        sys.executable,
+        "-m",
+        "kit",
+        "reproduce",
+        "--only",
+        "02",
+        "--jobs",
+        "2",
+        "--set",
+        *(f"{name}={value}".replace(" ", "") for name, value in TINY.items()),
+    ]
     draw, trained, home, kills = random.Random(1), {}, tmp_path / "0", 0
     while kills < KILLS:
         environment = {**os.environ, "KIT_HOME": str(home), "PYTHONPATH": str(ROOT)}
@@ -172,8 +233,16 @@ def test_reproduce(tmp_path, record_property):
         now = {path: path.stat().st_mtime_ns for path in home.rglob("done.json")}
         assert trained.items() <= now.items(), "a finished run was touched"
         trained = now
-    done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert trained.items() <= {path: path.stat().st_mtime_ns for path in home.rglob("done.json")}.items()
+    assert (
+        trained.items()
+        <= {path: path.stat().st_mtime_ns for path in home.rglob("done.json")}.items()
+    )
     whole_files(home)
-    record_property("faults", [["kill -9 in `reproduce`", KILLS, "all survived: no orphans, nothing trained twice"]])
+    record_property(
+        "faults",
+        [["kill -9 in `reproduce`", KILLS, "all survived: no orphans, nothing trained twice"]],
+    )

@@ -1,0 +1,100 @@
+"""TODO attacks.carlini_wagner."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kit.attacks.tracker import AttackResult, AttackTracker, track_attack
+from kit.core import tensors
+from kit.core.parameters import Count, Positive, check_value
+from kit.core.random_streams import Streams
+from kit.core.threat import Threat
+
+# ------------------------------------------------------------------------------- Carlini and Wagner
+
+
+def cw_l2(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    generator: Streams | None = None,
+    validate: bool = True,
+    steps: Count = 10_000,
+    search_steps: Count = 9,
+    lr: Positive = 0.01,
+    initial_const: Positive = 0.001,
+    abort_early: bool = True,
+) -> AttackResult:
+    """Carlini and Wagner's L2 attack (2017, s. VI-D) at confidence 0. Draws nothing.
+
+    Minimises ‖x' - x‖² + c max(z_y - max_{j≠y} z_j, 0) by Adam (rate `lr`) over w with x' = (tanh w
+    + 1) / 2; c starts at `initial_const` and in `search_steps` rounds of `steps` steps is bisected,
+    or multiplied by 10 until something breaks. `abort_early` ends an example's round when its loss
+    has not fallen in a tenth of the steps; the decision is each example's own, where Carlini's and
+    advertorch's look at the sum over the batch. x (N, C, H, W) in [0, 1]; y (N,) int64.
+
+    The distance is L2 whatever the threat is: so is `size`, and the nearest image is the nearest in
+    L2. `broken` always means that a misclassified image inside the given ball was met on the way.
+    With an L-inf threat that is no measure of robustness, as nothing looks for such images; a note
+    says so. Errors: `KitError` for settings out of range, and those of `check_inputs`.
+    """
+    for name, value, kind in (
+        ("steps", steps, Count),
+        ("search_steps", search_steps, Count),
+        ("lr", lr, Positive),
+        ("initial_const", initial_const, Positive),
+        ("abort_early", abort_early, bool),
+    ):
+        check_value(name, value, kind)
+    with track_attack(model, x, y, threat, goal="nearest", norm="l2", validate=validate) as tracker:
+        if threat.norm != "l2":
+            tracker.notes.append(
+                "CW-L2 minimises the L2 norm and its sizes are L2 norms; that it met no image "
+                "within "
+                f"{threat} does not mean that there is none"
+            )
+        rows = tracker.unbroken()
+        const = x.new_full((len(rows),), initial_const)
+        low, high = torch.zeros_like(const), torch.full_like(const, torch.inf)
+        for _ in range(search_steps if len(rows) else 0):
+            found = _descend(tracker, rows, const, steps, lr, abort_early)
+            low, high = low.where(found, const), const.where(found, high)
+            const = ((low + high) / 2).where(high.isfinite(), 10 * const)
+        return tracker.result("cw-l2")
+
+
+def _descend(
+    tracker: AttackTracker, rows: Tensor, const: Tensor, steps: int, lr: float, abort_early: bool
+) -> Tensor:
+    """One round with the constants `const` (n,). -> (n,) bool: was anything misclassified?"""
+    found = torch.zeros_like(rows, dtype=torch.bool)
+    w_0 = torch.atanh(
+        (2 * tracker.x[rows] - 1) * 0.999999
+    )  # else pixels of 0 and 1 would be at infinity
+    w, x_0, moments = w_0, (w_0.tanh() + 1) / 2, torch.zeros_like(torch.stack([w_0, w_0]))
+    before, active = torch.full_like(const, torch.inf), torch.arange(len(rows), device=rows.device)
+    for t in range(steps):
+        tanh = w.tanh()
+        x_t = (tanh + 1) / 2
+        gradient, hinge, logits = tracker.gradient(
+            x_t, rows[active], lambda logits, y: tensors.margin(logits, y).clamp_min(0)
+        )
+        found[active] |= logits.argmax(dim=1) != tracker.y[rows[active]]
+        loss = const[active] * hinge + tensors.norm(x_t - x_0[active], "l2") ** 2
+        # d x_t / d w = (1 - tanh²) / 2
+        downhill = (
+            (tensors.per_example(const[active], x_t) * gradient + 2 * (x_t - x_0[active]))
+            * (1 - tanh**2)
+            / 2
+        )
+        step, moments = tensors.adam_step(downhill, moments, t + 1)
+        w = w - lr * step
+        if abort_early and t % max(steps // 10, 1) == 0:
+            on = loss <= 0.999999 * before
+            active, w, moments, before = active[on], w[on], moments[:, on], loss[on]
+            if not len(active):
+                break
+    return found

@@ -1,0 +1,38 @@
+"""TODO attacks.fast_gradient_sign."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kit.attacks.projected_gradient_descent import pgd
+from kit.attacks.starts import Watch
+from kit.core.random_streams import Streams
+from kit.core.threat import Threat
+
+
+def fgsm(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    generator: Streams | torch.Generator | None = None,
+    watch: Watch | None = None,
+    validate: bool = True,
+) -> Tensor:
+    """One step of length eps from the clean image (Goodfellow et al., 2015).
+
+    Draws nothing. -> x_adv (N, C, H, W).
+    """
+    return pgd(
+        model,
+        x,
+        y,
+        threat,
+        watch=watch,
+        steps=1,
+        step_size=threat.eps,
+        init="none",
+        validate=validate,
+    )

@@ -1,0 +1,71 @@
+"""TODO attacks.friendly_pgd_attack."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kit.attacks.contract import check_inputs, frozen
+from kit.attacks.objectives import OBJECTIVES
+from kit.attacks.starts import Watch, start_point
+from kit.core import tensors
+from kit.core.parameters import Count, Natural, NonNegative
+from kit.core.random_streams import Streams, draw_noise
+from kit.core.threat import Threat
+
+
+def friendly_pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    generator: Streams | torch.Generator | None = None,
+    watch: Watch | None = None,
+    steps: Count = 10,
+    step_size: NonNegative | None = None,
+    validate: bool = True,
+    tau: Natural = 0,
+    omega: NonNegative = 0.001,
+    loss: Literal["ce", "kl", "margin"] = "ce",
+    init: Literal["none", "uniform", "gaussian"] | Tensor = "uniform",
+) -> Tensor:
+    """PGD in which an example stops where it has been misclassified at τ + 1 evaluation points, the
+    start included. FAT.
+
+    Every start is clipped to [0, 1], and each step adds ω N(0, 1) before the projection. Examples
+    keep their places (FAT's code returns them in the order in which they stop); one that has
+    stopped costs no more passes. See `pgd`.
+    """
+    if validate:
+        check_inputs(model, x, y)
+    step_size = 2.5 * threat.eps / steps if step_size is None else step_size
+    with frozen(model):
+        with torch.no_grad():
+            logits_nat = model(x) if loss == "kl" else None
+        x_t, patience = start_point(x, threat, init, generator).clamp(0, 1), torch.full_like(y, tau)
+        rows, seen = torch.arange(len(y), device=y.device), None
+        for t in range(steps):
+            active = x_t[rows].detach().requires_grad_(True)
+            with torch.enable_grad():
+                logits = model(active)
+                clean = None if logits_nat is None else logits_nat[rows]
+                (gradient,) = torch.autograd.grad(
+                    OBJECTIVES[loss](logits, y[rows], clean).sum(), active
+                )
+            seen = logits.detach() if seen is None else seen.index_copy(0, rows, logits.detach())
+            if watch is not None:
+                watch(t, x_t, seen)
+            wrong = logits.argmax(dim=1) != y[rows]
+            goes_on = ~wrong | (patience[rows] > 0)
+            patience[rows] -= wrong.long()
+            noise = omega * draw_noise(generator, "normal", x)[rows] if omega else 0.0
+            step = step_size * tensors.ascent_direction(gradient, threat.norm) + noise
+            moved = tensors.project(active.detach() + step, x[rows], threat)
+            rows = rows[goes_on]
+            x_t = x_t.detach().index_copy(0, rows, moved[goes_on])
+            if not len(rows):
+                break
+    return x_t

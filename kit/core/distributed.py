@@ -1,0 +1,164 @@
+"""One network trained by several processes, of one machine or many, with PyTorch's
+DistributedDataParallel.
+
+    torchrun --nproc-per-node 2 -m kit train vir-trades --recipe cifar10:paper
+
+Each process attacks and passes its share of every batch. What was seen is then put together again,
+so that criterion, weights and loss are those of the whole batch, as in one process, and every
+process has them. The first process leads: it alone reads checkpoints and writes files. In one
+process all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from kit.core.errors import KitError
+
+#: A leader may wait long for a run that somebody else trains.
+JOIN_TIMEOUT = timedelta(days=7)
+
+
+@contextlib.contextmanager
+def join_processes(device: str) -> Iterator[str]:
+    """Join the processes that torchrun started, if it did. -> the device of this one.
+
+    `KitError` where torchrun started more processes than there are GPUs to train on.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield device
+        return
+    place, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    if device == "cuda":
+        if place >= gpus:
+            raise KitError(
+                f"process {place + 1} of this machine has no GPU of its own: there are {gpus}; "
+                f"start torchrun "
+                f"with --nproc-per-node {gpus or 1}, or pass --device cpu"
+            )
+        device = f"cuda:{place}"
+        torch.cuda.set_device(place)
+    elif device != "cpu":
+        raise KitError(f"device={device}: several processes train on cpu or cuda")
+    own = torch.device(device) if device.startswith("cuda") else None
+    dist.init_process_group("nccl" if own else "gloo", timeout=JOIN_TIMEOUT, device_id=own)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def process_count() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def barrier() -> None:
+    """Wait here until all processes have come."""
+    if process_count() > 1:
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """The leader goes through the block before the others: it downloads, they find the files."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
+
+
+def broadcast(value: Any, device: torch.device | str = "cpu") -> Any:
+    """The leader's value in every process:
+
+    tensors, which come to `device`, numbers, text, lists and dicts.
+    """
+    if process_count() == 1:
+        return value
+    buffer = io.BytesIO()
+    torch.save(value if is_main() else None, buffer)
+    box = [buffer.getvalue()]
+    dist.broadcast_object_list(box)
+    return torch.load(io.BytesIO(box[0]), map_location=device, weights_only=True)
+
+
+# -------------------------------------------------------------------------------- a batch in shares
+
+
+def own_rows(n: int) -> slice:
+    """The rows of n that are this process's; shares differ by one row at most."""
+    if process_count() == 1:
+        return slice(0, n)
+    return _split_rows(n)[dist.get_rank()]
+
+
+def _split_rows(n: int) -> list[slice]:
+    ends = [n * (i + 1) // process_count() for i in range(process_count())]
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def gather(values: Tensor, n: int) -> Tensor:
+    """(n, ...) of all processes from each one's share, in order.
+
+    A gradient reaches this process's rows alone, `count()` times as large: the mean over processes,
+    which DistributedDataParallel takes, is then the gradient of the whole batch.
+    """
+    if process_count() == 1:
+        return values
+    shares = _split_rows(n)
+    padded = values.new_zeros(max(rows.stop - rows.start for rows in shares), *values.shape[1:])
+    padded[: len(values)] = values.detach()
+    gathered = [torch.empty_like(padded) for _ in shares]
+    dist.all_gather(gathered, padded)
+    parts = [each[: rows.stop - rows.start] for each, rows in zip(gathered, shares, strict=True)]
+    if values.requires_grad:
+        parts[dist.get_rank()] = mine = values.clone()
+        mine.register_hook(lambda gradient: gradient * process_count())
+    return torch.cat(parts)
+
+
+# -------------------------------------------------------------------------------------- one network
+
+
+def wrap_distributed(model: nn.Module) -> nn.Module:
+    """The network behind DistributedDataParallel, which averages its gradients in every backward
+    pass. Batch norms use each process's images; their running statistics are averaged by `average`.
+    """
+    if process_count() == 1:
+        return model
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # newer versions have another name for it, older ones do not
+        return DistributedDataParallel(model, broadcast_buffers=False)
+
+
+def unwrap_distributed(network: nn.Module) -> nn.Module:
+    """Without DistributedDataParallel: for passes whose gradients are not the parameters'."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
+
+
+def average_tensors(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Each tensor's mean over processes, in place; whole numbers are left alone. -> tensors."""
+    if process_count() > 1:
+        for tensor in filter(torch.is_floating_point, tensors):
+            dist.all_reduce(tensor)
+            tensor /= process_count()
+    return tensors

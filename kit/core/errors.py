@@ -1,0 +1,39 @@
+"""The records everything else is made of: errors, tables, parts, threats, random streams, and
+`Seen`.
+
+What computes is a function and what is remembered is a frozen record, so a method is nothing but a
+row of functions with their hyper-parameters (`Part`). Hyper-parameters carry their range in their
+annotation (`Annotated[float, Range(0)]`), and `check_value` is the only place that validates one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KitError(ValueError):
+    """Something a user can mend: what is wrong, what was expected, what to do."""
+
+    def _render_traceback_(
+        self,
+    ) -> list[str]:  # IPython's hook: in a notebook the sentence is enough
+        return [f"KitError: {self}"]
+
+
+def describe_value(value: object) -> str:
+    """A value as an error names it: whatever it is, in at most a hundred characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python prints no number of more than 4,300 digits
+        text = f"something of type {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def unknown_name(kind: str, name: object, choices: Iterable[str]) -> KitError:
+    """The error for a name that does not exist, with the nearest one that does."""
+    choices = sorted(choices)
+    text = name if isinstance(name, str) and len(name) <= 1000 else describe_value(name)
+    near = difflib.get_close_matches(text, choices, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return KitError(f"there is no {kind} '{text}'.{hint} Choices: {', '.join(choices) or 'none'}")

@@ -1,0 +1,86 @@
+"""TODO core.parameters."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from kit.core.errors import KitError, describe_value, unknown_name
+
+# ------------------------------------------------------------------------------------------- values
+
+
+@dataclass(frozen=True)
+class Range:
+    """An allowed interval; `above=True` leaves its lower end out."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (value > self.low if self.above else value >= self.low) and value <= self.high
+
+    def __str__(self) -> str:
+        if self.high < math.inf and self.low > -math.inf:
+            return f"{'above ' if self.above else ''}{self.low:g} to {self.high:g}"
+        if self.low > -math.inf:
+            return f"{'above' if self.above else 'at least'} {self.low:g}"
+        return f"at most {self.high:g}" if self.high < math.inf else "any number"
+
+
+Real = Annotated[float, Range()]
+
+Positive = Annotated[float, Range(0, above=True)]
+
+NonNegative = Annotated[float, Range(0)]
+
+Share = Annotated[float, Range(0, 1)]
+
+Count = Annotated[int, Range(1)]
+
+Natural = Annotated[int, Range(0)]
+
+
+def check_value(name: str, value: Any, annotation: Any) -> Any:
+    """`value` as its annotation wants it (an int is fine where a float is meant), else a
+    `KitError`.
+    """
+    expected, ranges = annotation, ()
+    if get_origin(annotation) is Annotated:
+        expected, *ranges = get_args(annotation)
+    if get_origin(expected) in (
+        Union,
+        UnionType,
+    ):  # say a name or a tensor: a row or a user's text is the first
+        return check_value(name, value, get_args(expected)[0])
+    if get_origin(expected) is Literal:
+        if not any(
+            isinstance(value, type(choice)) and value == choice for choice in get_args(expected)
+        ):
+            raise unknown_name(f"value of {name}", value, map(str, get_args(expected)))
+        return value
+    if get_origin(expected) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise KitError(f"{name}={describe_value(value)} must be a list such as [10, 20]")
+        item = get_args(expected)[0]
+        return tuple(check_value(f"{name}[{i}]", v, item) for i, v in enumerate(value))
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < 10**300 else math.inf
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        kind = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}[
+            expected
+        ]
+        raise KitError(
+            f"{name}={describe_value(value)} is {type(value).__name__}; it must be {kind}"
+        )
+    if isinstance(value, (int, float)):
+        fits = math.isfinite(value) if isinstance(value, float) else abs(value) < 2**63
+        for allowed in ranges or [Range()]:
+            if not fits or value not in allowed:
+                raise KitError(
+                    f"{name}={describe_value(value)} is out of range; it must be {allowed}"
+                )
+    return value + 0.0 if isinstance(value, float) else value  # -0.0 is 0.0: one number, one key

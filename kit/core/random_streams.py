@@ -1,0 +1,104 @@
+"""TODO core.random_streams."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kit.core.errors import KitError
+
+# --------------------------------------------------------------------------------------- randomness
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from anything printable:
+
+    the same words give the same stream on every machine.
+    """
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode(errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def named_generator(*parts: object) -> torch.Generator:
+    """A CPU random stream named by `parts`, say (seed, "order", epoch)."""
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def _as_int64(number: int) -> int:
+    number &= (1 << 64) - 1
+    return number - (1 << 64) if number >> 63 else number
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014) on int64 tensors; products wrap."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits = (bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))) * _as_int64(factor)
+    return bits ^ ((bits >> 31) & ((1 << 33) - 1))
+
+
+class Streams:
+    """One random stream per example: what an example draws depends on its id alone.
+
+    Batch size, batch mates, order and device do not matter. Each call draws anew. `ids` is (N,)
+    int64.
+    """
+
+    def __init__(self, ids: Tensor, *parts: object):
+        self.ids, self.parts, self.draws = ids, parts, 0
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """U[0, 1) in the shape and dtype of `like` (N, ...), 24 bits each."""
+        if len(like) != len(self.ids):
+            raise KitError(f"{len(self.ids)} example ids cannot seed a batch of {len(like)}")
+        width = math.prod(like.shape[1:])
+        self.draws += 1
+        start = _as_int64(derive_seed(*self.parts, self.draws))
+        ids = self.ids.to(like.device)
+        per_example = _mix(ids * _as_int64(0x9E3779B97F4A7C15) + start)
+        place = torch.arange(1, width + 1, device=like.device) * _as_int64(0xD1B54A32D192ED03)
+        bits = _mix(per_example[:, None] + place[None, :])
+        return (((bits >> 40) & 0xFFFFFF).to(like.dtype) / (1 << 24)).view(like.shape)
+
+    def of(self, ids: Tensor) -> Streams:
+        """The same streams, as far as they have been drawn from, of other examples."""
+        streams = Streams(ids, *self.parts)
+        streams.draws = self.draws
+        return streams
+
+    def normal(self, like: Tensor) -> Tensor:
+        """N(0, 1) in the shape of `like`, by Box and Muller."""
+        radius = (-2 * torch.log1p(-self.uniform(like))).sqrt()
+        return radius * torch.cos(2 * math.pi * self.uniform(like))
+
+
+class JoinedStreams(Streams):
+    """The streams of several batches that go through a program as one, the first batch's examples
+    first.
+    """
+
+    def __init__(self, several: Sequence[Streams]):
+        self.several, self.ids = several, torch.cat([streams.ids for streams in several])
+
+    def uniform(self, like: Tensor) -> Tensor:
+        parts = like.split([len(streams.ids) for streams in self.several])
+        return torch.cat(
+            [streams.uniform(part) for streams, part in zip(self.several, parts, strict=True)]
+        )
+
+
+def draw_noise(
+    source: Streams | torch.Generator | None, kind: Literal["uniform", "normal"], like: Tensor
+) -> Tensor:
+    """U[0, 1) or N(0, 1) like `like`, from per-example streams, a generator, or torch's global one
+    (None).
+    """
+    if isinstance(source, Streams):
+        return getattr(source, kind)(like)
+    sample = torch.rand if kind == "uniform" else torch.randn
+    device = source.device if source is not None else like.device
+    return sample(like.shape, generator=source, device=device, dtype=like.dtype).to(like.device)

@@ -1,0 +1,186 @@
+"""Per-example mathematics of logits and of perturbations. Everything returns shape (N,) or an image
+batch.
+
+Cross-entropy and KL stay in log space: a softmax that underflows costs no gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kit.core.errors import KitError
+from kit.core.threat import Threat
+
+
+def per_example_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """-log p_y, (N,) nats."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """KL(p ‖ q) of two softmaxes, (N,) nats; gradients flow through both arguments."""
+    log_p, log_q = logits_p.log_softmax(dim=1), logits_q.log_softmax(dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+
+def true_and_top_other(values: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(v_y, max_{j≠y} v_j), each (N,), of logits or probabilities (N, K)."""
+    true = values.gather(1, y[:, None]).squeeze(1)
+    other = values.scatter(1, y[:, None], -torch.inf).amax(dim=1)
+    return true, other
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """z_y - max_{j≠y} z_j, (N,): negative where the example is misclassified."""
+    true, other = true_and_top_other(logits, y)
+    return true - other
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """-(z_y - max_{j≠y} z_j) / (z_(1) - z_(3)), (N,) to ascend; K >= 3. Croce and Hein (2020), Eq.
+    6.
+
+    z_(k) is the k-th largest. Shifting or scaling the logits changes nothing. 1e-12 is added to the
+    denominator, as in auto-attack.
+    """
+    top = logits.topk(3, dim=1).values
+    return -margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """z_t - z_y, (N,) to ascend: positive where class `target` (N,) beats the label."""
+    return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2), (N,) to ascend; K >= 4.
+
+    Croce and Hein (2020), Eq. 7. See `dlr`.
+    """
+    top = logits.topk(4, dim=1).values
+    return targeted_margin(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+# ----------------------------------------------------------------------------------------- geometry
+
+
+def per_example(values: Tensor, like: Tensor) -> Tensor:
+    """(N,) -> (N, 1, 1, 1) so that it broadcasts over images."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def norm(delta: Tensor, which: str) -> Tensor:
+    """L-inf or L2 norm per example, (N,)."""
+    flat = delta.flatten(1)
+    return flat.abs().amax(dim=1) if which == "linf" else flat.norm(dim=1)
+
+
+def project(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
+    """`x_adv` pulled back into the threat's ball around `x`, then into [0, 1].
+
+    Both sets are convex and hold `x`; the clip to [0, 1] only shortens an L-inf or L2 perturbation,
+    so the result lies in both.
+    """
+    if threat.norm == "linf":
+        near = torch.maximum(x_adv, x - threat.eps).minimum(x + threat.eps)
+    else:
+        delta = x_adv - x
+        near = x + delta * per_example(
+            (threat.eps / norm(delta, "l2").clamp_min(1e-12)).clamp_max(1), x
+        )
+    return near.clamp_(0, 1)
+
+
+def where(which: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """The images `a` where `which` (N,) bool holds, else those of `b`; both finite. `torch.where`
+    takes several times as long on CPUs.
+    """
+    return b.lerp(a, per_example(which.to(a.dtype), a))
+
+
+def select_rows(which: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """Of each of `values` (N, ...) the places where `which` (N,) bool holds; the values themselves
+    if that is everywhere.
+    """
+    places = which.nonzero().squeeze(1)
+    return (
+        values
+        if len(places) == len(which)
+        else tuple(each.index_select(0, places) for each in values)
+    )
+
+
+def ascent_direction(gradient: Tensor, which: str) -> Tensor:
+    """Steepest ascent of unit length in the norm:
+
+    the sign (L-inf) or the normalised gradient (L2).
+    """
+    if which == "linf":
+        return gradient.sign()
+    largest = per_example(norm(gradient, "linf"), gradient)
+    scaled = gradient / largest.where(
+        largest > 0, 1
+    )  # a confident network's gradients would vanish when squared
+    length = per_example(norm(scaled, "l2"), gradient)
+    return scaled / length.where(length > 0, 1)
+
+
+def adam_step(gradient: Tensor, moments: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    """(direction to subtract, new moments) of Adam's step t = 1, 2, ... (Kingma and Ba, 2015,
+    Algorithm 1).
+
+    `moments` (2, N, ...) start as zeros. A function and no optimizer, so that an attack can drop
+    examples on the way.
+    """
+    moments = torch.stack(
+        [0.9 * moments[0] + 0.1 * gradient, 0.999 * moments[1] + 0.001 * gradient**2]
+    )
+    return moments[0] / (1 - 0.9**t) / ((moments[1] / (1 - 0.999**t)).sqrt() + 1e-8), moments
+
+
+# ------------------------------------------------------------------------------------------- checks
+
+
+def check_labels(y: Tensor, num_classes: int) -> None:
+    if y.dtype != torch.int64 or y.dim() != 1:
+        raise KitError(
+            f"labels have dtype {y.dtype} and shape {tuple(y.shape)}; expected int64 (N,)"
+        )
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < num_classes:
+        raise KitError(
+            f"labels run from {int(y.min())} to {int(y.max())}; a model with {num_classes} outputs "
+            f"knows 0 to {num_classes - 1}"
+        )
+
+
+def check_images(x: Tensor) -> None:
+    if not x.is_floating_point() or x.dim() < 2:
+        raise KitError(
+            f"images have dtype {x.dtype} and shape {tuple(x.shape)}; expected floats (N, C, H, W)"
+        )
+    if len(x) and not (float(x.min()) >= 0 and float(x.max()) <= 1):  # NaN fails both comparisons
+        raise KitError(
+            f"pixels run from {float(x.min()):g} to {float(x.max()):g}; attacks and models take "
+            "[0, 1]. Scale the images, and put any normalisation inside the model"
+        )
+
+
+def check_logits(logits: Tensor, n: int) -> None:
+    """Refuses a model's output that is no finite batch of logits (N, K), K >= 2."""
+    if logits.dim() != 2 or logits.shape[0] != n or logits.shape[1] < 2:
+        raise KitError(
+            f"the model returned shape {tuple(logits.shape)} for {n} images; expected logits (N, K)"
+        )
+    if not bool(logits.isfinite().all()):
+        bad = int((~logits.isfinite().all(dim=1)).sum())
+        raise KitError(
+            f"the model returned NaN or infinite logits for {bad} of {n} images; it cannot be "
+            "evaluated. Look for a diverged training run or a faulty checkpoint"
+        )
+    if n > 1 and float(logits.min()) >= 0 and bool(((logits.sum(dim=1) - 1).abs() < 1e-4).all()):
+        raise KitError(
+            "the model returns probabilities (rows are non-negative and sum to 1); attacks need "
+            "logits. Remove its last softmax"
+        )

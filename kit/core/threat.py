@@ -1,0 +1,30 @@
+"""TODO core.threat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_type_hints
+
+from kit.core.parameters import NonNegative, check_value
+
+# ------------------------------------------------------------------------------------------- threat
+
+
+@dataclass(frozen=True)
+class Threat:
+    """The set of allowed perturbations: an L-inf or L2 ball of radius `eps` (pixels in [0, 1])."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    eps: NonNegative = 8 / 255
+
+    def __post_init__(self):
+        for field, hint in get_type_hints(type(self), include_extras=True).items():
+            object.__setattr__(
+                self, field, check_value(f"Threat.{field}", getattr(self, field), hint)
+            )
+
+    def __str__(self) -> str:
+        name = {"linf": "L∞", "l2": "L2"}[self.norm]
+        over_255 = self.eps * 255
+        whole = 0 < over_255 < 1e9 and abs(over_255 - round(over_255)) < 1e-9
+        return f"{name} eps {f'{round(over_255)}/255' if whole else f'{self.eps:g}'}"

@@ -1,0 +1,145 @@
+"""Data sets as tensors: a split is one uint8 tensor on the device, and augmentation is batched.
+
+Names: digits (inside scikit-learn, the default), mnist, fashion-mnist, cifar10, cifar100, svhn
+(downloaded and verified by torchvision into `data/`), mixture (two Gaussian classes, drawn here;
+see `kit.data.gaussian_mixture`), and folder:<path>, any tree with train/<class>/ and test/<class>/
+images, or TinyImageNet as it is unpacked. +npz:<file> behind any of them adds generated images to
+those for training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kit.core.errors import KitError, unknown_name
+from kit.core.files import home, locate
+from kit.core.random_streams import named_generator
+from kit.data.bundled import digits_arrays, mixture_arrays
+from kit.data.downloads import torchvision_loader
+from kit.data.generated_images import add_generated_images
+from kit.data.image_folders import load_folder
+from kit.data.splits import Arrays, DataSet, Split, channels_first
+
+_BY_TRAIN = {"train": {"train": True}, "test": {"train": False}}
+
+
+DATA = {
+    "digits": digits_arrays,
+    "mnist": torchvision_loader("MNIST", **_BY_TRAIN),
+    "fashion-mnist": torchvision_loader("FashionMNIST", **_BY_TRAIN),
+    "cifar10": torchvision_loader("CIFAR10", **_BY_TRAIN),
+    "cifar100": torchvision_loader("CIFAR100", **_BY_TRAIN),
+    "svhn": torchvision_loader("SVHN", train={"split": "train"}, test={"split": "test"}),
+    "mixture": mixture_arrays,
+}
+
+EXPECTED = {
+    "mnist": (60_000, 10_000),
+    "fashion-mnist": (60_000, 10_000),
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "svhn": (73_257, 26_032),
+}
+
+
+def base_of(name: str) -> str:
+    """A data set's name without the file of generated images."""
+    return name.partition("+npz:")[0]
+
+
+def folder_path(name: str) -> Path:
+    """The path of a `folder:<path>` name; a relative one is looked for here, then beside `data/`."""
+    return locate(base_of(name).removeprefix("folder:"))
+
+
+def generated_path(name: str) -> Path | None:
+    """The file of a `<data set>+npz:<file>` name, found like a folder; None where there is none."""
+    return locate(name.partition("+npz:")[2]) if "+npz:" in name else None
+
+
+def absolute_name(name: str) -> str:
+    """The name with absolute paths: however a place is written, it is one data set."""
+    base, file = base_of(name), generated_path(name)
+    base = f"folder:{folder_path(base).resolve()}" if base.startswith("folder:") else base
+    return f"{base}+npz:{file.resolve()}" if file else base
+
+
+def check_data_name(name: str) -> None:
+    """`KitError` unless `load` knows it; a folder and a file must exist."""
+    base, file = base_of(name), generated_path(name)
+    if base.startswith("folder:"):
+        if not folder_path(base).is_dir():
+            raise KitError(
+                f"there is no folder {folder_path(base)}; expected one with train/<class>/ and "
+                f"test/<class>/"
+            )
+    elif base not in DATA:
+        raise unknown_name("data set", base, [*DATA, "folder:<path>", "<data set>+npz:<file>"])
+    if file and not file.is_file():
+        raise KitError(
+            f"there is no file {file}; expected an .npz of generated images, with arrays image and "
+            f"label"
+        )
+
+
+def _make_split(name: str, part: str, arrays: Arrays, first_id: int, num_classes: int) -> Split:
+    images, labels = arrays
+    if images.dtype != np.uint8 or len(images) != len(labels) or not len(labels):
+        raise KitError(
+            f"{name}, {part}: {len(images)} images of type {images.dtype} and {len(labels)} "
+            f"labels; "
+            "expected as many labels as uint8 images, and at least one. Delete the files and run "
+            "again"
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise KitError(
+            f"{name}, {part}: labels run from {labels.min()} to {labels.max()}, expected 0 to "
+            f"{num_classes - 1}. Delete the files and run again"
+        )
+    ids = torch.arange(first_id, first_id + len(labels))
+    return Split(channels_first(images), torch.from_numpy(labels.astype(np.int64)), ids)
+
+
+def load_dataset(
+    name: str, *, validation: int = 0, train_size: int = 0, root: Path | None = None
+) -> DataSet:
+    """The data set `name` on the CPU, with `validation` training images held out and at most
+    `train_size` (0 = all) used.
+
+    The held-out and the used images are a fixed random choice, the same for every seed. Test ids
+    follow the training ids, and those of generated images the test ids; they are in `train` only.
+    Errors: `KitError` for an unknown name, and for missing, truncated or foreign files.
+    """
+    check_data_name(name)
+    base, file = base_of(name), generated_path(name)
+    if base.startswith("folder:"):
+        train, test, classes = load_folder(folder_path(base))
+    else:
+        train, test, classes = DATA[base](root or home() / "data")
+    for part, arrays, expected in zip(
+        ("train", "test"), (train, test), EXPECTED.get(base, (None, None)), strict=True
+    ):
+        if expected is not None and len(arrays[1]) != expected:
+            raise KitError(
+                f"{base}, {part}: {len(arrays[1])} images, expected {expected}; the file is "
+                f"truncated or "
+                f"foreign. Delete it below {root or home() / 'data'} and run again"
+            )
+    train = _make_split(base, "train", train, 0, len(classes))
+    test = _make_split(base, "test", test, len(train), len(classes))
+    if validation + 1 > len(train) or (
+        train_size and not file and validation + train_size > len(train)
+    ):
+        raise KitError(
+            f"{base} has {len(train)} training images; validation={validation} and "
+            f"train_size={train_size or 'all'} do not fit"
+        )
+    order = torch.randperm(len(train), generator=named_generator(base.split("/")[-1], "validation"))
+    kept = order[validation:] if file else order[validation:][: train_size or None]
+    used = train.take(kept.sort().values)
+    if file:
+        used = add_generated_images(used, file, len(classes), len(train) + len(test), train_size)
+    return DataSet(name, classes, used, train.take(order[:validation].sort().values), test)

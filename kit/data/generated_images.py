@@ -1,0 +1,141 @@
+"""TODO data.generated_images."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kit.core.errors import KitError
+from kit.core.random_streams import named_generator
+from kit.data.splits import CHUNK, Split, channels_first
+
+# --------------------------------------------------------------------------------- generated images
+
+
+@contextlib.contextmanager
+def _open_archive(file: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+    except KitError:
+        raise
+    except Exception as error:  # zipfile, zlib, struct, tokenize and numpy each have their own
+        raise KitError(
+            f"{file} is not a readable .npz ({type(error).__name__}: {error}); it is cut short, "
+            f"damaged or "
+            "something else. Expected what numpy.savez writes; get it again"
+        ) from error
+
+
+def _read_header(
+    archive: zipfile.ZipFile, name: str
+) -> tuple[IO[bytes], tuple[int, ...], bool, np.dtype]:
+    """An array's bytes, shape, Fortran order and type.
+
+    Only its header is read; objects would follow as a pickle.
+    """
+    stream = archive.open(f"{name}.npy")
+    read = (
+        np.lib.format.read_array_header_1_0
+        if np.lib.format.read_magic(stream) == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    return stream, *read(stream)
+
+
+def _read_labels(file: Path, picture: tuple[int, ...], num_classes: int) -> np.ndarray:
+    """The labels (N,) of a file of generated images, once what both arrays' headers say is right.
+
+    Errors: `KitError`.
+    """
+    wanted = f"expected image (N, {', '.join(map(str, picture))}) of uint8 and label (N,) of integers, in C order"
+    with _open_archive(file) as archive:
+        here = sorted(member.removesuffix(".npy") for member in archive.namelist())
+        if missing := sorted({"image", "label"} - set(here)):
+            raise KitError(
+                f"{file} lacks {' and '.join(missing)}, it has {', '.join(here) or 'nothing'}; "
+                f"{wanted}"
+            )
+        _, pixels, fortran, kind = _read_header(archive, "image")
+        stream, shape, _, integers = _read_header(archive, "label")
+        if not (
+            kind == np.uint8
+            and pixels[1:] == picture
+            and not fortran
+            and integers.kind in "iu"
+            and shape == pixels[:1] != (0,)
+        ):
+            raise KitError(
+                f"{file} has image {pixels} of {kind}{' in Fortran order' if fortran else ''} and "
+                f"label {shape} "
+                f"of {integers}; {wanted}"
+            )
+        labels = np.frombuffer(stream.read(), integers).reshape(shape)
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise KitError(
+            f"{file}: labels run from {labels.min()} to {labels.max()}, expected 0 to "
+            f"{num_classes - 1}"
+        )
+    return labels.astype(np.int64)
+
+
+def _read_images(file: Path, rows: np.ndarray, into: Tensor) -> None:
+    """The file's images `rows` (sorted) to `into` (len(rows), C, H, W), in chunks:
+
+    the file may exceed the memory.
+    """
+    with _open_archive(file) as archive:
+        stream, (n, *picture), _, _ = _read_header(archive, "image")
+        for first in range(0, n, CHUNK):
+            count = min(CHUNK, n - first)
+            chunk = np.frombuffer(stream.read(count * math.prod(picture)), np.uint8).reshape(
+                count, *picture
+            )
+            begin, end = np.searchsorted(rows, [first, first + count])
+            into[begin:end] = channels_first(chunk[rows[begin:end] - first])
+        if stream.read():  # also what makes zipfile compare the checksum
+            raise KitError(
+                f"{file}: image has more bytes than {(n, *picture)}; it is damaged. Get it again"
+            )
+
+
+def add_generated_images(
+    base: Split, file: Path, num_classes: int, first_id: int, train_size: int
+) -> Split:
+    """`base` and behind it the file's images, with ids from `first_id`; of both `train_size` at
+    random (0 = all).
+    """
+    channels, *size = base.images.shape[1:]
+    labels = torch.from_numpy(
+        _read_labels(file, (*size, channels) if channels > 1 else tuple(size), num_classes)
+    )
+    total = len(base) + len(labels)
+    if train_size > total:
+        raise KitError(
+            f"train_size={train_size}, but there are {len(base)} training images and {len(labels)} "
+            f"in {file}"
+        )
+    order = torch.randperm(total, generator=named_generator(file.name, "generated"))
+    kept = order[:train_size].sort().values if train_size else torch.arange(total)
+    own, drawn = kept[kept < len(base)], kept[kept >= len(base)] - len(base)
+    try:
+        images = base.images.new_empty(len(kept), *base.images.shape[1:])
+    except RuntimeError as error:
+        raise KitError(
+            f"{len(kept)} images do not fit into the memory; train_size=1000000 uses a million"
+        ) from error
+    images[: len(own)] = base.images[own]
+    _read_images(file, drawn.numpy(), images[len(own) :])
+    return Split(
+        images,
+        torch.cat([base.y[own], labels[drawn]]),
+        torch.cat([base.ids[own], first_id + drawn]),
+    )

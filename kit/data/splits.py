@@ -1,0 +1,95 @@
+"""TODO data.splits."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK = 4096  # images read or counted at a time
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, C, H, W) uint8, labels (N,) int64, and ids (N,) int64 that never change for an
+    image.
+    """
+
+    images: Tensor
+    y: Tensor
+    ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def x(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Float images in [0, 1]."""
+        return self.images[rows].float() / 255
+
+    def take(self, rows: Tensor | slice) -> Split:
+        return Split(self.images[rows], self.y[rows], self.ids[rows])
+
+    def to(self, device: torch.device) -> Split:
+        return Split(self.images.to(device), self.y.to(device), self.ids.to(device))
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Three splits of one data set.
+
+    `validation` is cut from the training images, for choosing "best".
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return tuple(self.train.images.shape[1:])
+
+    def to(self, device: torch.device) -> DataSet:
+        return replace(
+            self,
+            train=self.train.to(device),
+            validation=self.validation.to(device),
+            test=self.test.to(device),
+        )
+
+    def fingerprint(self) -> str:
+        """12 hex digits over every image and label: whether two machines hold the same data."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            for tensor in (split.images, split.y):
+                digest.update(tensor.cpu().contiguous().view(-1).numpy())
+        return digest.hexdigest()[:12]
+
+    def mean_std(self) -> tuple[Tensor, Tensor]:
+        """Per channel, over the training images, in [0, 1]."""
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        counts = sum(
+            torch.stack(
+                [
+                    channel.flatten().bincount(minlength=256)
+                    for channel in images.transpose(0, 1).cpu()
+                ]
+            )
+            for images in self.train.images.split(CHUNK)
+        ).double()
+        counts = counts / counts.sum(dim=1, keepdim=True)
+        mean = (counts * levels).sum(dim=1)
+        variance = (counts * (levels - mean[:, None]) ** 2).sum(dim=1)
+        return mean.float(), variance.sqrt().clamp_min(1e-6).float()
+
+
+Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N, H, W) or (N, H, W, C), labels (N,)
+
+
+def channels_first(images: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(images))
+    return tensor[:, None] if tensor.dim() == 3 else tensor.permute(0, 3, 1, 2).contiguous()

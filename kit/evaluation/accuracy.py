@@ -1,0 +1,305 @@
+"""How often is the network right, under which attack, and how sure is that? Counted per example and
+kept.
+
+An attack's verdicts are stored in the run's folder under a key of their own: asking again costs
+nothing, and a new attack retrains nothing. Random starts depend on the example's id, so batch size
+and order change no result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from kit.attacks.contract import check_inputs, frozen
+from kit.attacks.table import ATTACKS, Attack
+from kit.core.errors import KitError, unknown_name
+from kit.core.files import load_arrays, save_arrays
+from kit.core.progress import Progress
+from kit.core.random_streams import Streams
+from kit.core.threads import run_in_threads, stop_if_abandoned
+from kit.core.threat import Threat
+from kit.data.splits import Split
+from kit.evaluation.statistics import wilson
+from kit.experiments.devices import pick_device, spare_threads, threads_for
+from kit.experiments.runs import Run, is_done
+
+ATTACK_BATCH = {"cpu": 256, "cuda": 2048, "mps": 512}
+
+#: What an evaluation keeps that is not per example.
+NOT_PER_EXAMPLE = ("seconds", "settings", "run", "notes")
+
+
+def measure_attack(
+    model: nn.Module,
+    split: Split,
+    threat: Threat,
+    attack: Attack,
+    *,
+    seed: int = 0,
+    partial: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, np.ndarray]:
+    """Attack every image of `split`. -> per example (n,): the fields of `AttackResult` but x_adv,
+    and y and ids; and notes, words on what `check_inputs` found odd.
+
+    With a folder `partial`, finished batches are kept there and an interrupted call does the
+    others; random starts depend on an example's id alone, so the result is the same. Where a
+    device's memory runs out, batches are halved. A small network's batches go through copies of it
+    in `spare_threads` side by side. Errors: `KitError` for a model that returns probabilities or
+    NaN, or labels that it does not know.
+    """
+    notes = check_inputs(model, split.x(slice(0, 256)), split.y[:256])
+    pieces, gaps = _kept_pieces(partial, split.ids.cpu().numpy())
+    size = min(ATTACK_BATCH[split.y.device.type], -(-len(split) // spare_threads()))
+
+    def batches() -> Iterator[tuple[int, int]]:
+        for begin, end in gaps:
+            while begin < end:
+                yield begin, (begin := min(begin + size, end))
+
+    def attacked(
+        network: nn.Module, begin: int, end: int
+    ) -> list[tuple[int, dict[str, np.ndarray]]]:
+        nonlocal size
+        rows = torch.arange(begin, end, device=split.y.device)
+        try:
+            piece = _measure_batch(network, split, rows, threat, attack, seed)
+        except torch.OutOfMemoryError:
+            if end - begin == 1:
+                raise KitError(
+                    "one image alone does not fit into the device's memory; take device=cpu"
+                ) from None
+        else:
+            if partial:
+                save_arrays(partial / f"{begin:06d}.npz", piece)
+            return [(begin, piece)]
+        size = (end - begin) // 2
+        print(f"out of memory; going on with {size} images at a time", flush=True)
+        return attacked(network, begin, begin + size) + attacked(network, begin + size, end)
+
+    threads, networks = spare_threads(), SimpleQueue()
+    for _ in range(threads):
+        networks.put(model if threads == 1 else copy.deepcopy(model))
+
+    def work(begin: int, end: int) -> list[tuple[int, dict[str, np.ndarray]]]:
+        network = networks.get()
+        hook = network.register_forward_pre_hook(stop_if_abandoned)
+        try:
+            return attacked(network, begin, end)
+        finally:
+            hook.remove()
+            networks.put(network)
+
+    for found in run_in_threads(work, batches(), threads):
+        pieces |= dict(found)
+        if progress is not None:
+            progress.update(sum(len(piece["y"]) for piece in pieces.values()))
+    ordered = [pieces[begin] for begin in sorted(pieces)]
+    return {name: np.concatenate([piece[name] for piece in ordered]) for name in ordered[0]} | {
+        "notes": np.array(notes, dtype="U300")
+    }
+
+
+def _kept_pieces(
+    partial: Path | None, ids: np.ndarray
+) -> tuple[dict[int, dict[str, np.ndarray]], list[tuple[int, int]]]:
+    """({place:
+
+    piece} of the whole pieces in `partial`, [(begin, end)] of the images in none of them).
+    """
+    pieces, gaps, reached = {}, [], 0
+    for path in sorted(partial.glob("[0-9]*.npz")) if partial else ():
+        with contextlib.suppress(KitError):
+            piece, begin = load_arrays(path), int(path.stem)
+            if np.array_equal(piece.get("ids"), ids[begin:][: len(piece.get("ids", ()))]):
+                pieces[begin] = piece
+    for begin in sorted(pieces):
+        if begin > reached:
+            gaps.append((reached, begin))
+        reached = begin + len(pieces[begin]["y"])
+    return pieces, [*gaps, (reached, len(ids))]
+
+
+def _measure_batch(
+    model: nn.Module, split: Split, rows: torch.Tensor, threat: Threat, attack: Attack, seed: int
+) -> dict[str, np.ndarray]:
+    streams = Streams(
+        split.ids[rows], "evaluate", seed, json.dumps(attack.config(), sort_keys=True)
+    )
+    with frozen(model):
+        result = attack(model, split.x(rows), split.y[rows], threat, streams)
+    names = ("prediction", "broken", "step", "margin", "size", "forwards", "backwards")
+    arrays = {name: getattr(result, name).cpu().numpy() for name in names}
+    return arrays | {
+        "by": np.array(result.by, dtype="U24"),
+        "y": split.y[rows].cpu().numpy(),
+        "ids": split.ids[rows].cpu().numpy(),
+    }
+
+
+class ExampleArrays(dict):
+    """{attack: per-example arrays} as a table's attribute. pandas compares and copies attributes at
+    will; these are equal to themselves alone, and shared.
+    """
+
+    __hash__ = dict.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __deepcopy__(self, memo: dict) -> ExampleArrays:
+        return self
+
+
+def evaluate(
+    run: Run,
+    attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw20"),
+    *,
+    split: str = "test",
+    n: int = 0,
+    which: str | int = "last",
+    device: str = "auto",
+    quiet: bool = False,
+) -> pd.DataFrame:
+    """Accuracy of a run under attacks, one row each, with the run's own threat.
+
+    Columns: accuracy (no iterate of any restart misclassified; the stricter count), low and high
+    (its Wilson 95 % interval), last_iterate (accuracy as most papers count: only the last iterate
+    can break an image), forwards and backwards (images passed through the network, and gradients,
+    per image), n, seconds. `.attrs` holds the per-example arrays: "examples"[attack] with
+    prediction, broken, by (the attack that broke it), step (passes until it was broken), margin,
+    size of the perturbation, forwards, backwards, y and ids. "notes" says where numbers must be
+    read with care: a network that answers differently each time, or gives all images one class.
+
+    split: train, validation or test; n: only the first n images (0 = all); which: last or best
+    network, or that of an epoch in `run.snapshots`. Errors: `KitError` for unknown names, an empty
+    split, or a network that cannot be evaluated.
+    """
+    names = [attacks] if isinstance(attacks, str) else list(attacks)
+    for name in names:
+        ATTACKS[name]
+    if split not in ("train", "validation", "test"):
+        raise unknown_name("split", split, ("train", "validation", "test"))
+    if not isinstance(n, int) or n < 0:
+        raise KitError(f"n={n!r} must be a whole number of images, or 0 for all")
+    if not is_done(run.folder):
+        raise KitError(
+            f"{run.spec} is not trained to its end; an evaluation would be kept as that of the "
+            f"finished network. "
+            "Train it first"
+        )
+    where = pick_device(device)
+    model, images = None, None
+    rows, examples, notes = {}, ExampleArrays(), {}
+    for name in names:
+        attack = ATTACKS[name]
+        settings, path = evaluation_file(run, name, split=split, n=n, which=which)
+        if not path.exists():
+            if model is None:
+                model = run.model(which, where)
+                images = getattr(run.data(), split).take(slice(0, n or None)).to(where)
+                if not len(images):
+                    raise KitError(f"{run.spec} holds out no {split} images; choose another split")
+            progress, started = (
+                Progress(f"{name} on {run.spec}", len(images), quiet=quiet),
+                time.monotonic(),
+            )
+            partial = path.with_suffix(".partial")
+            with threads_for(run.plan.recipe.model, where):
+                arrays = measure_attack(
+                    model,
+                    images,
+                    run.plan.recipe.threat,
+                    attack,
+                    partial=partial,
+                    progress=progress,
+                )
+            seconds = time.monotonic() - started
+            save_arrays(
+                path,
+                arrays
+                | {
+                    "seconds": np.asarray(seconds),
+                    "settings": np.asarray(json.dumps(settings)),
+                    "run": np.asarray(run.key),
+                },
+            )
+            shutil.rmtree(partial, ignore_errors=True)
+            for note in () if quiet else arrays["notes"]:
+                print(f"WARNING: {run.spec}: {note}", flush=True)
+            progress.close(f"{1 - arrays['broken'].mean():.1%} of {len(images)} in {seconds:.1f} s")
+        arrays = read_evaluation(path, run.key)
+        count, right = len(arrays["y"]), int((~arrays["broken"]).sum())
+        low, high = wilson(right, count)
+        rows[name] = {
+            "accuracy": right / count,
+            "low": low,
+            "high": high,
+            "last_iterate": float((arrays["prediction"] == arrays["y"]).mean()),
+            "n": count,
+            "forwards": float(arrays["forwards"].mean()),
+            "backwards": float(arrays["backwards"].mean()),
+            "seconds": float(arrays["seconds"]),
+        }
+        examples[name] = {
+            key: values for key, values in arrays.items() if key not in NOT_PER_EXAMPLE
+        }
+        notes |= {str(note): None for note in arrays.get("notes", ())}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("attack")
+    table.attrs = {
+        "run": run.key,
+        "examples": examples,
+        "classes": run.record["classes"],
+        "notes": list(notes),
+    }
+    return table
+
+
+def evaluation_file(
+    run: Run, attack: str, *, split: str = "test", n: int = 0, which: str | int = "last"
+) -> tuple[dict, Path]:
+    """(all that decides an evaluation, the file that keeps it once it is made)."""
+    settings = {
+        "attack": ATTACKS[attack].config(),
+        "threat": str(run.plan.recipe.threat),
+        "split": split,
+        "n": n,
+        "which": which,
+    }
+    return settings, run.folder / "evaluations" / f"{_settings_digest(settings)}.npz"
+
+
+def _settings_digest(settings: dict) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_evaluation(path: Path, key: str) -> dict[str, np.ndarray]:
+    """What `evaluate` kept at `path` of the run with that key.
+
+    `KitError` if it is damaged or of something else.
+    """
+    try:
+        arrays = load_arrays(path)
+    except KitError as error:
+        raise KitError(f"{error}. Delete it to evaluate again") from error
+    if (
+        str(arrays.get("run")) != key
+        or _settings_digest(json.loads(str(arrays["settings"]))) != path.stem
+    ):
+        raise KitError(
+            f"{path} is not the evaluation that belongs there; delete it to evaluate again"
+        )
+    return arrays

@@ -1,0 +1,610 @@
+"""Is this network as robust as it looks? One ladder of attacks on the same images, and ten rules
+about what it shows.
+
+`audit` takes a run and keeps every verdict with it, as `evaluate` does; `audit_model` takes any
+network. The rules are in `kit.evaluation.masking_rules`, networks that break them in
+`kit.evaluation.masked_networks`.
+"""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from kit.attacks.clean_images import predict
+from kit.attacks.contract import check_inputs, frozen
+from kit.attacks.projected_gradient_descent import pgd
+from kit.attacks.table import ATTACKS, Attack
+from kit.core import tensors
+from kit.core.errors import KitError
+from kit.core.parameters import Natural, Positive, check_value
+from kit.core.progress import Progress, format_duration
+from kit.core.random_streams import Streams
+from kit.core.threat import Threat
+from kit.data.splits import Split
+from kit.evaluation.accuracy import ATTACK_BATCH, evaluate, measure_attack
+from kit.evaluation.masking_rules import (
+    AUTOATTACK_PARTS,
+    FEWEST,
+    Evidence,
+    Finding,
+    Light,
+    apply_rules,
+    worst_light,
+)
+from kit.evaluation.statistics import wilson
+from kit.experiments.devices import pick_device, threads_for
+from kit.experiments.runs import Run
+
+
+@dataclass(frozen=True)
+class AuditStep:
+    """An attack of the ladder. `forwards` and `backwards`: passes of an image that nothing breaks,
+    at ten classes (Square's one for each proposal, about); `most`: images that it is run on, 0 =
+    all.
+    """
+
+    attack: str
+    forwards: int
+    backwards: int
+    most: int = 0
+
+    @property
+    def cost(self) -> int:
+        """In forward passes; a gradient costs two more."""
+        return self.forwards + 2 * self.backwards
+
+
+#: In the order of their strength, gradients first; those that are not in `ATTACKS` are left out.
+#: AutoAttack's four run on all images they are given instead of on what the one before left, so
+#: that they can be compared; their union is AutoAttack.
+AUDIT_STEPS = (
+    AuditStep("natural", 1, 0),
+    AuditStep("fgsm", 3, 1),
+    AuditStep("pgd10", 12, 10),
+    AuditStep("pgd20", 22, 20),
+    AuditStep("pgd100", 102, 100),
+    AuditStep("cw20", 22, 20),
+    AuditStep("md", 103, 100),
+    AuditStep("fmn100", 101, 100),
+    AuditStep("apgd-ce", 102, 101),
+    AuditStep("apgd-t", 910, 909, most=200),
+    AuditStep("fab-t", 1801, 900, most=200),
+    AuditStep("square", 5002, 0, most=200),
+    AuditStep("spsa100", 51_301, 0, most=20),
+)
+
+
+#: Images on which the loss is followed along PGD-100, and which are attacked without a bound.
+PROBED_IMAGES = 200
+
+
+#: Transferred images come from PGD on the other network: steps, and their size in units of eps.
+TRANSFER_PGD = (50, 0.1)
+
+
+AttackImages = Callable[
+    [str, int], Mapping[str, np.ndarray]
+]  # (attack, number of images) -> the arrays of `measure`
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What `audit` found. Print it, or look at its parts.
+
+    ladder: a row an attack: accuracy, low and high (Wilson, 95 %), n; gains and loses, images that
+    it breaks and the attack above does not, and the other way round; p of that difference (McNemar,
+    exact, two-sided). "aa" is the union of AutoAttack's four, "worst case" of all attacks, on the
+    images that all but the costliest looked at. findings: the ten rules. examples: a row an image
+    (by id): y, broken by ("" where nothing breaks it), and each attack's verdict (missing where it
+    was not asked). missing: what was not run, and why.
+    """
+
+    title: str
+    threat: Threat
+    ladder: pd.DataFrame
+    findings: tuple[Finding, ...]
+    examples: pd.DataFrame
+    missing: dict[str, str]
+    seconds: float
+
+    @property
+    def light(self) -> Light:
+        """The most serious light of all rules."""
+        return worst_light([finding.light for finding in self.findings])
+
+    @property
+    def stopped(self) -> bool:
+        """Was it interrupted?"""
+        return STOPPED in self.missing.values()
+
+    def finding(self, rule: str) -> Finding:
+        """The finding of the rule whose name begins with `rule`."""
+        return next(finding for finding in self.findings if finding.rule.startswith(rule))
+
+    @cached_property
+    def caption(self) -> str:
+        left = "".join(f" Not run: {name} ({why})." for name, why in self.missing.items())
+        return f"{self.title}, {self.threat}: {WORDS[self.light]}. {format_duration(self.seconds)}.{left}"
+
+    def record(self) -> dict:
+        """All of it but the table of examples, as JSON values."""
+        rows = {
+            name: {key: None if pd.isna(value) else value for key, value in row.items()}
+            for name, row in self.ladder.astype(object).to_dict("index").items()
+        }
+        return {
+            "title": self.title,
+            "threat": str(self.threat),
+            "light": self.light,
+            "ladder": rows,
+            "findings": [finding.record() for finding in self.findings],
+            "missing": self.missing,
+            "seconds": round(self.seconds, 1),
+        }
+
+    def __repr__(self) -> str:
+        lines = [self.caption, "", self._table().to_string(), ""]
+        for number, finding in enumerate(self.findings, 1):
+            lines += [
+                f"{number:>2} {MARKS[finding.light]} {finding.rule}",
+                f"{'':16}{finding.sentence}{_some_ids(finding)}",
+            ]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{number}</td><td "
+            f"style='background:{COLOURS[finding.light]};color:#fff;white-space:nowrap'><b>"
+            f"{MARKS[finding.light].strip()}</b></td><td "
+            f"style='text-align:left'><b>{html.escape(finding.rule)}</b><br>"
+            f"{html.escape(finding.sentence + _some_ids(finding))}</td></tr>"
+            for number, finding in enumerate(self.findings, 1)
+        )
+        return (
+            f"<p>{html.escape(self.caption)}</p>{self._table().to_html(border=0)}"
+            f"<table><thead><tr><th>rule</th><th>light</th><th>finding</th></tr></thead><tbody>{rows}</tbody></table>"
+        )
+
+    def _table(self) -> pd.DataFrame:
+        table = self.ladder
+        return pd.DataFrame(
+            {
+                "accuracy": [f"{value:.1%}" for value in table["accuracy"]],
+                "95 % interval": [
+                    f"{low:.1%} to {high:.1%}"
+                    for low, high in zip(table["low"], table["high"], strict=True)
+                ],
+                "n": table["n"].to_numpy(),
+                **{
+                    name: [_or_dash(value, digits) for value in table[name]]
+                    for name, digits in (
+                        ("gains", ".0f"),
+                        ("loses", ".0f"),
+                        ("p", ".2g"),
+                        ("forwards", ".0f"),
+                        ("backwards", ".0f"),
+                    )
+                },
+            },
+            index=table.index,
+        ).rename_axis(None)
+
+
+STOPPED = "stopped"
+
+WORDS = {
+    "red": "red: it looks more robust than it is, or the ladder cannot tell",
+    "amber": "amber: look closer",
+    "green": "green: no sign of masking",
+    "not judged": "nothing could be judged",
+}
+
+MARKS = {
+    "red": "✗ RED       ",
+    "amber": "! AMBER     ",
+    "green": "✓ GREEN     ",
+    "not judged": "? NOT JUDGED",
+}
+
+#: Okabe and Ito's, darkened where white letters stand on them; the marks say the same without
+#: colour.
+COLOURS = {"red": "#B34700", "amber": "#8F6200", "green": "#00694D", "not judged": "#595959"}
+
+
+def _some_ids(finding: Finding) -> str:
+    """The first few ids behind a warning, in words."""
+    ids = finding.ids
+    if not ids or finding.light not in ("red", "amber"):
+        return ""
+    return f" Ids: {', '.join(map(str, ids[:5]))}{f' and {len(ids) - 5} more' if len(ids) > 5 else ''}."
+
+
+def _or_dash(value: float, digits: str) -> str:
+    return "-" if pd.isna(value) else format(value, digits)
+
+
+# ---------------------------------------------------------------------------------- the two ways in
+
+
+def audit(
+    run: Run,
+    *,
+    n: int = 0,
+    which: str = "last",
+    device: str = "auto",
+    budget: float | None = None,
+    transfer: Run | None = None,
+    quiet: bool = False,
+) -> Audit:
+    """Attack a run's test images with the whole ladder, and judge what it shows by ten rules.
+
+    n: only the first n images (0 = all); the costly attacks take at most 200 of them, SPSA 20 (see
+    `LADDER`). which: last or best network. budget: minutes; attacks that are not expected to fit,
+    the costliest first, are left out. transfer: another run on the same data, whose adversarial
+    images are tried on this one. The expected time is printed first. Verdicts are kept by
+    `evaluate`: asking again is quick, and after Ctrl-C, which gives what is there by then, it goes
+    on.
+
+    Errors: `KitError` for settings out of range, a transfer from another data set or from the run
+    itself, and those of `evaluate`, but for NaN logits: those are a finding.
+    """
+    _check_settings(n, budget)
+    if transfer is not None and (
+        transfer.plan.recipe.data != run.plan.recipe.data or transfer.key == run.key
+    ):
+        raise KitError(
+            f"transfer={transfer.spec}: images are transferred from another run on "
+            f"{run.plan.recipe.data}, with "
+            "another method, seed or setting"
+        )
+    where = pick_device(device)
+    split = run.data().test.to(where)
+
+    def ask(name: str, count: int) -> Mapping[str, np.ndarray]:
+        table = evaluate(
+            run,
+            [name],
+            n=0 if count == len(split) else count,
+            which=which,
+            device=device,
+            quiet=quiet,
+        )
+        return table.attrs["examples"][name]
+
+    source = None if transfer is None else transfer.model("last", where)
+    with threads_for(run.plan.recipe.model, where):
+        return _run_audit(
+            str(run.spec),
+            run.model(which, where),
+            split,
+            run.plan.recipe.threat,
+            ask,
+            n,
+            budget,
+            source,
+            quiet,
+        )
+
+
+def audit_model(
+    model: nn.Module,
+    split: Split,
+    threat: Threat,
+    *,
+    n: int = 0,
+    budget: float | None = None,
+    transfer: nn.Module | None = None,
+    title: str = "a network",
+    quiet: bool = False,
+) -> Audit:
+    """`audit` for any network on the images of `split`, on the device that both are on; nothing is
+    kept. See `audit`.
+    """
+    _check_settings(n, budget)
+
+    def ask(name: str, count: int) -> Mapping[str, np.ndarray]:
+        progress = Progress(f"{name} on {title}", count, quiet=quiet)
+        arrays = measure_attack(
+            model, split.take(slice(0, count)), threat, ATTACKS[name], progress=progress
+        )
+        progress.close(f"{1 - arrays['broken'].mean():.1%} of {count}")
+        return arrays
+
+    return _run_audit(title, model, split, threat, ask, n, budget, transfer, quiet)
+
+
+def _check_settings(n: int, budget: float | None) -> None:
+    check_value("n", n, Natural)
+    if budget is not None:
+        check_value("budget", budget, Positive)
+
+
+def _run_audit(
+    title: str,
+    model: nn.Module,
+    split: Split,
+    threat: Threat,
+    ask: AttackImages,
+    n: int,
+    budget: float | None,
+    transfer: nn.Module | None,
+    quiet: bool,
+) -> Audit:
+    """The audit itself; `ask` attacks."""
+    started, split = time.monotonic(), split.take(slice(0, n or None))
+    evidence = pass_images(model, split)
+    todo: dict[str, Callable] = {
+        "losses": lambda: follow_losses(model, split.take(slice(0, PROBED_IMAGES)), threat),
+        "unbounded": lambda: attack_unbounded(model, split.take(slice(0, PROBED_IMAGES)), threat),
+    }
+    if not np.isfinite(evidence["logits"]).all():
+        missing = dict.fromkeys(
+            [*todo, *(step.attack for step in AUDIT_STEPS)], "the logits are not finite"
+        )
+        return _report(title, threat, evidence, {}, missing, started)
+    steps, missing = choose_steps(model, split, threat, budget, quiet)
+    for step in steps:
+        todo[step.attack] = lambda step=step: ask(
+            step.attack, min(step.most or len(split), len(split))
+        )
+    if transfer is not None:
+        todo["transfer"] = lambda: transfer_images(transfer, model, split, threat)
+    done: dict = {}
+    try:
+        for name, work in todo.items():
+            done[name] = work()
+    except KeyboardInterrupt:
+        missing |= dict.fromkeys((name for name in todo if name not in done), STOPPED)
+    evidence |= {name: done.pop(name) for name in ("losses", "unbounded") if name in done}
+    return _report(title, threat, evidence, done, missing, started)
+
+
+# -------------------------------------------------------------------------------- what it will cost
+
+
+def choose_steps(
+    model: nn.Module, split: Split, threat: Threat, budget: float | None, quiet: bool
+) -> tuple[list[AuditStep], dict[str, str]]:
+    """(rungs to climb, {rung left out:
+
+    why}). Says what it will cost: passes, times images, times a pass's measured time.
+    """
+    there = [step for step in AUDIT_STEPS if step.attack in ATTACKS]
+    missing = {step.attack: "no such attack" for step in AUDIT_STEPS if step.attack not in ATTACKS}
+    second = seconds_of_a_pass(model, split, threat)
+    expected = {
+        step.attack: second * step.cost * min(step.most or len(split), len(split)) for step in there
+    }
+    total, fits = 0.0, []
+    for step in sorted(there, key=lambda step: expected[step.attack]):
+        total += expected[step.attack]
+        if budget is None or total <= 60 * budget:
+            fits.append(step.attack)
+        else:
+            missing[step.attack] = f"over the budget of {budget:g} min"
+    if not quiet:
+        dear = sorted(fits, key=expected.__getitem__)[:-4:-1]
+        parts = ", ".join(f"{name} {format_duration(expected[name])}" for name in dear)
+        whole = format_duration(sum(expected[name] for name in fits))
+        print(
+            f"about {whole} for {len(split)} images, less what is stored ({parts}, ...)", flush=True
+        )
+    return [step for step in there if step.attack in fits], missing
+
+
+def seconds_of_a_pass(model: nn.Module, split: Split, threat: Threat) -> float:
+    """Seconds of a forward pass of one image, attack and all, from PGD-10 on a batch (a gradient
+    counts two more).
+    """
+    some = split.take(slice(0, ATTACK_BATCH[split.y.device.type]))
+    for _ in range(2):  # the first warms up
+        started = time.monotonic()
+        arrays = measure_attack(model, some, threat, ATTACKS["pgd10"])
+        taken = time.monotonic() - started
+    return taken / float(arrays["forwards"].sum() + 2 * arrays["backwards"].sum())
+
+
+# --------------------------------------------------------------------------- looking at the network
+
+
+def _batches(split: Split) -> tuple[Tensor, ...]:
+    return torch.arange(len(split), device=split.y.device).split(ATTACK_BATCH[split.y.device.type])
+
+
+def pass_images(model: nn.Module, split: Split) -> dict[str, np.ndarray]:
+    """ids, y, logits and again (n, K) of two passes, and slope (n,): the largest |∂ cross-entropy /
+    ∂ pixel|; clean images.
+
+    Errors: `KitError` for no images, labels or a shape that do not fit, and an output that no
+    gradient leads back from.
+    """
+    if not len(split):
+        raise KitError("there are no images to audit; choose another split")
+    pieces: dict[str, list[Tensor]] = {"logits": [], "again": [], "slope": []}
+    with frozen(model):
+        for rows in _batches(split):
+            x = split.x(rows).requires_grad_(True)
+            with torch.enable_grad():
+                logits = model(x)
+                if not logits.requires_grad:
+                    raise KitError(
+                        "no gradient leads from the network's output back to its input, so nothing "
+                        "but black "
+                        "boxes could attack it. Look for no_grad, detach or whole numbers in its "
+                        "forward pass"
+                    )
+                if bool(logits.isfinite().all()):
+                    check_inputs(model, x.detach(), split.y[rows])
+                (gradient,) = torch.autograd.grad(
+                    tensors.per_example_cross_entropy(logits, split.y[rows]).sum(),
+                    x,
+                    materialize_grads=True,
+                )
+            pieces["logits"].append(logits.detach())
+            pieces["slope"].append(tensors.norm(gradient, "linf"))
+            with torch.no_grad():
+                pieces["again"].append(model(x.detach()))
+    arrays = {name: torch.cat(parts).cpu().numpy() for name, parts in pieces.items()}
+    return {"ids": split.ids.cpu().numpy(), "y": split.y.cpu().numpy(), **arrays}
+
+
+def follow_losses(model: nn.Module, split: Split, threat: Threat) -> np.ndarray:
+    """(n, 100) cross-entropy in nats at PGD-100's points, the start first; settings as in the
+    ladder.
+    """
+    steps, step = (ATTACKS["pgd100"].settings[name] for name in ("steps", "step"))
+    along: list[Tensor] = []
+    for rows in _batches(split):
+        y, path = split.y[rows], []
+
+        def watch(
+            t: int, x_t: Tensor, logits: Tensor, y: Tensor = y, path: list[Tensor] = path
+        ) -> None:
+            path.append(tensors.per_example_cross_entropy(logits, y))
+
+        pgd(
+            model,
+            split.x(rows),
+            y,
+            threat,
+            generator=Streams(split.ids[rows], "audit", "losses"),
+            watch=watch,
+            steps=steps,
+            step_size=step * threat.eps,
+        )
+        along.append(torch.stack(path, dim=1))
+    return torch.cat(along).cpu().numpy()
+
+
+def attack_unbounded(model: nn.Module, split: Split, threat: Threat) -> np.ndarray:
+    """(n,) bool: broken by PGD-100 in the ball of the threat's norm that holds every image."""
+    whole = Threat(threat.norm, 1.0 if threat.norm == "linf" else split.images[0].numel() ** 0.5)
+    stronger: Attack = ATTACKS["pgd100"].but(stop_early=True)
+    return measure_attack(model, split, whole, stronger)["broken"]
+
+
+def transfer_images(
+    source: nn.Module, model: nn.Module, split: Split, threat: Threat
+) -> dict[str, np.ndarray]:
+    """Are the last iterates of PGD against `source` misclassified by `model`?
+
+    The clean image counts, too.
+    """
+    check_inputs(source, split.x(slice(0, 256)), split.y[:256])
+    steps, step = TRANSFER_PGD
+    broken = []
+    for rows in _batches(split):
+        x, y = split.x(rows), split.y[rows]
+        x_adv = pgd(
+            source,
+            x,
+            y,
+            threat,
+            generator=Streams(split.ids[rows], "audit", "transfer"),
+            steps=steps,
+            step_size=step * threat.eps,
+        )
+        with frozen(model):
+            broken.append((predict(model, x_adv) != y) | (predict(model, x) != y))
+    passes = np.full(len(split), 2)
+    return {"broken": torch.cat(broken).cpu().numpy(), "forwards": passes, "backwards": 0 * passes}
+
+
+# ------------------------------------------------------------------------------------ laying it out
+
+
+def _report(
+    title: str,
+    threat: Threat,
+    evidence: dict[str, np.ndarray],
+    done: Mapping[str, Mapping[str, np.ndarray]],
+    missing: dict[str, str],
+    started: float,
+) -> Audit:
+    broken = {name: arrays["broken"] for name, arrays in done.items()}
+    seen = Evidence(**evidence, broken=broken)
+    return Audit(
+        title,
+        threat,
+        step_table(seen, done),
+        apply_rules(seen),
+        examples_table(seen),
+        missing,
+        time.monotonic() - started,
+    )
+
+
+def step_table(seen: Evidence, done: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
+    """`Audit.ladder`. The unions stand below the attacks and are compared with none."""
+    rows, before = {}, None
+    for name, broken in seen.broken.items():
+        rows[name] = (
+            _accuracy(broken)
+            | _mcnemar(before, broken)
+            | {key: float(done[name][key].mean()) for key in ("forwards", "backwards")}
+        )
+        before = broken
+    if all(name in seen.broken for name in AUTOATTACK_PARTS):
+        rows["aa"] = _accuracy(seen.any_of(AUTOATTACK_PARTS, seen.common(AUTOATTACK_PARTS)))
+    if len(seen.broken) > 1:
+        wide = [
+            name
+            for name, broken in seen.broken.items()
+            if len(broken) >= min(FEWEST, len(seen.ids))
+        ]
+        rows["worst case"] = _accuracy(worst_case(seen, seen.common(tuple(wide))))
+    columns = ["accuracy", "low", "high", "n", "gains", "loses", "p", "forwards", "backwards"]
+    return (
+        pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("attack")
+        if rows
+        else pd.DataFrame(columns=columns).rename_axis("attack")
+    )
+
+
+def worst_case(seen: Evidence, count: int) -> np.ndarray:
+    """(count,) bool: broken by any attack that looked at the image."""
+    broken = np.zeros(count, dtype=bool)
+    for verdicts in seen.broken.values():
+        broken[: len(verdicts)] |= verdicts[:count]
+    return broken
+
+
+def _accuracy(broken: np.ndarray) -> dict[str, float]:
+    right = int((~broken).sum())
+    low, high = wilson(right, len(broken))
+    return {"accuracy": right / len(broken), "low": low, "high": high, "n": len(broken)}
+
+
+def _mcnemar(before: np.ndarray | None, broken: np.ndarray) -> dict[str, float]:
+    """gains, loses and p of `broken` against the attack before, on the images that both looked at."""
+    if before is None:
+        return {}
+    n = min(len(before), len(broken))
+    gains, loses = int((broken[:n] & ~before[:n]).sum()), int((before[:n] & ~broken[:n]).sum())
+    return {
+        "gains": gains,
+        "loses": loses,
+        "p": float(binomtest(gains, gains + loses).pvalue) if gains + loses else 1.0,
+    }
+
+
+def examples_table(seen: Evidence) -> pd.DataFrame:
+    """`Audit.examples`; "by" is the first attack of the ladder that breaks the image."""
+    table = pd.DataFrame({"y": seen.y, "by": ""}, index=pd.Index(seen.ids, name="id"))
+    for name, broken in seen.broken.items():
+        table[name] = pd.array(
+            [*broken.tolist(), *[None] * (len(seen.ids) - len(broken))], dtype="boolean"
+        )
+        first = table[name].fillna(False).to_numpy(dtype=bool) & (table["by"] == "").to_numpy()
+        table.loc[first, "by"] = name
+    return table

@@ -1,0 +1,63 @@
+"""TODO experiments.devices."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
+import torch
+
+from kit.core.errors import KitError
+from kit.models.architectures import SMALL
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """auto is CUDA where there is one, then Apple's MPS, then the CPU.
+
+    `KitError` for one that is not there.
+    """
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
+    kind = name.split(":")[0]
+    if kind not in there:
+        raise KitError(f"there is no device '{name}'. Choices: auto, cpu, cuda, mps")
+    if not there[kind]:
+        raise KitError(
+            f"device={name}: this machine has no {kind} that PyTorch can use; take cpu or auto"
+        )
+    return torch.device(name)
+
+
+@contextlib.contextmanager
+def threads_for(model_name: str, device: torch.device) -> Iterator[None]:
+    """Small networks run fastest on one thread, and then do not depend on how many there are.
+
+    See `spare_threads`.
+    """
+    before = torch.get_num_threads()
+    alone = device.type == "cpu" and model_name in SMALL
+    token = _SPARE_THREADS.set(max(before, _SPARE_THREADS.get()) if alone else 1)
+    if alone:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _SPARE_THREADS.reset(token)
+        torch.set_num_threads(before)
+
+
+_SPARE_THREADS: contextvars.ContextVar[int] = contextvars.ContextVar("_SIDE_BY_SIDE", default=1)
+
+
+def spare_threads() -> int:
+    """How many threads may work side by side:
+
+    as many as PyTorch had where `threads_for` took it down to one, else 1.
+    """
+    return _SPARE_THREADS.get()

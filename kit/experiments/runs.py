@@ -1,0 +1,205 @@
+"""A `Run` is a handle on the folder of one training: its network, its history, what it saw of every
+example.
+
+run.json           settings, names, versions            last.ckpt, best.ckpt   network (and optimizer)
+history.csv        one line an epoch                    epochs/0001.npz        logits after that epoch
+final.npz          a pass over all images at the end    done.json              written last, with all checksums
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from kit.core.errors import KitError
+from kit.core.files import file_digest, home, load_arrays, load_checkpoint, read_sealed_json
+from kit.data.datasets import load_dataset
+from kit.data.splits import DataSet
+from kit.experiments.specification import Plan, RunSpec, resolve
+from kit.models.architectures import build_network
+
+
+@lru_cache(maxsize=4)
+def cached_dataset(name: str, validation: int, train_size: int, home: Path) -> DataSet:
+    """`data.load`, remembered:
+
+    the notebooks of a process share one copy. `home` is part of the key.
+    """
+    return load_dataset(name, validation=validation, train_size=train_size, root=home / "data")
+
+
+def open_dataset(plan: Plan) -> DataSet:
+    r = plan.recipe
+    return cached_dataset(r.data, r.validation, r.train_size, home())
+
+
+def initial_network(plan: Plan, dataset: DataSet) -> nn.Module:
+    """The plan's network at its initial parameters."""
+    normalise = dataset.mean_std() if plan.recipe.normalise else None
+    return build_network(
+        plan.recipe.model, dataset.shape, len(dataset.classes), seed=plan.seed, normalise=normalise
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run. `spec` is the name it was asked for by, `folder` where it lives."""
+
+    spec: RunSpec
+    folder: Path
+
+    @cached_property
+    def plan(self) -> Plan:
+        return resolve(self.spec)
+
+    @property
+    def key(self) -> str:
+        return self.plan.key
+
+    @property
+    def method(self) -> str:
+        return self.spec.method
+
+    def __repr__(self) -> str:
+        last = self.history.iloc[-1]
+        return (
+            f"Run({self.spec}; {len(self.history)} epochs; held-out clean {last.clean:.1%}, "
+            f"robust {last.robust:.1%}; {self.key})"
+        )
+
+    @cached_property
+    def record(self) -> dict:
+        """run.json: settings, versions, device, fingerprint of the data."""
+        return read_run_record(self.folder, "run.json")
+
+    @cached_property
+    def done(self) -> dict:
+        """done.json: seconds, epochs, and the SHA-256 of every file."""
+        return read_run_record(self.folder, "done.json")
+
+    def file(self, name: str) -> Path:
+        """The path of one of its files.
+
+        Once the training is done, `KitError` unless it is what the training wrote.
+        """
+        path = self.folder / name
+        if is_done(self.folder) and file_digest(path) != read_run_record(self.folder, "done.json")[
+            "files"
+        ].get(name):
+            raise KitError(
+                f"{path} is damaged, or not what the training wrote; restore it, or delete "
+                f"{self.folder} to "
+                "train again"
+            )
+        return path
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row an epoch:
+
+        loss, clean and robust accuracy of the held-out probe, mean weight, seconds, ...
+        """
+        return pd.read_csv(self.file("history.csv"))
+
+    def data(self) -> DataSet:
+        """Its data set. `KitError` if the images are not those it was trained on."""
+        found = open_dataset(self.plan)
+        if found.fingerprint() != self.record["data_fingerprint"]:
+            raise KitError(
+                f"{self.plan.recipe.data} has changed since {self.folder.name} was trained on it; "
+                f"restore the "
+                f"images, or delete {self.folder} to train again"
+            )
+        return found
+
+    @cached_property
+    def snapshots(self) -> list[int]:
+        """The epochs after which the network was kept, for learning curves under any attack; about
+        twelve.
+        """
+        return sorted(
+            int(path.stem)
+            for path in (self.folder / "snapshots").glob("*.ckpt")
+            if path.stem.isdecimal()
+        )
+
+    def model(self, which: str | int = "last", device: torch.device | str = "cpu") -> nn.Module:
+        """The network in eval mode; `which` is last, best (on the held-out images), initial, or an
+        epoch in `snapshots`.
+        """
+        if which not in ("last", "best", "initial", *self.snapshots) or isinstance(which, bool):
+            kept = ", ".join(map(str, self.snapshots)) or "none"
+            raise KitError(
+                f"{self.spec} has no network {which!r}. Choices: last, best, initial, or an epoch "
+                f"that was kept: "
+                f"{kept}"
+            )
+        net = initial_network(self.plan, self.data())
+        if which != "initial":
+            name = f"{which}.ckpt" if isinstance(which, str) else f"snapshots/{which:04d}.ckpt"
+            net.load_state_dict(load_checkpoint(self.file(name))["model"])
+        return net.to(device).eval()
+
+    def epoch(self, number: int) -> dict[str, np.ndarray]:
+        """What was stored after epoch `number` (1-based); the names are those of
+        `kit.training.observation.observe_split`.
+        """
+        if not 1 <= number <= len(self.history):
+            raise KitError(f"{self.folder.name} has epochs 1 to {len(self.history)}, not {number}")
+        return load_arrays(self.file(f"epochs/{number:04d}.npz"))
+
+    @cached_property
+    def final(self) -> dict[str, np.ndarray]:
+        """The pass over all images with the finished network; names as in `epoch`, all training
+        images included.
+        """
+        return load_arrays(self.file("final.npz"))
+
+
+def run_folder(plan: Plan) -> Path:
+    return runs_folder() / plan.folder_name
+
+
+def is_done(folder: Path) -> bool:
+    """Did the training in a run's folder come to its end? done.json is written last."""
+    return (folder / "done.json").exists()
+
+
+def read_run_record(folder: Path, name: str) -> dict:
+    """run.json or done.json of a run's folder. `KitError` if it was altered or is another run's."""
+    record = read_sealed_json(folder / name)
+    if not folder.name.endswith(f"-{record.get('key')}"):
+        raise KitError(
+            f"{folder / name} is of the run {record.get('key')}; restore it, or delete {folder} to "
+            f"train again"
+        )
+    return record
+
+
+def find_run(key: str) -> Run:
+    """The stored run whose key or folder begins with `key`. `KitError` if none or several do."""
+    matches = [
+        f
+        for f in run_folders()
+        if f.name.startswith(key) or f.name.rsplit("-", 1)[-1].startswith(key)
+    ]
+    if len(matches) != 1:
+        have = ", ".join(f.name for f in run_folders()) or "none yet"
+        raise KitError(f"{len(matches) or 'no'} stored runs match '{key}'. Runs: {have}")
+    return Run(RunSpec(**read_run_record(matches[0], "run.json")["spec"]), matches[0])
+
+
+def runs_folder() -> Path:
+    return home() / "data" / "runs"
+
+
+def run_folders() -> list[Path]:
+    """Every run folder, oldest first by name; a folder without run.json is none."""
+    root = runs_folder()
+    return sorted(path.parent for path in root.glob("*/run.json")) if root.is_dir() else []

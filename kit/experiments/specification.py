@@ -1,0 +1,259 @@
+"""From words to a plan: a `RunSpec` names a run, `resolve` checks every word of it and fixes all
+numbers.
+
+This is the one place where names become objects. A run's key hashes what is resolved, not what it
+is called: two names for the same settings share a run, and a changed default never reuses an old
+one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from kit.core.errors import KitError, describe_value, unknown_name
+from kit.core.parameters import Natural, check_value
+from kit.data.datasets import absolute_name
+from kit.experiments.recipes import RECIPE_FIELDS, Recipe, find_recipe
+from kit.methods.table import METHODS, PART_NAMES, Method, check_override
+from kit.models.architectures import SMALL
+
+#: Raised by one whenever training would give other numbers for the same settings.
+REVISION = 1
+
+#: Attacks that pass all images in every step, so that several networks can take theirs as one.
+STACKABLE_ATTACKS = ("pgd", "own_loss_pgd")
+
+#: Fields of a recipe in which runs that are trained as one program may differ.
+OWN_FIELDS = ("lr", "momentum", "weight_decay", "milestones", "lr_factor")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run as a user names it. `overrides`: recipe fields ("epochs"), hyper-parameters of the
+    method's parts ("weight.slope") or "burn_in", the number of epochs in which all weights are 1.
+    """
+
+    method: str
+    recipe: str = "digits"
+    seed: int = 0
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def words(self) -> dict[str, Any]:
+        """As JSON values, which `RunSpec(**words)` takes back."""
+        return {
+            "method": self.method,
+            "recipe": self.recipe,
+            "seed": self.seed,
+            "overrides": dict(self.overrides),
+        }
+
+    def __str__(self) -> str:
+        extras = "".join(f", {k}={v}" for k, v in self.overrides.items())
+        return f"{self.method} on {self.recipe}, seed {self.seed}{extras}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A resolved spec: every number is fixed and valid."""
+
+    spec: RunSpec
+    method: Method
+    recipe: Recipe
+    burn_in: int
+
+    @property
+    def seed(self) -> int:
+        return self.spec.seed
+
+    def config(self) -> dict:
+        """All that decides the result, as JSON values."""
+        return {
+            "revision": REVISION,
+            "seed": self.seed,
+            "burn_in": self.burn_in,
+            "method": self.method.config(),
+            "recipe": self.recipe.config() | {"data": absolute_name(self.recipe.data)},
+        }
+
+    @property
+    def key(self) -> str:
+        """12 hex digits of the settings' SHA-256."""
+        return hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def burn_in_key(self) -> str:
+        """12 hex digits of what it computes while every weight is 1:
+
+        runs that differ in their weights alone share it.
+        """
+        config = self.config()
+        slots = ["criterion", "weight", "normaliser", "select"]
+        timed = self.method.schedule(1, 1) if self.method.schedule else {}
+        if all(path.partition(".")[0] in slots for path in timed):
+            slots.append("schedule")
+        config["method"] |= dict.fromkeys(slots)
+        config |= {
+            "burn_in": None,
+            "reads_clean": self.method.reads_clean,
+        }  # a clean pass moves the batch norms
+        return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def shared_epochs(self) -> int:
+        """How many epochs of the trunk it shares: its burn-in, or all if it never reweights."""
+        return self.burn_in if self.method.reweights else self.recipe.epochs
+
+    @property
+    def stack_key(self) -> str:
+        """12 hex digits of what runs have in common that can be trained as one program; "" if it is
+        trained alone.
+
+        Data, sizes, threat and attack are shared; rates, seeds, weights, losses and class costs are
+        each network's own.
+        """
+        method = self.method
+        timed = {
+            path.partition(".")[0] for path in (method.schedule(1, 1) if method.schedule else ())
+        }
+        alone = (
+            self.recipe.model not in SMALL
+            or method.perturb
+            or timed & {"attack", "second_attack", "stages"}
+        )
+        if alone or any(
+            attack and attack.name not in STACKABLE_ATTACKS
+            for attack in (method.attack, method.second_attack)
+        ):
+            return ""
+        shared = {
+            name: value for name, value in self.recipe.config().items() if name not in OWN_FIELDS
+        }
+        parts = {
+            slot: part.config() if (part := getattr(method, slot)) else None
+            for slot in ("attack", "second_attack", "stages")
+        }
+        words = {"recipe": shared, "reads_clean": method.reads_clean, **parts}
+        return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def folder_name(self) -> str:
+        places = self.recipe.data.removeprefix("folder:").split("+npz:")
+        data = re.sub(
+            r"[^\w.-]+", "-", "-".join(place.rstrip("/").split("/")[-1] for place in places)
+        )
+        return f"{data}-{self.key}"
+
+
+def resolve(spec: RunSpec) -> Plan:
+    """The plan of a spec. `KitError` for any unknown name or unfit value, with the choices."""
+    for name, kind in (("method", str), ("recipe", str), ("seed", Natural)):
+        check_value(name, getattr(spec, name), kind)
+    if not isinstance(spec.overrides, Mapping):
+        raise KitError(
+            f"overrides={describe_value(spec.overrides)} must be a dict of settings, such as "
+            f'{{"epochs": 30}}'
+        )
+    method, chosen = METHODS[spec.method], find_recipe(spec.recipe)
+    choices = [*RECIPE_FIELDS, "burn_in", *method.hyper_parameters()]
+    for path in spec.overrides:
+        if isinstance(path, str) and "." in path and path.partition(".")[0] in PART_NAMES:
+            check_override(method, path)
+        elif path not in choices:
+            raise unknown_name(f"setting of {spec.method} on {spec.recipe}", path, choices)
+    chosen = chosen.override(**{k: v for k, v in spec.overrides.items() if k in RECIPE_FIELDS})
+    for path, value in spec.overrides.items():
+        if "." in path:
+            method = method.override(path, value)
+    usual = min(round(method.burn_in * chosen.epochs), chosen.epochs - 1) if method.reweights else 0
+    burn_in = check_value("burn_in", spec.overrides.get("burn_in", usual), Natural)
+    if burn_in and not method.reweights:
+        raise KitError(
+            f"burn_in={burn_in}: {spec.method} never reweights, so it has no burn-in; leave it out"
+        )
+    if burn_in and burn_in >= chosen.epochs:
+        raise KitError(
+            f"burn_in={burn_in} leaves no epoch of {chosen.epochs} to reweight; it must be 0 to "
+            f"{chosen.epochs - 1}"
+        )
+    return Plan(spec, method, chosen, burn_in)
+
+
+def burn_in_leaders_first(specs: Iterable[RunSpec]) -> list[RunSpec]:
+    """In an order in which every shared burn-in is trained once: of runs that differ in their
+    weights alone, first one that reweights, for it leaves its burn-in to the others.
+    """
+    specs = list(specs)
+    first = [plan.spec for plan in _leaders(map(resolve, specs)).values()]
+    return first + [spec for spec in specs if not any(spec is leader for leader in first)]
+
+
+def _leaders(plans: Iterable[Plan]) -> dict[str, Plan]:
+    leaders: dict[str, Plan] = {}
+    for plan in plans:
+        if plan.burn_in_key not in leaders or (
+            plan.burn_in and not leaders[plan.burn_in_key].burn_in
+        ):
+            leaders[plan.burn_in_key] = plan
+    return leaders
+
+
+def group_for_stacking(
+    plans: Sequence[Plan], most: int
+) -> tuple[list[list[Plan]], list[list[Plan]]]:
+    """`plans` in lists of at most `most` that are trained as one program each: first those that
+    leave their burn-in to the others, then these.
+    """
+    leading = {plan.key for plan in _leaders(plans).values()}
+    waves: tuple[dict[str, list[Plan]], ...] = ({}, {})
+    for plan in plans:
+        waves[plan.key not in leading].setdefault(plan.stack_key or plan.key, []).append(plan)
+    first, then = (
+        [some[i : i + most] for some in wave.values() for i in range(0, len(some), most)]
+        for wave in waves
+    )
+    return first, then
+
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    """{name:
+
+    value} of "weight.slope=5 eps=8/255 milestones=[75,90]". `KitError` for anything else.
+    """
+    pairs = {}
+    for word in text.split():
+        name, equals, value = word.partition("=")
+        if not equals or not name or not value:
+            raise KitError(
+                f"'{word}' is no setting; write name=value, several with spaces between, for "
+                f"instance "
+                '"weight.slope=5 epochs=30"'
+            )
+        pairs[name] = parse_value(value)
+    return pairs
+
+
+def parse_value(text: str) -> Any:
+    """A number, fraction, True/False, [list] or else the text itself."""
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?/\d+", text):
+        number, _, divisor = text.partition("/")
+        try:
+            return float(Fraction(number) / int(divisor))
+        except ZeroDivisionError:
+            raise KitError(f"{text} divides by zero") from None
+        except (ValueError, OverflowError):
+            raise KitError(f"{describe_value(text)} is too long a number") from None
+    try:
+        return json.loads(
+            {"True": "true", "False": "false"}.get(text, text)
+        )  # "words" in quotes lose them
+    except (ValueError, RecursionError):
+        try:
+            return float(text)
+        except ValueError:
+            return text

@@ -1,0 +1,359 @@
+"""A study kit on instance-reweighted adversarial training: reproduce figures, train, evaluate,
+list.
+
+Errors are one line. Exit codes: 0 done, 1 something failed, 2 bad input, 130 stopped by the user.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from kit.core.distributed import is_main, join_processes
+from kit.core.errors import KitError
+from kit.core.files import CHECKOUT, write_json
+from kit.core.registry import describe_row
+from kit.experiments.runs import run_folders
+from kit.jobs.archive import export_runs, import_runs, select_folders, verify_run
+from kit.jobs.ray_engine import cluster_place, join_cluster, run_on_ray
+from kit.jobs.reproduction import plan_jobs, reproduce, show_plan
+from kit.papers.verdicts import compare, report
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m kit", description=__doc__.split(":")[0])
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    reproduce = commands.add_parser(
+        "reproduce", help="train what is missing, run the notebooks, write the figures"
+    )
+    reproduce.add_argument(
+        "--recipe", help="a name of `list recipes`, or folder:<path> (default: each notebook's own)"
+    )
+    reproduce.add_argument(
+        "--only", nargs="+", default=[], metavar="NOTEBOOK", help="notebooks whose names begin so"
+    )
+    reproduce.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        metavar="S",
+        help="one set of figures per seed (default: 0); tables use all of them (default: 0 1 2)",
+    )
+    reproduce.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="notebook parameters, or settings of every run",
+    )
+    reproduce.add_argument(
+        "--jobs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes (default: one a core, at most 8)",
+    )
+    reproduce.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    reproduce.add_argument(
+        "--compile", action="store_true", help="compile the passes of networks: for long runs"
+    )
+    reproduce.add_argument(
+        "--out", type=Path, help="folder for the results (default: figures/out/<recipe>)"
+    )
+    reproduce.add_argument(
+        "--fresh", action="store_true", help="run notebooks that are up to date, too"
+    )
+    reproduce.add_argument(
+        "--plan", action="store_true", help="only say what would run, and for how long"
+    )
+    reproduce.add_argument(
+        "--on", choices=["ray"], help="where: on a Ray cluster (default: on this machine)"
+    )
+    reproduce.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="of the Ray cluster's head; local starts one of --jobs CPUs here; auto (default) "
+        "finds one",
+    )
+    reproduce.add_argument(
+        "--gpus", type=int, metavar="N", help="GPUs of the cluster that --plan --on ray imagines"
+    )
+
+    train = commands.add_parser("train", help="train, resume or open one run")
+    train.add_argument("method")
+    train.add_argument("--recipe", default="digits")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="overrides, say weight.slope=5 epochs=30",
+    )
+    train.add_argument("--device", default="auto")
+    train.add_argument(
+        "--compile", action="store_true", help="compile the network's passes: for long runs"
+    )
+
+    evaluate = commands.add_parser("evaluate", help="accuracy of a stored run under attacks")
+    evaluate.add_argument("run", help="the run's key, or the beginning of it (see `list runs`)")
+    evaluate.add_argument(
+        "--attacks", default="natural,fgsm,pgd20,cw20", help="names with commas between"
+    )
+    evaluate.add_argument("--split", default="test")
+    evaluate.add_argument("--n", type=int, default=0, help="only the first n images")
+    evaluate.add_argument("--device", default="auto")
+
+    audit = commands.add_parser(
+        "audit", help="is a stored run as robust as it looks? a ladder of attacks and ten rules"
+    )
+    audit.add_argument("run", help="the run's key, or the beginning of it (see `list runs`)")
+    audit.add_argument("--n", type=int, default=0, help="only the first n images")
+    audit.add_argument("--device", default="auto")
+
+    show = commands.add_parser("list", help="what there is to choose from")
+    show.add_argument("what", nargs="?", default="methods", choices=[*TABLES, "runs"])
+
+    runs = commands.add_parser(
+        "runs", help="verify stored runs, export them to an archive, import from one"
+    )
+    actions = runs.add_subparsers(dest="action", required=True, metavar="ACTION")
+    verify = actions.add_parser("verify", help="is every file whole, and does it belong there?")
+    export = actions.add_parser("export", help="finished runs as one tar file")
+    export.add_argument("file", type=Path)
+    for action in (verify, export):
+        action.add_argument("run", nargs="*", help="keys, or the beginnings of them (default: all)")
+    actions.add_parser("import", help="runs from such a file, each verified before").add_argument(
+        "file", type=Path
+    )
+
+    compare = commands.add_parser(
+        "compare", help="the papers' claims against what finished runs show, each with a verdict"
+    )
+    compare.add_argument("paper", nargs="?", help="clirat, mail, vir, mr or csa (default: all)")
+    compare.add_argument(
+        "--recipe", help="a name of `list recipes`, or folder:<path> (default: digits)"
+    )
+    compare.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="as given to `reproduce`"
+    )
+    compare.add_argument(
+        "--seeds", nargs="+", type=int, metavar="S", help="as given to `reproduce`"
+    )
+    compare.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write it there, too, every statement with its numbers",
+    )
+
+    commands.add_parser(
+        "bench", help="speed here, against the plain step and other libraries (see `bench --help`)"
+    )
+
+    explain = commands.add_parser(
+        "explain", help="a method's formula, parts and numbers, and where paper and code disagree"
+    )
+    explain.add_argument("method", help="a name of `list methods`")
+    return top
+
+
+TABLES = ("methods", "attacks", "recipes", "criteria", "weights", "figures")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. -> exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["bench"]:
+        return _bench(arguments[1:])
+    options = parser().parse_args(arguments)
+    if getattr(options, "compile", False):
+        os.environ["KIT_COMPILE"] = "1"  # workers and notebooks inherit it
+    try:
+        commands = {
+            "reproduce": _reproduce,
+            "train": _train,
+            "evaluate": _evaluate,
+            "audit": _audit,
+            "list": _list,
+            "explain": _explain,
+            "compare": _compare,
+            "runs": _runs,
+        }
+        return commands[options.command](options)
+    except KitError as error:
+        print(f"kit: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, say head, has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing is left to say when Python flushes at exit
+        return 0
+    except KeyboardInterrupt:
+        print(
+            "\nkit: stopped. Finished epochs and notebooks are kept; the same command goes on "
+            "there.",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from kit.experiments.devices import pick_device
+    from kit.experiments.specification import parse_overrides
+    from kit.jobs.tasks import Place
+
+    given = parse_overrides(" ".join(options.set))
+    if options.recipe:
+        given["recipe"] = options.recipe
+    if options.jobs < 0:
+        raise KitError(f"--jobs {options.jobs} must be at least 1, or 0 for one a core")
+    if options.on is None and (options.address or options.gpus is not None):
+        raise KitError(
+            f"--{'address' if options.address else 'gpus'} is of a cluster; add --on ray, or leave "
+            f"it out"
+        )
+    if options.gpus is not None and (options.gpus < 0 or not options.plan):
+        raise KitError(
+            f"--gpus {options.gpus} is for --plan, at least 0: a run takes the GPUs that the "
+            f"cluster has"
+        )
+    jobs = plan_jobs(
+        options.only, given, options.seeds, options.out.resolve() if options.out else None
+    )
+    workers = options.jobs or min(8, os.cpu_count() or 1)
+    if options.on is None:
+        here = Place(pick_device(options.device), workers)
+        if not options.plan:
+            return reproduce(jobs, here, fresh=options.fresh)
+        show_plan(jobs, here)
+        return 0
+    if options.plan:
+        gpus = options.gpus or 0
+        show_plan(jobs, cluster_place(max(workers, 4 * gpus), gpus, options.device))
+        return 0
+    with join_cluster(options.address or "auto", workers, options.device) as place:
+        return reproduce(jobs, place, engine=run_on_ray, fresh=options.fresh)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from kit.experiments.specification import RunSpec, parse_overrides
+    from kit.training.runner import run
+
+    spec = RunSpec(
+        options.method, options.recipe, options.seed, parse_overrides(" ".join(options.set))
+    )
+    with join_processes(options.device) as device:
+        trained = run(spec, device=device)
+        if is_main():
+            print(trained)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from kit.evaluation.accuracy import evaluate
+    from kit.experiments.runs import find_run
+
+    run = find_run(options.run)
+    table = evaluate(
+        run, options.attacks.split(","), split=options.split, n=options.n, device=options.device
+    )
+    print(run)
+    print(table.to_string(float_format=lambda value: f"{value:.4f}"))
+    return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from kit.evaluation.robustness_audit import audit
+    from kit.experiments.runs import find_run
+
+    report = audit(find_run(options.run), n=options.n, device=options.device)
+    print(report)
+    if report.stopped:
+        raise KeyboardInterrupt
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    if options.what == "runs":
+        from kit.experiments.runs import find_run, is_done
+
+        for folder in run_folders():
+            try:
+                words = find_run(folder.name).spec
+            except KitError as error:  # one damaged run hides no other
+                words = error
+            print(f"{folder.name}  {'done' if is_done(folder) else 'unfinished':<10}  {words}")
+        return 0
+    import kit
+
+    table = getattr(kit, options.what.upper())
+    width = max(map(len, table))
+    for name, row in table.items():
+        source = getattr(row, "source", "")
+        print(f"{name:<{width}}  {describe_row(row)}{f'  [{source}]' if source else ''}")
+    if options.what == "methods":
+        print("\npython -m kit explain METHOD shows a method's formula, parts and numbers.")
+    return 0
+
+
+def _runs(options: argparse.Namespace) -> int:
+    if options.action == "verify":
+        folders, bad = select_folders(options.run), 0
+        for folder in folders:
+            problems = verify_run(folder)
+            bad += bool(problems)
+            print(f"{folder.name}  {'damaged' if problems else 'whole'}", *problems, sep="\n    ")
+        print(f"{len(folders) - bad} of {len(folders)} runs are whole")
+        return 1 if bad else 0
+    if options.action == "export":
+        print(f"{len(export_runs(options.file, options.run))} runs in {options.file}")
+        return 0
+    for name, state in import_runs(options.file):
+        print(f"{name}  {state}")
+    return 0
+
+
+def _bench(words: list[str]) -> int:
+    script = CHECKOUT / "tests/bench.py"
+    if not script.exists():
+        print(
+            f"kit: there is no {script}; run this from a checkout of the project", file=sys.stderr
+        )
+        return 2
+    try:
+        return subprocess.call([sys.executable, str(script), *words])
+    except KeyboardInterrupt:
+        return 130
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from kit.figures.explanation import explain
+
+    print(explain(options.method))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from kit.experiments.specification import parse_overrides
+    from kit.figures.base import plain
+    from kit.notebook.parameter_cells import grid_options, wanted_seeds
+
+    given = parse_overrides(" ".join(options.set)) | (
+        {"recipe": options.recipe} if options.recipe else {}
+    )
+    values = plan_jobs(["tables_of_the_papers"], given, options.seeds, None)[
+        0
+    ].values  # the runs that reproduce makes
+    found = compare(
+        options.paper,
+        seeds=wanted_seeds(values),
+        settings=" ".join(options.set),
+        **grid_options(values),
+    )
+    print(report(found))
+    if options.json:
+        write_json(options.json, plain(found.reset_index().to_dict("records")))
+    return 0

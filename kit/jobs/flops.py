@@ -1,0 +1,146 @@
+"""What a run computes, counted before anything is trained: floating-point operations, two to a
+multiplication and addition.
+
+Counted are the layers of networks in all passes of training, probes and the last look; random
+numbers, losses and optimizers are not, nor are evaluations. No image is needed of data sets that
+are downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from kit.core.random_streams import Streams
+from kit.data.datasets import EXPECTED
+from kit.data.splits import DataSet, Split
+from kit.experiments.runs import open_dataset
+from kit.experiments.specification import Plan
+from kit.models.architectures import build_network
+from kit.training.step import Learner, train_stacked_step
+
+#: Shapes of the images that are downloaded.
+IMAGE_SHAPES = {
+    "mnist": (1, 28, 28),
+    "fashion-mnist": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+    "cifar100": (3, 32, 32),
+    "svhn": (3, 32, 32),
+}
+
+
+class SplitSizes(NamedTuple):
+    """How many images the splits have, as they are trained with."""
+
+    train: int
+    validation: int
+    test: int
+
+
+def sample_data(plan: Plan, most: int) -> tuple[DataSet, SplitSizes]:
+    """At most `most` images of each split, and how many there are.
+
+    Of data sets that are downloaded the images are noise.
+    """
+    recipe = plan.recipe
+    if recipe.data in IMAGE_SHAPES:
+        train, test = EXPECTED[recipe.data]
+        sizes = SplitSizes(
+            min(recipe.train_size or train, train - recipe.validation), recipe.validation, test
+        )
+        classes = 100 if recipe.data == "cifar100" else 10
+        parts = [_noise_images(min(n, most), IMAGE_SHAPES[recipe.data], classes) for n in sizes]
+        return DataSet(recipe.data, tuple(map(str, range(classes))), *parts), sizes
+    whole = open_dataset(plan)
+    splits = (whole.train, whole.validation, whole.test)
+    few = [split.take(slice(0, most)) for split in splits]
+    return replace(whole, train=few[0], validation=few[1], test=few[2]), SplitSizes(
+        *map(len, splits)
+    )
+
+
+def _noise_images(n: int, shape: tuple[int, int, int], classes: int) -> Split:
+    images = torch.randint(
+        256, (n, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    return Split(images, torch.arange(n) % classes, torch.arange(n))
+
+
+# --------------------------------------------------------------------------------------- operations
+
+
+class RunFlops(NamedTuple):
+    """Floating-point operations of a run:
+
+    an epoch of the last one's kind, and the pass over all images.
+    """
+
+    epoch: float
+    final: float
+
+
+def count_flops(plan: Plan) -> RunFlops:
+    """What a run computes."""
+    host, sizes = sample_data(plan, 1)
+    forward = _forward_flops(plan.recipe.model, host.shape, len(host.classes))
+    look = (
+        2 * plan.recipe.steps + 2
+    ) * forward  # the probe's attack, and a pass of each image without and with it
+    probed = sum(min(plan.recipe.probe, n) for n in sizes)
+    return RunFlops(
+        sizes.train * count_passes(plan, len(host.classes)) * forward + probed * look,
+        (sizes.train + sizes.test) * look,
+    )
+
+
+@lru_cache
+def _forward_flops(model: str, shape: tuple[int, int, int], classes: int) -> float:
+    """Operations of one image's way through a network."""
+    network = build_network(model, shape, classes).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, *shape))
+    return counter.get_total_flops()
+
+
+def count_passes(plan: Plan, classes: int = 10) -> float:
+    """How many forward passes' operations a training step costs an image: a pass forwards is one,
+    its gradient in an attack one more, and in an update, where the parameters have theirs, two
+    more. Counted on a tiny network.
+    """
+    shape, recipe, count = (1, 4, 4), plan.recipe, []
+    network = build_network("cnn", shape, classes)
+
+    def counted(module: torch.nn.Module, images: tuple, logits: torch.Tensor) -> None:
+        count.append(len(logits))
+        if logits.requires_grad:
+            logits.register_hook(
+                lambda gradient: count.append(len(gradient) * (1 + module.training))
+            )
+
+    network.register_forward_hook(counted)
+    method, images = plan.method.at(recipe.epochs, recipe.epochs), _noise_images(8, shape, classes)
+    learner = Learner(
+        network, torch.optim.SGD(network.parameters(), lr=0.0), method, method.reweights
+    )
+    for attacked in method.stages(recipe.epochs, recipe.epochs):
+        train_stacked_step(
+            [learner],
+            replace(recipe, precision="fp32"),
+            images.x(),
+            images.y,
+            [Streams(images.ids, 0, "count")],
+            attacked=attacked,
+        )
+    return sum(count) / len(images)
+
+
+def total_flops(left: Iterable[tuple[Plan, int]]) -> float:
+    """Operations of runs with so many epochs to go; of those with none, nothing."""
+    return sum(
+        epochs * (mine := count_flops(plan)).epoch + mine.final for plan, epochs in left if epochs
+    )

@@ -1,0 +1,226 @@
+"""How long will the trainings take? Epochs are counted, steps are timed on this device, and nothing
+is kept.
+
+What is timed is what will be done: networks that are trained together are timed together, and so
+are their probes, the files of an epoch and the last pass over all images. `python
+tests/check_forecast.py` sets it beside real runs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+
+from kit.core.files import home, write_json
+from kit.data.splits import DataSet
+from kit.experiments.devices import pick_device, threads_for
+from kit.experiments.runs import initial_network, is_done, run_folder
+from kit.experiments.specification import (
+    Plan,
+    RunSpec,
+    burn_in_leaders_first,
+    group_for_stacking,
+    resolve,
+)
+from kit.jobs.flops import count_flops, sample_data
+from kit.jobs.tasks import Place, Task, simulate_tasks, threads_per_worker
+from kit.models.architectures import SMALL
+from kit.training.checkpoint import TrainingState
+from kit.training.loop import run_epoch, train_epoch
+from kit.training.observation import observe_split
+from kit.training.runner import STACKED_NETWORKS
+
+#: Images that a timed epoch has in each split; of deep networks on a CPU few, where more would take
+#: minutes.
+IMAGES, FEW = 256, 4
+
+
+def epochs_to_train(specs: Iterable[RunSpec]) -> list[tuple[Plan, int]]:
+    """[(plan, epochs)] in the order of `leaders_first`, without what is trained already or shared
+    with an earlier one.
+    """
+    left, reached = [], {}
+    for plan in map(resolve, burn_in_leaders_first(specs)):
+        folder, shared = run_folder(plan), reached.get(plan.burn_in_key, 0)
+        there = sum(1 for _ in (folder / "epochs").glob("*.npz"))
+        shared = shared if shared <= plan.shared_epochs else 0
+        left.append((plan, 0 if is_done(folder) else plan.recipe.epochs - max(there, shared)))
+        if plan.burn_in:
+            reached.setdefault(plan.burn_in_key, plan.burn_in)
+    return left
+
+
+# -------------------------------------------------------------------------------------- one program
+
+
+class TrainingCost(NamedTuple):
+    """Seconds of networks that are trained together:
+
+    an epoch of the last one's kind, and the pass over all images.
+    """
+
+    epoch: float
+    final: float
+
+
+def measure_cost(plans: Sequence[Plan], device: torch.device) -> TrainingCost:
+    """Of `plans`, which fit together, from epochs on a few images in a folder that is gone
+    afterwards.
+
+    Small networks are trained on one thread, as they would be; that others are trained beside them
+    is not counted.
+    """
+    recipe = plans[0].recipe
+    small = recipe.model in SMALL
+    host, sizes = sample_data(plans[0], IMAGES if small or device.type != "cpu" else FEW)
+    data = host.to(device)
+    with (
+        tempfile.TemporaryDirectory(dir=home(), prefix=".forecast-") as folder,
+        threads_for(recipe.model, device),
+    ):
+        states = [_state_before_last(plan, host, device, Path(folder) / plan.key) for plan in plans]
+        networks = [state.model for state in states]
+        step = _median_seconds(
+            lambda: train_epoch(states, data.train, recipe.epochs), device, small
+        ) / len(data.train)
+        look = _median_seconds(
+            lambda: observe_split(networks, plans, data.test, "forecast"), device, small
+        ) / len(data.test)
+        whole = (
+            _median_seconds(lambda: _run_last_epoch(states, data), device, small) if small else 0.0
+        )
+    here, there = (
+        step * n[0] + look * sum(min(recipe.probe, part) for part in n)
+        for n in (tuple(map(len, (data.train, data.validation, data.test))), sizes)
+    )
+    return TrainingCost(there + max(0.0, whole - here), look * (sizes.train + sizes.test))
+
+
+def _state_before_last(
+    plan: Plan, host: DataSet, device: torch.device, folder: Path
+) -> TrainingState:
+    """A network at its beginning, in a folder of its own. It does not reweight: of one that has
+    learned nothing yet some weights would be refused, and they take no time to speak of.
+    """
+    plan = replace(plan, burn_in=plan.recipe.epochs + 1)
+    write_json(folder / "run.json", {})
+    model, recipe = initial_network(plan, host).to(device), plan.recipe
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        fused=device.type == "cuda",
+    )
+    return TrainingState(plan, folder, model, optimizer)
+
+
+def _run_last_epoch(states: Sequence[TrainingState], data: DataSet) -> None:
+    """An epoch with its probes and files."""
+    for state in states:
+        state.epoch, state.history = state.plan.recipe.epochs - 1, []
+    run_epoch(states, data)
+
+
+def _median_seconds(work: Callable[[], object], device: torch.device, short: bool) -> float:
+    """How long `work` takes:
+
+    the median of five, warmed up; or, if it is not short and on a CPU, its only time.
+    """
+    found = []
+    for _ in range(6 if short else 1 + (device.type != "cpu")):
+        started = time.monotonic()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.monotonic() - started)
+    return median(found[len(found) > 1 :])
+
+
+# --------------------------------------------------------------------------------------------- many
+
+
+class CostClock:
+    """Times each kind of program once. Of deep networks one for each architecture and data set: the
+    others take as much longer as they compute more.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.known = device, {}
+
+    def __call__(self, plans: Sequence[Plan]) -> TrainingCost:
+        plan = plans[0]
+        if plan.recipe.model in SMALL:
+            return self._once((plan.stack_key or plan.key, len(plans)), plans)[1]
+        timed, known = self._once(
+            (plan.recipe.model, plan.recipe.data, plan.recipe.precision), plans
+        )
+        mine, its = count_flops(plan), count_flops(timed)
+        return TrainingCost(
+            known.epoch * mine.epoch / its.epoch, known.final * mine.final / its.final
+        )
+
+    def _once(self, kind: tuple, plans: Sequence[Plan]) -> tuple[Plan, TrainingCost]:
+        if kind not in self.known:
+            self.known[kind] = plans[0], measure_cost(plans, self.device)
+        return self.known[kind]
+
+
+def forecast_seconds(lists: Mapping[str, Sequence[Plan]], place: Place) -> dict[str, float]:
+    """Seconds of each list of runs that one of the place's processes trains, as timed here.
+    `KitError` if this machine has no such device.
+    """
+    clock, threads = CostClock(pick_device(str(place.device))), threads_per_worker(place.slots)
+    epochs = {
+        plan.key: n
+        for plan, n in epochs_to_train(plan.spec for plans in lists.values() for plan in plans)
+    }
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return {
+            title: _list_seconds(plans, epochs, clock, threads) for title, plans in lists.items()
+        }
+    finally:
+        torch.set_num_threads(before)
+
+
+def _list_seconds(
+    plans: Sequence[Plan], epochs: Mapping[str, int], clock: CostClock, threads: int
+) -> float:
+    """As `kit.training.runner.run_many` trains them:
+
+    in programs, small ones on as many threads as there are.
+    """
+    due = [plan for plan in plans if not is_done(run_folder(plan))]
+    side = threads if due and due[0].recipe.model in SMALL and clock.device.type == "cpu" else 1
+    total = 0.0
+    for wave in group_for_stacking(
+        due, min(STACKED_NETWORKS[clock.device.type], -(-len(due) // side))
+    ):
+        programs = {str(i): _program_seconds(some, epochs, clock) for i, some in enumerate(wave)}
+        total += simulate_tasks(
+            {name: Task(print) for name in programs}, Place(clock.device, side), programs
+        )
+    return total
+
+
+def _program_seconds(plans: Sequence[Plan], epochs: Mapping[str, int], clock: CostClock) -> float:
+    """Of networks in step:
+
+    those that have more epochs to go than others go through them without those.
+    """
+    ahead, total = 0, clock(plans).final
+    ordered = sorted(plans, key=lambda plan: epochs[plan.key])
+    for i, plan in enumerate(ordered):
+        if epochs[plan.key] > ahead:
+            total += (epochs[plan.key] - ahead) * clock(ordered[i:]).epoch
+            ahead = epochs[plan.key]
+    return total

@@ -1,0 +1,117 @@
+"""TODO jobs.local_engine."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+from kit.core.errors import KitError
+from kit.jobs.tasks import (
+    Finished,
+    Place,
+    Task,
+    Tick,
+    check_tasks,
+    startable_tasks,
+    worker_environment,
+)
+
+# ---------------------------------------------------------------------------------- local processes
+
+
+def run_locally(tasks: Mapping[str, Task], place: Place, tick: Tick, finished: Finished) -> None:
+    """Do `tasks` in processes of this machine, `place.slots` at a time.
+
+    A worker's death takes the tasks with it that were running: they are tried again, one by one, up
+    to twice.
+    """
+    check_tasks(tasks)
+    left = dict(tasks)
+    jobs = max(1, min(place.slots, len(tasks)))
+
+    def end(name: str, future: Future) -> None:
+        del left[name]
+        error = future.exception()
+        if isinstance(error, BrokenProcessPool):
+            error = KitError(
+                "its process was killed twice, most likely because memory ran out; try --jobs 1"
+            )
+        finished(name, error, 0.0 if error else future.result())
+
+    with worker_environment(jobs):
+        while left:
+            for name in _until_one_dies(left, jobs, tick, end):
+                end(name, _retry_alone(tasks[name]))
+
+
+def _until_one_dies(
+    left: Mapping[str, Task], jobs: int, tick: Tick, end: Callable[[str, Future], None]
+) -> list[str]:
+    """Do what is `left`, from which `end` takes what is done. -> the tasks that a worker's death
+    has interrupted, if one dies; else all is done.
+    """
+    busy: dict[Future, str] = {}
+    with _workers(jobs) as pool, contextlib.suppress(BrokenProcessPool):
+        while left:
+            for name in startable_tasks(left, busy.values())[: jobs - len(busy)]:
+                busy[pool.submit(left[name].work, *left[name].args)] = name
+            done, _ = wait(busy, timeout=0.5, return_when=FIRST_COMPLETED)
+            tick(busy.values())
+            for future in done:
+                if isinstance(future.exception(), BrokenProcessPool):
+                    raise future.exception()
+                end(busy.pop(future), future)
+    died = [
+        name for future, name in busy.items() if isinstance(future.exception(), BrokenProcessPool)
+    ]
+    for future, name in busy.items():
+        if name not in died:
+            end(name, future)
+    return died
+
+
+def _retry_alone(task: Task, tries: int = 2) -> Future:
+    with _workers(1) as pool:
+        future = pool.submit(task.work, *task.args)
+        wait([future])
+    again = isinstance(future.exception(), BrokenProcessPool) and tries > 1
+    return _retry_alone(task, tries - 1) if again else future
+
+
+@contextlib.contextmanager
+def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with this one.
+
+    Ctrl-C ends them at once: all that they do can be gone on with.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        count, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
+    ) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _end_with(parent: int) -> None:
+    """A worker ends when the process that started it does, however that ends.
+
+    Its notebooks' kernels watch it in turn.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

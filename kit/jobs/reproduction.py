@@ -1,0 +1,492 @@
+"""Batch reproduction: check the whole plan, train each run once, run the notebooks, say what was
+made.
+
+The plan is read off the notebooks' own parameters. Trainings and notebooks are tasks of one engine,
+`kit.jobs.local_engine.run_locally` or another; a notebook is run as soon as its runs have ended;
+one that fails does not stop the others; and one whose stamp still fits is not run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kit.core.environment import changed_environment
+from kit.core.errors import KitError, unknown_name
+from kit.core.files import CHECKOUT, PACKAGE, read_json
+from kit.core.progress import format_duration, is_live
+from kit.evaluation.accuracy import evaluate
+from kit.experiments.recipes import RECIPE_FIELDS
+from kit.experiments.runs import run_folder
+from kit.experiments.specification import Plan, RunSpec, group_for_stacking, resolve
+from kit.figures.table import output_folder
+from kit.jobs.flops import total_flops
+from kit.jobs.forecast import epochs_to_train, forecast_seconds
+from kit.jobs.local_engine import run_locally
+from kit.jobs.tasks import Engine, Place, Task, simulate_tasks
+from kit.models.architectures import SMALL
+from kit.notebook.parameter_cells import (
+    check_parameters,
+    needed_evaluations,
+    needed_specs,
+    notebook_parameters,
+)
+from kit.papers.measured_cells import is_kept, trained_run
+from kit.papers.table_runs import Evaluation
+from kit.training.runner import STACKED_NETWORKS, run, run_many
+
+#: TFLOP/s of one GPU that a plan's hours are stated for.
+ACHIEVED_TFLOPS = 100
+
+
+def notebooks_folder() -> Path:
+    return CHECKOUT / "notebooks"
+
+
+@dataclass(frozen=True)
+class NotebookJob:
+    """One notebook with the parameter values it is run with, and the folder that its results go to."""
+
+    path: Path
+    values: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def label(self) -> str:
+        """Its name in progress lines; the seed only where several are run."""
+        return (
+            f"{self.name}, {self.folder.name}"
+            if self.folder.name.startswith("seed-")
+            else self.name
+        )
+
+    @property
+    def output(self) -> Path:
+        return self.folder / self.path.name
+
+    def stamp(self) -> str:
+        """Hash of the notebook's code, its values, the keys of its runs, and the kit's source."""
+        code = [
+            cell["source"]
+            for cell in json.loads(self.path.read_text())["cells"]
+            if cell["cell_type"] == "code"
+        ]
+        keys = [resolve(spec).key for spec in needed_specs(self.values)]
+        words = json.dumps([code, dict(self.values), keys, source_digest()], sort_keys=True)
+        return hashlib.sha256(words.encode()).hexdigest()
+
+    def is_done(self) -> bool:
+        """Did it come to its end with this very stamp, and is everything that it made still there?"""
+        path = self.folder / f"{self.name}.json"
+        try:
+            record = read_json(path)
+        except KitError:
+            return False
+        return (
+            isinstance(record, dict)
+            and record.get("stamp") == self.stamp()
+            and self.output.exists()
+            and all((self.folder / name).exists() for name in record.get("figures", []))
+        )
+
+
+def source_digest() -> str:
+    """Hash of the kit's own source files."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+# ----------------------------------------------------------------------------------------- the plan
+
+
+def choose_notebooks(only: list[str]) -> list[Path]:
+    """The notebooks whose names begin with one of `only`, in order; if it is empty the numbered
+    ones, which draw the figures and take minutes. `tables` are asked for by name: they train every
+    method with several seeds.
+    """
+    paths = sorted(notebooks_folder().glob("*.ipynb"))
+    if not paths:
+        raise KitError(
+            f"there are no notebooks in {notebooks_folder()}; run this from a checkout of the "
+            f"project"
+        )
+    words = [word.removesuffix(".ipynb") for word in only]
+    for word in words:
+        if not any(path.stem.startswith(word) for path in paths):
+            raise unknown_name("notebook", word, [path.stem for path in paths])
+    return [
+        p for p in paths if (any(map(p.stem.startswith, words)) if words else p.stem[0].isdecimal())
+    ]
+
+
+def plan_jobs(
+    only: list[str], given: Mapping[str, Any], seeds: list[int] | None, out: Path | None
+) -> list[NotebookJob]:
+    """One job per notebook and seed, every value checked.
+
+    A given name that notebooks declare goes to those that do; any other is a setting of every run,
+    and goes behind the notebook's own overrides.
+    """
+    tables = {path: notebook_parameters(path) for path in choose_notebooks(only)}
+    names = {name for table in tables.values() for name in table}
+    settings = {name: value for name, value in given.items() if name not in names}
+    for name in settings:
+        if name not in RECIPE_FIELDS and name != "burn_in" and "." not in name:
+            raise unknown_name(
+                "notebook parameter or run setting", name, names | {*RECIPE_FIELDS, "burn_in"}
+            )
+    words = " ".join(
+        f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in settings.items()
+    )
+    jobs = []
+    several = {"seeds": " ".join(map(str, seeds))} if seeds else {}
+    seeds = seeds or [0]
+    if len(set(seeds)) < len(seeds):
+        raise KitError(f"--seeds {' '.join(map(str, seeds))} names one twice; each is run once")
+    for seed in seeds:
+        for path, table in tables.items():
+            if "seeds" in table and seed != seeds[0]:
+                continue  # one notebook for all of them
+            mine = {
+                name: value
+                for name, value in {**several, **given, "seed": seed}.items()
+                if name in table
+            }
+            if words:
+                mine["overrides"] = (
+                    f"{mine.get('overrides', table['overrides'].default)} {words}".strip()
+                )
+            values = check_parameters(table, mine)
+            folder = out or output_folder(values.get("recipe", "digits"))
+            alone = len(seeds) == 1 or "seeds" in table
+            jobs.append(NotebookJob(path, values, folder if alone else folder / f"seed-{seed}"))
+    return jobs
+
+
+def needed_runs(jobs: list[NotebookJob]) -> list[RunSpec]:
+    """Every run that the jobs need, once, in the order in which they are asked for."""
+    unique = {}
+    for job in jobs:
+        for spec in needed_specs(job.values):
+            unique.setdefault(resolve(spec).key, spec)
+    return list(unique.values())
+
+
+def evaluations_for(jobs: list[NotebookJob]) -> dict[str, list[Evaluation]]:
+    """{key of a run: what its notebooks evaluate it under}."""
+    wanted: dict[str, list[Evaluation]] = {}
+    for job in jobs:
+        for spec, asks in needed_evaluations(job.values):
+            known = wanted.setdefault(resolve(spec).key, [])
+            known += [ask for ask in asks if ask not in known]
+    return wanted
+
+
+def is_trained(spec: RunSpec) -> bool:
+    return trained_run(spec) is not None
+
+
+def is_ready(spec: RunSpec, asks: list[Evaluation]) -> bool:
+    """Is it trained, and are its evaluations kept?"""
+    trained = trained_run(spec)
+    return trained is not None and all(is_kept(trained, ask) for ask in asks)
+
+
+# -------------------------------------------------------------------------------------- in a worker
+
+
+def train_and_evaluate(some: list[tuple[dict, list[Evaluation]]], device: str) -> float:
+    """Train runs quietly, as one program where they fit together, and evaluate each under what its
+    notebooks will ask for. -> the seconds it took. Errors: `KitError` that names the runs it failed
+    at, after the others.
+    """
+    started, failures = time.monotonic(), []
+    with contextlib.suppress(KitError):  # who cannot be trained says why below
+        run_many([RunSpec(**words) for words, _ in some], device=device, quiet=True)
+    for words, asks in some:
+        try:
+            trained = run(RunSpec(**words), device=device, quiet=True)
+            for attack, n, which in asks:
+                evaluate(trained, [attack], n=n, which=which, device=device, quiet=True)
+        except KitError as error:
+            failures.append(f"{RunSpec(**words)}: {error}" if len(some) > 1 else str(error))
+    if failures:
+        raise KitError("; ".join(failures))
+    return time.monotonic() - started
+
+
+def run_notebook(path: str, output: str, values: dict, folder: str, stamp: str) -> float:
+    """Run one notebook.
+
+    -> its seconds. Its cells' and its kernel's chatter goes to a log beside the output.
+    """
+    started = time.monotonic()
+    partial = Path(output).with_suffix(".partial.ipynb")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        changed_environment({"KIT_OUT": folder, "KIT_STAMP": stamp, "JPY_SESSION_NAME": ""}),
+        _stderr_to(Path(output).with_suffix(".log")),
+    ):
+        import papermill
+
+        try:
+            papermill.execute_notebook(
+                path,
+                str(partial),
+                parameters=values,
+                progress_bar=False,
+                log_output=False,
+                request_save_on_cell_execute=False,
+                cwd=str(Path(path).parent),
+            )
+        except papermill.exceptions.PapermillExecutionError as error:
+            os.replace(partial, output)
+            first = f"{error.ename}: {error.evalue}" if error.ename != "KitError" else error.evalue
+            raise KitError(f"cell {error.exec_count}: {first.splitlines()[0]}") from None
+    os.replace(partial, output)
+    return time.monotonic() - started
+
+
+@contextlib.contextmanager
+def _stderr_to(log: Path) -> Iterator[None]:
+    """Within, what this process and those that it starts write to stderr goes to a file."""
+    here, before = sys.stderr.fileno(), os.dup(sys.stderr.fileno())
+    try:
+        with open(log, "w") as file:
+            os.dup2(file.fileno(), here)
+        yield
+    finally:
+        os.dup2(before, here)
+        os.close(before)
+
+
+# ---------------------------------------------------------------------------------------- the tasks
+
+
+def missing_runs(jobs: list[NotebookJob]) -> list[RunSpec]:
+    """The runs that are not trained, or lack an evaluation that their notebooks want."""
+    asks = evaluations_for(jobs)
+    return [spec for spec in needed_runs(jobs) if not is_ready(spec, asks[resolve(spec).key])]
+
+
+def group_trainings(missing: Sequence[RunSpec], place: Place) -> dict[str, list[Plan]]:
+    """{title: runs that one task trains}; first those that leave their burn-in to others."""
+    most = min(STACKED_NETWORKS[place.device.type], -(-len(missing) // place.slots))
+    waves = group_for_stacking([resolve(spec) for spec in missing], most)
+    return {_group_title(plans): plans for wave in waves for plans in wave}
+
+
+def _group_title(plans: list[Plan]) -> str:
+    return f"{plans[0].spec}" + (f" and {len(plans) - 1} more" if len(plans) > 1 else "")
+
+
+def training_tasks(
+    lists: Mapping[str, list[Plan]], asks: Mapping[str, list[Evaluation]], place: Place
+) -> dict[str, Task]:
+    """A task of each list.
+
+    It waits for the lists whose burn-in it shares, so that every burn-in is trained once.
+    """
+    leaders: dict[str, tuple[str, Plan]] = {}
+    for title, plans in lists.items():
+        for plan in plans:
+            leaders.setdefault(plan.burn_in_key, (title, plan))
+    tasks = {}
+    for title, plans in lists.items():
+        led = [(*leaders[plan.burn_in_key], plan.shared_epochs) for plan in plans]
+        after = frozenset(
+            other for other, leader, most in led if other != title and 0 < leader.burn_in <= most
+        )
+        words = [(plan.spec.words(), asks[plan.key]) for plan in plans]
+        tasks[title] = Task(train_and_evaluate, (words, str(place.device)), after, gpu_share(plans))
+    return tasks
+
+
+def notebook_tasks(due: Sequence[NotebookJob], lists: Mapping[str, list[Plan]]) -> dict[str, Task]:
+    """A task of each notebook.
+
+    It waits for the lists that its runs are in. The last ones, which take longest, go first.
+    """
+    tasks = {}
+    for job in reversed(due):
+        needed = [resolve(spec) for spec in needed_specs(job.values)]
+        keys = {plan.key for plan in needed}
+        after = frozenset(
+            title for title, plans in lists.items() if any(plan.key in keys for plan in plans)
+        )
+        words = (str(job.path), str(job.output), dict(job.values), str(job.folder), job.stamp())
+        tasks[job.label] = Task(run_notebook, words, after, gpu_share(needed))
+    return tasks
+
+
+def gpu_share(plans: Sequence[Plan]) -> float:
+    """Of a GPU: small networks leave most of one idle."""
+    return 0.25 if all(plan.recipe.model in SMALL for plan in plans) else 1.0
+
+
+# ---------------------------------------------------------------------------------------- the batch
+
+
+def show_plan(jobs: list[NotebookJob], place: Place) -> None:
+    """What would run, what is there already, and how long the trainings would take."""
+    left = epochs_to_train(needed_runs(jobs))
+    for plan, epochs in left:
+        state = "trained" if not epochs else f"to train, {epochs} of {plan.recipe.epochs} epochs"
+        print(f"  run       {plan.spec}: {state}")
+    for job in jobs:
+        print(
+            f"  notebook  {job.name}: {'up to date' if job.is_done() else 'to run'} -> {job.folder}"
+        )
+    if not any(epochs for _, epochs in left):
+        return
+    lists = group_trainings(missing_runs(jobs), place)
+    tasks = training_tasks(lists, evaluations_for(jobs), place)
+    runs = f"training {sum(epochs > 0 for _, epochs in left)} runs, {place.words},"
+    try:
+        seconds = simulate_tasks(tasks, place, forecast_seconds(lists, place))
+        print(
+            f"{runs} takes about {format_duration(seconds)} here, as timed steps tell; attacks and "
+            f"drawing come on top"
+        )
+    except KitError as error:
+        print(f"{runs} takes no one knows how long: {error}")
+    if any(epochs and plan.recipe.model not in SMALL for plan, epochs in left):
+        print(_gpu_hours(lists, tasks, {plan.key: (plan, epochs) for plan, epochs in left}, place))
+
+
+def _gpu_hours(
+    lists: Mapping[str, list[Plan]],
+    tasks: Mapping[str, Task],
+    left: Mapping[str, tuple[Plan, int]],
+    place: Place,
+) -> str:
+    """What the deep networks compute, and how long that takes where ACHIEVED is reached."""
+    try:
+        operations = {
+            title: total_flops(left[plan.key] for plan in plans if plan.recipe.model not in SMALL)
+            for title, plans in lists.items()
+        }
+    except KitError as error:
+        return f"how much the deep networks compute no one knows: {error}"
+    seconds = {title: count / (ACHIEVED_TFLOPS * 1e12) for title, count in operations.items()}
+    several = (
+        f", {format_duration(simulate_tasks(tasks, place, seconds))} on {place.gpus} of them"
+        if place.gpus
+        else ""
+    )
+    return (
+        f"the deep networks compute {sum(operations.values()):.2e} floating-point operations: "
+        f"{format_duration(sum(seconds.values()))} on a GPU that achieves {ACHIEVED_TFLOPS} "
+        f"TFLOP/s{several}; computed, not measured"
+    )
+
+
+def reproduce(
+    jobs: list[NotebookJob], place: Place, *, engine: Engine = run_locally, fresh: bool = False
+) -> int:
+    """Train what is missing, run what is not up to date, print a table.
+
+    -> 0, or 1 if anything failed.
+    """
+    started = time.monotonic()
+    missing = missing_runs(jobs)
+    untrained = sum(not is_trained(spec) for spec in missing)
+    due = [job for job in jobs if fresh or not job.is_done()]
+    attack = f", {len(missing) - untrained} to evaluate" if len(missing) > untrained else ""
+    books = f"{len(jobs)} notebooks, {len(due)} to run"
+    print(
+        f"{len(needed_runs(jobs))} runs, {untrained} to train{attack}; {books}; {place.words}",
+        flush=True,
+    )
+    lists = group_trainings(missing, place)
+    tasks = training_tasks(lists, evaluations_for(jobs), place) | notebook_tasks(due, lists)
+    news = _ProgressReport(lists, {job.label: job for job in due})
+    engine(tasks, place, news.tick, news.finished)
+    _print_summary(jobs, news.seconds, news.failures, time.monotonic() - started)
+    return 1 if news.failures else 0
+
+
+class _ProgressReport:
+    """What is said while the tasks are done, a line when one has ended; and what has failed, and
+    each notebook's seconds.
+    """
+
+    def __init__(self, lists: Mapping[str, list[Plan]], books: Mapping[str, NotebookJob]):
+        self.lists, self.books = lists, books
+        self.seconds: dict[str, float] = {}
+        self.failures: dict[str, str] = {}
+        self.began, self.trained, self.runs = time.monotonic(), 0, sum(map(len, lists.values()))
+
+    def tick(self, running: Collection[str]) -> None:
+        if is_live() and running:
+            states = ", ".join(self._state(name) for name in sorted(running))
+            sys.stdout.write(
+                f"\r  {self.trained}/{self.runs} trained; now {states}".ljust(100)[:100]
+            )
+            sys.stdout.flush()
+
+    def _state(self, name: str) -> str:
+        if name in self.books:
+            return name
+        plan = self.lists[name][0]
+        done = sum(1 for _ in (run_folder(plan) / "epochs").glob("*.npz"))
+        return f"{plan.spec.method} {done}/{plan.recipe.epochs}"
+
+    def finished(self, name: str, error: Exception | None, seconds: float) -> None:
+        if name in self.lists:
+            self.trained += len(self.lists[name])
+            left = (time.monotonic() - self.began) / self.trained * (self.runs - self.trained)
+            title, well = (
+                f"[{self.trained}/{self.runs}] {name}",
+                f"ready in {format_duration(seconds)}",
+            )
+            rest = f" ({format_duration(left)} left)" if left >= 1 else ""
+        else:
+            self.seconds[name] = seconds
+            if error is None and not self.books[name].is_done():
+                error = KitError("it ended without its stamp: study.finish() was not reached")
+            title, well, rest = name, f"made in {format_duration(seconds)}", ""
+        if error is not None:
+            self.failures[name] = str(error)
+        line = f"  {title}: {f'failed: {error}' if error else well}{rest}"
+        print(f"\r{line.ljust(100)}" if is_live() else line, flush=True)
+
+
+def _print_summary(
+    jobs: list[NotebookJob], seconds: dict[str, float], failures: dict[str, str], total: float
+) -> None:
+    width = max(len(job.label) for job in jobs) + 2
+    print(f"\n{'notebook':<{width}}{'state':<12}{'seconds':>8}  figures")
+    for job in jobs:
+        state = (
+            "failed" if job.label in failures else "made" if job.label in seconds else "up to date"
+        )
+        try:
+            figures = [
+                f[:-4]
+                for f in read_json(job.folder / f"{job.name}.json")["figures"]
+                if f.endswith(".png")
+            ]
+        except KitError:
+            figures = []
+        made = ", ".join(figures) if state != "failed" else "-"
+        print(f"{job.label:<{width}}{state:<12}{seconds.get(job.label, 0):>8.1f}  {made}")
+    for folder in sorted({job.folder for job in jobs}):
+        print(f"results in {folder}")
+    for name, error in failures.items():
+        print(f"FAILED {name}: {error}")
+    print(f"{format_duration(total)} in all", flush=True)

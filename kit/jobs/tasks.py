@@ -1,0 +1,122 @@
+"""Tasks, and the local processes that do them. Knows nothing of what they do.
+
+`pooled` is the engine for this machine, `kit.jobs.ray_engine.run_on_ray` the one for a cluster;
+`simulated` goes through the same tasks in imagination. Each starts a task once those that it waits
+for have ended, well or badly, in the order of the tasks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+
+import torch
+
+from kit.core.environment import changed_environment
+from kit.core.errors import KitError
+
+
+@dataclass(frozen=True)
+class Task:
+    """`work(*args)`, which returns its seconds, once the tasks named in `after` have ended.
+    `share`: of a GPU, where tasks are given GPUs.
+    """
+
+    work: Callable[..., float]
+    args: tuple = ()
+    after: frozenset[str] = frozenset()
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where tasks are done: what its networks are trained on, how many tasks at a time, and the
+    GPUs that tasks get their share of; 0 on CPUs, and where all of them use the one GPU together.
+    """
+
+    device: torch.device
+    slots: int
+    gpus: int = 0
+
+    @property
+    def words(self) -> str:
+        return f"{self.slots} at a time" + (f" on {self.gpus} GPUs" if self.gpus else "")
+
+
+Tick = Callable[[Collection[str]], None]  # hears now and then which tasks have been started
+
+Finished = Callable[[str, Exception | None, float], None]  # hears of each end: name, error, seconds
+
+Engine = Callable[[Mapping[str, Task], Place, Tick, Finished], None]
+
+
+def check_tasks(tasks: Mapping[str, Task]) -> None:
+    """`KitError` if a task waits for one that is not there, or for itself."""
+    for name, task in tasks.items():
+        if lost := task.after - tasks.keys():
+            raise KitError(
+                f"the task '{name}' waits for '{min(lost)}', which is none. Tasks: "
+                f"{', '.join(tasks)}"
+            )
+    try:
+        TopologicalSorter({name: task.after for name, task in tasks.items()}).prepare()
+    except CycleError as error:
+        raise KitError(f"these tasks wait for each other: {', '.join(error.args[1])}") from error
+
+
+def startable_tasks(left: Mapping[str, Task], busy: Collection[str]) -> list[str]:
+    """The tasks of `left`, those that have not ended, that may start now, in order:
+
+    not busy, and waiting for none of it.
+    """
+    return [
+        name for name, task in left.items() if name not in busy and not task.after & left.keys()
+    ]
+
+
+def simulate_tasks(tasks: Mapping[str, Task], place: Place, seconds: Mapping[str, float]) -> float:
+    """After how long has the last of `tasks` ended, if they take `seconds`, each in the first room
+    that it finds?
+    """
+    check_tasks(tasks)
+    left, now, busy = dict(tasks), 0.0, []
+    free = [1.0] * (place.gpus or place.slots)
+    while left:
+        for name in startable_tasks(left, [name for _, name, *_ in busy]):
+            need = left[name].share if place.gpus else 1.0
+            rooms = [i for i, room in enumerate(free) if room >= need]
+            if rooms and len(busy) < place.slots:
+                free[rooms[0]] -= need
+                heapq.heappush(busy, (now + seconds[name], name, rooms[0], need))
+        now, name, room, need = heapq.heappop(busy)
+        free[room] += need
+        del left[name]
+    return now
+
+
+def threads_per_worker(jobs: int) -> int:
+    """Threads of each of `jobs` processes on this machine."""
+    return max(1, (os.cpu_count() or 1) // jobs)
+
+
+def worker_variables(threads: int) -> dict[str, str]:
+    """What a worker process finds: its share of the cores, for two OpenMP pools on the same cores
+    would spin each other to a standstill; and that nobody watches.
+    """
+    return {
+        "OMP_NUM_THREADS": f"{threads}",
+        "MKL_NUM_THREADS": f"{threads}",
+        "KIT_LIVE": "0",
+        "KIT_WIDGETS": "0",
+    }
+
+
+@contextlib.contextmanager
+def worker_environment(jobs: int) -> Iterator[None]:
+    """Within, processes that are started inherit their `environment`."""
+    with changed_environment(worker_variables(threads_per_worker(jobs))):
+        yield

@@ -1,0 +1,254 @@
+"""How near is this example to being misclassified? Each paper's own quantity, and one sign for all.
+
+The functions return the paper's quantity under its own name and sign. A `Criterion` row says which
+sign is the safe one, and `Criterion.score` turns it round where needed: a score is always
+*vulnerability*, larger should weigh more, so the papers' sign clashes cannot enter the rest of the
+code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from torch import Tensor
+
+from kit.core import tensors
+from kit.core.parameters import Positive, Range
+from kit.core.parts import Part, part
+from kit.core.registry import Registry
+from kit.methods.step_outputs import StepOutputs
+
+
+def probabilistic_margin(probs: Tensor, y: Tensor) -> Tensor:
+    """PM = p_y - max_{j≠y} p_j in [-1, 1], (N,). MAIL Eq. 4."""
+    return tensors.margin(probs, y)
+
+
+def margin_difference(probs_nat: Tensor, y: Tensor, p_flip: Tensor) -> Tensor:
+    """PM_dif = p_y(x) - p_y(x + δ^t) at the first misclassified step t, in [-1, 1], (N,). MAIL Eq.
+    7.
+
+    Small means that little probability had to be moved. The paper gives the range [0, 1]; an attack
+    step can also raise p_y, so it is [-1, 1].
+    """
+    return probs_nat.gather(1, y[:, None]).squeeze(1) - p_flip
+
+
+def confused_labels(probs: Tensor, y: Tensor) -> Tensor:
+    """How many labels have p_j > p_y:
+
+    0 where correct, else 1..K-1, (N,) int64. CLIRAT section 1.
+    """
+    return (probs > probs.gather(1, y[:, None])).sum(dim=1)
+
+
+def confused_label_margin(probs: Tensor, y: Tensor) -> Tensor:
+    """CL-PM:
+
+    PM where no label beats y, else Σ_{j: p_j > p_y} (p_y - p_j); in [-1, 1], (N,). CLIRAT Eq. 7.
+    """
+    gaps = (probs.gather(1, y[:, None]) - probs).clamp_max(0).sum(dim=1)
+    return gaps.where(gaps < 0, probabilistic_margin(probs, y))
+
+
+def geometry_value(kappa: Tensor, steps: int) -> Tensor:
+    """(κ - ⌊K/2⌋) / ⌊K/2⌋ in [-1, 1] for even K, (N,): GAIRAT's κ of K attack steps, centred and
+    scaled.
+
+    κ counts the attack's evaluation points (the start included, the end not) that are still
+    classified correctly; it is not the step of the first crossing, which is LPS. GAIRAT; VIR Eq. 2.
+    """
+    half = max(steps // 2, 1)
+    return (kappa.double() - half) / half
+
+
+def top2_ratio(probs: Tensor, y: Tensor) -> Tensor:
+    """o = p_2 / (1 - p_y) in [1/(K-1), 1], (N,): 1 when one class takes all the error mass. MR Eq.
+    7.
+
+    Where p_y = 1 the ratio is 0/0 and its lower end 1/(K-1) is returned.
+    """
+    _, other = tensors.true_and_top_other(probs, y)
+    rest = probs.scatter(1, y[:, None], 0).sum(dim=1)
+    return (other / rest.where(rest > 0, 1)).where(rest > 0, 1 / (probs.shape[1] - 1))
+
+
+def true_class_similarity(probs: Tensor, y: Tensor) -> Tensor:
+    """c = cosine of p and p with its true entry zeroed = ‖p_{-y}‖ / ‖p‖, in [0, 1], (N,).
+
+    MR Eq. 11.
+    """
+    return probs.scatter(1, y[:, None], 0).norm(dim=1) / probs.norm(dim=1)
+
+
+def reweighted_margin(
+    probs: Tensor, y: Tensor, *, tau: Annotated[float, Range(2)] = 2.0, similarity: bool = True
+) -> Tensor:
+    """m̃ = PM · (τ - o) · c, or without c, (N,). MR Eq. 14, with the margin's sign as p_y - p_2.
+
+    Eq. 4 prints the margin with the other sign; with Eqs. 15-16 it would give safe examples the
+    large weight.
+    """
+    scale = tau - top2_ratio(probs, y)
+    if similarity:
+        scale = scale * true_class_similarity(probs, y)
+    return probabilistic_margin(probs, y) * scale
+
+
+def vulnerability(
+    probs_nat: Tensor, y: Tensor, *, alpha: Positive = 7.0, gamma: Positive = 10.0
+) -> Tensor:
+    """S_v = α exp(-γ p_y(x)) in (0, α], (N,). VIR Eq. 5."""
+    return alpha * (-gamma * probs_nat.gather(1, y[:, None]).squeeze(1)).exp()
+
+
+def discrepancy(probs_nat: Tensor, probs_adv: Tensor) -> Tensor:
+    """S_d = KL(p(x) ‖ p(x_adv)) >= 0, (N,) nats. VIR Eq. 6."""
+    tiny = 1e-37  # 0 log 0 = 0; a q that underflows counts as 1e-37
+    return (probs_nat * (probs_nat.clamp_min(tiny).log() - probs_adv.clamp_min(tiny).log())).sum(
+        dim=1
+    )
+
+
+def vulnerability_discrepancy(
+    probs_nat: Tensor,
+    probs_adv: Tensor,
+    y: Tensor,
+    *,
+    alpha: Positive = 7.0,
+    gamma: Positive = 10.0,
+) -> Tensor:
+    """S_v S_d >= 0, (N,). VIR Eqs. 5-6; its β is the weight function's offset."""
+    return vulnerability(probs_nat, y, alpha=alpha, gamma=gamma) * discrepancy(probs_nat, probs_adv)
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """H(p) in [0, log K], (N,) nats. EWAT, as its abstract describes it."""
+    return -(probs * probs.clamp_min(1e-37).log()).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A quantity, the fields of `Seen` that it reads, and which of its ends is the safe one."""
+
+    title: str
+    quantity: Part
+    reads: tuple[str, ...]  # fields of Seen, in the order the function takes them
+    safe_end: Literal[1, -1]  # +1: larger is safer; -1: larger is more vulnerable
+    symbol: str  # as the paper writes it, for axes
+    source: str
+
+    def value(self, outputs: StepOutputs) -> Tensor:
+        """The paper's own quantity, (N,), in the precision of the logits."""
+        return self.quantity.read(outputs, self.reads).to(outputs.logits_adv.dtype)
+
+    def score(self, outputs: StepOutputs) -> Tensor:
+        """Vulnerability, (N,): larger should weigh more."""
+        return -self.safe_end * self.value(outputs)
+
+    def but(self, **changes) -> Criterion:
+        return replace(self, quantity=self.quantity.but(**changes))
+
+
+CRITERIA = Registry(
+    "criterion",
+    {
+        "pm": Criterion(
+            "probabilistic margin of the adversarial example (MAIL)",
+            part(probabilistic_margin),
+            ("probs_adv", "y"),
+            +1,
+            r"$\mathrm{PM}^{adv}$",
+            "MAIL Eq. 4 on x_adv",
+        ),
+        "pm-nat": Criterion(
+            "probabilistic margin of the clean example (MAIL)",
+            part(probabilistic_margin),
+            ("probs_nat", "y"),
+            +1,
+            r"$\mathrm{PM}^{nat}$",
+            "MAIL Eq. 4 on x",
+        ),
+        "pm-dif": Criterion(
+            "probability lost until the first misclassified step (MAIL)",
+            part(margin_difference),
+            ("probs_nat", "y", "p_flip"),
+            +1,
+            r"$\mathrm{PM}^{dif}$",
+            "MAIL Eq. 7",
+        ),
+        "cl-pm": Criterion(
+            "confused-label probabilistic margin (CLIRAT)",
+            part(confused_label_margin),
+            ("probs_adv", "y"),
+            +1,
+            r"$\mathrm{CL\!-\!PM}$",
+            "CLIRAT Eq. 7",
+        ),
+        "confused-labels": Criterion(
+            "number of labels above the true one (CLIRAT)",
+            part(confused_labels),
+            ("probs_adv", "y"),
+            -1,
+            "confused labels",
+            "CLIRAT section 1",
+        ),
+        "kappa": Criterion(
+            "attack steps survived, centred and scaled (GAIRAT)",
+            part(geometry_value),
+            ("kappa", "steps"),
+            +1,
+            r"$(\kappa-\lfloor K/2\rfloor)/\lfloor K/2\rfloor$",
+            "GAIRAT; VIR Eq. 2",
+        ),
+        "mr": Criterion(
+            "reweighted margin (MR)",
+            part(reweighted_margin),
+            ("probs_adv", "y"),
+            +1,
+            r"$\tilde m$",
+            "MR Eq. 14",
+        ),
+        "s-v": Criterion(
+            "vulnerability of the clean example (VIR)",
+            part(vulnerability),
+            ("probs_nat", "y"),
+            -1,
+            r"$S_v$",
+            "VIR Eq. 5",
+        ),
+        "s-d": Criterion(
+            "clean-adversarial discrepancy (VIR)",
+            part(discrepancy),
+            ("probs_nat", "probs_adv"),
+            -1,
+            r"$S_d$",
+            "VIR Eq. 6",
+        ),
+        "vir": Criterion(
+            "vulnerability times discrepancy (VIR)",
+            part(vulnerability_discrepancy),
+            ("probs_nat", "probs_adv", "y"),
+            -1,
+            r"$S_v S_d$",
+            "VIR Eqs. 5-6",
+        ),
+        "mr-literal": Criterion(
+            "reweighted margin with Eq. 4's sign: calls safe examples vulnerable (MR)",
+            part(reweighted_margin),
+            ("probs_adv", "y"),
+            -1,
+            r"$\tilde m$",
+            "MR Eqs. 4, 14 as printed",
+        ),
+        "entropy": Criterion(
+            "entropy of the adversarial prediction (EWAT)",
+            part(entropy),
+            ("probs_adv",),
+            -1,
+            r"$H(p)$",
+            "EWAT abstract",
+        ),
+    },
+)

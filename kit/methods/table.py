@@ -1,0 +1,496 @@
+"""The table of methods. A method is seven choices, a row states how it differs from another, and no
+code branches on a method's name:
+
+    inner attack -> what is seen -> criterion -> weight function -> normaliser and burn-in -> loss
+    -> step
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kit.attacks.friendly_pgd_attack import friendly_pgd
+from kit.attacks.projected_gradient_descent import own_loss_pgd, pgd
+from kit.core.errors import KitError, unknown_name
+from kit.core.parameters import Share
+from kit.core.parts import Part, part
+from kit.core.registry import Registry
+from kit.methods.criteria import CRITERIA, Criterion
+from kit.methods.losses import cost_sensitive, cross_entropy, gair_trades, mart, trades
+from kit.methods.regularisers import conv_fuzziness, conv_kurtosis, conv_l1_minus_l2, weight_norms
+from kit.methods.schedules import (
+    adversarial,
+    alternating,
+    clean,
+    clean_first_half,
+    friendlier_first,
+    linear,
+    piecewise,
+    warm_up,
+)
+from kit.methods.step_outputs import StepOutputs
+from kit.methods.weight_perturbation import perturb_weights
+from kit.methods.weights import (
+    affine,
+    batch_mean,
+    drop_confused,
+    exponential,
+    factor,
+    flattened,
+    proportional,
+    sigmoid,
+    tanh,
+    unnormalised,
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row.
+
+    Parts read the fields of `Seen` that their arguments name; what no part reads is not computed.
+    """
+
+    title: str
+    source: str
+    loss: Part = part(cross_entropy)  # noqa: RUF009 - parts are immutable
+    attack: Part | None = None  # eps, steps and step come from the recipe
+    second_attack: Part | None = None  # where the loss reads logits_second
+    stages: Part = part(adversarial)  # noqa: RUF009 - (epoch, epochs) -> attacked?, per step
+    criterion: Criterion | None = None
+    weight: Part | None = None
+    normaliser: Part = part(unnormalised)  # noqa: RUF009
+    select: Part | None = None
+    detach: bool = True  # False: the loss's gradient runs through the weight, too
+    burn_in: Share = 0.0  # share of the epochs in which every weight is 1
+    regulariser: Part | None = None
+    perturb: Part | None = None  # shifts the parameters before each step
+    schedule: Part | None = None  # (epoch, epochs) -> {"weight.shift": -1.0, ...}
+
+    def but(self, title: str, source: str, **changes) -> Method:
+        return replace(self, title=title, source=source, **changes)
+
+    @property
+    def reweights(self) -> bool:
+        return self.weight is not None or self.select is not None
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Fields of `Seen` that its loss, criterion and selection read."""
+        names = set(self.loss.reads)
+        for reader in (self.criterion, self.select):
+            names |= set(reader.reads if reader else ())
+        return frozenset(names)
+
+    @property
+    def reads_clean(self) -> bool:
+        """Does a part need the outer pass of the clean images?"""
+        return bool({"logits_nat", "probs_nat"} & self.reads)
+
+    def weigh(self, outputs: StepOutputs) -> Tensor:
+        """Weights (N,) past burn-in, without gradient unless the row says otherwise."""
+        outputs = outputs.detach() if self.detach else outputs
+        weights = torch.ones_like(outputs.logits_adv[:, 0])
+        if self.weight is not None:
+            weights = self.normaliser(self.weight(self.criterion.score(outputs)))
+        if self.select is not None:
+            weights = weights * self.select.read(outputs)
+        return weights
+
+    def own_loss(self, logits: Tensor, y: Tensor, *, reweighted: bool = True) -> Tensor:
+        """(N,) the loss of images with these logits, for attacks that maximise what is trained."""
+        outputs = StepOutputs(y, logits)
+        weighted, plain = self.loss.read(outputs)
+        return (self.weigh(outputs) if reweighted else 1) * weighted + plain
+
+    def at(self, epoch: int, epochs: int) -> Method:
+        """The row as it is in one epoch of a run: its timetable's values put in."""
+        method = self
+        for path, value in (self.schedule(epoch, epochs) if self.schedule else {}).items():
+            method = method.override(path, value)
+        return method
+
+    def override(self, path: str, value: object) -> Method:
+        """This row with one hyper-parameter changed, named as `part.parameter`, say weight.slope."""
+        slot, _, name = path.partition(".")
+        chosen = getattr(self, slot)
+        if chosen is None:
+            raise KitError(
+                f"{path}={value}: this method has no {slot}. It takes: "
+                f"{', '.join(self.hyper_parameters())}"
+            )
+        return replace(self, **{slot: chosen.but(**{name: value})})
+
+    def hyper_parameters(self) -> dict[str, object]:
+        """{dotted name: value} of every hyper-parameter that can be overridden."""
+        found = {}
+        for slot in PART_NAMES:
+            chosen = getattr(self, slot)
+            if chosen is not None:
+                params = (chosen.quantity if isinstance(chosen, Criterion) else chosen).params
+                found |= {f"{slot}.{name}": value for name, value in params.items()}
+        timed = self.schedule(1, 1) if self.schedule else ()
+        return {path: value for path, value in found.items() if path not in timed}
+
+    def config(self) -> dict:
+        """All that decides what it computes, as JSON values; burn-in is resolved with the recipe."""
+        parts = {slot: getattr(self, slot) for slot in PART_NAMES if slot != "criterion"}
+        record = {slot: chosen.config() if chosen else None for slot, chosen in parts.items()} | {
+            "detach": self.detach
+        }
+        if self.criterion is not None:
+            record["criterion"] = {
+                **self.criterion.quantity.config(),
+                "reads": list(self.criterion.reads),
+                "safe_end": self.criterion.safe_end,
+            }
+        return record
+
+
+PART_NAMES = (
+    "attack",
+    "second_attack",
+    "stages",
+    "criterion",
+    "weight",
+    "normaliser",
+    "select",
+    "loss",
+    "regulariser",
+    "perturb",
+    "schedule",
+)
+
+
+STD = Method("standard training on clean images", "-", stages=part(clean))
+
+AT = Method(
+    "adversarial training", "Madry et al. 2018", attack=part(pgd, loss="ce", init="gaussian")
+)
+
+TRADES = AT.but(
+    "clean loss plus KL to the adversarial prediction",
+    "Zhang et al. 2019",
+    loss=part(trades, beta=6.0),
+    attack=part(pgd, loss="kl", init="gaussian"),
+)
+
+MART = AT.but("boosted loss, KL weighted by 1 - p_y", "Wang et al. 2020", loss=part(mart, beta=5.0))
+
+GAIRAT = AT.but(
+    "weights from the attack steps survived",
+    "Zhang et al. 2021; its code",
+    criterion=CRITERIA["kappa"],
+    weight=part(tanh),
+    normaliser=part(batch_mean),
+    burn_in=59 / 120,
+    attack=part(pgd, loss="ce", init="uniform"),
+)
+
+MAIL_AT = AT.but(
+    "weights from the probabilistic margin",
+    "MAIL Alg. 1; factor 3 as in its code",
+    criterion=CRITERIA["pm"],
+    weight=part(sigmoid, slope=10.0, bias=-0.5),
+    normaliser=part(factor),
+    burn_in=75 / 120,
+)
+
+MAIL_TRADES = MAIL_AT.but(
+    "TRADES with weights on the KL",
+    "MAIL Eq. 10; KL order as in its code",
+    weight=part(sigmoid, slope=2.0, bias=0.0),
+    loss=part(trades, beta=5.0),
+    attack=TRADES.attack,
+)
+
+MAIL_MART = MAIL_AT.but(
+    "MART with weights on the boosted loss",
+    "MAIL's code",
+    weight=part(sigmoid, slope=2.0, bias=0.0),
+    loss=part(mart, beta=6.0),
+)
+
+ADV = AT.but(
+    "a clean and an adversarial step per batch, plain loss",
+    "CSA s. III-C, Figs. 3, 4",
+    stages=part(alternating),
+)
+
+CSA = ADV.but(
+    "a clean and an adversarial step, with class costs in loss and attack",
+    "CSA Eq. 4, Alg. 2",
+    loss=part(cost_sensitive),
+    attack=part(own_loss_pgd, init="gaussian"),
+)
+
+CSE = STD.but(
+    "clean images, class costs and the fuzziness of the convolutions",
+    "CSE Eq. 10",
+    loss=part(cost_sensitive),
+    regulariser=part(conv_fuzziness),
+)
+
+
+WMMR = AT.but(
+    "weights exp(-α PM) with their gradient, and an attack on the weighted loss",
+    "Zeng et al. 2021, its code",
+    attack=part(own_loss_pgd),
+    criterion=CRITERIA["pm"],
+    weight=part(exponential, alpha=0.5),
+    detach=False,
+)
+
+WMMR_MR = MAIL_AT.but(
+    "WMMR as MR uses it: detached, plain PGD, factor 3",
+    "MR App. C, Alg. 1",
+    weight=part(exponential, alpha=2.0),
+)
+
+MR_MAIL = MAIL_AT.but(
+    "MAIL-AT on the reweighted margin",
+    "MR Eqs. 14-16, the margin's sign mended",
+    criterion=CRITERIA["mr"],
+)
+
+VIR_AT = AT.but(
+    "weights from vulnerability times discrepancy",
+    "VIR Eqs. 5-6, 8; not normalised",
+    criterion=CRITERIA["vir"],
+    weight=part(affine, slope=1.0, offset=0.007),
+    burn_in=75 / 120,
+)
+
+VIR_TRADES = VIR_AT.but(
+    "TRADES with VIR's weights on the KL",
+    "VIR Eq. 9; inner attack not stated, KL taken",
+    criterion=CRITERIA["vir"].but(alpha=8.0, gamma=3.0),
+    weight=part(affine, slope=1.0, offset=1.6),
+    loss=part(trades, beta=5.0),
+    attack=TRADES.attack,
+)
+
+BARE = part(affine, slope=1.0, offset=0.0)  # VIR Tables 6-7: the factor alone, without β
+
+
+def _clir(base: Method, title: str) -> Method:
+    return base.but(
+        title, "CLIRAT Eq. 7, Alg. 1", criterion=CRITERIA["cl-pm"], normaliser=part(batch_mean)
+    )
+
+
+def _without(which: str, title: str) -> Method:
+    return MAIL_AT.but(title, "CLIRAT Fig. 1B", select=part(drop_confused, which=which))
+
+
+METHODS = Registry(
+    "method",
+    {
+        "std": STD,
+        "at": AT,
+        "adv": ADV,
+        "trades": TRADES,
+        "mart": MART,
+        "fat": AT.but(
+            "adversarial training on attacks that stop soon after they succeed",
+            "Zhang et al. 2020, its code",
+            attack=part(friendly_pgd),
+            schedule=part(friendlier_first),
+        ),
+        "at-awp": AT.but(
+            "AT where the parameters are perturbed, too",
+            "Wu et al. 2020, its code",
+            perturb=part(perturb_weights),
+            attack=part(pgd, loss="ce", init="uniform"),
+            schedule=part(warm_up, until=0.0, gamma=0.01),
+        ),
+        "trades-awp": TRADES.but(
+            "TRADES where the parameters are perturbed, too",
+            "Wu et al. 2020, its code",
+            perturb=part(perturb_weights, gamma=0.005),
+            schedule=part(warm_up),
+        ),
+        "gairat": GAIRAT,
+        "mail-at": MAIL_AT,
+        "mail-at-nat": MAIL_AT.but(
+            "MAIL-AT on the clean margin", "MAIL Table 1", criterion=CRITERIA["pm-nat"]
+        ),
+        "mail-at-dif": MAIL_AT.but(
+            "MAIL-AT on the margin lost until the flip",
+            "MAIL Table 1, Eq. 7",
+            criterion=CRITERIA["pm-dif"],
+        ),
+        "mail-trades": MAIL_TRADES,
+        "mail-mart": MAIL_MART,
+        "clirat": _clir(MAIL_AT, "weights from the confused-label margin"),
+        "clirat-printed": _clir(MAIL_AT, "").but(
+            "CLIRAT without burn-in, which its last line overwrites",
+            "CLIRAT Alg. 1 to the letter",
+            burn_in=0.0,
+        ),
+        "clir-trades": _clir(MAIL_TRADES, "TRADES with confused-label weights on the KL"),
+        "clir-mart": _clir(MAIL_MART, "MART with confused-label weights on the boosted loss"),
+        "clirat-drop-single": _without("single", "MAIL-AT without examples of one confused label"),
+        "clirat-drop-multiple": _without(
+            "multiple", "MAIL-AT without examples of several confused labels"
+        ),
+        "clirat-drop-matched": _without(
+            "multiple-matched", "MAIL-AT without as many of S_mul as S_sig has (control)"
+        ),
+        "clirat-drop-random": _without(
+            "random", "MAIL-AT without as many random examples as S_mul has (control)"
+        ),
+        "gairat-sigmoid": GAIRAT.but(
+            "GAIRAT with its sigmoid", "its code", weight=part(sigmoid, slope=5.0, bias=-0.2)
+        ),
+        "gairat-discrete": GAIRAT.but(
+            "GAIRAT with (K+1-κ)/(K+1), for K = 10",
+            "its code",
+            weight=part(affine, slope=5 / 11, offset=6 / 11),
+        ),
+        "gairat-piecewise": GAIRAT.but(
+            "GAIRAT with λ in three steps", "its code as it is meant", schedule=part(piecewise)
+        ),
+        "gairat-linear": GAIRAT.but(
+            "GAIRAT with λ falling in a line", "its code, λ_max made finite", schedule=part(linear)
+        ),
+        "gair-mart": GAIRAT.but(
+            "MART with GAIRAT's weights on the boosted loss",
+            "no code exists; as MAIL-MART does it",
+            loss=part(mart, beta=6.0),
+        ),
+        "gair-trades": GAIRAT.but(
+            "TRADES between a KL and a CW attack, mixed by GAIRAT's weight",
+            "its code, GAIR_RST",
+            loss=part(gair_trades),
+            normaliser=part(unnormalised),
+            attack=TRADES.attack,
+            second_attack=part(pgd, loss="margin", init="gaussian"),
+        ),
+        "ewat": AT.but(
+            "weights from the entropy of the adversarial prediction",
+            "its abstract; offset and norm are guesses",
+            criterion=CRITERIA["entropy"],
+            weight=part(proportional),
+            normaliser=part(batch_mean),
+        ),
+        "wmmr": WMMR,
+        "wmmr-mr": WMMR_MR,
+        "wmmr-trades": TRADES.but(
+            "TRADES with exp(-α PM) on the KL, with its gradient",
+            "Zeng et al. 2021, its code",
+            criterion=CRITERIA["pm"],
+            weight=part(exponential, alpha=2.0),
+            detach=False,
+            loss=part(trades, beta=5.0),
+        ),
+        "mr-mail": MR_MAIL,
+        "mr-mail-nosim": MR_MAIL.but(
+            "MR-MAIL without the similarity",
+            "MR Tables 4, 7",
+            criterion=CRITERIA["mr"].but(similarity=False),
+        ),
+        "mr-mail-literal": MR_MAIL.but(
+            "MR-MAIL with Eq. 4's sign as printed: weighs the safe",
+            "MR Eqs. 4, 15 as printed",
+            criterion=CRITERIA["mr-literal"],
+        ),
+        "mr-mail-alg1": MR_MAIL.but(
+            "MR-MAIL with Algorithm 1's sign of the bias",
+            "MR Alg. 1 l. 10",
+            weight=part(sigmoid, slope=10.0, bias=0.5),
+        ),
+        "mr-wmmr": WMMR_MR.but(
+            "WMMR on the reweighted margin, α dropped",
+            "MR s. 3.4, Eqs. 14-16",
+            criterion=CRITERIA["mr"],
+            weight=part(exponential, alpha=1.0),
+        ),
+        "vir-at": VIR_AT,
+        "vir-at-sv": VIR_AT.but(
+            "VIR-AT with vulnerability alone", "VIR Table 6", criterion=CRITERIA["s-v"], weight=BARE
+        ),
+        "vir-at-sd": VIR_AT.but(
+            "VIR-AT with discrepancy alone", "VIR Table 6", criterion=CRITERIA["s-d"], weight=BARE
+        ),
+        "vir-trades": VIR_TRADES,
+        "vir-trades-sv": VIR_TRADES.but(
+            "VIR-TRADES with vulnerability alone",
+            "VIR Table 7",
+            weight=BARE,
+            criterion=CRITERIA["s-v"].but(alpha=8.0, gamma=3.0),
+        ),
+        "vir-trades-sd": VIR_TRADES.but(
+            "VIR-TRADES with discrepancy alone",
+            "VIR Table 7",
+            criterion=CRITERIA["s-d"],
+            weight=BARE,
+        ),
+        "at-scaled": VIR_AT.but(
+            "AT with the loss scaled by VIR's mean weight (control)",
+            "is VIR more than a smaller step?",
+            normaliser=part(flattened),
+        ),
+        "mail-at-printed": MAIL_AT.but(
+            "MAIL-AT with weights normalised over the batch",
+            "MAIL Alg. 1 as printed",
+            normaliser=part(batch_mean),
+        ),
+        "mail-at-released": MAIL_AT.but(
+            "MAIL-AT with the 76 epochs of burn-in of its code", "MAIL's code", burn_in=76 / 120
+        ),
+        "mail-trades-released": MAIL_TRADES.but(
+            "MAIL-TRADES with the 76 epochs of burn-in of its code", "MAIL's code", burn_in=76 / 120
+        ),
+        "mail-mart-released": MAIL_MART.but(
+            "MAIL-MART with the 76 epochs of burn-in of its code", "MAIL's code", burn_in=76 / 120
+        ),
+        "mail-trades-2021": MAIL_TRADES.but(
+            "MAIL-TRADES attacked with cross-entropy, as first released",
+            "MAIL's code until 2022-04",
+            attack=AT.attack,
+        ),
+        "csa": CSA,
+        "csa-halves": CSA.but(
+            "CSA: clean in the first half of training, then adversarial",
+            "CSA s. IV-A, MNIST",
+            stages=part(clean_first_half),
+        ),
+        "csa-l2": CSA.but(
+            "CSA plus the norms of the weight tensors",
+            "CSA Eq. 7; coefficient as in its code",
+            regulariser=part(weight_norms),
+        ),
+        "cse": CSE,
+        "cse-l1l2": CSE.but(
+            "CSE with ‖W‖₁ - ‖W‖₂ in the fuzziness's place",
+            "CSE's code; its 1 is too much for digits",
+            regulariser=part(conv_l1_minus_l2, strength=0.01),
+        ),
+        "cse-kurtosis": CSE.but(
+            "CSE with the kurtosis in the fuzziness's place",
+            "CSE's code, where it has no gradient",
+            regulariser=part(conv_kurtosis, strength=0.01),
+        ),
+        "cse-adv": CSE.but(
+            "CSE with a clean and an adversarial step per batch",
+            "CSE s. IV",
+            stages=part(alternating),
+            attack=CSA.attack,
+        ),
+    },
+)
+
+
+def check_override(method: Method, path: str) -> None:
+    """`KitError` unless the row takes a hyper-parameter of that dotted name."""
+    if method.schedule and path in method.schedule(1, 1):
+        own = [name for name in method.hyper_parameters() if name.startswith("schedule.")]
+        raise KitError(
+            f"{path} follows the timetable {method.schedule.name}; change that: {', '.join(own)}"
+        )
+    if path not in method.hyper_parameters():
+        raise unknown_name("hyper-parameter", path, method.hyper_parameters())

@@ -1,0 +1,259 @@
+"""Networks. All map pixels in [0, 1] to logits; where a recipe normalises its data, the model does
+it inside.
+
+`linear` is for the Gaussian mixture, `cnn` and `lenet` are for digits and MNIST; `resnet18` and
+`wrn-D-W` have the CIFAR stem (3x3, stride 1, no pool). All but the first two keep their weights in
+channels_last. In eval mode, which attacks use, a convolution and the batch norm behind it are one
+convolution. Up to rounding both give the same numbers, sooner.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kit.core.errors import KitError
+from kit.core.random_streams import derive_seed
+
+SMALL = (
+    "linear",
+    "cnn",
+    "lenet",
+)  # so small that one thread is fastest, and two runs side by side use two cores
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+class Normalise(nn.Module):
+    """(x - mean) / std per channel, so that attacks and data stay in [0, 1]."""
+
+    def __init__(self, mean: Tensor, std: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+        self.register_buffer("std", std.view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def linear_network(channels: int, size: int, num_classes: int) -> nn.Module:
+    """One linear layer on all pixels: what `kit.data.gaussian_mixture` has closed forms for."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, num_classes))
+
+
+def cnn(channels: int, size: int, num_classes: int) -> nn.Module:
+    """Two 3x3 convolutions (16 and 32 channels, the second with stride 2) and two linear layers."""
+    half = (size + 1) // 2
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * half * half, 64),
+        nn.ReLU(),
+        nn.Linear(64, num_classes),
+    )
+
+
+def lenet(channels: int, size: int, num_classes: int) -> nn.Module:
+    """LeNet with 6 and 16 kernels of 5x5 (the first padded by 2), hidden layers of 120 and 84.
+    CSA/CSE s. IV.
+
+    A ReLU comes after its pool and not before: the same numbers and gradients, and it sees a
+    quarter of the pixels.
+    """
+    side = (size // 2 - 4) // 2
+    if side < 1:
+        raise KitError(
+            f"lenet needs images of at least 12x12 pixels, these are {size}x{size}; use model=cnn"
+        )
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(6, 16, 5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * side * side, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, num_classes),
+    )
+
+
+def conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """norm(conv(x)); in eval mode as one convolution.
+
+    Folded anew in each pass, which costs little, so never out of date.
+    """
+    if norm.training:
+        return norm(conv(x))
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    bias = norm.bias - norm.running_mean * scale
+    return conv._conv_forward(x, conv.weight * scale.view(-1, 1, 1, 1), bias)
+
+
+class Layers(nn.Sequential):
+    """Layers one after the other; a convolution and the batch norm behind it go through
+    `conv_norm`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        waiting = None
+        for layer in self:
+            if isinstance(layer, nn.BatchNorm2d) and waiting is not None:
+                x, waiting = conv_norm(waiting, layer, x), None
+                continue
+            if waiting is not None:
+                x = waiting(x)
+            waiting = layer if isinstance(layer, nn.Conv2d) else None
+            if waiting is None:
+                x = layer(x)
+        return x if waiting is None else waiting(x)
+
+
+class BasicBlock(nn.Module):
+    """Convolution, norm, ReLU, twice, plus the shortcut (He et al., 2016a)."""
+
+    def __init__(self, width_in: int, width: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.shortcut = nn.Identity()
+        if stride != 1 or width_in != width:
+            self.shortcut = Layers(
+                nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = conv_norm(self.conv2, self.bn2, F.relu(conv_norm(self.conv1, self.bn1, x)))
+        return F.relu(out + self.shortcut(x))
+
+
+class PreActBlock(nn.Module):
+    """Norm and ReLU before each convolution (He et al., 2016b); a changed width is projected after
+    the ReLU.
+    """
+
+    def __init__(self, width_in: int, width: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(width_in)
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        same = stride == 1 and width_in == width
+        self.shortcut = None if same else nn.Conv2d(width_in, width, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(x))
+        residual = x if self.shortcut is None else self.shortcut(out)
+        return residual + self.conv2(F.relu(conv_norm(self.conv1, self.bn2, out)))
+
+
+def build_stages(
+    block: type[nn.Module], width_in: int, widths: list[int], blocks: int
+) -> nn.Sequential:
+    """Stages of `blocks` blocks; every stage but the first halves the resolution."""
+    layers = []
+    for stage, width in enumerate(widths):
+        for i in range(blocks):
+            layers.append(block(width_in, width, 2 if stage > 0 and i == 0 else 1))
+            width_in = width
+    return nn.Sequential(*layers)
+
+
+def resnet18(channels: int, size: int, num_classes: int, width: int = 64) -> nn.Module:
+    """ResNet-18 with the CIFAR stem; 11,173,962 parameters for 3 channels and 10 classes."""
+    return Layers(
+        nn.Conv2d(channels, width, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        build_stages(BasicBlock, width, [width, 2 * width, 4 * width, 8 * width], 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8 * width, num_classes),
+    )
+
+
+def wide_resnet(channels: int, size: int, num_classes: int, depth: int, width: int) -> nn.Module:
+    """WRN-depth-width (Zagoruyko and Komodakis, 2016), depth 6n+4 with three stages of n
+    pre-activation blocks.
+
+    Depth 6n+2 is the same network in the counting that leaves the shortcut convolutions out: the
+    WRN-32-10 of the robustness papers has n = 5, like WRN-34-10.
+    """
+    n = next((depth - extra) // 6 for extra in (4, 2) if (depth - extra) % 6 == 0)
+    top = 64 * width
+    net = nn.Sequential(
+        nn.Conv2d(channels, 16, 3, 1, 1, bias=False),
+        build_stages(PreActBlock, 16, [16 * width, 32 * width, top], n),
+        nn.BatchNorm2d(top),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(top, num_classes),
+    )
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return net
+
+
+MODELS = {"linear": linear_network, "cnn": cnn, "lenet": lenet, "resnet18": resnet18}
+
+
+def check_model_name(name: str) -> None:
+    """`KitError` unless `build` knows it."""
+    wide = re.fullmatch(r"wrn-([1-9][0-9]{0,3})-(0|[1-9][0-9]{0,3})", name)
+    if wide is None and name not in MODELS:
+        raise KitError(
+            f"there is no model '{name}'. Choices: {', '.join(MODELS)}, wrn-D-W (say wrn-34-10)"
+        )
+    if wide is not None:
+        depth, width = int(wide[1]), int(wide[2])
+        if depth < 8 or width < 1 or depth % 6 not in (4, 2):
+            raise KitError(
+                f"model '{name}': depth must be 6n+4 or 6n+2 with n >= 1 (10, 16, 28, 32, 34, ...) "
+                f"and "
+                "width at least 1"
+            )
+
+
+def build_network(
+    name: str,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    seed: int = 0,
+    normalise: tuple[Tensor, Tensor] | None = None,
+) -> nn.Module:
+    """A freshly initialised network for images of `shape` (C, H, W); the global random state is
+    left alone.
+
+    The same name, shape and seed give the same initial parameters. Errors: `KitError` for an
+    unknown name, or images too small or not square.
+    """
+    check_model_name(name)
+    channels, height, width = shape
+    if height != width:
+        raise KitError(f"models take square images, these are {height}x{width}")
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):  # threads share the global random state
+        torch.manual_seed(derive_seed(seed, "model", name))
+        if name in MODELS:
+            net = MODELS[name](channels, height, num_classes)
+        else:
+            _, depth, factor = name.split("-")
+            net = wide_resnet(channels, height, num_classes, int(depth), int(factor))
+    if normalise is not None:
+        net = type(net)(Normalise(*normalise), *net)
+    return net if name in ("linear", "cnn") else net.to(memory_format=torch.channels_last)

@@ -1,0 +1,79 @@
+"""Several small networks of one kind as one program: weights side by side in grouped convolutions
+and batched products.
+
+Nothing is shared: each network sees its own images, and its parameters stay its own, so optimizers,
+checkpoints and regularisers need not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kit.core.errors import KitError
+from kit.models.architectures import Normalise
+from kit.models.input_gradients import input_convolution
+
+#: Layers without parameters that treat every image and channel alike.
+PARAMETER_FREE = (nn.ReLU, nn.MaxPool2d)
+
+
+class StackedNetworks(nn.Module):
+    """R networks of the same layers:
+
+    (R·N, C, H, W), the images of the first network first, -> (R·N, K) logits.
+    """
+
+    def __init__(self, networks: Sequence[nn.Sequential]):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.pools = any(isinstance(layer, nn.MaxPool2d) for layer in networks[0])
+        for layer in networks[0]:
+            if not isinstance(
+                layer, (nn.Conv2d, nn.Linear, nn.Flatten, Normalise, *PARAMETER_FREE)
+            ):
+                raise KitError(f"networks with a {type(layer).__name__} are trained one by one")
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = len(self.networks)
+        n = len(x) // count
+        # (N, R·C, H, W); pooling is many times faster with the channels last, 3x3 convolutions are
+        # not
+        h = x.view(count, n, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+        h = h.contiguous(
+            memory_format=torch.channels_last
+            if self.pools or x.is_cuda
+            else torch.contiguous_format
+        )
+        for layers in zip(*self.networks, strict=True):
+            layer = layers[0]
+            if isinstance(layer, nn.Conv2d):
+                weight, bias = (
+                    torch.cat([getattr(each, name) for each in layers])
+                    for name in ("weight", "bias")
+                )
+                h = input_convolution(layer, h, weight, bias, count)
+            elif isinstance(layer, nn.Flatten):
+                h = h.reshape(n, count, -1).transpose(0, 1)  # (R, N, features)
+            elif isinstance(layer, nn.Linear):
+                weight, bias = (
+                    torch.stack([getattr(each, name) for each in layers])
+                    for name in ("weight", "bias")
+                )
+                h = torch.baddbmm(bias[:, None], h, weight.transpose(1, 2))
+            elif isinstance(layer, Normalise):
+                mean, std = (
+                    torch.cat([getattr(each, name) for each in layers], dim=1)
+                    for name in ("mean", "std")
+                )
+                h = (h - mean) / std
+            else:
+                h = layer(h)
+        return h.reshape(count * n, -1)
+
+
+def stack_networks(networks: Sequence[nn.Module]) -> nn.Module:
+    """The network itself if it is alone."""
+    return networks[0] if len(networks) == 1 else StackedNetworks(networks)

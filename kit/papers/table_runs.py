@@ -1,0 +1,251 @@
+"""What it takes to measure a printed cell: a run, an attack, how many images, which network; or why
+it cannot be.
+
+At quick scale every data set and network of the papers is the recipe's own: vir-at on SVHN and on
+CIFAR-10 are one run. A recipe of the papers' scale, say cifar10:paper, stands for all of them: each
+cell takes its own data set and network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from kit.attacks.table import ATTACKS
+from kit.core.errors import KitError, unknown_name
+from kit.core.parameters import Natural, check_value
+from kit.core.registry import Registry
+from kit.data.datasets import DATA, base_of, folder_path
+from kit.experiments.recipes import RECIPES
+from kit.experiments.recipes import find_recipe as recipe_named
+from kit.experiments.specification import RunSpec, parse_overrides, resolve
+from kit.papers.printed_data import PAPERS, cells_of, table_name, tables
+
+#: Printed attack -> row of `kit.ATTACKS`. CSA states no steps for its PGD; MR's CW-PGD has 100, the
+#: others' CW 20.
+NAMED = Registry(
+    "printed attack",
+    {
+        "natural": "natural",
+        "fgsm": "fgsm",
+        "pgd": "pgd20",
+        "pgd20": "pgd20",
+        "pgd100": "pgd100",
+        "cw": "cw20",
+        "cw_pgd": "cw100",
+        "apgd_ce": "apgd-ce",
+        "aa": "aa",
+        "fmn100": "fmn100",
+        "mde": "mde",
+        "square": "square",
+        "spsa": "spsa100",
+        "mia": "mia",
+        "linfbia": "bia",
+        "l2bia": "l2bia",
+    },
+)
+
+#: These cost seconds to minutes a run; they see the first `strong_n` images only.
+STRONG = {"apgd-ce", "aa", "fmn100", "mde", "square", "spsa100"}
+
+CLASS_COUNTS = {"cifar100": 100, "mixture": 2} | dict.fromkeys(
+    set(DATA) - {"cifar100", "mixture"}, 10
+)
+
+OF_ALL_ROWS = ", all classes"  # behind the attacks that are added to tables of one class's accuracy
+
+
+class Evaluation(NamedTuple):
+    """One evaluation of a run: arguments of `kit.evaluate`."""
+
+    attack: str
+    n: int = 0
+    which: str = "last"
+
+
+@dataclass(frozen=True)
+class Need:
+    """One cell, its columns and the parts of its variant as text, and what measures it; or the
+    `reason` why nothing does.
+
+    `protected` is the class whose images count, None for all.
+    """
+
+    cell: Mapping[str, Any]
+    method: str = ""
+    recipe: str = ""
+    overrides: Mapping[str, Any] | None = None
+    ask: Evaluation | None = None
+    protected: int | None = None
+    reason: str = ""
+
+    def spec(self, seed: int) -> RunSpec:
+        return RunSpec(self.method, self.recipe, seed, self.overrides)
+
+    @cached_property
+    def tags(self) -> frozenset[str]:
+        """The words that name it in a rule."""
+        columns = ("table", "method", "attack", "dataset", "model", "checkpoint")
+        return frozenset(
+            [*(self.cell[column] for column in columns), *self.cell["variant"].split()]
+        )
+
+
+def grid(
+    paper: str,
+    table: str | int,
+    *,
+    recipe: str = "digits",
+    overrides: Mapping[str, Any] | None = None,
+    strong_n: int = 100,
+) -> list[Need]:
+    """What measures each cell of a printed table, in its order. Tables that print one class's
+    accuracy get two columns more, natural and PGD over all classes, so that what protecting costs
+    the others is seen.
+
+    `overrides` are settings of every run; `strong_n`: how many images slow attacks see (0 = all).
+    Errors: `KitError` for an unknown paper, table or recipe.
+    """
+    recipe_named(recipe)
+    check_value("strong_n", strong_n, Natural)
+    cells = cells_of(paper, table)
+    records = cells.to_dict("records")
+    if "protected_class" in cells:
+        rows = cells.drop_duplicates(["method", "variant"]).to_dict("records")
+        records += [
+            {
+                **row,
+                "attack": f"{attack}{OF_ALL_ROWS}",
+                "metric": "accuracy",
+                "printed": "",
+                "mean": float("nan"),
+                "std": float("nan"),
+            }
+            for row in rows
+            for attack in ("natural", "pgd")
+        ]
+    return [_need(cell, recipe, dict(overrides or {}), strong_n) for cell in records]
+
+
+def _need(cell: dict[str, Any], name: str, overrides: dict[str, Any], strong_n: int) -> Need:
+    paper_scale = name in RECIPES and name.endswith(":paper")
+    attack = NAMED[cell["attack"].removesuffix(OF_ALL_ROWS)]
+    here = f"{cell['dataset']}:paper" if paper_scale else name
+    reason = _obstacle(cell, attack, here)
+    if reason:
+        return Need(cell, reason=reason)
+    if paper_scale and RECIPES[here].model != cell["model"]:
+        overrides = {"model": cell["model"]} | overrides
+    ask = Evaluation(attack, strong_n if attack in STRONG else 0, cell["checkpoint"] or "last")
+    protected = (
+        int(cell["protected_class"]) if cell["metric"] == "protected_class_accuracy" else None
+    )
+    need = Need(
+        cell, cell["row"], here, overrides | parse_overrides(cell["overrides"]), ask, protected
+    )
+    if ask.which == "best" and not resolve(need.spec(0)).recipe.validation:
+        return Need(
+            cell,
+            reason=f"{here} holds out no images to choose the best checkpoint by; set "
+            f"validation=1000, say",
+        )
+    return need
+
+
+def _obstacle(cell: dict[str, Any], attack: str, here: str) -> str:
+    """Why a cell cannot be measured on the recipe `here`; "" if it can."""
+    if cell["printed"] == "" and not cell["attack"].endswith(OF_ALL_ROWS):
+        return "the paper leaves it blank"
+    if not cell["row"]:
+        return f"no row of kit.METHODS computes {' '.join(filter(None, (cell['method'], cell['variant'])))}"
+    if "extra_data" in cell["variant"]:
+        return "needs 20 million generated images"
+    if cell["paper"] == "csa" and cell["attack"] == "cw":
+        return "CSA's CW has no bound on its size: with enough steps it brings any network to 0"
+    if attack not in ATTACKS:
+        return f"kit.ATTACKS has no {attack}: evaluation keeps to the norm of the run's own threat"
+    if here not in RECIPES and not here.startswith("folder:") and "+npz:" not in here:
+        return f"there is no recipe {here}; its images can come in as recipe=folder:<path>:paper"
+    count = classes_of(here)
+    if int(cell.get("protected_class") or 0) >= count:
+        return f"{here} has classes 0 to {count - 1}, not {cell['protected_class']}"
+    return ""
+
+
+def classes_of(name: str) -> int:
+    """How many classes a recipe's data set has, without loading it."""
+    data = base_of(recipe_named(name).data)
+    if data.startswith("folder:"):
+        return sum(path.is_dir() for path in (folder_path(data) / "train").iterdir())
+    return CLASS_COUNTS[data]
+
+
+def needs(
+    paper: str,
+    table: str | int,
+    *,
+    recipe: str = "digits",
+    seeds: Sequence[int] = (0,),
+    overrides: Mapping[str, Any] | None = None,
+) -> list[RunSpec]:
+    """The runs that a printed table takes on a recipe, each once, in the table's order.
+
+    Errors: as `grid`.
+    """
+    return [
+        spec for spec, _ in asked(grid(paper, table, recipe=recipe, overrides=overrides), seeds)
+    ]
+
+
+def asked(planned: Sequence[Need], seeds: Sequence[int]) -> list[tuple[RunSpec, list[Evaluation]]]:
+    """(run, its evaluations) of some cells, each once."""
+    found: dict[str, tuple[RunSpec, list[Evaluation]]] = {}
+    for seed in seeds:
+        for need in planned:
+            if not need.reason:
+                spec = need.spec(seed)
+                asks = found.setdefault(str(spec), (spec, []))[1]
+                asks += [need.ask] if need.ask not in asks else []
+    return list(found.values())
+
+
+def chosen_tables(text: str) -> list[tuple[str, str]]:
+    """(paper, table) pairs of "clirat-1 mail-2", spaces or commas between; a paper's name is all
+    its tables, "all" is all.
+
+    Errors: `KitError` for an empty text, an unknown paper or table.
+    """
+    words = text.replace(",", " ").split()
+    if not words:
+        raise KitError(
+            'tables is empty; it must name printed tables, such as "clirat-1 mail-2", papers, or '
+            "all"
+        )
+    pairs = []
+    for word in PAPERS if words == ["all"] else words:
+        paper, _, number = word.partition("-")
+        if paper not in PAPERS:
+            raise unknown_name("paper", paper, PAPERS)
+        pairs += (
+            [(paper, table_name(paper, number))]
+            if number
+            else [(paper, name) for name in tables(paper)]
+        )
+    return list(dict.fromkeys(pairs))
+
+
+def cell_label(cell: Mapping[str, Any], index: Sequence[str]) -> str:
+    """A row's name in one line:
+
+    what tells it from the table's other rows, say "resnet18 mr-mail tau=3".
+    """
+    plain = ("method", "dataset", "model", "checkpoint")
+    return " ".join(
+        str(cell[key]) if key in plain else f"{key.replace('_class', '')}={cell[key]}"
+        for key in index
+        if not pd.isna(cell.get(key)) and cell[key] != ""
+    )

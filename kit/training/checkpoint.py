@@ -1,0 +1,266 @@
+"""A network in training, as it stands on disk: begun, resumed, branched from a sibling, saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kit.core.distributed import broadcast, is_main, process_count
+from kit.core.errors import KitError
+from kit.core.files import (
+    file_digest,
+    load_checkpoint,
+    quarantine,
+    save_checkpoint,
+    write_bytes,
+    write_json,
+    write_sealed_json,
+)
+from kit.data.splits import DataSet
+from kit.experiments.provenance import git_commit, versions
+from kit.experiments.runs import Run, initial_network, read_run_record, run_folder
+from kit.experiments.specification import Plan
+from kit.training.precision import compile_network, is_compile_wanted, resolve_precision
+
+COLLAPSE_PATIENCE = 3
+
+SNAPSHOT_COUNT = 12
+
+
+@dataclass
+class TrainingState:
+    """A network in training:
+
+    its plan and folder, and what last.ckpt keeps, all that it needs to go on after an epoch.
+    """
+
+    plan: Plan
+    folder: Path
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    files: dict[str, str] = field(
+        default_factory=dict
+    )  # SHA-256 of each file written so far; done.json has them all
+
+    def contents(self) -> dict:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "history": self.history,
+            "files": self.files,
+            "key": self.plan.key,
+            "trunk": self.plan.burn_in_key,
+        }
+
+    def save(self, path: Path) -> str:
+        return save_checkpoint(path, self.contents())
+
+    def load(self, path: Path, device: torch.device) -> None:
+        saved = load_checkpoint(path, device)
+        if not self.owns(saved):
+            raise KitError(f"the checkpoint {path} is not one of this run")
+        self.put(saved)
+
+    def owns(self, saved: object) -> bool:
+        """Is this a state of this run, or of the trunk that it shares?"""
+        if not isinstance(saved, dict) or not self.contents().keys() <= saved.keys():
+            return False
+        return saved["key"] == self.plan.key or (
+            saved["trunk"] == self.plan.burn_in_key and saved["epoch"] <= self.plan.shared_epochs
+        )
+
+    def put(self, saved: dict) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.epoch, self.history, self.files = saved["epoch"], saved["history"], saved["files"]
+
+    def advance(self) -> None:
+        """Save last.ckpt; the one that it replaces stays as previous.ckpt until the run is done."""
+        last = self.folder / "last.ckpt"
+        if last.exists():
+            last.replace(self.folder / "previous.ckpt")
+        self.save(last)
+
+    @property
+    def goes_on(self) -> bool:
+        return self.epoch < self.plan.recipe.epochs and not has_collapsed(self.history)
+
+
+def begin_training(
+    plan: Plan, host_data: DataSet, device: torch.device, *, quiet: bool = False
+) -> TrainingState:
+    """A run as it stands:
+
+    at its last checkpoint, where a sibling ended its burn-in, or at its first parameters.
+    """
+    recipe, folder, model = (
+        plan.recipe,
+        run_folder(plan),
+        initial_network(plan, host_data).to(device),
+    )
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        fused=device.type == "cuda",
+    )
+    state = TrainingState(plan, folder, model, optimizer)
+    ready = is_compile_wanted() and compile_network(
+        model, host_data.train.x(slice(0, recipe.batch_size)).to(device)
+    )
+    if is_main():
+        _write_run_record(plan, folder, host_data, device, ready)
+        _resume(state, device, quiet)
+        if state.epoch == 0:
+            _start_from_shared_burn_in(state, device)
+    if process_count() > 1:
+        state.put(broadcast(state.contents(), device))
+    return state
+
+
+def has_collapsed(history: list[dict[str, float]]) -> bool:
+    """Did a network that had learned something come to one answer for all images, and stay there
+    for three epochs? Going on would cost hours and change nothing; the run ends there, and says so
+    whenever it is opened.
+    """
+    learned = any(row["clean_seen"] > 0.5 for row in history)
+    return (
+        learned
+        and len(history) > COLLAPSE_PATIENCE
+        and all(row["constant"] for row in history[-COLLAPSE_PATIENCE:])
+    )
+
+
+def is_snapshot(epoch: int, plan: Plan) -> bool:
+    """Is the network kept after this epoch?
+
+    About twelve are, evenly spaced, and those where burn-in and training end.
+    """
+    epochs = plan.recipe.epochs
+    return epoch % -(-epochs // SNAPSHOT_COUNT) == 0 or epoch in (plan.burn_in, epochs)
+
+
+def _start_from_shared_burn_in(state: TrainingState, device: torch.device) -> None:
+    """Begin where a run that differs in its weights alone ended its burn-in, if there is one:
+    nothing is trained twice.
+
+    Its epochs are this run's epochs, bit for bit. Anything missing or damaged there, or other
+    images behind it, and training starts from epoch 1.
+    """
+    plan, folder = state.plan, state.folder
+    images = read_run_record(folder, "run.json")["data_fingerprint"]
+    for checkpoint in sorted(folder.parent.glob(f"*/burn-in-{plan.burn_in_key}.ckpt")):
+        sibling = checkpoint.parent
+        try:
+            saved = load_checkpoint(checkpoint, device)
+            if (
+                not state.owns(saved)
+                or read_run_record(sibling, "run.json")["data_fingerprint"] != images
+            ):
+                continue
+            numbers = range(1, saved["epoch"] + 1)
+            names = [f"epochs/{number:04d}.npz" for number in numbers]
+            names += [
+                f"snapshots/{number:04d}.ckpt" for number in numbers if is_snapshot(number, plan)
+            ]
+            sources = {name: sibling / name for name in names} | {
+                "best.ckpt": sibling / "best-in-burn-in.ckpt"
+            }
+            if any(file_digest(path) != saved["files"].get(name) for name, path in sources.items()):
+                continue
+        except KitError:
+            continue
+        state.put(saved)
+        state.files = {
+            name: write_bytes(folder / name, path.read_bytes()) for name, path in sources.items()
+        }
+        state.files["branched.json"] = write_json(
+            folder / "branched.json", {"from": sibling.name, "epoch": state.epoch}
+        )
+        return
+
+
+def _write_run_record(
+    plan: Plan, folder: Path, data: DataSet, device: torch.device, ready: bool
+) -> None:
+    """run.json, written at the start; a resumed run must find the same images."""
+    path, fingerprint = folder / "run.json", data.fingerprint()
+    if path.exists():
+        before = read_run_record(folder, "run.json")
+        if before["data_fingerprint"] != fingerprint:
+            raise KitError(
+                f"{plan.recipe.data} has changed since {folder.name} was begun; restore the "
+                f"images, or delete "
+                f"{folder} to train afresh"
+            )
+        return
+    write_sealed_json(
+        path,
+        {
+            "spec": plan.spec.words(),
+            "key": plan.key,
+            "config": plan.config(),
+            "classes": list(data.classes),
+            "data_fingerprint": fingerprint,
+            "versions": versions(),
+            "commit": git_commit(),
+            "device": _device_name(device),
+            "threads": torch.get_num_threads(),
+            "processes": process_count(),
+            "precision": resolve_precision(plan.recipe.precision, device),
+            "compiled": ready,
+        },
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _resume(state: TrainingState, device: torch.device, quiet: bool) -> None:
+    """Load the last checkpoint that is whole. A damaged one is set aside; training goes on from the
+    one before it, or afresh, which gives the same end.
+    """
+    for path in (state.folder / "last.ckpt", state.folder / "previous.ckpt"):
+        if path.exists():
+            try:
+                state.load(path, device)
+                return
+            except KitError as error:
+                kept = quarantine(path)
+                if not quiet:
+                    print(
+                        f"{error}; kept as {kept.name}, training goes on from an earlier epoch",
+                        flush=True,
+                    )
+
+
+def align_epochs(states: Sequence[TrainingState], device: torch.device) -> None:
+    """Networks that are trained together were interrupted while they were saved: those ahead by one
+    epoch go back by it, so that all repeat it together and end bit for bit as if nothing had
+    happened.
+    """
+    least = min(state.epoch for state in states)
+    for state in states:
+        path = state.folder / "previous.ckpt"
+        if state.epoch == least + 1 and path.exists() and load_checkpoint(path)["epoch"] == least:
+            state.load(path, device)
+
+
+def run_warning(run: Run) -> str:
+    """What to know before using a finished run; "" if nothing."""
+    if not run.done["constant"]:
+        return ""
+    history = run.history
+    since = len(history) - int(history.constant[::-1].cumprod().sum()) + 1
+    fell = has_collapsed(history.to_dict("records"))
+    state = f"it collapsed in epoch {since} and was stopped" if fell else "it has learned nothing"
+    return f". WARNING: {state}, every image gets the same class. Lower lr or eps, or raise burn_in"

@@ -1,0 +1,90 @@
+"""How a network computes in training: the number format of its attack's passes, and whether its
+passes are compiled.
+
+The update is always fp32. Compiling changes roundings only, so it is no part of a run's settings;
+run.json has both.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from kit.core.errors import KitError
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """fp32 or bf16 for `precision` on a device; auto: bf16 on GPUs that have it. `KitError` where
+    bf16 is asked and missing.
+
+    Roundings turn the signs of many small gradients: x_adv differs, and is hardly weaker.
+    """
+    there = {
+        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+        "cpu": lambda: (
+            torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        ),
+    }.get(device.type, lambda: False)()
+    if precision == "bf16" and not there:
+        raise KitError(
+            f"precision=bf16: this {device.type} computes no bf16; take precision=fp32, or auto"
+        )
+    return (
+        "bf16"
+        if precision == "bf16" or (precision == "auto" and there and device.type == "cuda")
+        else "fp32"
+    )
+
+
+@contextmanager
+def attack_precision(precision: str, model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within, the network's convolutions and products are computed in the chosen format; logits
+    have the images' type.
+    """
+    if resolve_precision(precision, device) == "fp32":
+        yield
+        return
+    handle = model.register_forward_hook(lambda _, images, logits: logits.to(images[0].dtype))
+    try:
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+    finally:
+        handle.remove()
+
+
+def is_compile_wanted() -> bool:
+    """KIT_COMPILE=1, or --compile on the command line.
+
+    It takes half a minute, so it pays for long runs of deep networks.
+    """
+    return os.environ.get("KIT_COMPILE") == "1"
+
+
+def compile_network(model: nn.Module, x: Tensor) -> bool:
+    """Compile the network's passes where it is, for batches like `x` (N, C, H, W). -> was it? Where
+    it cannot be, one line says why, and it computes as before.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        torch._dynamo.config.recompile_limit = (
+            64  # each batch size, mode and set of gradients is a program of its own
+        )
+        model.compile(dynamic=False)
+        with torch.no_grad():
+            model.eval()(x)
+    except Exception as error:  # whatever a compiler may raise
+        model._compiled_call_impl = None
+        print(
+            f"WARNING: the network is not compiled: {type(error).__name__}: "
+            f"{str(error).splitlines()[0]}",
+            flush=True,
+        )
+        return False
+    finally:
+        for module, training in modes:
+            module.training = training
+    return True

@@ -1,0 +1,82 @@
+"""What ipywidgets have not:
+
+a picture that takes the mouse and the arrow keys, and a panel that keeps its keys.
+"""
+
+from __future__ import annotations
+
+import anywidget
+import traitlets
+
+SCRIPT = """
+export default {
+  render({ model, el }) {
+    const image = document.createElement("img");
+    image.decoding = "sync";
+    image.draggable = false;
+    image.tabIndex = 0;
+    image.setAttribute("role", "application");
+    image.setAttribute("aria-roledescription", "picture to drag in");
+    image.style.cssText = "touch-action: none; cursor: crosshair; user-select: none";
+    const show = () => { image.src = model.get("src"); image.alt = model.get("alt"); };
+    let presses = 0;
+    const send = event => {
+      const box = image.getBoundingClientRect();
+      const x = (event.clientX - box.left) / box.width, y = 1 - (event.clientY - box.top) / box.height;
+      model.set("pointed", [x, y, presses]);
+      model.save_changes();                           // one message is under way at a time: a newer one replaces it
+    };
+    image.addEventListener("pointerdown", event => {
+      image.setPointerCapture(event.pointerId); image.focus(); presses += 1; send(event);
+    });
+    image.addEventListener("pointermove", event => { if (event.buttons & 1) send(event); });
+    const steps = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+    image.addEventListener("keydown", event => {
+      const step = steps[event.key];
+      if (!step) return;
+      event.preventDefault(); event.stopPropagation();
+      const many = event.shiftKey ? 10 : 1, [right, up] = model.get("nudged");
+      model.set("nudged", [right + many * step[0], up + many * step[1]]);      // sums: none is lost on the way
+      model.save_changes();
+    });
+    model.on("change:src", show);
+    show();
+    el.appendChild(image);
+  }
+};
+"""
+
+
+class Pad(anywidget.AnyWidget):
+    """`src` and `alt` are shown; `pointed` is (x, y, presses so far), the place in shares of the
+    picture from its lower left, and `nudged` counts the arrow keys pressed so far, to the right and
+    up.
+    """
+
+    _esm = SCRIPT
+    src = traitlets.Unicode().tag(sync=True)
+    alt = traitlets.Unicode().tag(sync=True)
+    pointed = traitlets.List([0.0, 0.0, 0]).tag(sync=True)
+    nudged = traitlets.List([0, 0]).tag(sync=True)
+
+    def __init__(self, alt: str):
+        super().__init__(alt=alt)
+
+
+class Keys(anywidget.AnyWidget):
+    """Shows nothing. What has the focus in the panel around it keeps its keys: else Jupyter takes
+    the arrow keys for shortcuts of its own, Notebook 7 even those of a slider.
+    """
+
+    _esm = """
+    export default {
+      render({ el }) {
+        const watch = tries => {
+          const panel = el.closest(".kit-panel");
+          if (panel) panel.addEventListener("focusin", event => { event.target.dataset.lmSuppressShortcuts = "true"; });
+          else if (tries) setTimeout(watch, 100, tries - 1);         // not on the page yet
+        };
+        watch(100);
+      }
+    };
+    """
