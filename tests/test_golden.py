@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from kit.attacks.clean_images import predict
 from kit.attacks.fast_gradient_sign import fgsm
-from kit.attacks.objectives import OBJECTIVES
+from kit.attacks.projected_gradient_descent import OBJECTIVES
 from kit.attacks.projected_gradient_descent import pgd
-from kit.attacks.trace import AttackTrace as AttackPath
+from kit.attacks.contract import AttackTrace as AttackPath
 from kit.core.random_streams import Streams
 from kit.core.tensors import margin, per_example_cross_entropy
 from kit.core.threat import Threat

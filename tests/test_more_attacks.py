@@ -27,7 +27,7 @@ from kit.attacks.line_search_pgd import LINE_SEARCH, lmpgd
 from kit.attacks.margin_decomposition import decompose, md, mdmt, stage_objective, step_length
 from kit.attacks.momentum_iterative import mifgsm
 from kit.attacks.simultaneous_perturbation import estimate, spsa
-from kit.attacks.trace import AttackTrace
+from kit.attacks.contract import AttackTrace
 from kit.attacks.tracker import ROUNDING, AttackResult, AttackTracker
 from kit.core import tensors
 from kit.core.errors import KitError
