@@ -228,12 +228,12 @@ def training_step(way: str) -> Callable:
 
     def contestant(work: str, threads: int, device: str) -> dict:
         import reference
+        from stepping import attacked_batch, take_step
 
         from kit.core.random_streams import Streams
         from kit.experiments.recipes import RECIPES
         from kit.methods.table import METHODS
         from kit.training.precision import compile_network
-        from kit.training.step import attack_batch, train_step
 
         make, shape, batch, times = networks()[work]
         method, small = METHODS["at"], work in ("step-digits", "step-lenet")
@@ -260,14 +260,14 @@ def training_step(way: str) -> Callable:
                     return float(
                         reference.plain_step(net, optimizer, method, recipe, x, y, streams)[0]
                     )
-            return float(train_step(net, optimizer, method, recipe, x, y, streams).loss)
+            return float(take_step(net, optimizer, method, recipe, x, y, streams).loss)
 
         def attack() -> None:
             if way == "plain":
                 with reference.nothing_folded():
                     reference.attack(net.eval(), method.attack, method, recipe, x, y, streams, True)
             else:
-                attack_batch(net, method, recipe, x, y, streams)
+                attacked_batch(net, method, recipe, x, y, streams)
 
         take()
         cpu = time.process_time()
@@ -302,6 +302,7 @@ def many_networks(way: str, count: int = 40, batch: int = 64) -> Callable:
 
     def contestant(work: str, threads: int, device: str) -> dict:
         import reference
+        from stepping import take_step
 
         from kit.core.random_streams import Streams
         from kit.core.threads import run_in_threads
@@ -309,7 +310,8 @@ def many_networks(way: str, count: int = 40, batch: int = 64) -> Callable:
         from kit.methods.table import METHODS
         from kit.models import architectures
         from kit.training.runner import STACKED_NETWORKS
-        from kit.training.step import Learner, train_stacked_step, train_step
+        from kit.training.stacked_step import Learner, train_step_stacked
+        from kit.training.step import Batch
 
         recipe, method = RECIPES["mnist"].override(precision="fp32"), METHODS["at"]
         torch.manual_seed(0)
@@ -329,13 +331,7 @@ def many_networks(way: str, count: int = 40, batch: int = 64) -> Callable:
             return Streams(torch.arange(batch, device=device), 0)
 
         def together(some: list) -> list[float]:
-            done = train_stacked_step(
-                some,
-                recipe,
-                x.repeat(len(some), 1, 1, 1),
-                y.repeat(len(some)),
-                [streams() for _ in some],
-            )
+            done = train_step_stacked(some, [Batch(x, y, streams()) for _ in some], recipe)
             return [float(each.loss) for each in done]
 
         def take() -> float:
@@ -351,7 +347,7 @@ def many_networks(way: str, count: int = 40, batch: int = 64) -> Callable:
             one = (
                 reference.plain_step
                 if way == "plain"
-                else lambda *words: (train_step(*words, reweighted=False).loss,)
+                else lambda *words: (take_step(*words, reweighted=False).loss,)
             )
             return (
                 sum(float(one(*learner[:3], recipe, x, y, streams())[0]) for learner in learners)

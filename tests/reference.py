@@ -74,7 +74,7 @@ def attack(
             "ce": lambda z=logits: F.cross_entropy(z, y, reduction="none"),
             "margin": lambda z=logits: cw(z, y),
             "kl": lambda z=logits: kl(net(x).detach(), z),
-            "own": lambda z=logits: method.own_loss(z, y, reweighted=reweighted),
+            "own": lambda z=logits: method.trained_loss(z, y, reweighted=reweighted),
         }
         (gradient,) = torch.autograd.grad(losses[wanted]().sum(), x_t)
         right, p_true = logits.argmax(1) == y, logits.softmax(1)[torch.arange(len(y)), y].detach()
@@ -140,7 +140,7 @@ def plain_step(
             **given,
         )
         weights = method.weigh(view) if reweighted else torch.ones(len(y))
-        weighted, plain = method.loss.read(view)
+        weighted, plain = method.loss(view)
         loss = (weights * weighted + plain).sum() / len(y)
         return loss + method.regulariser(net) if method.regulariser else loss, logits.detach()
 

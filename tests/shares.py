@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import torch
+from stepping import step_of
 
 from kit.core import distributed
 from kit.core.random_streams import Streams
@@ -19,8 +20,9 @@ from kit.experiments.recipes import RECIPES
 from kit.jobs.command_line import main
 from kit.methods.table import METHODS
 from kit.models import architectures
-from kit.training import loop
-from kit.training.step import Learner, train_stacked_step
+from kit.training import distributed_loop
+from kit.training.distributed_step import train_step_distributed
+from kit.training.step import Batch
 
 BATCH = 21  # not even, so that shares differ
 
@@ -34,25 +36,33 @@ def states(
         net = architectures.build_network(model, (channels, size, size), 10, seed=1).double()
         method = METHODS[name].at(30, 40)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
-        learner = Learner(
-            distributed.wrap_distributed(net), optimizer, method, METHODS[name].reweights
-        )
+        several = distributed.process_count() > 1
+        take_step = train_step_distributed if several else step_of(method)
+        wrapped = distributed.wrap_distributed(net)
         for number in range(2):
             x = torch.rand(BATCH, channels, size, size, generator=draw, dtype=torch.float64)
             y = torch.randint(0, 10, (BATCH,), generator=draw)
             for attacked in method.stages(30, 40):
-                streams = [Streams(torch.arange(BATCH), number)]
-                (done,) = train_stacked_step([learner], recipe, x, y, streams, attacked=attacked)
+                batch = Batch(x, y, Streams(torch.arange(BATCH), number))
+                done = take_step(
+                    wrapped,
+                    optimizer,
+                    method,
+                    batch,
+                    recipe,
+                    adversarial=attacked,
+                    reweight=METHODS[name].reweights,
+                )
         found |= {f"{name} {key}": value.numpy() for key, value in net.state_dict().items()}
         found |= {
             f"{name} loss": done.loss.numpy(),
             f"{name} weights": done.weights.numpy(),
-            f"{name} logits": done.seen.logits_adv.detach().numpy(),
+            f"{name} logits": done.outputs.logits_adv.detach().numpy(),
         }
-        if done.seen.kappa is not None:
+        if done.outputs.kappa is not None:
             found |= {
-                f"{name} kappa": done.seen.kappa.numpy(),
-                f"{name} lps": done.seen.lps.numpy(),
+                f"{name} kappa": done.outputs.kappa.numpy(),
+                f"{name} lps": done.outputs.lps.numpy(),
             }
     return found
 
@@ -70,15 +80,14 @@ def main_steps(out: str) -> None:
 
 
 def main_until(epoch: int, words: list[str]) -> None:
-    whole_epoch = loop.run_epoch
+    save_epoch = distributed_loop.save_epoch
 
-    def epoch_of(states, data):
-        whole_epoch(states, data)
-        distributed.barrier()
-        if states[0].epoch == epoch:
+    def save_and_die(state, kept):
+        save_epoch(state, kept)
+        if state.epoch == epoch:
             os._exit(9)
 
-    loop.run_epoch = epoch_of
+    distributed_loop.save_epoch = save_and_die
     main(words)
 
 

@@ -15,6 +15,7 @@ import pytest
 from conftest import TINY
 from matplotlib.figure import Figure
 from PIL import Image
+from stepping import attacked_batch
 
 import kit
 from kit.core.errors import KitError
@@ -25,7 +26,7 @@ from kit.figures.minmax import shape_of
 from kit.figures.reading import ratio_interval
 from kit.figures.table import FIGURES, NUMBERS, output_folder
 from kit.papers.printed_data import PAPERS
-from kit.training.step import attack_batch, forward_and_loss
+from kit.training.step import compute_loss, forward
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_training_stages_add_up(tiny_run, tmp_path):
     facts = kit.draw("csa-1", {"csa": csa, "cse": tiny_run("cse")}, folder=tmp_path).facts
     images, epochs = csa.data().train.take(slice(0, facts["n"])), csa.plan.recipe.epochs
     model, method = csa.model(), csa.plan.method.at(epochs, epochs)
-    batch = attack_batch(
+    batch = attacked_batch(
         model,
         method,
         csa.plan.recipe,
@@ -151,7 +152,8 @@ def test_training_stages_add_up(tiny_run, tmp_path):
         Streams(images.ids, csa.spec.seed, "figure"),
     )
     assert facts["loss"] == pytest.approx(
-        forward_and_loss(model, method, batch, reweighted=False).loss.item(), rel=1e-5
+        compute_loss(model, method, forward(model, method, batch), reweight=False).loss.item(),
+        rel=1e-5,
     )
     assert facts["protected"] == csa.record["classes"][0] and facts["cost"] == 10
     assert all(0 < layer["last"] < math.log(2) for layer in facts["fuzziness"].values())

@@ -10,6 +10,7 @@ import re
 import pytest
 import torch
 from conftest import TINY
+from stepping import take_step
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -21,7 +22,6 @@ from kit.experiments.specification import RunSpec, burn_in_leaders_first, resolv
 from kit.jobs import flops, forecast, ray_engine, reproduction
 from kit.jobs.forecast import TrainingCost, epochs_to_train, forecast_seconds, measure_cost
 from kit.jobs.tasks import Place, simulate_tasks
-from kit.training.step import train_step
 
 SETTINGS = {**TINY, "epochs": 4}
 CPU = torch.device("cpu")
@@ -202,7 +202,7 @@ def test_operations_against_a_real_step(home):
     assert sizes == (600, 60, 497) and len(host.train) == 8
     model = initial_network(plan, host)
     with Counter() as counter:
-        train_step(
+        take_step(
             model,
             torch.optim.SGD(model.parameters(), lr=0.0),
             plan.method,

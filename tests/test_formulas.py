@@ -27,6 +27,7 @@ from kit.methods.formulas import (
     NOTATION,
     PREDICTIONS,
     SYMBOLS,
+    argument_names,
     criterion_formula,
     format_number,
     formula,
@@ -605,9 +606,12 @@ def shown_and_computed(fn: Callable, params: dict) -> tuple[list, torch.Tensor]:
     scopes = [scope_of(seen, n).plus(scalars=letters) for n in range(N)]
     text = part_formula(chosen)
     if fn in QUANTITIES:
-        fields = tuple({"probs": "probs_adv"}.get(argument, argument) for argument in chosen.reads)
+        fields = tuple(
+            {"probs": "probs_adv"}.get(argument, argument) for argument in argument_names(fn)
+        )
         text = criterion_formula(Criterion("", chosen, fields, 1, "q", ""))
-        return [evaluate(text, scope)[0] for scope in scopes], chosen.read(seen, fields)
+        computed = chosen(*(getattr(seen, field) for field in fields))
+        return [evaluate(text, scope)[0] for scope in scopes], computed
     values = torch.linspace(-0.7, 0.7, N, dtype=torch.float64)
     if fn in WEIGHTS.values():
         scopes = [
@@ -629,7 +633,7 @@ def shown_and_computed(fn: Callable, params: dict) -> tuple[list, torch.Tensor]:
         computed = [float(*chosen(t, 120).values()) for t in range(1, 121)]
         shown = [evaluate(text, Scope({**letters, "t": t, "T": 120}))[0] for t in range(1, 121)]
         return shown, torch.tensor(computed, dtype=torch.float64)
-    weighted, plainly = chosen.read(seen)
+    weighted, plainly = chosen(seen)
     text, bare = formulas.LOSS_FORMULAS[name]
     shown = [evaluate(text, scope)[0] for scope in scopes] + [
         evaluate(bare or "0", scope)[0] for scope in scopes
@@ -706,7 +710,7 @@ def test_a_row_computes_what_it_shows(name):
     block = formula(row).latex.removeprefix("\\begin{aligned}\n").removesuffix("\n\\end{aligned}")
     lines = dict(line.split(" &= ") for line in block.split(" \\\\\n"))
     scopes = [scope_of(seen, n).plus(scalars={"t": epoch, "T": 120}) for n in range(N)]
-    weighted, bare = method.loss.read(seen)
+    weighted, bare = method.loss(seen)
     weights = method.weigh(seen).detach()
     timed = row.schedule(epoch, 120) if row.schedule else {}
     penalty = float(method.regulariser(model).detach()) if method.regulariser else 0.0
@@ -736,7 +740,7 @@ def test_a_row_computes_what_it_shows(name):
         check("v", method.weight(method.criterion.score(seen)))
     if method.select:
         assert lines.pop("k") == FORMULAS["drop_confused"][1][method.select.params["which"]]
-        keep = method.select.read(replace(seen, streams=batch().streams))
+        keep = method.select(replace(seen, streams=batch().streams))
         weights = replace(method, select=None).weigh(seen) * keep
         scopes = [
             scope.plus(scalars={"k": float(kept)}) for scope, kept in zip(scopes, keep, strict=True)

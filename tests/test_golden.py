@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stepping import take_step
 from torch import Tensor, nn
 
 from kit.attacks.clean_images import predict
-from kit.attacks.fast_gradient_sign import fgsm
-from kit.attacks.projected_gradient_descent import OBJECTIVES
-from kit.attacks.projected_gradient_descent import pgd
 from kit.attacks.contract import AttackTrace as AttackPath
+from kit.attacks.fast_gradient_sign import fgsm
+from kit.attacks.projected_gradient_descent import OBJECTIVES, pgd
 from kit.core.random_streams import Streams
 from kit.core.tensors import margin, per_example_cross_entropy
 from kit.core.threat import Threat
@@ -31,7 +31,6 @@ from kit.methods.regularisers import cost_matrix
 from kit.methods.step_outputs import StepOutputs
 from kit.methods.table import METHODS, Method
 from kit.methods.weights import affine, batch_mean, exponential, sigmoid, tanh
-from kit.training.step import train_step
 
 FOLDER = Path(__file__).parent / "golden"
 RTOL, ATOL = 1e-6, 1e-9
@@ -178,7 +177,7 @@ ROWS = {
 
 
 def loss_of(method: Method, seen: StepOutputs) -> Tensor:
-    weighted, plain = method.loss.read(seen)
+    weighted, plain = method.loss(seen)
     return (method.weigh(seen) * weighted + plain).mean()
 
 
@@ -239,9 +238,9 @@ def test_an_underflowed_softmax_costs_no_gradient(key, classes, name):
 
 @keys(LOGITS, r"(?P<classes>K\d+)_fat_(?P<loss>MART|TRADES)_loss_b(?P<beta>\d)_f64")
 def test_losses_of_friendly_adversarial_training(key, classes, loss, beta):
-    weighted, plain = Method(
-        "", "", loss=METHODS[loss.lower()].loss.but(beta=float(beta))
-    ).loss.read(seen_of(classes))
+    weighted, plain = Method("", "", loss=METHODS[loss.lower()].loss.but(beta=float(beta))).loss(
+        seen_of(classes)
+    )
     close((weighted + plain).mean(), LOGITS[key])
 
 
@@ -412,7 +411,7 @@ def test_training_steps(which, name):
     )
     modes = []
     hook = bench.net.register_forward_hook(lambda net, *_: modes.append(net.training))
-    done = train_step(
+    done = take_step(
         bench.net,
         torch.optim.SGD(bench.net.parameters(), lr=0.0),
         plan.method,
@@ -425,7 +424,7 @@ def test_training_steps(which, name):
     close(done.loss, golden[f"{name}_loss"])
     bench.compare_gradient_norms(name)
     if name == "gairat_train":
-        close(done.seen.kappa, golden[f"{name}_kappa"], rtol=0, atol=0)
+        close(done.outputs.kappa, golden[f"{name}_kappa"], rtol=0, atol=0)
         return  # neither its forward passes nor its batch norms are stored
     # TRADES' own code passes x through the network once more after x_adv. The loss and its gradient
     # are those of two passes, but the running statistics are not; ours become equal with that third

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from stepping import take_step
 from test_golden import Bench, Recorded
 
-from kit.attacks.projected_gradient_descent import own_loss_pgd, pgd
 from kit.attacks.contract import AttackTrace
+from kit.attacks.projected_gradient_descent import pgd, trained_loss_pgd
 from kit.methods.regularisers import conv_l1_minus_l2
 from kit.methods.step_outputs import StepOutputs
 from kit.methods.table import METHODS
-from kit.training.step import train_step
 
 with np.load(ROOT / "tests/golden/methods/methods.npz") as archive:
     GOLDEN = {name: torch.from_numpy(np.asarray(archive[name])) for name in archive.files}
@@ -41,7 +41,7 @@ def test_wmmr_gradient_runs_through_the_weight(classes, name):
     method = METHODS["wmmr" if "_at_" in name else "wmmr-trades"].override("weight.alpha", alpha)
     nat, adv, y = logits(classes, "nat"), logits(classes, "adv"), GOLDEN[f"{classes}_y"]
     seen = StepOutputs(y, adv, nat)
-    weighted, plain = method.loss.read(seen)
+    weighted, plain = method.loss(seen)
     weights = method.weigh(seen)
     assert weights.requires_grad
     # the official trade-off row has no clean term of its own: its stored loss is the weighted part
@@ -59,7 +59,7 @@ def test_wmmr_gradient_runs_through_the_weight(classes, name):
     ).squeeze(1)
     close(adv.grad[clear], gradient[clear], rtol=1e-5, atol=2e-7)
     detached = torch.autograd.grad(
-        (weights.detach() * method.loss.read(StepOutputs(y, adv, nat))[0]).mean(), adv
+        (weights.detach() * method.loss(StepOutputs(y, adv, nat))[0]).mean(), adv
     )[0]
     assert not torch.allclose(
         detached[clear].float(), gradient[clear].float(), rtol=1e-3, atol=1e-6
@@ -74,8 +74,10 @@ def test_wmmr_attack(which):
     bench, name = Bench(which), f"{which}_wmmr_pgd_margin_eval"
     start = (GOLDEN[f"{name}_rand"].double() - 0.5) * 2 * bench.eps
     settings = {"init": start, "steps": 10, "step_size": bench.step_size}
-    own = METHODS["wmmr"].override("weight.alpha", 2.0).own_loss
-    x_adv = own_loss_pgd(bench.net, bench.x, bench.y, bench.threat, own=own, **settings)
+    own = METHODS["wmmr"].override("weight.alpha", 2.0).trained_loss
+    x_adv = trained_loss_pgd(
+        bench.net, bench.x, bench.y, bench.threat, trained_loss=own, **settings
+    )
     close(x_adv - bench.x, GOLDEN[f"{name}_delta"], rtol=0, atol=1e-6)
     plain = pgd(bench.net, bench.x, bench.y, bench.threat, **settings)
     assert not torch.equal(plain, x_adv)
@@ -115,9 +117,7 @@ def test_gair_trades(which):
         close(x_adv - bench.x, GOLDEN[f"{name}_{delta}"], rtol=0, atol=1e-6)
     optimizer = torch.optim.SGD(bench.net.parameters(), lr=0.0)
     plan = bench.plan(method)
-    done = train_step(
-        bench.net, optimizer, plan.method, plan.recipe, bench.x, bench.y, Two(*noises)
-    )
+    done = take_step(bench.net, optimizer, plan.method, plan.recipe, bench.x, bench.y, Two(*noises))
     close(done.loss, GOLDEN[f"{name}_loss"])
 
 
@@ -130,7 +130,7 @@ def test_released_cse_regulariser(which, name, layers):
     both networks.
     """
     bench, added = Bench(which), METHODS["csa"].override("loss.protected", 3)
-    weighted, _ = added.loss.read(StepOutputs(bench.y, bench.net(bench.x)))
+    weighted, _ = added.loss(StepOutputs(bench.y, bench.net(bench.x)))
     extra = GOLDEN[f"{which}_cse_loss_{name}"] - weighted.mean()
     close(
         extra / conv_l1_minus_l2(bench.net, strength=1.0, layers=layers),

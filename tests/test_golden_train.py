@@ -14,7 +14,7 @@ from test_golden_methods import close
 from torch import nn
 
 from kit.attacks.friendly_pgd_attack import friendly_pgd
-from kit.attacks.projected_gradient_descent import own_loss_pgd, pgd
+from kit.attacks.projected_gradient_descent import pgd
 from kit.core.parts import part
 from kit.methods.regularisers import conv_kurtosis
 from kit.methods.schedules import friendlier_first
@@ -187,8 +187,17 @@ def test_attacks_in_train_mode(which, name):
         if which == "C":
             net = nn.Sequential(_Cifar(), net)
     if "margin" in name:
-        own = METHODS["wmmr"].override("weight.alpha", 2.0).own_loss
-        x_adv = own_loss_pgd(net, bench.x, bench.y, bench.threat, own=own, init=start, **settings)
+        own = METHODS["wmmr"].override("weight.alpha", 2.0).trained_loss
+        x_adv = pgd(
+            net,
+            bench.x,
+            bench.y,
+            bench.threat,
+            loss="trained",
+            trained_loss=own,
+            init=start,
+            **settings,
+        )
     else:
         x_adv = pgd(net, bench.x, bench.y, bench.threat, init=start, **settings)
     close(x_adv - bench.x, GOLDEN[f"{which}_{name}_delta"], rtol=0, atol=1e-6)
@@ -210,7 +219,7 @@ def test_normalised_wmmr_trades(classes):
     row = METHODS["wmmr-trades"].but(
         "normalised", "Zeng et al. 2021, its code", normaliser=part(batch_mean)
     )
-    weighted, plain = row.loss.read(StepOutputs(y, adv, nat))
+    weighted, plain = row.loss(StepOutputs(y, adv, nat))
     loss = (row.weigh(StepOutputs(y, adv, nat)) * weighted + plain).mean()
     stored = f"{classes}_wmmr_trades_alpha2_b5_normalized_f64"
     close(loss, GOLDEN[f"{stored}_loss"])
@@ -226,5 +235,5 @@ def test_normalised_wmmr_trades(classes):
 def test_kurtosis(which):
     """What the second choice of CSE's code subtracts from the cost-sensitive loss."""
     bench, costs = Bench(which), METHODS["csa"].override("loss.protected", 3)
-    weighted, _ = costs.loss.read(StepOutputs(bench.y, bench.net(bench.x)))
+    weighted, _ = costs.loss(StepOutputs(bench.y, bench.net(bench.x)))
     close(conv_kurtosis(bench.net), GOLDEN[f"{which}_cse2_loss_kurtosis_conv1"] - weighted.mean())

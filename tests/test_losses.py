@@ -151,7 +151,7 @@ def test_loss_equals_a_loop_over_examples(name, params, num_classes):
     broadcasts.
     """
     seen = seen_of(num_classes)
-    weighted, plain = part(LOSSES[name], **params).read(seen)
+    weighted, plain = part(LOSSES[name], **params)(seen)
     expected = literal(name, seen, **params)
     assert weighted.shape == seen.y.shape
     assert weighted.tolist() == pytest.approx(expected[0], rel=1e-9, abs=1e-12)
@@ -165,7 +165,7 @@ def test_gradients_are_those_of_the_formula(name, params):
     nothing is detached, on either side of a KL.
     """
     seen = seen_of(3, n=4, seed=1, requires_grad=True)
-    weighted, plain = part(LOSSES[name], **params).read(seen)
+    weighted, plain = part(LOSSES[name], **params)(seen)
     total = (0.7 * weighted + plain).sum()
     got = torch.autograd.grad(total, (seen.logits_nat, seen.logits_adv), allow_unused=True)
 
@@ -198,9 +198,7 @@ def test_gradients_are_finite_where_a_softmax_underflows(name, gap):
         (gap * nn.functional.one_hot(tops[:, side], 4).float()).requires_grad_(True)
         for side in (0, 1)
     )
-    weighted, plain = part(LOSSES[name]).read(
-        with_second(torch.zeros(9, dtype=torch.int64), adv, nat)
-    )
+    weighted, plain = part(LOSSES[name])(with_second(torch.zeros(9, dtype=torch.int64), adv, nat))
     assert bool(weighted.isfinite().all()) and bool(plain.isfinite().all())
     (weighted + plain).sum().backward()
     for logits in (nat, adv):
@@ -213,7 +211,7 @@ def test_equal_predictions_leave_no_divergence(name):
     """Where the attack changed nothing, the KL term is 0 (MART's small constants aside)."""
     seen = seen_of(10)
     same = with_second(seen.y, seen.logits_nat, seen.logits_nat)
-    weighted, plain = part(LOSSES[name]).read(same)
+    weighted, plain = part(LOSSES[name])(same)
     divergence = weighted if name == "trades" else plain
     assert divergence.tolist() == pytest.approx([0] * 30, abs=1e-9)
 
@@ -288,9 +286,7 @@ def test_costs_raise_the_protected_class_in_the_methods_table():
     }
     seen = seen_of(10)
     for method in rows.values():
-        assert method.loss.read(seen)[0].tolist() == pytest.approx(
-            literal("cost_sensitive", seen)[0]
-        )
+        assert method.loss(seen)[0].tolist() == pytest.approx(literal("cost_sensitive", seen)[0])
 
 
 # ---------------------------------------------------------------------------------------- fuzziness

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from stepping import take_step
 from test_train import contents
 
 import kit
@@ -31,7 +32,8 @@ from kit.models import architectures
 from kit.models.stacking import StackedNetworks, stack_networks
 from kit.training import loop
 from kit.training.runner import STACKED_NETWORKS, run_many
-from kit.training.step import Learner, train_stacked_step, train_step
+from kit.training.stacked_step import Learner, train_step_stacked
+from kit.training.step import Batch
 
 PLANS = {name: resolve(RunSpec(name, overrides={"steps": 4})) for name in METHODS}
 COMPANIES = defaultdict(list)
@@ -121,9 +123,10 @@ def test_steps_of_many_are_the_steps_of_each(names):
             return [Streams(torch.arange(12) + i, i, number) for i in range(len(names))]
 
         for attacked in joint[0].method.stages(30, epochs):
-            together_ = train_stacked_step(joint, recipe, x, y, streams(), attacked=attacked)
+            batches = map(Batch, x.split(12), y.split(12), streams())
+            stacked = train_step_stacked(joint, list(batches), recipe, adversarial=attacked)
             single = [
-                train_step(
+                take_step(
                     one.model,
                     one.optimizer,
                     one.method,
@@ -132,13 +135,13 @@ def test_steps_of_many_are_the_steps_of_each(names):
                     labels,
                     own,
                     attacked=attacked,
-                    reweighted=one.reweighted,
+                    reweighted=one.reweight,
                 )
                 for one, part, labels, own in zip(
                     apart, x.split(12), y.split(12), streams(), strict=True
                 )
             ]
-            for one, other in zip(together_, single, strict=True):
+            for one, other in zip(stacked, single, strict=True):
                 torch.testing.assert_close(one.weights, other.weights, rtol=1e-9, atol=1e-10)
                 torch.testing.assert_close(one.loss, other.loss, rtol=1e-9, atol=1e-10)
     for one, other in zip(joint, apart, strict=True):

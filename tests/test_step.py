@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import TINY
 from reference import nothing_folded, plain_step
+from stepping import attacked_batch, take_step
 from torch import nn
 
 import kit
@@ -18,7 +19,6 @@ from kit.experiments.recipes import RECIPES
 from kit.methods.table import METHODS
 from kit.models import architectures
 from kit.training.precision import resolve_precision
-from kit.training.step import attack_batch, train_step
 
 #: Three PGD steps on 8x8 images, of three channels where the network has a batch norm.
 RECIPE = RECIPES["digits"].override(steps=3, eps=0.05)
@@ -88,12 +88,12 @@ def test_a_step_is_the_plain_step(name):
                 twin = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
                 plain = torch.optim.SGD(twin.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3)
                 plain.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-                done = train_step(net, optimizer, method, RECIPE, x, y, streams[0], **words)
+                done = take_step(net, optimizer, method, RECIPE, x, y, streams[0], **words)
                 with nothing_folded():
                     loss, logits = plain_step(
                         twin, plain, method, RECIPE, x, y, streams[1], **words
                     )
-                assert torch.equal(done.seen.logits_adv.argmax(1) == y, logits.argmax(1) == y)
+                assert torch.equal(done.outputs.logits_adv.argmax(1) == y, logits.argmax(1) == y)
                 close = (
                     {"rtol": 1e-9, "atol": 1e-9}
                     if dtype == torch.float64
@@ -174,7 +174,7 @@ def test_bf16_is_the_attack_s_alone(make):
     net, method = shaken(make(), 0), METHODS["at"]
     x, y = torch.rand(32, net[0].in_channels, 8, 8), torch.arange(32) % 10
     batches = {
-        p: attack_batch(
+        p: attacked_batch(
             net, method, RECIPE.override(precision=p), x, y, Streams(torch.arange(32), 1)
         )
         for p in ("fp32", "bf16", "auto")
@@ -195,7 +195,7 @@ def test_bf16_is_the_attack_s_alone(make):
     assert not net._forward_hooks
     twin = copy.deepcopy(net)
     optimizers = [torch.optim.SGD(n.parameters(), lr=0.1) for n in (net, twin)]
-    train_step(
+    take_step(
         net,
         optimizers[0],
         method,
@@ -225,11 +225,11 @@ def test_a_step_never_waits_for_the_gpu(name):
         torch.arange(16, device="cuda") % 10,
         torch.arange(16, device="cuda"),
     )
-    train_step(net, optimizer, METHODS[name], RECIPE, x, y, Streams(ids, 0))
+    take_step(net, optimizer, METHODS[name], RECIPE, x, y, Streams(ids, 0))
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train_step(net, optimizer, METHODS[name], RECIPE, x, y, Streams(ids, 1))
+        take_step(net, optimizer, METHODS[name], RECIPE, x, y, Streams(ids, 1))
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from stepping import take_step
 from torch import nn
 
 import kit
@@ -30,7 +31,6 @@ from kit.experiments.runs import Run, cached_dataset, initial_network, open_data
 from kit.experiments.specification import RunSpec, resolve
 from kit.training import loop
 from kit.training.checkpoint import TrainingState
-from kit.training.step import train_step
 
 
 def plan_of(method: str, **overrides):
@@ -50,7 +50,7 @@ def test_a_step_is_the_textbook_step():
     plan = plan_of("at", **{"attack.init": "none"})
     x, y, streams = batch_of(plan)
     ours, plain = (initial_network(plan, open_dataset(plan)) for _ in range(2))
-    train_step(
+    take_step(
         ours,
         torch.optim.SGD(ours.parameters(), lr=0.1, momentum=0.9),
         plan.method,
@@ -87,7 +87,7 @@ def test_loss_is_mean_of_weighted_plus_plain(method):
     for reweighted in (False, True):
         model = initial_network(plan, open_dataset(plan))
         before = [p.clone() for p in model.parameters()]
-        done = train_step(
+        done = take_step(
             model,
             torch.optim.SGD(model.parameters(), lr=0.01),
             plan.method,
@@ -98,7 +98,7 @@ def test_loss_is_mean_of_weighted_plus_plain(method):
             attacked=any(plan.method.stages(1, 3)),
             reweighted=reweighted,
         )
-        weighted, plain = plan.method.loss.read(done.seen)
+        weighted, plain = plan.method.loss(done.outputs)
         expected = (done.weights * weighted + plain).mean()
         if plan.method.regulariser is not None:
             fresh = initial_network(plan, open_dataset(plan))
@@ -129,7 +129,7 @@ def test_what_no_part_reads_is_not_computed():
         x, y, streams = batch_of(plan, 8)
         model, calls = initial_network(plan, open_dataset(plan)), []
         model.register_forward_hook(lambda module, *_, calls=calls: calls.append(module.training))
-        train_step(
+        take_step(
             model,
             torch.optim.SGD(model.parameters(), lr=0.01),
             plan.method,
@@ -664,7 +664,7 @@ def test_cifar_networks_take_a_step(model):
         torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
         torch.tensor([3, 5]),
     )
-    done = train_step(
+    done = take_step(
         net,
         torch.optim.SGD(net.parameters(), lr=0.01),
         plan.method,

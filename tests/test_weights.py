@@ -427,7 +427,7 @@ def test_sees_names_what_the_parts_read(name):
 
     def use(keep: set[str]):
         only = StepOutputs(**{k: v if k in keep else None for k, v in fields.items()})
-        return method.weigh(only), method.loss.read(only)
+        return method.weigh(only), method.loss(only)
 
     use(needed)
     for field in needed - {"y", "logits_adv", "streams"}:  # two of the selections draw nothing
@@ -501,7 +501,7 @@ def effect(method: kit.methods.table.Method, slot: str, network) -> torch.Tensor
     net, x, y = network
     if slot in ("attack", "second_attack"):
         attack = getattr(method, slot)
-        own = {"own": method.own_loss} if attack.takes("own") else {}
+        own = {"trained_loss": method.trained_loss}
         return attack(
             net,
             x,
@@ -520,7 +520,7 @@ def effect(method: kit.methods.table.Method, slot: str, network) -> torch.Tensor
         with method.perturb(net, lambda: tensors.per_example_cross_entropy(net(x), y).mean()):
             return torch.cat([p.detach().flatten().clone() for p in net.parameters()])
     if slot == "loss":
-        return torch.stack([t.expand(48) for t in method.loss.read(seen_of())])
+        return torch.stack([t.expand(48) for t in method.loss(seen_of())])
     if slot == "regulariser":
         return method.regulariser(net)
     return method.weigh(seen_of()).detach()
@@ -777,7 +777,7 @@ def test_rows_weigh_by_the_printed_quantity(name):
         score = kit.CRITERIA[criterion].but(**settings).score(seen)
         expected = method.normaliser(method.weight(score))
         if method.select is not None:
-            expected = expected * method.select.read(seen)
+            expected = expected * method.select(seen)
         torch.testing.assert_close(method.weigh(seen_of()), expected)
 
 

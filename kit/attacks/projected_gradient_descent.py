@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,19 +44,18 @@ def pgd(
     step_size: NonNegative | None = None,
     validate: bool = True,
     trained_loss: TrainedLoss | None = None,
-    loss: Literal["ce", "kl", "margin", "trained"] | Callable = "ce",
+    loss: Literal["ce", "kl", "margin"] | Callable = "ce",
     init: Literal["none", "uniform", "gaussian"] | Tensor = "uniform",
 ) -> Tensor:
     """Projected gradient ascent; returns the last iterate x_adv, in the ball and in [0, 1].
 
     x (N, C, H, W) in [0, 1]; y (N,) int64; `step_size` in pixels (default 2.5 eps / steps). `loss`:
-    a name of `OBJECTIVES`, or a function of the same arguments; "trained" ascends `trained_loss`,
-    with its weights or class costs (WMMR's code maximises exp(-α PM) CE; CSA Eq. 4 may be read so
-    that the maximum covers the class costs, too). `init`: none (x), uniform (in the ball, then
+    a name of `OBJECTIVES`, or a function of the same arguments. `init`: none (x), uniform (in the ball, then
     clipped), gaussian (x + 0.001 N(0, 1), not clipped before the first gradient, as the TRADES
     family's code does), or a start perturbation shaped like x. `watch(t, x_t, logits_t)` is called
     at the `steps` evaluation points, the start included and the returned point not: that one has
-    had no forward pass. The model is attacked in eval mode and handed back as it was.
+    had no forward pass. `trained_loss` is what every training attack is handed; this one does not
+    use it. The model is attacked in eval mode and handed back as it was.
     `validate=False` is for a caller that has checked its data once, as the training loop has.
 
     Source: Madry et al., 2018.
@@ -69,13 +68,11 @@ def pgd(
         check_inputs(model, x, y)
         check_value("steps", steps, Count)
         if not callable(loss):
-            check_value("loss", loss, Literal["ce", "kl", "margin", "trained"])
+            check_value("loss", loss, Literal["ce", "kl", "margin"])
         if step_size is not None:
             check_value("step_size", step_size, NonNegative)
     step_size = 2.5 * threat.eps / steps if step_size is None else step_size
-    objective = loss if callable(loss) else OBJECTIVES.get(loss)
-    if objective is None:
-        objective = _on_trained_loss(trained_loss)
+    objective = loss if callable(loss) else OBJECTIVES[loss]
     with frozen(model):
         logits_nat = None
         if loss == "kl":
@@ -95,6 +92,25 @@ def pgd(
                 x_t + step_size * tensors.ascent_direction(gradient, threat.norm), x, threat
             )
     return x_t
+
+
+def trained_loss_pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    trained_loss: TrainedLoss,
+    init: Literal["none", "uniform", "gaussian"] | Tensor = "uniform",
+    **supplied: Any,
+) -> Tensor:
+    """PGD on the loss that is trained, with its weights or class costs; see `pgd`.
+
+    WMMR's code maximises exp(-α PM) CE; CSA Eq. 4 may be read so that the maximum covers the class
+    costs, too.
+    """
+    parts = model, x, y, threat
+    return pgd(*parts, loss=lambda logits, y, _: trained_loss(logits, y), init=init, **supplied)
 
 
 def start_point(
@@ -124,9 +140,3 @@ def start_point(
     return (
         x + threat.eps * tensors.per_example(radius, x) * tensors.ascent_direction(direction, "l2")
     ).clamp(0, 1)
-
-
-def _on_trained_loss(loss: TrainedLoss | None) -> Callable[..., Tensor]:
-    if loss is None:
-        raise KitError('loss="trained" needs trained_loss, a function of (logits, y) -> (N,)')
-    return lambda logits, y, _: loss(logits, y)

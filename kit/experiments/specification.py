@@ -28,7 +28,7 @@ from kit.models.architectures import SMALL
 REVISION = 1
 
 #: Attacks that pass all images in every step, so that several networks can take theirs as one.
-STACKABLE_ATTACKS = ("pgd",)
+STACKABLE_ATTACKS = ("pgd", "trained_loss_pgd")
 
 #: Fields of a recipe in which runs that are trained as one program may differ.
 OWN_FIELDS = ("lr", "momentum", "weight_decay", "milestones", "lr_factor")

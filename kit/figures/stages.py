@@ -19,7 +19,7 @@ from kit.figures import style as s
 from kit.figures.base import Drawing
 from kit.figures.reading import setting
 from kit.methods.regularisers import conv_weights, cost_matrix, fuzziness
-from kit.training.step import attack_batch
+from kit.training.step import Batch, attack_batch
 
 BATCH = 64
 
@@ -80,14 +80,8 @@ def _attacked(run: Run):
     epochs = run.plan.recipe.epochs
     images = run.data().train.take(slice(0, BATCH))
     model, method = run.model(), run.plan.method.at(epochs, epochs)
-    batch = attack_batch(
-        model,
-        method,
-        run.plan.recipe,
-        images.x(),
-        images.y,
-        Streams(images.ids, run.spec.seed, "figure"),
-    )
+    streams = Streams(images.ids, run.spec.seed, "figure")
+    batch = attack_batch(model, method, Batch(images.x(), images.y, streams), run.plan.recipe)
     with torch.no_grad():
         return batch, model(batch.x), model(batch.x_adv)
 

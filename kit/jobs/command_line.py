@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kit.core.distributed import is_main, join_processes
+from kit.core.distributed import is_main, join_processes, process_count
 from kit.core.errors import KitError
 from kit.core.files import CHECKOUT, write_json
 from kit.core.registry import describe_row
@@ -240,13 +240,15 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from kit.experiments.specification import RunSpec, parse_overrides
+    from kit.training.distributed_loop import run_distributed
     from kit.training.runner import run
 
     spec = RunSpec(
         options.method, options.recipe, options.seed, parse_overrides(" ".join(options.set))
     )
     with join_processes(options.device) as device:
-        trained = run(spec, device=device)
+        train = run_distributed if process_count() > 1 else run
+        trained = train(spec, device=device)
         if is_main():
             print(trained)
     return 0

@@ -124,6 +124,7 @@ FORMULAS: dict[str, str | tuple[str, Mapping]] = {
             "margin": r"\text{PGD on the CW loss}",
         },
     ),
+    "trained_loss_pgd": r"\text{PGD on the loss that is trained}",
     "friendly_pgd": (
         "loss",
         {

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from kit.core.parameters import NonNegative, Real, Share
+from kit.core.parts import Part
 
 Schedule = TypeVar("Schedule", bound=Callable[..., dict[str, float]])
 
@@ -25,12 +26,12 @@ def controls(*paths: str) -> Callable[[Schedule], Schedule]:
     return state
 
 
-def controlled_by(schedule: Callable) -> tuple[str, ...]:
+def controlled_by(schedule: Part) -> tuple[str, ...]:
     """Return the dotted names of the hyper-parameters that a schedule has stated to control.
 
     A schedule of one's own without this statement is asked for its first epoch.
     """
-    stated = getattr(schedule, "controls", None)
+    stated = getattr(schedule.fn, "controls", None)
     return tuple(schedule(1, 1)) if stated is None else stated
 
 

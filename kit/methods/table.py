@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kit.attacks.friendly_pgd_attack import friendly_pgd
-from kit.attacks.projected_gradient_descent import pgd
+from kit.attacks.projected_gradient_descent import pgd, trained_loss_pgd
 from kit.core.errors import KitError, unknown_name
 from kit.core.parameters import Share
 from kit.core.parts import Part, part
@@ -94,7 +94,7 @@ class Method:
     @property
     def scheduled(self) -> tuple[str, ...]:
         """Dotted names of the hyper-parameters that its schedule controls."""
-        return controlled_by(self.schedule.fn) if self.schedule else ()
+        return controlled_by(self.schedule) if self.schedule else ()
 
     def weigh(self, outputs: StepOutputs) -> Tensor:
         """Weights (N,) past burn-in, without gradient unless the row says otherwise."""
@@ -229,7 +229,7 @@ CSA = ADV.but(
     "a clean and an adversarial step, with class costs in loss and attack",
     "CSA Eq. 4, Alg. 2",
     loss=part(cost_sensitive),
-    attack=part(pgd, loss="trained", init="gaussian"),
+    attack=part(trained_loss_pgd, init="gaussian"),
 )
 
 CSE = STD.but(
@@ -243,7 +243,7 @@ CSE = STD.but(
 WMMR = AT.but(
     "weights exp(-α PM) with their gradient, and an attack on the weighted loss",
     "Zeng et al. 2021, its code",
-    attack=part(pgd, loss="trained"),
+    attack=part(trained_loss_pgd),
     criterion=CRITERIA["pm"],
     weight=part(exponential, alpha=0.5),
     detach=False,

@@ -6,8 +6,7 @@ Every process goes through the epochs; the main one alone reads checkpoints and 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -51,21 +50,12 @@ from kit.training.precision import resolve_precision
 from kit.training.runner import report_opened
 
 
-def run_distributed(
-    method: str,
-    recipe: str = "digits",
-    seed: int = 0,
-    *,
-    overrides: Mapping[str, Any] | None = None,
-    device: str = "auto",
-    quiet: bool = False,
-) -> Run:
+def run_distributed(spec: RunSpec, *, device: str = "auto", quiet: bool = False) -> Run:
     """Take `kit.run` in all processes that `kit.core.distributed.join_processes` has joined.
 
     Raises:
         KitError: As `kit.run`; also where the last batch has fewer images than there are processes.
     """
-    spec = RunSpec(method, recipe, seed, dict(overrides or {}))
     plan, where = resolve(spec), pick_device(device)
     quiet = quiet or not is_main()
     if is_main():
