@@ -9,7 +9,7 @@ _PLACES = {
     "ATTACKS": "table",
     "Attack": "table",
     "AttackResult": "tracker",
-    "AttackTrace": "trace",
+    "AttackTrace": "contract",
     "apgd": "auto_pgd",
     "autoattack": "auto_attack",
     "bia": "basic_iterative",

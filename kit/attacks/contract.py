@@ -1,9 +1,13 @@
-"""What every attack promises: the model and the random state are left as they were found."""
+"""What every attack promises: it leaves the model and the random state as it found them.
+
+`AttackTrace` is what an attack can be asked to tell of its way.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -64,3 +68,39 @@ def check_inputs(model: nn.Module, x: Tensor, y: Tensor) -> tuple[str, ...]:
             "attack can lower it"
         )
     return tuple(notes)
+
+
+@dataclass
+class AttackTrace:
+    """A `watch` of one attack call: it keeps three numbers per example and no iterate.
+
+    The attack has `steps` evaluation points and attacks the labels `y` (N,).
+
+    kappa (N,): points classified correctly, 0..steps (GAIRAT). lps (N,): first misclassified point,
+    `steps` where none was (the least perturbation steps of MAIL's text). The two differ where a
+    path crosses back. p_flip (N,): p_y at that point; NaN where none was.
+    """
+
+    y: Tensor
+    steps: int
+    kappa: Tensor | None = None
+    lps: Tensor | None = None
+    p_flip: Tensor | None = None
+
+    def __call__(self, t: int, x_t: Tensor, logits: Tensor) -> None:
+        """Take in the evaluation point `t`: images (N, C, H, W) and their logits (N, K)."""
+        p_true = logits.softmax(dim=1).gather(1, self.y[:, None]).squeeze(1)
+        if self.kappa is None:
+            self.kappa, self.lps = torch.zeros_like(self.y), torch.full_like(self.y, self.steps)
+            self.p_flip = torch.full_like(p_true, torch.nan)
+        # NaN anywhere makes every probability NaN
+        right = (logits.argmax(dim=1) == self.y) & p_true.isfinite()
+        self.kappa += right
+        crossing = ~right & (self.lps == self.steps)
+        self.p_flip = p_true.where(crossing, self.p_flip)
+        self.lps = self.lps.masked_fill(crossing, t)
+
+    def flip_probability(self, logits_adv: Tensor) -> Tensor:
+        """Return p_y at the first misclassified point, (N,); at x_adv itself where none was."""
+        p_last = logits_adv.detach().softmax(dim=1).gather(1, self.y[:, None]).squeeze(1)
+        return self.p_flip.where(self.lps < self.steps, p_last)

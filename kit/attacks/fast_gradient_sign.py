@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kit.attacks.projected_gradient_descent import pgd
-from kit.attacks.starts import Watch
+from kit.attacks.projected_gradient_descent import Watch, pgd
 from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 

@@ -1,4 +1,4 @@
-"""TODO attacks.friendly_pgd_attack."""
+"""Friendly PGD: an example stops soon after it is misclassified."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.attacks.contract import check_inputs, frozen
-from kit.attacks.objectives import OBJECTIVES
-from kit.attacks.starts import Watch, start_point
+from kit.attacks.projected_gradient_descent import OBJECTIVES, TrainedLoss, Watch, start_point
 from kit.core import tensors
 from kit.core.parameters import Count, Natural, NonNegative
 from kit.core.random_streams import Streams, draw_noise
@@ -27,17 +26,18 @@ def friendly_pgd(
     steps: Count = 10,
     step_size: NonNegative | None = None,
     validate: bool = True,
+    trained_loss: TrainedLoss | None = None,
     tau: Natural = 0,
     omega: NonNegative = 0.001,
     loss: Literal["ce", "kl", "margin"] = "ce",
     init: Literal["none", "uniform", "gaussian"] | Tensor = "uniform",
 ) -> Tensor:
-    """PGD in which an example stops where it has been misclassified at τ + 1 evaluation points, the
-    start included. FAT.
+    """PGD in which an example stops once it was misclassified at τ + 1 evaluation points.
 
-    Every start is clipped to [0, 1], and each step adds ω N(0, 1) before the projection. Examples
+    The start is one of them. Every start is clipped to [0, 1], and each step adds ω N(0, 1) before the projection. Examples
     keep their places (FAT's code returns them in the order in which they stop); one that has
-    stopped costs no more passes. See `pgd`.
+    stopped costs no more passes. `trained_loss` is what every training attack is handed; this one
+    does not use it. See `pgd` for the rest. Source: FAT and its code.
     """
     if validate:
         check_inputs(model, x, y)

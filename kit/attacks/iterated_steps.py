@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from kit.attacks.starts import Watch
+from kit.attacks.projected_gradient_descent import Watch
 from kit.attacks.tracker import AttackResult, AttackTracker, track_attack
 from kit.core import tensors
 from kit.core.parameters import Count, NonNegative, check_value

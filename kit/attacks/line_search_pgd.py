@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.attacks.iterated_steps import drop_broken
-from kit.attacks.starts import Watch
+from kit.attacks.projected_gradient_descent import Watch
 from kit.attacks.tracker import AttackResult, AttackTracker, track_attack
 from kit.core import tensors
 from kit.core.parameters import Count, NonNegative, Share, check_value

@@ -13,7 +13,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from kit.attacks.starts import start_point
+from kit.attacks.projected_gradient_descent import start_point
 from kit.attacks.tracker import AttackResult, AttackTracker, track_attack
 from kit.core import tensors
 from kit.core.errors import KitError

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kit.attacks.iterated_steps import iterate_steps
-from kit.attacks.starts import Watch
+from kit.attacks.projected_gradient_descent import Watch
 from kit.attacks.tracker import AttackResult
 from kit.core import tensors
 from kit.core.parameters import Count, NonNegative, check_value

@@ -6,8 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from kit.attacks.objectives import OBJECTIVES
-from kit.attacks.starts import start_point
+from kit.attacks.projected_gradient_descent import OBJECTIVES, start_point
 from kit.attacks.tracker import AttackResult, predicted_classes, track_attack
 from kit.core import tensors
 from kit.core.parameters import Count, NonNegative, check_value

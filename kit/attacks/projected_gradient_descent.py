@@ -1,4 +1,4 @@
-"""FGSM and PGD: signed or normalised gradient steps, projected back into the threat's ball."""
+"""PGD: signed or normalised gradient steps, each projected back into the threat's ball."""
 
 from __future__ import annotations
 
@@ -9,12 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from kit.attacks.contract import check_inputs, frozen
-from kit.attacks.objectives import OBJECTIVES
-from kit.attacks.starts import Watch, start_point
 from kit.core import tensors
+from kit.core.errors import KitError
 from kit.core.parameters import Count, NonNegative, check_value
-from kit.core.random_streams import Streams
+from kit.core.random_streams import Streams, draw_noise
 from kit.core.threat import Threat
+
+#: (step, images (N, C, H, W), logits (N, K)) at each evaluation point of an attack.
+Watch = Callable[[int, Tensor, Tensor], None]
+
+#: (logits (N, K), labels (N,)) -> (N,): the loss that a method trains with.
+TrainedLoss = Callable[[Tensor, Tensor], Tensor]
+
+#: What PGD ascends, per example: (logits of x_t, labels, logits of x) -> (N,). "kl" is TRADES' inner
+#: loss KL(p(x) ‖ p(x_t)), whose clean side is constant. "margin" is max_{j≠y} z_j - z_y, the "CW
+#: loss" of the robustness papers, never clamped: MAIL's and GAIRAT's clamp at a confidence of 50 is
+#: reached only where the example is already wrong by more than 50 logits.
+OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
+    "ce": lambda logits, y, _: tensors.per_example_cross_entropy(logits, y),
+    "kl": lambda logits, _, logits_nat: tensors.kl(logits_nat, logits),
+    "margin": lambda logits, y, _: -tensors.margin(logits, y),
+}
 
 
 def pgd(
@@ -28,33 +43,39 @@ def pgd(
     steps: Count = 10,
     step_size: NonNegative | None = None,
     validate: bool = True,
-    loss: Literal["ce", "kl", "margin"] | Callable = "ce",
+    trained_loss: TrainedLoss | None = None,
+    loss: Literal["ce", "kl", "margin", "trained"] | Callable = "ce",
     init: Literal["none", "uniform", "gaussian"] | Tensor = "uniform",
 ) -> Tensor:
-    """Projected gradient ascent (Madry et al., 2018). -> the last iterate x_adv, in the ball and in
-    [0, 1].
+    """Projected gradient ascent; returns the last iterate x_adv, in the ball and in [0, 1].
 
     x (N, C, H, W) in [0, 1]; y (N,) int64; `step_size` in pixels (default 2.5 eps / steps). `loss`:
-    a name, or a function (logits, y, clean logits or None) -> (N,) to ascend. `init`: none (x),
-    uniform (in the ball, then clipped), gaussian (x + 0.001 N(0, 1), not clipped before the first
-    gradient, as the TRADES family's code does), or a start perturbation shaped like x. `watch(t,
-    x_t, logits_t)` is called at the `steps` evaluation points, the start included and the returned
-    point not: that one has had no forward pass.
+    a name of `OBJECTIVES`, or a function of the same arguments; "trained" ascends `trained_loss`,
+    with its weights or class costs (WMMR's code maximises exp(-α PM) CE; CSA Eq. 4 may be read so
+    that the maximum covers the class costs, too). `init`: none (x), uniform (in the ball, then
+    clipped), gaussian (x + 0.001 N(0, 1), not clipped before the first gradient, as the TRADES
+    family's code does), or a start perturbation shaped like x. `watch(t, x_t, logits_t)` is called
+    at the `steps` evaluation points, the start included and the returned point not: that one has
+    had no forward pass. The model is attacked in eval mode and handed back as it was.
+    `validate=False` is for a caller that has checked its data once, as the training loop has.
 
-    The model is attacked in eval mode and handed back as it was. Errors: `KitError` for images
-    outside [0, 1], labels the model does not know, NaN logits, or a model that returns
-    probabilities (`validate=False` for a caller that has checked its data once, as the training
-    loop has).
+    Source: Madry et al., 2018.
+
+    Raises:
+        KitError: Images lie outside [0, 1], the model does not know a label, returns NaN or
+            probabilities, or a setting is out of its range.
     """
     if validate:
         check_inputs(model, x, y)
         check_value("steps", steps, Count)
         if not callable(loss):
-            check_value("loss", loss, Literal["ce", "kl", "margin"])
+            check_value("loss", loss, Literal["ce", "kl", "margin", "trained"])
         if step_size is not None:
             check_value("step_size", step_size, NonNegative)
     step_size = 2.5 * threat.eps / steps if step_size is None else step_size
-    objective = loss if callable(loss) else OBJECTIVES[loss]
+    objective = loss if callable(loss) else OBJECTIVES.get(loss)
+    if objective is None:
+        objective = _on_trained_loss(trained_loss)
     with frozen(model):
         logits_nat = None
         if loss == "kl":
@@ -76,28 +97,36 @@ def pgd(
     return x_t
 
 
-def own_loss_pgd(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: Threat,
-    *,
-    own: Callable[[Tensor, Tensor], Tensor],
-    init: Literal["none", "uniform", "gaussian"] | Tensor = "uniform",
-    **supplied,
+def start_point(
+    x: Tensor, threat: Threat, init: str | Tensor, source: Streams | torch.Generator | None
 ) -> Tensor:
-    """PGD on the loss that is trained, `own` (logits, y) -> (N,), with its weights or class costs.
-    See `pgd`.
+    """Return the first iterate, (N, C, H, W); see `pgd`.
 
-    WMMR's code maximises exp(-α PM) CE; CSA Eq. 4 may be read so that the maximum covers the class
-    costs, too.
+    Raises:
+        KitError: `init` is unknown, or a start perturbation has another shape than the images.
     """
-    return pgd(
-        model,
-        x,
-        y,
-        threat,
-        loss=lambda logits, labels, _: own(logits, labels),
-        init=init,
-        **supplied,
-    )
+    if isinstance(init, Tensor):
+        if init.shape != x.shape:
+            raise KitError(
+                f"the start perturbation has shape {tuple(init.shape)}, the images {tuple(x.shape)}"
+            )
+        return x + init
+    if init == "none":
+        return x
+    if init == "gaussian":
+        return x + 0.001 * draw_noise(source, "normal", x)
+    if init != "uniform":
+        raise KitError(f"init={init!r} is none of: none, uniform, gaussian, or a tensor")
+    if threat.norm == "linf":
+        return (x + threat.eps * (2 * draw_noise(source, "uniform", x) - 1)).clamp(0, 1)
+    direction = draw_noise(source, "normal", x)
+    radius = draw_noise(source, "uniform", x.flatten(1)[:, :1]).squeeze(1) ** (1 / x[0].numel())
+    return (
+        x + threat.eps * tensors.per_example(radius, x) * tensors.ascent_direction(direction, "l2")
+    ).clamp(0, 1)
+
+
+def _on_trained_loss(loss: TrainedLoss | None) -> Callable[..., Tensor]:
+    if loss is None:
+        raise KitError('loss="trained" needs trained_loss, a function of (logits, y) -> (N,)')
+    return lambda logits, y, _: loss(logits, y)

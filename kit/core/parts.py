@@ -1,4 +1,4 @@
-"""TODO core.parts."""
+"""Parts: functions with the hyper-parameters that they run with. A method is a row of parts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import dataclasses
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import CodeType, FunctionType, MappingProxyType
 from typing import Any, get_type_hints
 
@@ -15,19 +14,16 @@ from torch import Tensor
 
 from kit.core.errors import KitError, unknown_name
 from kit.core.parameters import check_value
-from kit.methods.step_outputs import StepOutputs
 
-# -------------------------------------------------------------------------------------------- parts
-
-#: Keyword arguments that the loop hands to a part on each call; they are not hyper-parameters.
-SUPPLIED = frozenset({"generator", "watch", "steps", "step_size", "validate", "own"})
+#: What the loop hands to every training attack by keyword; these are no hyper-parameters.
+SUPPLIED = frozenset({"generator", "watch", "steps", "step_size", "validate", "trained_loss"})
 
 
 @cache
 def list_hyper_parameters(fn: Callable) -> Mapping[str, tuple[Any, Any]]:
-    """{name:
+    """List the hyper-parameters of a part's function as {name: (annotation, default)}.
 
-    (annotation, default)} of a part's function: its keyword-only parameters but the supplied ones.
+    They are its keyword-only parameters without those of `SUPPLIED`.
     """
     hints = get_type_hints(fn, include_extras=True)
     return MappingProxyType(
@@ -39,109 +35,114 @@ def list_hyper_parameters(fn: Callable) -> Mapping[str, tuple[Any, Any]]:
     )
 
 
-@dataclass(frozen=True)
-class Part:
-    """A function and the hyper-parameters it runs with.
+class Part(partial):
+    """A function and the hyper-parameters that it runs with: a `functools.partial` with ranges.
 
-    Make one with `part`, vary it with `but`.
+    Make one with `part`, vary it with `but`. A part is never changed in place.
     """
 
-    fn: Callable
-    params: Mapping[str, Any]
+    @property
+    def fn(self) -> Callable:
+        return self.func
 
-    def __call__(self, *args, **supplied):
-        return self.fn(*args, **self.params, **supplied)
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """{name: value} of its hyper-parameters."""
+        return MappingProxyType(self.keywords)
 
     @property
     def name(self) -> str:
-        return self.fn.__name__
+        return self.func.__name__
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The fields of `Seen` it reads: the names of its positional parameters."""
-        return tuple(
-            p.name
-            for p in inspect.signature(self.fn).parameters.values()
-            if p.kind is not p.KEYWORD_ONLY
-        )
+    def but(self, **changes: Any) -> Part:
+        """Return this part with some hyper-parameters changed.
 
-    def takes(self, name: str) -> bool:
-        """Is `name` one of its function's parameters?"""
-        return name in inspect.signature(self.fn).parameters
-
-    def read(self, outputs: StepOutputs, fields: tuple[str, ...] = ()):
-        """Call it on `seen`:
-
-        its positional parameters are the fields that they are named after (or `fields`).
+        Raises:
+            KitError: A name is unknown or a value is out of its range.
         """
-        return self(*(getattr(outputs, name) for name in fields or self.reads))
-
-    def but(self, **changes) -> Part:
-        """This part with some hyper-parameters changed; unknown or unfit ones raise `KitError`."""
-        allowed = list_hyper_parameters(self.fn)
+        allowed = list_hyper_parameters(self.func)
         for name in changes:
             if name not in allowed:
                 raise unknown_name(f"parameter of {self.name}", name, allowed)
         checked = {k: check_value(f"{self.name}.{k}", v, allowed[k][0]) for k, v in changes.items()}
-        return Part(self.fn, MappingProxyType({**self.params, **checked}))
+        return Part(self.func, **{**self.keywords, **checked})
 
     def config(self) -> dict:
-        """Name and hyper-parameters; for a function from outside the kit also a hash of its code,
-        since its name promises nothing about what it computed last week.
+        """Return its name and hyper-parameters as JSON values.
+
+        A function from outside the kit adds a hash of its code: its name promises nothing about
+        what it computed last week.
         """
-        own = (self.fn.__module__ or "").split(".")[0] == "kit"
-        return {"fn": self.name, **self.params} | (
-            {} if own else {"code": function_digest(self.fn)}
-        )
+        own = (self.func.__module__ or "").split(".")[0] == "kit"
+        code = {} if own else {"code": function_digest(self.func)}
+        return {"fn": self.name, **self.keywords} | code
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Part):
+            return NotImplemented
+        return self.func is other.func and self.keywords == other.keywords
+
+    def __hash__(self) -> int:
+        return hash((self.func, tuple(self.keywords)))
 
     def __str__(self) -> str:
-        return f"{self.name}({', '.join(f'{k}={v}' for k, v in self.params.items())})"
+        return f"{self.name}({', '.join(f'{k}={v}' for k, v in self.keywords.items())})"
+
+
+def part(fn: Callable, **params: Any) -> Part:
+    """Make a part of `fn` with its default hyper-parameters, changed by `params`.
+
+    Raises:
+        KitError: A name is unknown or a value is out of its range.
+    """
+    defaults = {name: default for name, (_, default) in list_hyper_parameters(fn).items()}
+    return Part(fn, **defaults).but(**params)
+
+
+# ------------------------------------------------------------------------------- a function's name
 
 
 def function_digest(fn: Callable) -> str:
-    """12 hex digits over a function's bytecode, names, constants and what it closes over; where its
-    file has it does not matter, and neither does the process. Globals that it reads are not
-    followed.
+    """Hash a function's bytecode, names, constants and what it closes over to 12 hex digits.
+
+    Where its file has it does not matter, and neither does the process. Globals that it reads are
+    not followed.
+
+    Raises:
+        KitError: The function closes over something that no key can name.
     """
-    closed = [_fixed(cell.cell_contents, fn) for cell in fn.__closure__ or ()]
-    return hashlib.sha256(repr((_code(fn.__code__), closed)).encode()).hexdigest()[:12]
+    closed = [_closed_value(cell.cell_contents, fn) for cell in fn.__closure__ or ()]
+    return hashlib.sha256(repr((_code_value(fn.__code__), closed)).encode()).hexdigest()[:12]
 
 
-def _fixed(value: Any, fn: Callable) -> Any:
-    """A closed-over value as something that prints alike in every process, whole; else a
-    `KitError`.
-    """
-    if isinstance(value, FunctionType):
-        return function_digest(value)
+def _closed_value(value: Any, fn: Callable) -> Any:
+    """A closed-over value as something that prints alike in every process."""
     if isinstance(value, Part):
         return value.config()
+    if isinstance(value, FunctionType):
+        return function_digest(value)
     if isinstance(value, Tensor):
-        return (
-            str(value.dtype),
-            tuple(value.shape),
-            value.detach().cpu().contiguous().flatten().tolist(),
-        )
+        numbers = value.detach().cpu().contiguous().flatten().tolist()
+        return str(value.dtype), tuple(value.shape), numbers
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return type(value).__name__, [
-            _fixed(getattr(value, field.name), fn) for field in dataclasses.fields(value)
-        ]
-    if isinstance(value, (int, float, str, bytes, type(None), tuple, list)):
-        return [_fixed(v, fn) for v in value] if isinstance(value, (tuple, list)) else repr(value)
+        fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        return type(value).__name__, [_closed_value(field, fn) for field in fields]
+    if isinstance(value, (tuple, list)):
+        return [_closed_value(v, fn) for v in value]
+    if isinstance(value, (int, float, str, bytes, type(None))):
+        return repr(value)
     raise KitError(
         f"{fn.__name__} closes over a {type(value).__name__}, which no run's key can name; hand it "
-        f"numbers, "
-        "text, tensors or parts, best as keyword-only parameters"
+        "numbers, text, tensors or parts, best as keyword-only parameters"
     )
 
 
-def _code(value: Any) -> Any:
-    """Code objects and sets as values that print alike in every process."""
+def _code_value(value: Any) -> Any:
+    """A code object or a set as something that prints alike in every process."""
     if isinstance(value, CodeType):
-        return value.co_code, value.co_names, [_code(constant) for constant in value.co_consts]
+        return (
+            value.co_code,
+            value.co_names,
+            [_code_value(constant) for constant in value.co_consts],
+        )
     return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
-
-
-def part(fn: Callable, **params) -> Part:
-    """`fn` with its default hyper-parameters, changed by `params`."""
-    defaults = {name: default for name, (_, default) in list_hyper_parameters(fn).items()}
-    return Part(fn, MappingProxyType(defaults)).but(**params)

@@ -1,4 +1,4 @@
-"""TODO core.random_streams."""
+"""Random numbers that depend on a name and an example's id alone, never on batch or order."""
 
 from __future__ import annotations
 
@@ -34,10 +34,17 @@ def _as_int64(number: int) -> int:
     return number - (1 << 64) if number >> 63 else number
 
 
+#: Odd multipliers that spread ids and places over 64 bits.
+PER_EXAMPLE, PER_PLACE = _as_int64(0x9E3779B97F4A7C15), _as_int64(0xD1B54A32D192ED03)
+
+#: Shifts and multipliers of the finaliser of SplitMix64.
+ROUNDS = ((30, _as_int64(0xBF58476D1CE4E5B9)), (27, _as_int64(0x94D049BB133111EB)))
+
+
 def _mix(bits: Tensor) -> Tensor:
     """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014) on int64 tensors; products wrap."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        bits = (bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))) * _as_int64(factor)
+    for shift, factor in ROUNDS:
+        bits = (bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return bits ^ ((bits >> 31) & ((1 << 33) - 1))
 
 
@@ -57,10 +64,10 @@ class Streams:
             raise KitError(f"{len(self.ids)} example ids cannot seed a batch of {len(like)}")
         width = math.prod(like.shape[1:])
         self.draws += 1
-        start = _as_int64(derive_seed(*self.parts, self.draws))
+        start = derive_seed(*self.parts, self.draws)  # 63 bits: fits
         ids = self.ids.to(like.device)
-        per_example = _mix(ids * _as_int64(0x9E3779B97F4A7C15) + start)
-        place = torch.arange(1, width + 1, device=like.device) * _as_int64(0xD1B54A32D192ED03)
+        per_example = _mix(ids * PER_EXAMPLE + start)
+        place = torch.arange(1, width + 1, device=like.device) * PER_PLACE
         bits = _mix(per_example[:, None] + place[None, :])
         return (((bits >> 40) & 0xFFFFFF).to(like.dtype) / (1 << 24)).view(like.shape)
 

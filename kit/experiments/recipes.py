@@ -9,6 +9,7 @@ generated ones come in by name, see `recipe`.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Annotated, Literal, get_type_hints
 
 from kit.core.errors import KitError, unknown_name
@@ -50,7 +51,7 @@ class Recipe:
         "auto"  # of the training attack's passes; auto is bf16 on GPUs, else fp32
     )
 
-    @property
+    @cached_property
     def threat(self) -> Threat:
         return Threat(self.norm, self.eps)
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 from kit.core.errors import KitError, describe_value, unknown_name
@@ -27,7 +28,7 @@ from kit.models.architectures import SMALL
 REVISION = 1
 
 #: Attacks that pass all images in every step, so that several networks can take theirs as one.
-STACKABLE_ATTACKS = ("pgd", "own_loss_pgd")
+STACKABLE_ATTACKS = ("pgd",)
 
 #: Fields of a recipe in which runs that are trained as one program may differ.
 OWN_FIELDS = ("lr", "momentum", "weight_decay", "milestones", "lr_factor")
@@ -81,12 +82,12 @@ class Plan:
             "recipe": self.recipe.config() | {"data": absolute_name(self.recipe.data)},
         }
 
-    @property
+    @cached_property
     def key(self) -> str:
         """12 hex digits of the settings' SHA-256."""
         return hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()[:12]
 
-    @property
+    @cached_property
     def burn_in_key(self) -> str:
         """12 hex digits of what it computes while every weight is 1:
 
@@ -94,8 +95,7 @@ class Plan:
         """
         config = self.config()
         slots = ["criterion", "weight", "normaliser", "select"]
-        timed = self.method.schedule(1, 1) if self.method.schedule else {}
-        if all(path.partition(".")[0] in slots for path in timed):
+        if all(path.partition(".")[0] in slots for path in self.method.scheduled):
             slots.append("schedule")
         config["method"] |= dict.fromkeys(slots)
         config |= {
@@ -109,7 +109,7 @@ class Plan:
         """How many epochs of the trunk it shares: its burn-in, or all if it never reweights."""
         return self.burn_in if self.method.reweights else self.recipe.epochs
 
-    @property
+    @cached_property
     def stack_key(self) -> str:
         """12 hex digits of what runs have in common that can be trained as one program; "" if it is
         trained alone.
@@ -118,9 +118,7 @@ class Plan:
         each network's own.
         """
         method = self.method
-        timed = {
-            path.partition(".")[0] for path in (method.schedule(1, 1) if method.schedule else ())
-        }
+        timed = {path.partition(".")[0] for path in method.scheduled}
         alone = (
             self.recipe.model not in SMALL
             or method.perturb

@@ -14,9 +14,9 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from kit.attacks.contract import AttackTrace
 from kit.attacks.line_search_pgd import lmpgd
 from kit.attacks.projected_gradient_descent import pgd
-from kit.attacks.trace import AttackTrace
 from kit.core import tensors
 from kit.core.errors import KitError
 from kit.core.parameters import Count, Natural, Range, check_value

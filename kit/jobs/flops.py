@@ -22,7 +22,8 @@ from kit.data.splits import DataSet, Split
 from kit.experiments.runs import open_dataset
 from kit.experiments.specification import Plan
 from kit.models.architectures import build_network
-from kit.training.step import Learner, train_stacked_step
+from kit.training.perturbed_step import train_step_perturbed
+from kit.training.step import Batch, train_step
 
 #: Shapes of the images that are downloaded.
 IMAGE_SHAPES = {
@@ -124,18 +125,15 @@ def count_passes(plan: Plan, classes: int = 10) -> float:
 
     network.register_forward_hook(counted)
     method, images = plan.method.at(recipe.epochs, recipe.epochs), _noise_images(8, shape, classes)
-    learner = Learner(
-        network, torch.optim.SGD(network.parameters(), lr=0.0), method, method.reweights
+    optimizer, recipe = (
+        torch.optim.SGD(network.parameters(), lr=0.0),
+        replace(recipe, precision="fp32"),
     )
-    for attacked in method.stages(recipe.epochs, recipe.epochs):
-        train_stacked_step(
-            [learner],
-            replace(recipe, precision="fp32"),
-            images.x(),
-            images.y,
-            [Streams(images.ids, 0, "count")],
-            attacked=attacked,
-        )
+    batch = Batch(images.x(), images.y, Streams(images.ids, 0, "count"))
+    take_step = train_step_perturbed if method.perturb else train_step
+    for adversarial in method.stages(recipe.epochs, recipe.epochs):
+        parts = network, optimizer, method, batch, recipe
+        take_step(*parts, adversarial=adversarial, reweight=method.reweights)
     return sum(count) / len(images)
 
 

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 
 from kit.core.files import home, write_json
-from kit.data.splits import DataSet
+from kit.data.splits import DataSet, Split
 from kit.experiments.devices import pick_device, threads_for
-from kit.experiments.runs import initial_network, is_done, run_folder
+from kit.experiments.runs import is_done, run_folder
 from kit.experiments.specification import (
     Plan,
     RunSpec,
@@ -32,8 +32,8 @@ from kit.experiments.specification import (
 from kit.jobs.flops import count_flops, sample_data
 from kit.jobs.tasks import Place, Task, simulate_tasks, threads_per_worker
 from kit.models.architectures import SMALL
-from kit.training.checkpoint import TrainingState
-from kit.training.loop import run_epoch, train_epoch
+from kit.training.checkpoint import TrainingState, initial_state
+from kit.training.loop import run_epoch, train_epoch, train_epoch_stacked
 from kit.training.observation import observe_split
 from kit.training.runner import STACKED_NETWORKS
 
@@ -88,7 +88,7 @@ def measure_cost(plans: Sequence[Plan], device: torch.device) -> TrainingCost:
         states = [_state_before_last(plan, host, device, Path(folder) / plan.key) for plan in plans]
         networks = [state.model for state in states]
         step = _median_seconds(
-            lambda: train_epoch(states, data.train, recipe.epochs), device, small
+            lambda: _train_epoch(states, data.train, recipe.epochs), device, small
         ) / len(data.train)
         look = _median_seconds(
             lambda: observe_split(networks, plans, data.test, "forecast"), device, small
@@ -111,15 +111,15 @@ def _state_before_last(
     """
     plan = replace(plan, burn_in=plan.recipe.epochs + 1)
     write_json(folder / "run.json", {})
-    model, recipe = initial_network(plan, host).to(device), plan.recipe
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        fused=device.type == "cuda",
-    )
-    return TrainingState(plan, folder, model, optimizer)
+    return initial_state(plan, host, device, folder)
+
+
+def _train_epoch(states: Sequence[TrainingState], split: Split, epoch: int) -> None:
+    """Train networks that fit together for an epoch."""
+    if len(states) == 1:
+        train_epoch(states[0], split, epoch)
+    else:
+        train_epoch_stacked(states, split, epoch)
 
 
 def _run_last_epoch(states: Sequence[TrainingState], data: DataSet) -> None:

@@ -17,7 +17,7 @@ from kit.core import tensors
 from kit.core.parameters import Positive, Range
 from kit.core.parts import Part, part
 from kit.core.registry import Registry
-from kit.methods.step_outputs import StepOutputs
+from kit.methods.step_outputs import StepOutputs, check_fields
 
 
 def probabilistic_margin(probs: Tensor, y: Tensor) -> Tensor:
@@ -130,18 +130,26 @@ def entropy(probs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A quantity, the fields of `Seen` that it reads, and which of its ends is the safe one."""
+    """A quantity, the fields of `StepOutputs` it is computed from, and which end is the safe one.
+
+    Raises:
+        KitError: `reads` names a field that a step does not compute.
+    """
 
     title: str
     quantity: Part
-    reads: tuple[str, ...]  # fields of Seen, in the order the function takes them
+    reads: tuple[str, ...]  # fields of StepOutputs, in the order the function takes them
     safe_end: Literal[1, -1]  # +1: larger is safer; -1: larger is more vulnerable
     symbol: str  # as the paper writes it, for axes
     source: str
 
+    def __post_init__(self) -> None:
+        check_fields(self.title, self.reads)
+
     def value(self, outputs: StepOutputs) -> Tensor:
         """The paper's own quantity, (N,), in the precision of the logits."""
-        return self.quantity.read(outputs, self.reads).to(outputs.logits_adv.dtype)
+        arguments = [getattr(outputs, name) for name in self.reads]
+        return self.quantity(*arguments).to(outputs.logits_adv.dtype)
 
     def score(self, outputs: StepOutputs) -> Tensor:
         """Vulnerability, (N,): larger should weigh more."""

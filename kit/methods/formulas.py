@@ -8,6 +8,7 @@ knows.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from fractions import Fraction
 from kit.core.parameters import Count, check_value
 from kit.core.parts import Part
 from kit.methods.criteria import Criterion
+from kit.methods.step_outputs import fields_read_by
 from kit.methods.table import Method
 
 NOTATION = (
@@ -122,7 +124,6 @@ FORMULAS: dict[str, str | tuple[str, Mapping]] = {
             "margin": r"\text{PGD on the CW loss}",
         },
     ),
-    "own_loss_pgd": r"\text{PGD on the loss that is trained}",
     "friendly_pgd": (
         "loss",
         {
@@ -219,7 +220,7 @@ def formula(method: Method, *, epochs: Count = 120) -> Formula:
     function's name. `KitError` where `epochs` is no whole number above 0.
     """
     check_value("epochs", epochs, Count)
-    timed = tuple(method.schedule(1, 1)) if method.schedule else ()
+    timed = method.scheduled
 
     def numbered(slot: str, text: str) -> str:
         """`text`, then the numbers of the part in that slot, but for those that follow a timetable."""
@@ -268,7 +269,7 @@ def part_formula(part: Part) -> str:
 
 def criterion_formula(criterion: Criterion) -> str:
     """A criterion's quantity in the predictions that its row hands over."""
-    pairs = zip(criterion.quantity.reads, criterion.reads, strict=True)
+    pairs = zip(argument_names(criterion.quantity.fn), criterion.reads, strict=True)
     letters = {
         PREDICTIONS[name]: PREDICTIONS[field] for name, field in pairs if name in PREDICTIONS
     }
@@ -360,8 +361,18 @@ def _ours(part: Part) -> bool:
     return (part.fn.__module__ or "").split(".")[0] == "kit"
 
 
+def argument_names(fn: Callable) -> tuple[str, ...]:
+    """Return what a function is computed from, for display.
+
+    That is its positional parameters; of a function of a step's outputs, the fields it reads.
+    """
+    parameters = inspect.signature(fn).parameters.values()
+    names = tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
+    return tuple(sorted(fields_read_by(fn))) if names == ("outputs",) else names
+
+
 def _function_name(part: Part) -> str:
-    arguments = [PREDICTIONS.get(name, name) for name in part.reads] + [
+    arguments = [PREDICTIONS.get(name, name) for name in argument_names(part.fn)] + [
         f"{k} = {v}" for k, v in part.params.items()
     ]
     escaped = [text if "\\" in text else rf"\text{{{text}}}" for text in arguments]

@@ -1,13 +1,37 @@
-"""What changes with the epoch: which steps a batch takes, and hyper-parameters on a timetable.
+"""What changes with the epoch: which steps a batch takes, and hyper-parameters on a schedule.
 
 Epochs count from 1; papers print epochs of 120, 110 or 200, here they are shares of the run's
-length. A timetable returns {dotted name: value} for an epoch: those hyper-parameters belong to it
+length. A schedule states what it controls and returns {dotted name: value} for an epoch: those hyper-parameters belong to it
 and cannot be overridden by themselves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from kit.core.parameters import NonNegative, Real, Share
+
+Schedule = TypeVar("Schedule", bound=Callable[..., dict[str, float]])
+
+
+def controls(*paths: str) -> Callable[[Schedule], Schedule]:
+    """State which hyper-parameters a schedule controls, by their dotted names."""
+
+    def state(schedule: Schedule) -> Schedule:
+        schedule.controls = paths
+        return schedule
+
+    return state
+
+
+def controlled_by(schedule: Callable) -> tuple[str, ...]:
+    """Return the dotted names of the hyper-parameters that a schedule has stated to control.
+
+    A schedule of one's own without this statement is asked for its first epoch.
+    """
+    stated = getattr(schedule, "controls", None)
+    return tuple(schedule(1, 1)) if stated is None else stated
 
 
 def adversarial(epoch: int, epochs: int) -> tuple[bool, ...]:
@@ -33,19 +57,18 @@ def clean_first_half(epoch: int, epochs: int) -> tuple[bool, ...]:
     return (epoch > epochs // 2,)
 
 
-# --------------------------------------------------------------------------------------- timetables
+# ---------------------------------------------------------------------------------------- schedules
 
 
+@controls("attack.tau")
 def friendlier_first(
     epoch: int, epochs: int, *, first: Share = 50 / 120, second: Share = 90 / 120
 ) -> dict[str, int]:
-    """attack.tau:
-
-    0 until `first`, 1 until `second`, then 2. FAT's code: epochs 50 and 90 of 120.
-    """
+    """attack.tau: 0 until `first`, 1 until `second`, then 2. FAT's code: 50 and 90 of 120."""
     return {"attack.tau": (epoch > first * epochs) + (epoch > second * epochs)}
 
 
+@controls("perturb.gamma")
 def warm_up(
     epoch: int, epochs: int, *, until: Share = 10 / 200, gamma: NonNegative = 0.005
 ) -> dict[str, float]:
@@ -53,6 +76,7 @@ def warm_up(
     return {"perturb.gamma": gamma if epoch > until * epochs else 0.0}
 
 
+@controls("weight.shift")
 def piecewise(
     epoch: int, epochs: int, *, shift: Real = -1.0, second: Real = -2.0, third: Real = -2.5
 ) -> dict[str, float]:
@@ -68,6 +92,7 @@ def piecewise(
     }
 
 
+@controls("weight.shift")
 def linear(epoch: int, epochs: int, *, start: Real = 5.0, end: Real = -1.0) -> dict[str, float]:
     """weight.shift: from λ_max (`start`) in a straight line to λ (`end`) over all epochs. GAIRAT's
     code, whose own λ_max is infinite and gives NaN; with 5 nearly all weights begin at 1.

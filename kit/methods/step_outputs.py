@@ -1,39 +1,38 @@
-"""TODO methods.step_outputs."""
+"""`StepOutputs`, the one record from which every part of a method reads."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import TypeVar
 
 from torch import Tensor
 
+from kit.core.errors import KitError
 from kit.core.random_streams import Streams
 
-# ------------------------------------------------------------------------------------- what is seen
+Function = TypeVar("Function", bound=Callable)
 
 
 @dataclass(frozen=True)
 class StepOutputs:
-    """What one training step sees of each example; every part of a method reads from here.
+    """What one training step computed of each example.
 
-    Logits are (N, K), the rest (N,). A field that no part of the method asks for is None and was
+    Logits are (N, K), the rest (N,). A field that no part of the method reads is None and was
     never computed. `kappa`, `lps` and `p_flip` come from the inner attack's own forward passes
-    (eval mode); the logits are the outer pass of the training step (train mode).
+    (eval mode); the logits are those of the training step's outer passes (train mode).
     """
 
     y: Tensor  # labels
     logits_adv: Tensor  # of the training input: x_adv, or x where the stage is clean
     logits_nat: Tensor | None = None
     kappa: Tensor | None = None  # evaluation points classified correctly, 0..steps (GAIRAT)
-    lps: Tensor | None = None  # first misclassified step, `steps` if none
+    lps: Tensor | None = None  # first misclassified step, `steps` if there is none
     p_flip: Tensor | None = None  # p_y at that step
-    steps: int = 0  # inner attack steps
+    steps: int = 0  # steps of the inner attack
     streams: Streams | None = None  # for parts that draw
-    logits_second: Tensor | None = (
-        None  # (N, K), of the second attack's images where a method has one
-    )
+    logits_second: Tensor | None = None  # of the second attack's images, where there is one
 
     @cached_property
     def probs_adv(self) -> Tensor:
@@ -44,15 +43,56 @@ class StepOutputs:
         return self.logits_nat.softmax(dim=1)
 
     def detach(self) -> StepOutputs:
-        """The same values without a gradient: what criteria and weights may look at."""
-        return self._each(Tensor.detach)
+        """Return the same values without a gradient: what criteria and weights may look at."""
+        nat, second = self.logits_nat, self.logits_second
+        return replace(
+            self,
+            logits_adv=self.logits_adv.detach(),
+            logits_nat=None if nat is None else nat.detach(),
+            logits_second=None if second is None else second.detach(),
+        )
 
     def take(self, rows: slice, streams: Streams) -> StepOutputs:
-        """Some of the examples, whose streams are `streams`."""
-        return dataclasses.replace(self._each(lambda values: values[rows]), streams=streams)
+        """Return some of the examples, whose streams are `streams`."""
+        values = {name: getattr(self, name) for name in FIELD_NAMES}
+        tensors = {name: value[rows] for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **tensors, streams=streams)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> StepOutputs:
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return StepOutputs(
-            **{k: change(v) if isinstance(v, Tensor) else v for k, v in fields.items()}
-        )
+
+FIELD_NAMES = tuple(field.name for field in fields(StepOutputs))
+
+#: What a part can read.
+READABLE = (*FIELD_NAMES, "probs_adv", "probs_nat")
+
+
+def check_fields(reader: str, names: tuple[str, ...]) -> None:
+    """Refuse names that no field of `StepOutputs` has.
+
+    Raises:
+        KitError: A name is unknown; it names the fields that there are.
+    """
+    for name in names:
+        if name not in READABLE:
+            raise KitError(
+                f"{reader} reads '{name}', which a step does not compute. Fields: "
+                f"{', '.join(READABLE)}"
+            )
+
+
+def reads(*names: str) -> Callable[[Function], Function]:
+    """State which fields of `StepOutputs` a function reads; what nobody reads is not computed.
+
+    A function of StepOutputs without this statement is taken to read all of them.
+    """
+
+    def state(fn: Function) -> Function:
+        check_fields(fn.__name__, names)
+        fn.reads = frozenset(names)
+        return fn
+
+    return state
+
+
+def fields_read_by(fn: Callable) -> frozenset[str]:
+    """Return the fields of `StepOutputs` that a function has stated to read; all if none."""
+    return getattr(fn, "reads", frozenset(READABLE))

@@ -8,12 +8,13 @@ code branches on a method's name:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from kit.attacks.friendly_pgd_attack import friendly_pgd
-from kit.attacks.projected_gradient_descent import own_loss_pgd, pgd
+from kit.attacks.projected_gradient_descent import pgd
 from kit.core.errors import KitError, unknown_name
 from kit.core.parameters import Share
 from kit.core.parts import Part, part
@@ -26,12 +27,13 @@ from kit.methods.schedules import (
     alternating,
     clean,
     clean_first_half,
+    controlled_by,
     friendlier_first,
     linear,
     piecewise,
     warm_up,
 )
-from kit.methods.step_outputs import StepOutputs
+from kit.methods.step_outputs import StepOutputs, fields_read_by
 from kit.methods.weight_perturbation import perturb_weights
 from kit.methods.weights import (
     affine,
@@ -49,10 +51,7 @@ from kit.methods.weights import (
 
 @dataclass(frozen=True)
 class Method:
-    """One row.
-
-    Parts read the fields of `Seen` that their arguments name; what no part reads is not computed.
-    """
+    """One row. Its parts state which fields of `StepOutputs` they read; others are not computed."""
 
     title: str
     source: str
@@ -79,16 +78,23 @@ class Method:
 
     @property
     def reads(self) -> frozenset[str]:
-        """Fields of `Seen` that its loss, criterion and selection read."""
-        names = set(self.loss.reads)
-        for reader in (self.criterion, self.select):
-            names |= set(reader.reads if reader else ())
-        return frozenset(names)
+        """Fields of `StepOutputs` that its loss, criterion and selection read."""
+        names = fields_read_by(self.loss.fn)
+        if self.criterion is not None:
+            names |= frozenset(self.criterion.reads)
+        if self.select is not None:
+            names |= fields_read_by(self.select.fn)
+        return names
 
-    @property
+    @cached_property
     def reads_clean(self) -> bool:
         """Does a part need the outer pass of the clean images?"""
         return bool({"logits_nat", "probs_nat"} & self.reads)
+
+    @property
+    def scheduled(self) -> tuple[str, ...]:
+        """Dotted names of the hyper-parameters that its schedule controls."""
+        return controlled_by(self.schedule.fn) if self.schedule else ()
 
     def weigh(self, outputs: StepOutputs) -> Tensor:
         """Weights (N,) past burn-in, without gradient unless the row says otherwise."""
@@ -97,13 +103,13 @@ class Method:
         if self.weight is not None:
             weights = self.normaliser(self.weight(self.criterion.score(outputs)))
         if self.select is not None:
-            weights = weights * self.select.read(outputs)
+            weights = weights * self.select(outputs)
         return weights
 
-    def own_loss(self, logits: Tensor, y: Tensor, *, reweighted: bool = True) -> Tensor:
-        """(N,) the loss of images with these logits, for attacks that maximise what is trained."""
+    def trained_loss(self, logits: Tensor, y: Tensor, *, reweighted: bool = True) -> Tensor:
+        """Return the loss (N,) of images with these logits, for attacks that ascend it."""
         outputs = StepOutputs(y, logits)
-        weighted, plain = self.loss.read(outputs)
+        weighted, plain = self.loss(outputs)
         return (self.weigh(outputs) if reweighted else 1) * weighted + plain
 
     def at(self, epoch: int, epochs: int) -> Method:
@@ -132,8 +138,7 @@ class Method:
             if chosen is not None:
                 params = (chosen.quantity if isinstance(chosen, Criterion) else chosen).params
                 found |= {f"{slot}.{name}": value for name, value in params.items()}
-        timed = self.schedule(1, 1) if self.schedule else ()
-        return {path: value for path, value in found.items() if path not in timed}
+        return {path: value for path, value in found.items() if path not in self.scheduled}
 
     def config(self) -> dict:
         """All that decides what it computes, as JSON values; burn-in is resolved with the recipe."""
@@ -224,7 +229,7 @@ CSA = ADV.but(
     "a clean and an adversarial step, with class costs in loss and attack",
     "CSA Eq. 4, Alg. 2",
     loss=part(cost_sensitive),
-    attack=part(own_loss_pgd, init="gaussian"),
+    attack=part(pgd, loss="trained", init="gaussian"),
 )
 
 CSE = STD.but(
@@ -238,7 +243,7 @@ CSE = STD.but(
 WMMR = AT.but(
     "weights exp(-α PM) with their gradient, and an attack on the weighted loss",
     "Zeng et al. 2021, its code",
-    attack=part(own_loss_pgd),
+    attack=part(pgd, loss="trained"),
     criterion=CRITERIA["pm"],
     weight=part(exponential, alpha=0.5),
     detach=False,
@@ -487,7 +492,7 @@ METHODS = Registry(
 
 def check_override(method: Method, path: str) -> None:
     """`KitError` unless the row takes a hyper-parameter of that dotted name."""
-    if method.schedule and path in method.schedule(1, 1):
+    if path in method.scheduled:
         own = [name for name in method.hyper_parameters() if name.startswith("schedule.")]
         raise KitError(
             f"{path} follows the timetable {method.schedule.name}; change that: {', '.join(own)}"

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from kit.core.errors import KitError
 from kit.core.parameters import NonNegative, Positive, Real
-from kit.core.random_streams import Streams
 from kit.core.registry import Registry
 from kit.methods.criteria import confused_labels
+from kit.methods.step_outputs import StepOutputs, reads
 
 
 def sigmoid(score: Tensor, *, slope: Positive = 10.0, bias: Real = -0.5) -> Tensor:
@@ -101,10 +101,9 @@ def flattened(weights: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------- selection
 
 
+@reads("probs_adv", "y", "streams")
 def drop_confused(
-    probs_adv: Tensor,
-    y: Tensor,
-    streams: Streams,
+    outputs: StepOutputs,
     *,
     which: Literal["single", "multiple", "multiple-matched", "random"] = "single",
 ) -> Tensor:
@@ -114,7 +113,7 @@ def drop_confused(
     paper lacks: multiple-matched is a random subset of S_mul of the size of S_sig (all of S_mul
     where that is smaller), random is a random set of all examples of the size of S_mul.
     """
-    count = confused_labels(probs_adv, y)
+    count = confused_labels(outputs.probs_adv, outputs.y)
     single, multiple = count == 1, count >= 2
     if which == "single":
         return ~single
@@ -125,9 +124,8 @@ def drop_confused(
         if which == "multiple-matched"
         else (torch.ones_like(single), multiple.sum())
     )
-    lottery = streams.uniform(probs_adv[:, 0]).where(
-        pool, 2.0
-    )  # outside the pool: never among the first
+    # outside the pool: never among the first
+    lottery = outputs.streams.uniform(outputs.probs_adv[:, 0]).where(pool, 2.0)
     rank = lottery.argsort().argsort()
     return ~(pool & (rank < size))
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
-from kit.core.distributed import broadcast, is_main, process_count
 from kit.core.errors import KitError
 from kit.core.files import (
     file_digest,
     load_checkpoint,
     quarantine,
+    save_arrays,
     save_checkpoint,
     write_bytes,
     write_json,
@@ -69,7 +72,7 @@ class TrainingState:
         self.put(saved)
 
     def owns(self, saved: object) -> bool:
-        """Is this a state of this run, or of the trunk that it shares?"""
+        """Is this a state of this run, or of the burn-in that it shares?"""
         if not isinstance(saved, dict) or not self.contents().keys() <= saved.keys():
             return False
         return saved["key"] == self.plan.key or (
@@ -94,17 +97,37 @@ class TrainingState:
 
 
 def begin_training(
-    plan: Plan, host_data: DataSet, device: torch.device, *, quiet: bool = False
+    plan: Plan,
+    host_data: DataSet,
+    device: torch.device,
+    *,
+    quiet: bool = False,
+    processes: int = 1,
 ) -> TrainingState:
-    """A run as it stands:
+    """Begin or go on with a run, as it stands on disk.
 
-    at its last checkpoint, where a sibling ended its burn-in, or at its first parameters.
+    It starts at its last checkpoint, where a sibling ended its burn-in, or at its first parameters.
+    `processes` is how many train it, for the record.
+
+    Raises:
+        KitError: Its images have changed since it was begun.
     """
-    recipe, folder, model = (
-        plan.recipe,
-        run_folder(plan),
-        initial_network(plan, host_data).to(device),
+    state = initial_state(plan, host_data, device)
+    compiled = is_compile_wanted() and compile_network(
+        state.model, host_data.train.x(slice(0, plan.recipe.batch_size)).to(device)
     )
+    _write_run_record(plan, state.folder, host_data, device, compiled, processes)
+    _resume(state, device, quiet)
+    if state.epoch == 0:
+        _start_from_shared_burn_in(state, device)
+    return state
+
+
+def initial_state(
+    plan: Plan, host_data: DataSet, device: torch.device, folder: Path | None = None
+) -> TrainingState:
+    """Return a run at its first parameters, in its folder or another."""
+    recipe, model = plan.recipe, initial_network(plan, host_data).to(device)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=recipe.lr,
@@ -112,18 +135,56 @@ def begin_training(
         weight_decay=recipe.weight_decay,
         fused=device.type == "cuda",
     )
-    state = TrainingState(plan, folder, model, optimizer)
-    ready = is_compile_wanted() and compile_network(
-        model, host_data.train.x(slice(0, recipe.batch_size)).to(device)
-    )
-    if is_main():
-        _write_run_record(plan, folder, host_data, device, ready)
-        _resume(state, device, quiet)
-        if state.epoch == 0:
-            _start_from_shared_burn_in(state, device)
-    if process_count() > 1:
-        state.put(broadcast(state.contents(), device))
-    return state
+    return TrainingState(plan, folder or run_folder(plan), model, optimizer)
+
+
+def save_epoch(state: TrainingState, kept: dict[str, np.ndarray]) -> None:
+    """Write an epoch down: its arrays, the network, and last of all the checkpoint.
+
+    Raises:
+        KitError: The run's folder was deleted or moved.
+    """
+    plan, folder, epoch, files = state.plan, state.folder, state.epoch, state.files
+    if not (folder / "run.json").exists():
+        raise KitError(
+            f"{folder} was deleted or moved while it was trained in. Ask for the run again to "
+            "train it afresh"
+        )
+    row, earlier = state.history[-1], state.history[:-1]
+    is_best = row["robust"] > max((before["robust"] for before in earlier), default=-1)
+    network, name = {"model": state.model.state_dict(), "epoch": epoch}, f"{epoch:04d}"
+    files[f"epochs/{name}.npz"] = save_arrays(folder / "epochs" / f"{name}.npz", kept)
+    if is_best or "validation_y" not in kept:  # without held-out images the last epoch is the best
+        files["best.ckpt"] = save_checkpoint(folder / "best.ckpt", network)
+    history = pd.DataFrame(state.history).to_csv(index=False).encode()
+    files["history.csv"] = write_bytes(folder / "history.csv", history)
+    if is_snapshot(epoch, plan):
+        snapshot = folder / "snapshots" / f"{name}.ckpt"
+        files[f"snapshots/{name}.ckpt"] = save_checkpoint(snapshot, network)
+    state.advance()
+    if epoch == plan.burn_in:
+        shutil.copyfile(folder / "best.ckpt", folder / "best-in-burn-in.ckpt")
+        state.save(folder / f"burn-in-{plan.burn_in_key}.ckpt")
+
+
+def save_final(state: TrainingState, arrays: dict[str, np.ndarray]) -> None:
+    """Write down what the finished network shows of all images."""
+    state.files["final.npz"] = save_arrays(state.folder / "final.npz", arrays)
+
+
+def finish_run(state: TrainingState) -> None:
+    """Write done.json, which has the checksums of all other files, and drop what is not needed."""
+    last, seconds = state.history[-1], sum(row["seconds"] for row in state.history)
+    files = state.files | {"last.ckpt": file_digest(state.folder / "last.ckpt")}
+    record = {
+        "key": state.plan.key,
+        "epochs": state.epoch,
+        "seconds": round(seconds, 2),
+        "constant": bool(last["constant"]),
+        "files": files,
+    }
+    write_sealed_json(state.folder / "done.json", record)
+    (state.folder / "previous.ckpt").unlink(missing_ok=True)
 
 
 def has_collapsed(history: list[dict[str, float]]) -> bool:
@@ -189,7 +250,12 @@ def _start_from_shared_burn_in(state: TrainingState, device: torch.device) -> No
 
 
 def _write_run_record(
-    plan: Plan, folder: Path, data: DataSet, device: torch.device, ready: bool
+    plan: Plan,
+    folder: Path,
+    data: DataSet,
+    device: torch.device,
+    compiled: bool,
+    processes: int,
 ) -> None:
     """run.json, written at the start; a resumed run must find the same images."""
     path, fingerprint = folder / "run.json", data.fingerprint()
@@ -214,9 +280,9 @@ def _write_run_record(
             "commit": git_commit(),
             "device": _device_name(device),
             "threads": torch.get_num_threads(),
-            "processes": process_count(),
+            "processes": processes,
             "precision": resolve_precision(plan.recipe.precision, device),
-            "compiled": ready,
+            "compiled": compiled,
         },
     )
 

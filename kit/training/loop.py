@@ -1,7 +1,4 @@
-"""The one loop. `run` trains, resumes or opens; `fit` is the loop over epochs;
-`kit.training.step.train_stacked_step` is one step.
-
-One network, or several small ones that go through the program side by side: the loop is the same.
+"""The one loop: epochs, and what is done after each of them, in the order of reading.
 
 Every random number comes from a stream named after the seed, its purpose and the epoch (and per
 example its id), so a run that was interrupted continues from its last checkpoint and ends bit for
@@ -10,18 +7,14 @@ bit as if it had not been.
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
-from kit.core.distributed import barrier, is_main, main_first, process_count, wrap_distributed
 from kit.core.errors import KitError
-from kit.core.files import file_digest, save_arrays, save_checkpoint, write_bytes, write_sealed_json
 from kit.core.progress import Progress, format_duration
 from kit.core.random_streams import Streams, named_generator
 from kit.core.tensors import per_example_cross_entropy
@@ -37,177 +30,191 @@ from kit.training.checkpoint import (
     TrainingState,
     align_epochs,
     begin_training,
-    is_snapshot,
+    finish_run,
     run_warning,
+    save_epoch,
+    save_final,
 )
 from kit.training.observation import accuracies, kept_outputs, observe_split, stored_array
+from kit.training.perturbed_step import train_step_perturbed
 from kit.training.precision import resolve_precision
-from kit.training.step import Learner, train_stacked_step
+from kit.training.stacked_step import Learner, train_step_stacked
+from kit.training.step import Batch, StepRecord, train_step
 
-# ---------------------------------------------------------------------------------------- one epoch
-
-
-def train_epoch(
-    states: Sequence[TrainingState], split: Split, epoch: int
-) -> list[tuple[float, dict[str, np.ndarray]]]:
-    """One pass over the training images. -> of each network its mean loss, and what the last stage
-    of each step saw, in split order. The networks fit together; each goes through the images in an
-    order of its own.
-
-    The arrays are counted on the fly: the network moves from batch to batch, and its batch norms
-    use batch statistics.
-    """
-    recipe = states[0].plan.recipe
-    learners = [
-        Learner(
-            wrap_distributed(s.model),
-            s.optimizer,
-            s.plan.method.at(epoch, recipe.epochs),
-            s.plan.method.reweights and epoch > s.plan.burn_in,
-        )
-        for s in states
-    ]
-    orders = [
-        torch.randperm(len(split), generator=named_generator(s.plan.seed, "order", epoch)).to(
-            split.y.device
-        )
-        for s in states
-    ]
-    kept: list[list[dict[str, Tensor]]] = [[] for _ in states]
-    losses: list[list[Tensor]] = [[] for _ in states]
-    for batches in zip(*(order.split(recipe.batch_size) for order in orders), strict=True):
-        stop_if_abandoned()
-        ids = [split.ids[rows] for rows in batches]
-        y = torch.cat([split.y[rows] for rows in batches])
-        x = torch.cat(
-            [
-                augment(split.x(rows), recipe.augment, Streams(mine, s.plan.seed, "augment", epoch))
-                for rows, mine, s in zip(batches, ids, states, strict=True)
-            ]
-        )
-        for attacked in learners[0].method.stages(epoch, recipe.epochs):
-            streams = [
-                Streams(mine, s.plan.seed, "attack", epoch)
-                for mine, s in zip(ids, states, strict=True)
-            ]
-            done = train_stacked_step(learners, recipe, x, y, streams, attacked=attacked)
-            for mine, each in zip(losses, done, strict=True):
-                mine.append(each.loss)
-        for mine, each in zip(kept, done, strict=True):
-            mine.append(kept_outputs(each.outputs) | {"weight": each.weights})
-    found = []
-    for order, records, mine in zip(orders, kept, losses, strict=True):
-        back = order.argsort()
-        arrays = {
-            name: stored_array(torch.cat([record[name] for record in records])[back])
-            for name in records[0]
-        }
-        found.append((float(torch.stack(mine).mean()), arrays))
-    return found
-
-
-# ----------------------------------------------------------------------------------------- the loop
+#: What training computed in one epoch: the mean loss, and {name: (n, ...)} in the split's order.
+Trained = tuple[float, dict[str, np.ndarray]]
 
 
 def fit_plans(plans: Sequence[Plan], device: torch.device, *, quiet: bool = False) -> None:
-    """Train `plans`, which fit together, each from where it stands to done.json. The caller holds
-    their locks.
+    """Train plans that fit together, each from where it stands to its end.
 
-    Those that are behind go first, so that after an interruption all are soon in step again.
+    The caller holds their locks. Those that are behind go first, so that after an interruption all
+    are soon in step again.
+
+    Raises:
+        KitError: The device computes no such precision, a batch is larger than the data set, or a
+            training diverges.
     """
     recipe, started = plans[0].recipe, time.monotonic()
     resolve_precision(recipe.precision, device)  # refuses what the device has not
-    with main_first():
-        host_data = open_dataset(plans[0])
-    if recipe.batch_size > len(host_data.train):
-        raise KitError(
-            f"batch_size={recipe.batch_size} is larger than the {len(host_data.train)} training "
-            f"images of "
-            f"{recipe.data}; it must be 1 to {len(host_data.train)}"
-        )
-    last = len(host_data.train) % recipe.batch_size or recipe.batch_size
-    if last < process_count():
-        raise KitError(
-            f"batch_size={recipe.batch_size} leaves {last} of {len(host_data.train)} images to the "
-            f"last batch, "
-            f"fewer than the {process_count()} processes; change batch_size or train_size, or "
-            f"start fewer"
-        )
+    host_data = open_dataset(plans[0])
+    check_batch_size(plans[0], host_data)
     data = host_data.to(device)
     states = [begin_training(plan, host_data, device, quiet=quiet) for plan in plans]
     align_epochs(states, device)
-    title = str(plans[0].spec) if len(plans) == 1 else f"{plans[0].spec} and {len(plans) - 1} more"
-    progress = Progress(
-        title, recipe.epochs, done=min(state.epoch for state in states), quiet=quiet
+    progress = (
+        None if quiet else Progress(_title(plans), recipe.epochs, done=min(s.epoch for s in states))
     )
     with threads_for(recipe.model, device):
         while going := [state for state in states if state.goes_on]:
             reached = min(state.epoch for state in going)
             run_epoch([state for state in going if state.epoch == reached], data)
-            last = going[0].history[-1]
-            progress.update(
-                reached + 1,
-                f"loss {last['loss']:.3f}  clean {last['clean']:.1%}  robust {last['robust']:.1%}",
-            )
+            if progress is not None:
+                progress.update(reached + 1, _summary(going[0].history[-1]))
         final_pass(states, data)
-    took = format_duration(time.monotonic() - started) + (
-        f", {len(plans)} networks at once" if len(plans) > 1 else ""
-    )
-    for state in states if is_main() else ():
-        last, seconds = state.history[-1], sum(row["seconds"] for row in state.history)
-        files = state.files | {"last.ckpt": file_digest(state.folder / "last.ckpt")}
-        write_sealed_json(
-            state.folder / "done.json",
-            {
-                "key": state.plan.key,
-                "epochs": state.epoch,
-                "seconds": round(seconds, 2),
-                "constant": bool(last["constant"]),
-                "files": files,
-            },
-        )
-        (state.folder / "previous.ckpt").unlink(missing_ok=True)
-        progress.title = str(state.plan.spec)
-        progress.close(
-            f"trained {state.epoch} epochs in {took}: held-out clean {last['clean']:.1%}, robust "
-            f"{last['robust']:.1%} "
-            f"({state.plan.key}){run_warning(Run(state.plan.spec, state.folder))}"
-        )
-    barrier()  # the run is there for all
+    took = format_duration(time.monotonic() - started)
+    for state in states:
+        finish_run(state)
+        if progress is not None:
+            progress.title = str(state.plan.spec)
+            progress.close(_last_line(state, took, len(states)))
 
 
 def run_epoch(states: Sequence[TrainingState], data: DataSet) -> None:
-    """One epoch of each:
+    """Take one epoch of each: train, look at the probes, refuse a sick network, save.
 
-    train, look at the probes, refuse a sick network, save. A crash before the save repeats it all.
+    A crash before the save repeats all of it.
     """
     epoch, started = states[0].epoch + 1, time.monotonic()
     for state in states:
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(state.plan, epoch)
-    trained = train_epoch(states, data.train, epoch)
-    models, plans = [state.model for state in states], [state.plan for state in states]
-    probes = {
-        name: observe_split(models, plans, split.take(slice(0, plans[0].recipe.probe)), "probe")
-        for name, split in (
-            ("seen", data.train),
-            ("validation", data.validation),
-            ("test", data.test),
+        set_learning_rate(state, epoch)
+    if len(states) == 1:
+        trained = [train_epoch(states[0], data.train, epoch)]
+    else:
+        trained = train_epoch_stacked(states, data.train, epoch)
+    probes = observe_probes(states, data)
+    seconds = (time.monotonic() - started) / len(states)
+    for state, (loss, arrays), seen in zip(states, trained, probes, strict=True):
+        kept = record_epoch(state, data, loss, arrays, seen, seconds)
+        save_epoch(state, kept)
+
+
+# --------------------------------------------------------------------------------------- one epoch
+
+
+def train_epoch(
+    state: TrainingState,
+    split: Split,
+    epoch: int,
+    take_step: Callable[..., StepRecord] | None = None,
+    model: torch.nn.Module | None = None,
+) -> Trained:
+    """Pass once over the training images, in steps of one network.
+
+    The arrays are what the last stage of each step computed, counted on the fly: the network moves
+    from batch to batch, and its batch norms use batch statistics. `take_step` is the step (the
+    method's own if None), `model` what it passes images through (the state's network if None).
+    """
+    plan, recipe = state.plan, state.plan.recipe
+    method = plan.method.at(epoch, recipe.epochs)
+    stages = method.stages(epoch, recipe.epochs)
+    reweight = method.reweights and epoch > plan.burn_in
+    take_step = take_step or (train_step_perturbed if method.perturb else train_step)
+    model = state.model if model is None else model
+    order = image_order(plan, split, epoch)
+    losses, kept = [], []
+    for rows in order.split(recipe.batch_size):
+        stop_if_abandoned()
+        batches = load_batches(plan, split, rows, epoch, len(stages))
+        for adversarial, batch in zip(stages, batches, strict=True):
+            parts = model, state.optimizer, method, batch, recipe
+            record = take_step(*parts, adversarial=adversarial, reweight=reweight)
+            losses.append(record.loss)
+        kept.append(kept_outputs(record.outputs) | {"weight": record.weights})
+    return collect(losses, kept, order)
+
+
+def train_epoch_stacked(states: Sequence[TrainingState], split: Split, epoch: int) -> list[Trained]:
+    """Take `train_epoch` of networks that fit together, each over the images in its own order."""
+    recipe = states[0].plan.recipe
+    methods = [state.plan.method.at(epoch, recipe.epochs) for state in states]
+    stages = methods[0].stages(epoch, recipe.epochs)
+    learners = [
+        Learner(
+            state.model, state.optimizer, method, method.reweights and epoch > state.plan.burn_in
         )
-        if len(split)
-    }
-    for i, (state, (loss, arrays)) in enumerate(zip(states, trained, strict=True)):
-        mine = {name: probe[i] for name, probe in probes.items()}
-        kept = record_epoch(
-            state, data, loss, arrays, mine, (time.monotonic() - started) / len(states)
-        )
-        if is_main():
-            save_epoch(state, kept)
+        for state, method in zip(states, methods, strict=True)
+    ]
+    orders = [image_order(state.plan, split, epoch) for state in states]
+    losses: list[list[Tensor]] = [[] for _ in states]
+    kept: list[list[dict[str, Tensor]]] = [[] for _ in states]
+    for all_rows in zip(*(order.split(recipe.batch_size) for order in orders), strict=True):
+        stop_if_abandoned()
+        loaded = [
+            load_batches(state.plan, split, rows, epoch, len(stages))
+            for state, rows in zip(states, all_rows, strict=True)
+        ]
+        for adversarial, *batches in zip(stages, *loaded, strict=True):
+            records = train_step_stacked(learners, batches, recipe, adversarial=adversarial)
+            for mine, record in zip(losses, records, strict=True):
+                mine.append(record.loss)
+        for mine, record in zip(kept, records, strict=True):
+            mine.append(kept_outputs(record.outputs) | {"weight": record.weights})
+    return [collect(*each) for each in zip(losses, kept, orders, strict=True)]
+
+
+def image_order(plan: Plan, split: Split, epoch: int) -> Tensor:
+    """Return the rows (n,) of the training images in the order of an epoch."""
+    order = torch.randperm(len(split), generator=named_generator(plan.seed, "order", epoch))
+    return order.to(split.y.device)
+
+
+def load_batches(plan: Plan, split: Split, rows: Tensor, epoch: int, count: int) -> Iterator[Batch]:
+    """Yield the batch of these rows `count` times, augmented once, with fresh streams each time."""
+    x, y, ids = split.x(rows), split.y[rows], split.ids[rows]
+    if plan.recipe.augment != "none":
+        x = augment(x, plan.recipe.augment, Streams(ids, plan.seed, "augment", epoch))
+    for _ in range(count):
+        yield Batch(x, y, Streams(ids, plan.seed, "attack", epoch))
+
+
+def collect(losses: list[Tensor], kept: list[dict[str, Tensor]], order: Tensor) -> Trained:
+    """Put the batches of an epoch together, in the order of the split."""
+    back = order.argsort()
+    arrays = {name: stored_array(torch.cat([r[name] for r in kept])[back]) for name in kept[0]}
+    return float(torch.stack(losses).mean()), arrays
+
+
+def set_learning_rate(state: TrainingState, epoch: int) -> None:
+    """Set the rate of an epoch."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(state.plan, epoch)
 
 
 def learning_rate(plan: Plan, epoch: int) -> float:
+    """Return the rate of an epoch: it is multiplied by lr_factor after each milestone."""
     recipe = plan.recipe
     return recipe.lr * recipe.lr_factor ** sum(epoch > milestone for milestone in recipe.milestones)
+
+
+# ----------------------------------------------------------------------------------- after an epoch
+
+
+def observe_probes(
+    states: Sequence[TrainingState],
+    data: DataSet,
+    observe: Callable[..., list[dict[str, np.ndarray]]] = observe_split,
+) -> list[dict[str, dict[str, np.ndarray]]]:
+    """Attack the first images of each split; returns for each network {split: arrays}."""
+    models, plans = [state.model for state in states], [state.plan for state in states]
+    splits = {"seen": data.train, "validation": data.validation, "test": data.test}
+    first = slice(0, plans[0].recipe.probe)
+    found = {
+        name: observe(models, plans, split.take(first), "probe")
+        for name, split in splits.items()
+        if len(split)
+    }
+    return [{name: arrays[i] for name, arrays in found.items()} for i in range(len(states))]
 
 
 def record_epoch(
@@ -220,35 +227,33 @@ def record_epoch(
 ) -> dict[str, np.ndarray]:
     """Take an epoch into the state's history.
 
-    -> the arrays to keep of it: what training saw and what the probes show.
+    Returns the arrays to keep of it: what training computed and what the probes show.
+
+    Raises:
+        KitError: A weight, the loss or a parameter is not finite.
     """
     plan, epoch = state.plan, state.epoch + 1
     weigher = plan.method.weight or plan.method.select
-    check_weights(
-        torch.from_numpy(arrays["weight"]), f"{plan.spec.method}, epoch {epoch}: {weigher}"
-    )
+    name = f"{plan.spec.method}, epoch {epoch}: {weigher}"
+    check_weights(torch.from_numpy(arrays["weight"]), name)
+    kept = {f"train_{name}": values for name, values in arrays.items()}
+    for name, probe in probes.items():
+        kept |= {f"{name}_{key}": values for key, values in probe.items()}
     row = {
         "epoch": epoch,
         "lr": learning_rate(plan, epoch),
         "loss": loss,
         "weight": float(arrays["weight"].mean(dtype=np.float64)),
     }
-    row["ce"] = float(
-        per_example_cross_entropy(
-            torch.from_numpy(arrays["logits_adv"]).float(), data.train.y.cpu()
-        ).mean()
-    )
-    kept = {f"train_{name}": values for name, values in arrays.items()}
+    logits = torch.from_numpy(arrays["logits_adv"]).float()
+    row["ce"] = float(per_example_cross_entropy(logits, data.train.y.cpu()).mean())
     for name, probe in probes.items():
         row[f"clean_{name}"], row[f"robust_{name}"] = accuracies(probe)
-        kept |= {f"{name}_{key}": values for key, values in probe.items()}
     held_out = "validation" if len(data.validation) else "test"
     row |= {"clean": row[f"clean_{held_out}"], "robust": row[f"robust_{held_out}"]}
     with torch.no_grad():
-        row |= {
-            f"fuzziness.{layer}": float(fuzziness(w))
-            for layer, w in conv_weights(state.model).items()
-        }
+        for layer, weight in conv_weights(state.model).items():
+            row[f"fuzziness.{layer}"] = float(fuzziness(weight))
     row["constant"] = float(len(np.unique(kept["seen_logits_nat"].argmax(1))) == 1)
     row["seconds"] = seconds
     check_health(state, row)
@@ -257,64 +262,72 @@ def record_epoch(
     return kept
 
 
-def save_epoch(state: TrainingState, kept: dict[str, np.ndarray]) -> None:
-    """Write down an epoch: its arrays, the network, and last of all the checkpoint."""
-    plan, folder, epoch, row, files = (
-        state.plan,
-        state.folder,
-        state.epoch,
-        state.history[-1],
-        state.files,
-    )
-    if not (folder / "run.json").exists():
-        raise KitError(
-            f"{folder} was deleted or moved while it was trained in. Ask for the run again to "
-            f"train it afresh"
-        )
-    best = "validation_y" not in kept or row["robust"] > max(
-        (r["robust"] for r in state.history[:-1]), default=-1
-    )
-    network, name = {"model": state.model.state_dict(), "epoch": epoch}, f"{epoch:04d}"
-    files[f"epochs/{name}.npz"] = save_arrays(folder / "epochs" / f"{name}.npz", kept)
-    if best:
-        files["best.ckpt"] = save_checkpoint(folder / "best.ckpt", network)
-    history = pd.DataFrame(state.history).to_csv(index=False).encode()
-    files["history.csv"] = write_bytes(folder / "history.csv", history)
-    if is_snapshot(epoch, plan):
-        files[f"snapshots/{name}.ckpt"] = save_checkpoint(
-            folder / "snapshots" / f"{name}.ckpt", network
-        )
-    state.advance()
-    if epoch == plan.burn_in:
-        shutil.copyfile(folder / "best.ckpt", folder / "best-in-burn-in.ckpt")
-        state.save(folder / f"burn-in-{plan.burn_in_key}.ckpt")
-
-
 def check_health(state: TrainingState, row: dict[str, float]) -> None:
-    """`KitError` for a loss or parameter that is no number."""
-    kept = (
-        f"The last good checkpoint (epoch {state.epoch}) is kept in {state.folder}"
-        if state.epoch
-        else "No epoch was completed"
-    )
+    """Refuse a network that has diverged.
+
+    Raises:
+        KitError: The loss or a parameter is not finite.
+    """
     finite = all(bool(p.isfinite().all()) for p in state.model.state_dict().values())
-    if not np.isfinite(row["loss"]) or not finite:
-        raise KitError(
-            f"training diverged in epoch {row['epoch']}: "
-            f"{'a parameter' if finite is False else 'the loss'} "
-            f"is not finite (lr {row['lr']:g}). {kept}. Lower lr or eps, or raise burn_in"
-        )
+    if np.isfinite(row["loss"]) and finite:
+        return
+    kept = "No epoch was completed"
+    if state.epoch:
+        kept = f"The last good checkpoint (epoch {state.epoch}) is kept in {state.folder}"
+    raise KitError(
+        f"training diverged in epoch {row['epoch']}: {'the loss' if finite else 'a parameter'} "
+        f"is not finite (lr {row['lr']:g}). {kept}. Lower lr or eps, or raise burn_in"
+    )
 
 
-def final_pass(states: Sequence[TrainingState], data: DataSet) -> None:
-    """A last pass over all training and test images with the finished networks."""
+def final_pass(
+    states: Sequence[TrainingState],
+    data: DataSet,
+    observe: Callable[..., list[dict[str, np.ndarray]]] = observe_split,
+    *,
+    save: bool = True,
+) -> None:
+    """Attack all training and test images with the finished networks, and keep what they show."""
+    models, plans = [state.model for state in states], [state.plan for state in states]
     found: list[dict[str, np.ndarray]] = [{} for _ in states]
     for name, split in (("train", data.train), ("test", data.test)):
-        outputs = observe_split(
-            [state.model for state in states], [state.plan for state in states], split, "final"
-        )
-        for arrays, mine in zip(found, outputs, strict=True):
+        seen = observe(models, plans, split, "final")
+        for arrays, mine in zip(found, seen, strict=True):
             arrays |= {f"{name}_{key}": values for key, values in mine.items()}
-    for state, arrays in zip(states, found, strict=True):
-        if is_main():
-            state.files["final.npz"] = save_arrays(state.folder / "final.npz", arrays)
+    for state, arrays in zip(states, found, strict=True) if save else ():
+        save_final(state, arrays)
+
+
+# ------------------------------------------------------------------------------------------- words
+
+
+def check_batch_size(plan: Plan, data: DataSet) -> None:
+    """Refuse batches that are larger than the data set.
+
+    Raises:
+        KitError: There are fewer training images than a batch has.
+    """
+    batch_size, images = plan.recipe.batch_size, len(data.train)
+    if batch_size > images:
+        raise KitError(
+            f"batch_size={batch_size} is larger than the {images} training images of "
+            f"{plan.recipe.data}; it must be 1 to {images}"
+        )
+
+
+def _title(plans: Sequence[Plan]) -> str:
+    return f"{plans[0].spec}" + (f" and {len(plans) - 1} more" if len(plans) > 1 else "")
+
+
+def _summary(row: dict[str, float]) -> str:
+    return f"loss {row['loss']:.3f}  clean {row['clean']:.1%}  robust {row['robust']:.1%}"
+
+
+def _last_line(state: TrainingState, took: str, networks: int) -> str:
+    last = state.history[-1]
+    together = f", {networks} networks at once" if networks > 1 else ""
+    return (
+        f"trained {state.epoch} epochs in {took}{together}: held-out clean {last['clean']:.1%}, "
+        f"robust {last['robust']:.1%} ({state.plan.key})"
+        f"{run_warning(Run(state.plan.spec, state.folder))}"
+    )

@@ -1,4 +1,4 @@
-"""TODO training.observation."""
+"""What is kept of a step, and how a split looks to a frozen network."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kit.attacks.contract import frozen
+from kit.attacks.contract import AttackTrace, frozen
 from kit.attacks.projected_gradient_descent import pgd
-from kit.attacks.trace import AttackTrace
-from kit.core.distributed import gather, own_rows
 from kit.core.parts import part
 from kit.core.random_streams import JoinedStreams, Streams
 from kit.data.splits import Split
@@ -27,7 +25,7 @@ PROBE_BATCH = 256
 
 
 def kept_outputs(outputs: StepOutputs) -> dict[str, Tensor]:
-    """The fields of `Seen` worth keeping, detached."""
+    """Return the fields of a step's outputs that are worth keeping, detached."""
     names = ("logits_adv", "logits_nat", "kappa", "lps", "p_flip")
     return {name: value.detach() for name in names if (value := getattr(outputs, name)) is not None}
 
@@ -43,52 +41,48 @@ def stored_array(values: Tensor) -> np.ndarray:
 def observe_split(
     models: Sequence[nn.Module], plans: Sequence[Plan], split: Split, purpose: str
 ) -> list[dict[str, np.ndarray]]:
-    """Clean and attacked logits (n, K), kappa, lps, p_flip, y and ids (n,) of a split, with frozen
-    networks.
+    """Look at a split with frozen networks that fit together, clean and attacked.
 
+    Returns for each network logits_adv and logits_nat (n, K), kappa, lps, p_flip, y and ids (n,).
     The attack is `PROBE` with the recipe's threat and steps. Its random start depends on seed,
     purpose and image id.
     """
-    recipe, network, n = plans[0].recipe, stack_networks(models), len(split)
+    found = observe_rows(models, plans, split, purpose, torch.arange(len(split)))
+    labels = {"y": stored_array(split.y), "ids": split.ids.cpu().numpy()}
+    return [{name: stored_array(v) for name, v in mine.items()} | labels for mine in found]
+
+
+def observe_rows(
+    models: Sequence[nn.Module], plans: Sequence[Plan], split: Split, purpose: str, rows: Tensor
+) -> list[dict[str, Tensor]]:
+    """Return the tensors of `observe_split` for some rows (n,) of the split."""
+    recipe, network = plans[0].recipe, stack_networks(models)
     kept: list[list[dict[str, Tensor]]] = [[] for _ in models]
     with frozen(network):
-        for rows in torch.arange(n, device=split.y.device)[own_rows(n)].split(PROBE_BATCH):
-            x, y = split.x(rows).repeat(len(models), 1, 1, 1), split.y[rows].repeat(len(models))
-            streams, path = (
-                [Streams(split.ids[rows], plan.seed, purpose) for plan in plans],
-                AttackTrace(y, recipe.steps),
-            )
+        for some in rows.to(split.y.device).split(PROBE_BATCH):
+            x = split.x(some).repeat(len(models), 1, 1, 1)
+            y = split.y[some].repeat(len(models))
+            streams = [Streams(split.ids[some], plan.seed, purpose) for plan in plans]
+            trace = AttackTrace(y, recipe.steps)
             x_adv = PROBE(
                 network,
                 x,
                 y,
                 recipe.threat,
                 generator=JoinedStreams(streams),
-                watch=path,
+                watch=trace,
                 validate=False,
                 steps=recipe.steps,
                 step_size=recipe.step * recipe.eps,
             )
             with torch.no_grad():
                 nat, adv = network(x), network(x_adv)
-            p_last = adv.softmax(dim=1).gather(1, y[:, None]).squeeze(1)
-            p_flip = path.p_flip.where(path.lps < recipe.steps, p_last)
-            outputs = StepOutputs(y, adv, nat, kappa=path.kappa, lps=path.lps, p_flip=p_flip)
+            flip = trace.flip_probability(adv)
+            outputs = StepOutputs(y, adv, nat, kappa=trace.kappa, lps=trace.lps, p_flip=flip)
             for i, mine in enumerate(kept):
-                mine.append(
-                    kept_outputs(
-                        outputs.take(slice(i * len(rows), (i + 1) * len(rows)), streams[i])
-                    )
-                )
-    shared = {"y": stored_array(split.y), "ids": split.ids.cpu().numpy()}
-    return [
-        {
-            name: stored_array(gather(torch.cat([record[name] for record in mine]), n))
-            for name in mine[0]
-        }
-        | shared
-        for mine in kept
-    ]
+                own = slice(i * len(some), (i + 1) * len(some))
+                mine.append(kept_outputs(outputs.take(own, streams[i])))
+    return [{name: torch.cat([r[name] for r in mine]) for name in mine[0]} for mine in kept]
 
 
 def accuracies(arrays: dict[str, np.ndarray]) -> tuple[float, float]:

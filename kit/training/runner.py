@@ -1,15 +1,14 @@
-"""TODO training.runner."""
+"""`run` and `run_many`: train what is asked for, resume it, or open it."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
-from kit.core.distributed import broadcast, is_main
 from kit.core.errors import KitError
 from kit.core.files import lock_folder
 from kit.core.progress import format_duration
@@ -34,41 +33,38 @@ def run(
     device: str = "auto",
     quiet: bool = False,
 ) -> Run:
-    """Train `method` on `recipe`, or resume it, or open it if it is finished; asking again costs
-    nothing.
+    """Train `method` on `recipe`, resume it, or open it if it is finished.
 
-    Give names, or one `RunSpec`. `overrides` changes numbers by name, say {"weight.slope": 5.0,
-    "epochs": 30}. A run that another process is training is waited for. Errors: `KitError` for an
-    unknown name or unfit value (before anything is trained), unreadable data, or a training that
-    diverges; its last good checkpoint is kept.
+    Asking again costs nothing. Give names, or one `RunSpec`. `overrides` changes numbers by name,
+    say {"weight.slope": 5.0, "epochs": 30}. A run that another process is training is waited for.
+
+    Raises:
+        KitError: A name is unknown or a value unfit (before anything is trained), data cannot be
+            read, or the training diverges; its last good checkpoint is kept.
     """
-    spec = (
-        method
-        if isinstance(method, RunSpec)
-        else RunSpec(method, recipe, seed, dict(overrides or {}))
-    )
-    plan = resolve(spec)
-    where, quiet = pick_device(device), quiet or not is_main()
-    trained = train_plans([plan], where, quiet=quiet)
+    spec = method
+    if not isinstance(method, RunSpec):
+        spec = RunSpec(method, recipe, seed, dict(overrides or {}))
+    plan, where = resolve(spec), pick_device(device)
     opened = Run(spec, run_folder(plan))
-    if not quiet and not trained:
-        print(
-            f"{spec}: opened, trained in {format_duration(opened.done['seconds'])} "
-            f"({plan.key}){run_warning(opened)}",
-            flush=True,
-        )
+    with unfinished([plan]) as todo:
+        if todo:
+            fit_plans(todo, where, quiet=quiet)
+    if not todo and not quiet:
+        report_opened(opened)
     return opened
 
 
 def run_many(specs: Iterable[RunSpec], *, device: str = "auto", quiet: bool = False) -> list[Run]:
-    """`run` for each of `specs`, many small networks at a time: those that fit together (see
-    `Plan.company`) are trained as one program, and on a CPU as many programs side by side as
-    PyTorch has threads.
+    """Take `run` of each of `specs`, many small networks at a time.
 
-    What is random in a run is its own, so each ends as if trained alone, up to the rounding of sums
-    that are added in another order. Checkpoints, resuming and errors are those of `run`; a network
-    that diverges does not stop the others. Errors: `KitError` that names all runs that could not be
-    trained, after all others have been.
+    Those that fit together (see `Plan.stack_key`) are trained as one program, and on a CPU as many
+    programs side by side as PyTorch has threads. What is random in a run is its own, so each ends
+    as if trained alone, up to the rounding of sums that are added in another order. Checkpoints,
+    resuming and errors are those of `run`; a network that diverges does not stop the others.
+
+    Raises:
+        KitError: Some runs could not be trained; it names all of them, after the others are.
     """
     specs = list(specs)
     plans = {plan.key: plan for plan in map(resolve, specs)}
@@ -81,9 +77,8 @@ def run_many(specs: Iterable[RunSpec], *, device: str = "auto", quiet: bool = Fa
         ]
         with threads_for(due[0].recipe.model, where) if due else contextlib.nullcontext():
             threads = spare_threads()
-            for wave in group_for_stacking(
-                due, min(STACKED_NETWORKS[where.type], -(-len(due) // threads))
-            ):
+            most = min(STACKED_NETWORKS[where.type], -(-len(due) // threads))
+            for wave in group_for_stacking(due, most):
                 jobs = [(some, where, quiet) for some in wave]
                 for failed in run_in_threads(_train_or_split, jobs, min(threads, len(jobs))):
                     failures |= failed
@@ -96,54 +91,50 @@ def run_many(specs: Iterable[RunSpec], *, device: str = "auto", quiet: bool = Fa
 
 
 def _train_or_split(plans: list[Plan], device: torch.device, quiet: bool) -> dict[str, str]:
-    """`train` them together, else one by one. -> {run: what is wrong} of those that cannot be."""
+    """Train them together, else one by one; returns {run: what is wrong} of those that cannot be."""
     try:
-        train_plans(plans, device, quiet=quiet)
+        with unfinished(plans) as todo:
+            if todo:
+                fit_plans(todo, device, quiet=quiet)
     except KitError as error:
         if len(plans) == 1:
             return {str(plans[0].spec): str(error)}
     except torch.OutOfMemoryError:
         half = len(plans) // 2
         print(f"out of memory; going on with {half} networks at a time", flush=True)
-        return _train_or_split(plans[:half], device, quiet) | _train_or_split(
-            plans[half:], device, quiet
-        )
+        parts = plans[:half], plans[half:]
+        return {k: v for part in parts for k, v in _train_or_split(part, device, quiet).items()}
     else:
         return {}
     # one of them stopped all: each goes on for itself, from its last checkpoint
-    return {
-        name: error
-        for plan in plans
-        for name, error in _train_or_split([plan], device, quiet).items()
-    }
+    return {k: v for plan in plans for k, v in _train_or_split([plan], device, quiet).items()}
 
 
-def train_plans(plans: Sequence[Plan], device: torch.device, *, quiet: bool = False) -> bool:
-    """Train those of `plans`, which fit together, that are not finished, alone on this machine.
+@contextlib.contextmanager
+def unfinished(plans: Sequence[Plan]) -> Iterator[list[Plan]]:
+    """Hold those of `plans` that are not finished, alone on this machine, and yield them.
 
-    -> was there any?
+    Raises:
+        KitError: A batch of a single plan does not fit into the memory of its device.
     """
     todo = [plan for plan in plans if not is_done(run_folder(plan))]
     with contextlib.ExitStack() as locks:
-        for plan in sorted(
-            todo, key=lambda plan: plan.key
-        ):  # in one order everywhere, so that nobody waits in a circle
+        # in one order everywhere, so that nobody waits in a circle
+        for plan in sorted(todo, key=lambda plan: plan.key):
             words = f"{plan.spec}: another process is training it; waiting"
-            if is_main():
-                locks.enter_context(
-                    lock_folder(run_folder(plan), partial(print, words, flush=True))
-                )
-        left = broadcast([i for i, plan in enumerate(todo) if not is_done(run_folder(plan))])
-        todo = [todo[i] for i in left]
+            locks.enter_context(lock_folder(run_folder(plan), partial(print, words, flush=True)))
         try:
-            if todo:
-                fit_plans(todo, device, quiet=quiet)
+            yield [plan for plan in todo if not is_done(run_folder(plan))]
         except torch.OutOfMemoryError as error:
             if len(plans) > 1:
                 raise
             raise KitError(
-                f"batch_size={plans[0].recipe.batch_size} does not fit into the memory of "
-                f"{device}; lower it, or "
-                "take another device. Finished epochs are kept"
+                f"batch_size={plans[0].recipe.batch_size} does not fit into the device's memory; "
+                "lower it, or take another device. Finished epochs are kept"
             ) from error
-    return bool(todo)
+
+
+def report_opened(run: Run) -> None:
+    """Say that a run was there already."""
+    took = format_duration(run.done["seconds"])
+    print(f"{run.spec}: opened, trained in {took} ({run.plan.key}){run_warning(run)}", flush=True)

@@ -1,232 +1,135 @@
-"""One mini-batch through the seven parts of a method: attacked, seen, weighted, learned from."""
+"""One training step: one network, one batch, the parts of a method in their order.
+
+Several networks at once, several processes and perturbed weights stand beside it, in
+`stacked_step`, `distributed_step` and `perturbed_step`; each is tested equal to this one.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from kit.attacks.trace import AttackTrace
-from kit.core.distributed import average_tensors, own_rows, process_count, unwrap_distributed
-from kit.core.random_streams import JoinedStreams, Streams
+from kit.attacks.contract import AttackTrace
+from kit.attacks.projected_gradient_descent import TrainedLoss
+from kit.core.random_streams import Streams
 from kit.experiments.recipes import Recipe
 from kit.methods.step_outputs import StepOutputs
 from kit.methods.table import Method
-from kit.models.stacking import stack_networks
-from kit.training.distributed_step import gather_outputs
 from kit.training.precision import attack_precision
 
 
 @dataclass(frozen=True)
-class AttackedBatch:
-    """A batch after its attacks. What was not asked for is None."""
+class Batch:
+    """Images, labels and random streams of a batch; behind its attacks what they made of it."""
 
     x: Tensor  # (N, C, H, W) in [0, 1]
-    y: Tensor  # (N,)
-    x_adv: Tensor | None
-    x_second: Tensor | None
-    path: AttackTrace | None  # of the first attack
+    y: Tensor  # (N,) int64
     streams: Streams
-
-
-def attack_batch(
-    model: nn.Module,
-    method: Method,
-    recipe: Recipe,
-    x: Tensor,
-    y: Tensor,
-    streams: Streams,
-    *,
-    reweighted: bool = True,
-    own: Callable[[Tensor, Tensor], Tensor] | None = None,
-) -> AttackedBatch:
-    """Run the method's attacks on a batch, the network in eval mode. With x_adv None there is
-    nothing to attack. `own` is what an attack on the trained loss ascends, if not the method's own.
-    """
-    path, made = AttackTrace(y, recipe.steps), []
-    own = own or partial(method.own_loss, reweighted=reweighted)
-    with attack_precision(recipe.precision, model, x.device):
-        for attack, watch in ((method.attack, path), (method.second_attack, None)):
-            extra = {"own": own} if attack and attack.takes("own") else {}
-            made.append(
-                attack(
-                    model,
-                    x,
-                    y,
-                    recipe.threat,
-                    generator=streams,
-                    watch=watch,
-                    validate=False,
-                    steps=recipe.steps,
-                    step_size=recipe.step * recipe.eps,
-                    **extra,
-                )
-                if attack
-                else None
-            )
-    return AttackedBatch(x, y, made[0], made[1], path, streams)
+    x_adv: Tensor | None = None  # None: the step is on the clean images
+    x_second: Tensor | None = None  # of a second attack, where the method has one
+    trace: AttackTrace | None = None  # of the first attack
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step computed, per example where it can be."""
+    """What one step computed."""
 
     outputs: StepOutputs
     weights: Tensor  # (N,)
-    loss: Tensor  # scalar, with its graph until the step is taken
-
-
-def forward(model: nn.Module, method: Method, batch: AttackedBatch) -> StepOutputs:
-    """The outer forward passes (train mode) that the method reads:
-
-    clean, attacked, and those of a second attack.
-    """
-    model.train()
-    y, path = batch.y, batch.path
-    if batch.x_adv is None:
-        logits = model(batch.x)
-        return StepOutputs(y, logits, logits if method.reads_clean else None, streams=batch.streams)
-    logits_nat = model(batch.x) if method.reads_clean else None
-    logits_adv = model(batch.x_adv)
-    logits_second = model(batch.x_second) if batch.x_second is not None else None
-    p_last = logits_adv.detach().softmax(dim=1).gather(1, y[:, None]).squeeze(1)
-    p_flip = path.p_flip.where(path.lps < path.steps, p_last)
-    return StepOutputs(
-        y,
-        logits_adv,
-        logits_nat,
-        path.kappa,
-        path.lps,
-        p_flip,
-        path.steps,
-        batch.streams,
-        logits_second,
-    )
-
-
-def compute_loss(
-    model: nn.Module, method: Method, outputs: StepOutputs, *, reweighted: bool
-) -> StepRecord:
-    """What the step minimises, from what was seen:
-
-    mean(w · weighted + plain), plus the regulariser.
-    """
-    weights = method.weigh(outputs) if reweighted else torch.ones_like(outputs.logits_adv[:, 0])
-    weighted, plain = method.loss.read(outputs)
-    assert weights.shape == weighted.shape == outputs.y.shape, (
-        "weights and losses are per example, (N,)"
-    )
-    loss = (weights * weighted + plain).mean()
-    if method.regulariser is not None:
-        loss = loss + method.regulariser(model)
-    return StepRecord(outputs, weights.detach(), loss)
-
-
-def forward_and_loss(
-    model: nn.Module, method: Method, batch: AttackedBatch, *, reweighted: bool
-) -> StepRecord:
-    """`judge` what the network sees of a batch."""
-    return compute_loss(model, method, forward(model, method, batch), reweighted=reweighted)
+    loss: Tensor  # scalar
 
 
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     method: Method,
+    batch: Batch,
     recipe: Recipe,
-    x: Tensor,
-    y: Tensor,
-    streams: Streams,
     *,
-    attacked: bool = True,
-    reweighted: bool = True,
+    adversarial: bool = True,
+    reweight: bool = True,
 ) -> StepRecord:
-    """One optimizer step on a batch x (N, C, H, W) in [0, 1], y (N,): the seven parts of a method,
-    in order.
+    """Take one optimizer step on a batch.
 
-    `attacked`: on x_adv, else on x. `reweighted`: past burn-in; before it every weight is 1.
+    `adversarial`: on x_adv, else on x. `reweight`: past burn-in; before it every weight is 1.
     """
-    return train_stacked_step(
-        [Learner(model, optimizer, method, reweighted)], recipe, x, y, [streams], attacked=attacked
-    )[0]
+    if adversarial:
+        batch = attack_batch(model, method, batch, recipe, reweight=reweight)
+    outputs = forward(model, method, batch)
+    record = compute_loss(model, method, outputs, reweight=reweight)
+    optimizer.zero_grad(set_to_none=True)
+    record.loss.backward()
+    optimizer.step()
+    return replace(record, loss=record.loss.detach())
 
 
-class Learner(NamedTuple):
-    """A network and what it learns by in one step."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    method: Method
-    reweighted: bool
-
-
-def train_stacked_step(
-    learners: Sequence[Learner],
+def attack_batch(
+    model: nn.Module,
+    method: Method,
+    batch: Batch,
     recipe: Recipe,
-    x: Tensor,
-    y: Tensor,
-    streams: Sequence[Streams],
     *,
-    attacked: bool = True,
-) -> list[StepRecord]:
-    """A step of each of R networks on N images of its own: x (R·N, C, H, W), y (R·N,), those of the
-    first network first.
+    reweight: bool = True,
+    trained_loss: TrainedLoss | None = None,
+) -> Batch:
+    """Run the method's attacks on the clean images, the network in eval mode and frozen.
 
-    They are attacked and passed as one program, and must fit together: see
-    `kit.experiments.specification.Plan.company`. Where several processes train one network, each
-    attacks and passes its share of the N images, and returns what all of them saw.
+    `trained_loss` is what an attack on the trained loss ascends, if not the method's own. A method
+    without an attack leaves the batch as it is.
     """
-    first, n, alone = learners[0].method, len(y) // len(learners), len(learners) == 1
-    network = stack_networks([learner.model for learner in learners])
-    parts = [slice(i * n, (i + 1) * n) for i in range(len(learners))]
-    joined = streams[0] if alone else JoinedStreams(streams)
-    bare = unwrap_distributed(network)
-    if process_count() > 1:
-        mine = own_rows(n)
-        x, y, joined = x[mine], y[mine], joined.of(joined.ids[mine])
+    if method.attack is None:
+        return batch
+    trace = AttackTrace(batch.y, recipe.steps)
+    settings = {
+        "generator": batch.streams,
+        "steps": recipe.steps,
+        "step_size": recipe.step * recipe.eps,
+        "trained_loss": trained_loss or partial(method.trained_loss, reweighted=reweight),
+        "validate": False,
+    }
+    images = model, batch.x, batch.y, recipe.threat
+    with attack_precision(recipe.precision, model, batch.x.device):
+        x_adv = method.attack(*images, watch=trace, **settings)
+        x_second = method.second_attack(*images, **settings) if method.second_attack else None
+    return replace(batch, x_adv=x_adv, x_second=x_second, trace=trace)
 
-    def own(logits: Tensor, labels: Tensor) -> Tensor:
-        return torch.cat(
-            [
-                learner.method.own_loss(logits[rows], labels[rows], reweighted=learner.reweighted)
-                for learner, rows in zip(learners, parts, strict=True)
-            ]
-        )
 
-    def take(network: nn.Module) -> list[StepRecord]:
-        outputs = gather_outputs(forward(network, first, batch), n)
-        views = (
-            [outputs]
-            if alone
-            else [outputs.take(rows, mine) for rows, mine in zip(parts, streams, strict=True)]
-        )
-        return [
-            compute_loss(learner.model, learner.method, view, reweighted=learner.reweighted)
-            for learner, view in zip(learners, views, strict=True)
-        ]
-
-    batch = (
-        attack_batch(bare, first, recipe, x, y, joined, own=own)
-        if attacked
-        else AttackedBatch(x, y, None, None, None, joined)
+def forward(model: nn.Module, method: Method, batch: Batch) -> StepOutputs:
+    """Pass the images that the method reads through the network in train mode."""
+    model.train()
+    y, trace, streams = batch.y, batch.trace, batch.streams
+    if batch.x_adv is None:
+        logits = model(batch.x)
+        return StepOutputs(y, logits, logits if method.reads_clean else None, streams=streams)
+    logits_nat = model(batch.x) if method.reads_clean else None
+    logits_adv = model(batch.x_adv)
+    logits_second = None if batch.x_second is None else model(batch.x_second)
+    return StepOutputs(
+        y,
+        logits_adv,
+        logits_nat,
+        kappa=trace.kappa,
+        lps=trace.lps,
+        p_flip=trace.flip_probability(logits_adv),
+        steps=trace.steps,
+        streams=streams,
+        logits_second=logits_second,
     )
-    with (
-        first.perturb(bare, lambda: take(bare)[0].loss)
-        if first.perturb
-        else contextlib.nullcontext()
-    ):
-        done = take(network)
-        for learner in learners:
-            learner.optimizer.zero_grad(set_to_none=True)
-        torch.stack(
-            [each.loss for each in done]
-        ).sum().backward()  # each reaches the parameters of its own network
-        for learner in learners:
-            learner.optimizer.step()
-    average_tensors(list(bare.buffers()))
-    return [replace(each, loss=each.loss.detach()) for each in done]
+
+
+def compute_loss(
+    model: nn.Module, method: Method, outputs: StepOutputs, *, reweight: bool
+) -> StepRecord:
+    """Compute what a step minimises: mean(w · weighted + plain) plus the regulariser."""
+    weights = method.weigh(outputs) if reweight else torch.ones_like(outputs.logits_adv[:, 0])
+    weighted, plain = method.loss(outputs)
+    assert weights.shape == weighted.shape == outputs.y.shape, (
+        "one weight and loss an example, (N,)"
+    )
+    loss = (weights * weighted + plain).mean()
+    if method.regulariser is not None:
+        loss = loss + method.regulariser(model)
+    return StepRecord(outputs, weights.detach(), loss)

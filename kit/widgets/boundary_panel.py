@@ -20,9 +20,8 @@ from matplotlib.patches import Circle, Rectangle
 from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 
-from kit.attacks.contract import frozen
+from kit.attacks.contract import AttackTrace, frozen
 from kit.attacks.projected_gradient_descent import pgd
-from kit.attacks.trace import AttackTrace
 from kit.core.errors import KitError
 from kit.core.random_streams import derive_seed, named_generator
 from kit.core.tensors import per_example_cross_entropy

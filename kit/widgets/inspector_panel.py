@@ -13,10 +13,10 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
+from kit.attacks.contract import AttackTrace
 from kit.attacks.line_search_pgd import lmpgd
 from kit.attacks.momentum_iterative import mifgsm
 from kit.attacks.projected_gradient_descent import pgd
-from kit.attacks.trace import AttackTrace
 from kit.core.errors import KitError
 from kit.core.random_streams import Streams
 from kit.core.threat import Threat

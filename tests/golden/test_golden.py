@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from kit.attacks.clean_images import predict
+from kit.attacks.contract import AttackTrace as AttackPath
 from kit.attacks.fast_gradient_sign import fgsm
-from kit.attacks.objectives import OBJECTIVES
-from kit.attacks.projected_gradient_descent import pgd
-from kit.attacks.trace import AttackTrace as AttackPath
+from kit.attacks.projected_gradient_descent import OBJECTIVES, pgd
 from kit.core.tensors import margin, per_example_cross_entropy
 from kit.methods.criteria import CRITERIA
 from kit.methods.losses import LOSSES

@@ -7,8 +7,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kit.attacks.contract import AttackTrace
 from kit.attacks.projected_gradient_descent import own_loss_pgd, pgd
-from kit.attacks.trace import AttackTrace
 from kit.methods.regularisers import conv_l1_minus_l2
 from kit.methods.step_outputs import StepOutputs
 from kit.methods.table import METHODS

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 
 from kit.attacks.contract import frozen
 from kit.core.memory import keep_freed_memory
-from kit.models.input_gradients import fast_input_gradients, input_convolution
+from kit.models.input_gradients import input_convolution
 
 
 @settings(max_examples=60, deadline=None)
@@ -72,7 +73,9 @@ def test_side_by_side_too(groups, kernel, stride, padding, seed):
     )
     for memory_format in (torch.contiguous_format, torch.channels_last):
         given = x.detach().contiguous(memory_format=memory_format).requires_grad_(True)
-        quick = input_convolution(layers[0], given, weight, bias, groups)
+        first = layers[0]
+        geometry = first.stride, first.padding, first.dilation
+        quick = input_convolution(given, weight, bias, *geometry, groups)
         (gradient,) = torch.autograd.grad(quick, given, upstream)
         torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(quick, torch.cat(each, dim=1), rtol=1e-12, atol=1e-12)
@@ -85,7 +88,7 @@ class Own(nn.Conv2d):
         return super().forward(x) * 2
 
 
-def test_only_plain_layers_take_it_and_all_are_handed_back():
+def test_a_network_is_not_touched_and_answers_the_same():
     layers = {
         "first": nn.Conv2d(1, 4, 3),
         "grouped": nn.Conv2d(2, 4, 3, groups=2),
@@ -94,18 +97,37 @@ def test_only_plain_layers_take_it_and_all_are_handed_back():
         "own": Own(1, 4, 3),
         "wide": nn.Conv2d(8, 4, 3),
     }
-    model = nn.ModuleDict(layers)
-    with pytest.raises(RuntimeError, match="planned"), fast_input_gradients(model):
-        assert [name for name, layer in layers.items() if "_conv_forward" in vars(layer)] == [
-            "first"
-        ]
+    model = nn.ModuleDict(layers).double()
+    before = {name: dict(vars(layer)) for name, layer in layers.items()}
+    x = {name: torch.rand(2, m.in_channels, 6, 6).double() for name, m in layers.items()}
+
+    def gradient(name: str) -> torch.Tensor:
+        images = x[name].clone().requires_grad_(True)
+        return torch.autograd.grad(layers[name](images).square().sum(), images)[0]
+
+    expected = {name: gradient(name) for name in layers}
+    with pytest.raises(RuntimeError, match="planned"), frozen(model):
+        for name in layers:
+            assert {k: v for k, v in vars(layers[name]).items() if k != "training"} == {
+                k: v for k, v in before[name].items() if k != "training"
+            }
+            torch.testing.assert_close(gradient(name), expected[name], rtol=1e-10, atol=1e-12)
         raise RuntimeError("planned")
-    assert not any("_conv_forward" in vars(layer) for layer in layers.values())
-    x = torch.rand(2, 1, 6, 6, requires_grad=True)
-    layers["first"](x).sum().backward()
+    layers["first"](x["first"].clone().requires_grad_(True)).sum().backward()
     assert layers["first"].weight.grad is not None, "training's gradients are untouched"
-    with frozen(model), torch.no_grad():
-        assert torch.equal(layers["own"](x), nn.Conv2d.forward(layers["own"], x) * 2)
+
+
+def test_a_grey_layer_takes_the_short_way_in_this_thread_alone():
+    layer = nn.Conv2d(1, 4, 3)
+    x = torch.rand(2, 1, 6, 6, requires_grad=True)
+    with frozen(layer):
+        names = {"inside": layer(x).grad_fn.name()}
+        thread = threading.Thread(target=lambda: names.update(other=layer(x).grad_fn.name()))
+        thread.start()
+        thread.join()
+    names["outside"] = layer(x).grad_fn.name()
+    assert "Grey" in names["inside"]
+    assert "Grey" not in names["other"] and "Grey" not in names["outside"]
 
 
 FREED = """

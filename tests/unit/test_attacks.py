@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from kit.attacks.clean_images import natural, predict
-from kit.attacks.contract import check_inputs, frozen
+from kit.attacks.contract import AttackTrace, check_inputs, frozen
 from kit.attacks.fast_gradient_sign import fgsm
 from kit.attacks.pgd_evaluation import pgd_search
 from kit.attacks.projected_gradient_descent import pgd
 from kit.attacks.table import ATTACKS
-from kit.attacks.trace import AttackTrace
 from kit.attacks.tracker import AttackResult
 from kit.core import tensors
 from kit.core.errors import KitError

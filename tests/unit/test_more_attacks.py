@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from kit.attacks.basic_iterative import bia
 from kit.attacks.carlini_wagner import cw_l2
 from kit.attacks.clean_images import predict
-from kit.attacks.contract import frozen
+from kit.attacks.contract import AttackTrace, frozen
 from kit.attacks.fast_minimum_norm import fmn
 from kit.attacks.line_search_pgd import LINE_SEARCH, lmpgd
 from kit.attacks.margin_decomposition import md, mdmt, stage_objective, step_length
 from kit.attacks.momentum_iterative import mifgsm
 from kit.attacks.simultaneous_perturbation import estimate, spsa
-from kit.attacks.trace import AttackTrace
 from kit.attacks.tracker import ROUNDING, AttackResult, AttackTracker
 from kit.core import tensors
 from kit.core.errors import KitError
