@@ -8,24 +8,11 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from lab import chromium, jupyterlab, settings_words
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers.lab import chromium, jupyterlab
+from tests.helpers.settings import ROOT, TINY, settings_words
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-#: Seconds of training: enough to reach every line of the loop, burn-in and rate drop included.
-TINY = {
-    "epochs": 3,
-    "train_size": 600,
-    "validation": 60,
-    "milestones": [2],
-    "steps": 4,
-    "probe": 60,
-    "eps": 0.1,
-    "batch_size": 20,
-    "lr": 0.05,
-}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -78,7 +65,7 @@ def fresh_home(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def tiny_run(home):
-    """`tiny_run("mail-at")` trains or opens a run of seconds; further overrides go on top of TINY."""
+    """`tiny_run("mail-at")` trains or opens a run of seconds; overrides go on top of TINY."""
     import kit
 
     def make(method: str, seed: int = 0, **overrides):
@@ -89,7 +76,7 @@ def tiny_run(home):
 
 @pytest.fixture
 def copy_of(tmp_path, monkeypatch):
-    """`copy_of(run)` puts a copy of a run's folder into a home of its own, to be damaged at will."""
+    """`copy_of(run)` copies a run's folder into a home of its own, to be damaged at will."""
     from kit.experiments.runs import Run
 
     def make(run):

@@ -26,12 +26,9 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_data import write_mnist
-from test_train import contents
 
 import kit
 from kit.attacks.table import ATTACKS
@@ -46,6 +43,9 @@ from kit.jobs import archive, reproduction
 from kit.jobs.command_line import main
 from kit.notebook import parameter_cells
 from kit.training import loop
+from tests.helpers.data_files import write_mnist
+from tests.helpers.run_files import contents
+from tests.helpers.settings import TINY
 
 COUNT = int(os.environ.get("KIT_FUZZ", "0"))
 SMALL = {
@@ -323,9 +323,12 @@ def answers(run: Run) -> dict[str, object]:
     """What can be asked of a stored run; None where the answer is a `KitError`. Seconds are left
     out: they are never twice the same.
     """
-    network = lambda which: (
-        lambda run: {k: v.numpy().tobytes() for k, v in run.model(which).state_dict().items()}
-    )  # noqa: E731
+
+    def network(which):
+        return lambda run: {
+            k: v.numpy().tobytes() for k, v in run.model(which).state_dict().items()
+        }
+
     questions = {
         "history": lambda run: run.history.drop(columns="seconds").to_csv(),
         "final": lambda run: _bytes(run.final),

@@ -18,8 +18,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY
-from test_train import contents
 
 import kit
 from kit.core import files
@@ -27,6 +25,9 @@ from kit.evaluation.accuracy import ATTACK_BATCH, evaluate
 from kit.experiments.runs import Run, run_folder, runs_folder
 from kit.experiments.specification import RunSpec, resolve
 from kit.jobs import archive
+from tests.helpers.processes import alive
+from tests.helpers.run_files import contents
+from tests.helpers.settings import ROOT, TINY
 
 #: Kills in each test. With KIT_FAULTS=50 seven minutes go to `reproduce`, which takes seconds to
 #: start.
@@ -181,18 +182,6 @@ def test_evaluation(tmp_path, monkeypatch, tiny_run, record_property):
             ]
         ],
     )
-
-
-def alive(home: Path) -> list[str]:
-    """Processes that work in `home`, by their environment."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"KIT_HOME={home}".encode() in entry.read_bytes().split(b"\0"):
-                found.append((entry.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue
-    return [words for words in found if words]
 
 
 @pytest.mark.slow

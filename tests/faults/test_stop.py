@@ -13,14 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY
-from test_kill import alive
-from test_train import contents
 
 import kit
 from kit.core import files
 from kit.core.errors import KitError
 from kit.training import loop
+from tests.helpers.processes import alive
+from tests.helpers.run_files import contents
+from tests.helpers.settings import ROOT, TINY
 
 LONG = [
     f"{name}={value}".replace(" ", "")

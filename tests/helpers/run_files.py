@@ -1,0 +1,21 @@
+"""What the files of two runs must have in common."""
+
+from __future__ import annotations
+
+from kit.core import files
+
+
+def contents(folder) -> dict[str, bytes | list]:
+    """What must be equal bit for bit: all but seconds and run.json's circumstances."""
+    found = {}
+    for path in sorted(folder.rglob("*.npz")):
+        found[path.name] = {k: v.tobytes() for k, v in files.load_arrays(path).items()}
+    state = files.load_checkpoint(folder / "last.ckpt")
+    found["model"] = {k: v.numpy().tobytes() for k, v in state["model"].items()}
+    found["momentum"] = [
+        v["momentum_buffer"].numpy().tobytes() for v in state["optimizer"]["state"].values()
+    ]
+    found["history"] = [
+        {k: v for k, v in row.items() if k != "seconds"} for row in state["history"]
+    ]
+    return found

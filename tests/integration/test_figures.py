@@ -1,0 +1,328 @@
+"""Figures:
+
+every row draws, its facts follow from the stored logits, its files say where it came from.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import math
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+import kit
+from kit.core.errors import KitError
+from kit.core.random_streams import Streams
+from kit.figures import style
+from kit.figures.base import swap_lightness
+from kit.figures.minmax import shape_of
+from kit.figures.reading import ratio_interval
+from kit.figures.table import FIGURES, NUMBERS, output_folder
+from kit.papers.printed_data import PAPERS
+from kit.training.step import compute_loss, forward
+from tests.helpers.settings import TINY
+from tests.helpers.stepping import attacked_batch
+
+
+@pytest.fixture
+def runs(tiny_run):
+    return lambda row: {method: tiny_run(method) for method in row.methods or ("at", "mail-at")}
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """The costliest attacks in fractions of a second; what they break is counted in other tests."""
+    for name, settings in {
+        "square": {"queries": 50},
+        "spsa100": {"steps": 2, "samples": 4},
+        "fab-t": {"steps": 5},
+    }.items():
+        monkeypatch.setitem(kit.ATTACKS, name, kit.ATTACKS[name].but(**settings))
+    monkeypatch.setitem(kit.ATTACKS, "aa", kit.ATTACKS["apgd-ce"])
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_draws_and_says_where_it_came_from(name, runs, tmp_path, brief):
+    row = FIGURES[name]
+    given = runs(row)
+    drawing = kit.draw(name, given, folder=tmp_path)
+    assert isinstance(drawing, Figure) and drawing.facts and len(drawing.caption) > 60
+    with Image.open(tmp_path / f"{name}.png") as picture:
+        width, height = picture.size
+        pixels = np.asarray(picture.convert("L"))
+    assert width > 600 and height > 300 and (pixels < 128).mean() > 0.002, "something is drawn"
+    texts = " ".join(
+        "".join(node.itertext())
+        for node in ElementTree.parse(tmp_path / f"{name}.svg").iter()
+        if node.tag.endswith("text")
+    )
+    titles = [axes.get_title(loc="left") for axes in drawing.axes]
+    assert all(title.split()[-1].split("$")[-1] in texts for title in titles if title) and any(
+        titles
+    ), "SVG text is text"
+    assert all(
+        axes.get_xlabel() or axes.get_ylabel()
+        for axes, title in zip(drawing.axes, titles, strict=True)
+        if title and not title.startswith(("Points A and B", "Critical"))
+    ), "axes are labelled"
+    record = json.loads((tmp_path / f"{name}.json").read_text())
+    assert {r["key"] for r in record["runs"]} == {run.key for run in given.values()}
+    for entry in record["runs"]:
+        assert entry["config"]["recipe"]["eps"] == TINY["eps"] and entry["images"]["test"] == 497
+        assert entry["versions"]["torch"]
+    assert record["source"] == row.source and record["facts"]
+    assert [claim["verdict"] for claim in record["claims"]] == [
+        claim.verdict for claim in drawing.claims
+    ]
+    assert not any(claim.holds and claim.fails for claim in drawing.claims)
+
+
+def test_a_papers_own_number_is_a_name(tiny_run, tmp_path):
+    drawing = kit.draw("mail-4", tiny_run("at"), folder=tmp_path)
+    assert {path.name for path in drawing.files} == {
+        f"pm-by-lps.{ending}" for ending in ("png", "svg", "json")
+    }
+    assert set(NUMBERS.values()) <= set(FIGURES) and all(
+        name.partition("-")[0] in PAPERS for name in NUMBERS
+    )
+
+
+def test_clean_training_is_not_counted_as_attacked(tiny_run, tmp_path):
+    with pytest.raises(KitError, match=r"std trained on clean images in epoch .*frozen"):
+        kit.draw("confused-labels", tiny_run("std"), first_epoch=1, folder=tmp_path)
+    assert (
+        kit.draw(
+            "confused-labels", tiny_run("std"), first_epoch=1, counted="frozen", folder=tmp_path
+        ).facts["n"]
+        == 60
+    )
+
+
+def test_a_slide_is_dark_and_keeps_its_hues(tiny_run, tmp_path):
+    """White becomes nearly black, orange stays orange, text in the SVG stays text; the drawing
+    itself is as it was.
+    """
+    drawing = kit.draw("pm-by-lps", tiny_run("at"), folder=tmp_path)
+    before = drawing.png()
+    with (
+        Image.open(drawing.slide(tmp_path / "dark.png")) as picture,
+        Image.open(tmp_path / "pm-by-lps.png") as bright,
+    ):
+        dark, light = np.asarray(picture.convert("L")), np.asarray(bright.convert("L"))
+        assert dark.shape == light.shape and np.median(dark) < 30 and np.median(light) > 240
+        assert "MAIL Fig. 4" in picture.info["Description"]
+    svg = drawing.slide(tmp_path / "dark.svg").read_text()
+    assert "#ffffff" not in svg.split("</defs>")[0]
+    assert svg.count("<text") == (tmp_path / "pm-by-lps.svg").read_text().count("<text")
+    assert drawing.png() == before
+    for name in (style.BLUE, style.VERMILLION, style.GREEN, style.PURPLE, style.BLACK):
+        r, g, b = (int(name[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        hue, lightness, _ = colorsys.rgb_to_hls(r, g, b)
+        swapped = (
+            swap_lightness(np.array([round(255 * c) for c in (r, g, b)], dtype=np.uint8)) / 255
+        )
+        new_hue, new_lightness, _ = colorsys.rgb_to_hls(*swapped)
+        assert (
+            min(abs(new_hue - hue), 1 - abs(new_hue - hue)) < 0.02
+            and abs(new_lightness - (0.07 + 0.93 * (1 - lightness))) < 0.02
+        )
+    with pytest.raises(KitError, match=r"must end in .png or .svg"):
+        drawing.slide(tmp_path / "dark.pdf")
+
+
+def test_training_stages_add_up(tiny_run, tmp_path):
+    """The two parts of the loss that are drawn make the loss that the step minimises, on the same
+    attacked images.
+    """
+    csa = tiny_run("csa")
+    facts = kit.draw("csa-1", {"csa": csa, "cse": tiny_run("cse")}, folder=tmp_path).facts
+    images, epochs = csa.data().train.take(slice(0, facts["n"])), csa.plan.recipe.epochs
+    model, method = csa.model(), csa.plan.method.at(epochs, epochs)
+    batch = attacked_batch(
+        model,
+        method,
+        csa.plan.recipe,
+        images.x(),
+        images.y,
+        Streams(images.ids, csa.spec.seed, "figure"),
+    )
+    assert facts["loss"] == pytest.approx(
+        compute_loss(model, method, forward(model, method, batch), reweight=False).loss.item(),
+        rel=1e-5,
+    )
+    assert facts["protected"] == csa.record["classes"][0] and facts["cost"] == 10
+    assert all(0 < layer["last"] < math.log(2) for layer in facts["fuzziness"].values())
+
+
+def test_same_run_same_picture(tiny_run, tmp_path):
+    for folder in ("a", "b"):
+        kit.draw("confused-labels", tiny_run("mail-at"), folder=tmp_path / folder)
+    for ending in ("png", "svg"):
+        first, second = (
+            (tmp_path / folder / f"confused-labels.{ending}").read_bytes() for folder in "ab"
+        )
+        assert first == second
+
+
+def test_confused_labels_counts_are_the_definition(tiny_run, tmp_path):
+    """n_sig and n_mul recounted with plain loops over the stored logits, both ways of counting."""
+    run = tiny_run("mail-at")
+    labels = run.data().train.y.numpy()
+    for counted, key, truth in (
+        ("on the fly", "train_logits_adv", labels),
+        ("frozen", "seen_logits_adv", labels[:60]),
+    ):
+        facts = kit.draw(
+            "confused-labels", run, counted=counted, first_epoch=1, folder=tmp_path
+        ).facts
+        for i, epoch in enumerate((1, 2, 3)):
+            logits = run.epoch(epoch)[key]
+            above = [sum(z > row[y] for z in row) for row, y in zip(logits, truth, strict=True)]
+            assert facts["n_sig"][i] == above.count(1)
+            assert facts["n_mul"][i] == sum(a >= 2 for a in above)
+            assert facts["n_err"][i] == facts["n_sig"][i] + facts["n_mul"][i]
+        assert facts["n"] == len(truth)
+
+
+def test_histogram_and_margins_agree(tiny_run, tmp_path):
+    run = tiny_run("mail-at")
+    counts = kit.draw("confused-label-counts", run, folder=tmp_path).facts
+    scatter = kit.draw("pm-and-cl-pm", run, folder=tmp_path).facts
+    assert sum(counts["counts"]) == 600 and scatter["n"] == 600 - counts["counts"][0]
+    assert scatter["cl_pm_above_pm"] == 0 and scatter["equal_iff_one"]
+    assert scatter["toy"]["A"] == pytest.approx((-0.2, -0.2)) and scatter["toy"][
+        "B"
+    ] == pytest.approx((-0.2, -0.3))
+
+
+def test_softmax_pair_shows_what_it_says(tiny_run, tmp_path):
+    run = tiny_run("mail-at")
+    facts = kit.draw("softmax-pair", run, folder=tmp_path).facts
+    for name, expected in (("single", lambda k: k == 1), ("multiple", lambda k: k >= 2)):
+        f = facts[name]
+        above = sum(p > f["p"][f["y"]] for p in f["p"])
+        assert expected(above) and above == f["confused_labels"]
+        assert f["pm"] == pytest.approx(
+            f["p"][f["y"]] - max(p for j, p in enumerate(f["p"]) if j != f["y"])
+        )
+    again = kit.draw("softmax-pair", run, single=facts["single"]["id"], folder=tmp_path).facts
+    assert again["single"]["id"] == facts["single"]["id"]
+    with pytest.raises(KitError, match="has not exactly one confused label"):
+        kit.draw("softmax-pair", run, single=facts["multiple"]["id"], folder=tmp_path)
+
+
+def test_box_plot_numbers(tiny_run, tmp_path):
+    run = tiny_run("at")
+    facts = kit.draw("pm-by-lps", run, folder=tmp_path).facts
+    logits, y = run.final["train_logits_nat"].astype(np.float64), run.final["train_y"]
+    probs = np.exp(logits - logits.max(1, keepdims=True))
+    probs /= probs.sum(1, keepdims=True)
+    pm = [row[t] - max(np.delete(row, t)) for row, t in zip(probs, y, strict=True)]
+    for counted in ("lps", "kappa"):
+        levels = run.final[f"train_{counted}"]
+        assert sum(level["n"] for level in facts[counted]["levels"].values()) == len(pm) == 600
+        for k, level in facts[counted]["levels"].items():
+            mine = [m for m, at in zip(pm, levels, strict=True) if at == k]
+            assert level["n"] == len(mine) and level["median"] == pytest.approx(np.median(mine))
+
+
+def test_critical_examples_are_counted_among_the_survivors(tiny_run, tmp_path):
+    run = tiny_run("at")
+    facts = kit.draw("critical-lps", run, folder=tmp_path).facts
+    cw = kit.evaluate(run, ["cw20"], quiet=True).attrs["examples"]["cw20"]
+    survivors = run.final["test_lps"] == TINY["steps"]
+    assert facts["n_safe"] == survivors.sum() and sum(facts["counts"]) == 497
+    assert facts["critical"]["broken by CW (margin loss)"]["k"] == (survivors & cw["broken"]).sum()
+
+
+def test_leave_out_difference_is_paired(tiny_run, runs, tmp_path):
+    facts = kit.draw("leave-out", runs(FIGURES["leave-out"]), folder=tmp_path).facts
+    right = {
+        m: (tiny_run(m).final["test_logits_adv"].argmax(1) == tiny_run(m).final["test_y"])
+        for m in facts["runs"]
+    }
+    for method, f in facts["runs"].items():
+        assert (
+            f["robust"] == pytest.approx(right[method].mean())
+            and f["low"] < f["robust"] < f["high"]
+        )
+    gap = facts["drop_mul_minus_drop_sig"][0]
+    assert gap == pytest.approx(
+        right["clirat-drop-multiple"].mean() - right["clirat-drop-single"].mean()
+    )
+
+
+def test_parameter_facts(tiny_run, tmp_path):
+    runs = {m: tiny_run(m) for m in ("adv", "csa")}
+    facts = kit.draw("parameters", runs, folder=tmp_path).facts
+    w = np.abs(runs["csa"].model()[0].weight.detach().numpy().ravel().astype(np.float64))
+    assert facts["methods"]["csa"]["below_0.05"] == pytest.approx(sum(v < 0.05 for v in w) / len(w))
+    assert facts["methods"]["csa"]["max"] == pytest.approx(max(w))
+    normal = np.random.default_rng(0).normal(size=200_000)
+    assert shape_of(normal)["kurtosis"] == pytest.approx(3, abs=0.1)
+
+
+def test_fuzziness_facts(tiny_run, tmp_path):
+    runs = {m: tiny_run(m) for m in ("std", "cse")}
+    facts = kit.draw("fuzziness", runs, folder=tmp_path).facts["methods"]["cse"]
+    blur = []
+    for name in ("0", "2"):
+        w = np.abs(runs["cse"].model().state_dict()[f"{name}.weight"].double().numpy().ravel())
+        rho = 1 / (1 + np.exp(w))
+        blur.append(-(rho * np.log(rho) + (1 - rho) * np.log(1 - rho)).mean())
+    assert facts["final_fuzziness"] == pytest.approx(np.mean(blur), abs=1e-6)
+    assert 0.6 < facts["initial_fuzziness"] < math.log(2)
+
+
+def test_confusion_facts(runs, tiny_run, tmp_path):
+    facts = kit.draw("confusion", runs(FIGURES["confusion"]), attack="pgd10", folder=tmp_path).facts
+    table = kit.evaluate(tiny_run("at"), ["pgd10"], quiet=True)
+    matrix = kit.confusion(table, "pgd10")
+    assert facts["attacked"]["recall"] == pytest.approx(np.diag(matrix) / matrix.sum(1))
+    assert set(facts["panels"]) == {"AT, natural", "AT, PGD-10", "TRADES, PGD-10", "MART, PGD-10"}
+
+
+def test_ratio_interval():
+    middle, low, high = ratio_interval(30, 20)
+    assert low < middle < high and middle == pytest.approx(1.5)
+    assert ratio_interval(0, 0)[1:] == (0.0, math.inf) and math.isinf(ratio_interval(3, 0)[0])
+
+
+def test_bad_questions(tiny_run, tmp_path):
+    run = tiny_run("at")
+    for arguments, options, words in (
+        (("confused-label", run), {}, "Did you mean 'confused-labels'"),
+        (("confused-labels", run), {"epochs": 3}, "option of 'confused-labels'"),
+        (("confused-labels", run), {"first_epoch": 99}, "must be 1 to 3"),
+        (("confused-labels", run), {"counted": "twice"}, "on the fly, |frozen"),
+        (("confused-labels", [run, run]), {}, "exactly one run"),
+        (("confused-labels", "at"), {}, "takes runs"),
+        (("parameters", {"at": run}), {}, r"python -m kit train adv --recipe digits --seed 0"),
+        (("pm-by-lps", run), {"split": "all"}, "train"),
+    ):
+        with pytest.raises(KitError, match=words):
+            kit.draw(*arguments, folder=tmp_path, **options)
+    with pytest.raises(KitError, match="convolution"):
+        kit.draw("parameters", {m: tiny_run(m) for m in ("adv", "csa")}, layer=7, folder=tmp_path)
+
+
+def test_every_method_has_a_look_of_its_own():
+    looks = {method: (style.colour(method), str(style.dash(method))) for method in kit.METHODS}
+    assert all(colour != style.BLACK for colour, _ in looks.values())
+    for group in (
+        ["at", "trades", "mart", "gairat", "mail-at", "clirat", "std"],
+        ["adv", "csa", "csa-l2", "cse", "std"],
+        FIGURES["leave-out"].methods,
+    ):
+        assert len({looks[method] for method in group}) == len(group)
+
+
+def test_output_folder(monkeypatch, tmp_path, home):
+    assert output_folder("folder:/a/b c:paper") == home / "figures/out/folder-a-b-c-paper"
+    monkeypatch.setenv("KIT_OUT", str(tmp_path))
+    assert output_folder("digits") == tmp_path

@@ -1,0 +1,114 @@
+"""What the README shows works:
+
+its Python is run, its commands exist, its pictures and notebooks are there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+import kit
+from kit.experiments.specification import RunSpec, resolve
+from kit.jobs import command_line
+from tests.benchmarks import bench
+from tests.helpers.settings import ROOT, TINY
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def tiny_digits(monkeypatch, tmp_path, home):
+    """The digits recipe at test size, and tables that forget what a block adds."""
+    monkeypatch.setitem(kit.RECIPES, "digits", kit.RECIPES["digits"].override(**TINY))
+    monkeypatch.setenv("KIT_OUT", str(tmp_path))
+    for table in (kit.CRITERIA, kit.METHODS):
+        for name, row in list(table.items()):
+            monkeypatch.setitem(table, name, row)
+
+
+def test_the_tour(tiny_digits):
+    scope = {}
+    exec(BLOCKS[0], scope)
+    assert scope["figure"].facts["min_ratio"] >= 0 or scope["figure"].facts["n"] == 600
+    assert list(scope["table"].index) == ["natural", "fgsm", "pgd20", "cw20"]
+
+
+def test_an_attack_by_itself(tiny_digits, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tiny_run("at")
+    images = run.data().test.take(slice(0, 6))
+    scope = {"kit": kit, "model": run.model(), "x": images.x(), "y": images.y}
+    exec(BLOCKS[1], scope)
+    assert scope["result"].robust.shape == (6,) and (tmp_path / "aa-state").is_dir()
+
+
+def test_adding_a_criterion(tiny_digits):
+    assert len(BLOCKS[2].strip().splitlines()) <= 15
+    scope = {}
+    try:
+        exec(BLOCKS[2], scope)
+        run = scope["run"]
+        assert run.plan.method.criterion.quantity.params["power"] == 4.0
+        assert (run.epoch(3)["train_weight"] != 1).any()
+        key = resolve(RunSpec("smooth-at", overrides={"criterion.power": 4.0})).key
+        assert key == run.key
+        # another function of the same name is another method
+        exec(BLOCKS[2].replace("true - (", "true - 2 * (").split("run = ")[0], scope)
+        assert resolve(RunSpec("smooth-at", overrides={"criterion.power": 4.0})).key != key
+    finally:
+        kit.CRITERIA.pop("smooth", None)
+        kit.METHODS.pop("smooth-at", None)
+
+
+def test_commands_parse(capsys):
+    commands = re.findall(
+        r"python -m kit ((?:reproduce|train|evaluate|list|audit|compare|runs)[^`#\n]*)", README
+    )
+    assert len(commands) >= 5
+    for command in commands:
+        command_line.parser().parse_args(command.split())
+
+
+def test_links_and_gallery():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) >= 8
+    for link in links:
+        assert (ROOT / link).exists(), link
+    for picture in (link for link in links if link.endswith(".png") and "widgets/" not in link):
+        record = json.loads((ROOT / picture).with_suffix(".json").read_text())
+        assert (
+            record["figure"] in kit.FIGURES
+            and record["runs"]
+            and record["facts"]
+            and record["caption"]
+        )
+
+
+def test_the_gallery_shows_every_figure_and_says_what_its_record_says():
+    page = (ROOT / "figures/README.md").read_text()
+    for name, row in kit.FIGURES.items():
+        record = json.loads((ROOT / f"figures/{name}.json").read_text())
+        assert (
+            f"## {name}: {row.title}" in page
+            and f"]({name}.png)" in page
+            and (ROOT / f"figures/{name}.png").exists()
+        )
+        for words in (record["caption"], *(claim["here"] for claim in record["claims"])):
+            assert words in page, name
+
+
+def test_the_table_of_speed_is_what_was_measured():
+    assert bench.markdown(json.loads((ROOT / "figures/speed.json").read_text())) in README
+
+
+def test_project_speaks_of_itself_alone():
+    for path in [
+        ROOT / "README.md",
+        ROOT / "figures/README.md",
+        *ROOT.glob("figures/**/[!0]*.json"),
+    ]:
+        assert not re.search(r"/work/|/root/|/tmp/", path.read_text()), path

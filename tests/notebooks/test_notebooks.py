@@ -1,0 +1,352 @@
+"""Notebooks and the batch that runs them:
+
+clean files, real runs through papermill, failures that are named.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import torch
+
+import kit
+from kit.core import files
+from kit.figures.table import FIGURES
+from kit.jobs import command_line, reproduction
+from kit.jobs.tasks import Place
+from kit.notebook import parameter_cells
+from tests.helpers.settings import ROOT, TINY
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FIGURE_BOOKS = [
+    path for path in NOTEBOOKS if path.stem[0].isdecimal()
+]  # what `reproduce` runs by itself
+SETTINGS = " ".join(f"{k}={json.dumps(v, separators=(',', ':'))}" for k, v in TINY.items())
+
+
+def kit_command(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    """`python -m kit ...` from the checkout, two processes at most."""
+    return subprocess.run(
+        [sys.executable, "-m", "kit", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+# ---------------------------------------------------------------------------------------- the files
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_file(path):
+    """Valid, without outputs, short cells, one annotated parameters cell, a title, and the stamp at
+    the end.
+    """
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    assert re.fullmatch(r"(\d\d|tables|teach)_[a-z0-9_]+", path.stem)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code), (
+        "committed with outputs"
+    )
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    assert book.cells[0].cell_type == "markdown" and book.cells[0].source.startswith("# ")
+    assert code[-1].source.strip() == "study.finish()"
+    assert all(len(cell.source.splitlines()) <= 16 for cell in code), "logic belongs in kit/"
+    names = {
+        node.id
+        for cell in code
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.Name)
+    }
+    assert not {"torch", "np", "plt"} & names
+    for name, parameter in parameter_cells.notebook_parameters(path).items():
+        assert parameter.meaning, f"{name} does not say what it means"
+    assert parameter_cells.needed_specs(
+        parameter_cells.check_parameters(parameter_cells.notebook_parameters(path), {})
+    )
+
+
+def test_every_figure_is_in_a_notebook():
+    text = " ".join(path.read_text() for path in NOTEBOOKS)
+    assert not [name for name in FIGURES if f'\\"{name}\\"' not in text]
+
+
+# ------------------------------------------------------------------------------------- running them
+
+SOME = ["01_one_loop", "02_confused_labels", "05_class_confusion"]  # the slow tests run all of them
+
+
+@pytest.fixture(scope="module")
+def batch_run(home, tmp_path_factory):
+    """Some notebooks on seconds of training, once, through `python -m kit reproduce`."""
+    out = tmp_path_factory.mktemp("out")
+    done = kit_command(
+        "reproduce", "--only", *SOME, "--set", *SETTINGS.split(), "--out", str(out), "--jobs", "2"
+    )
+    return done, out
+
+
+def made_everything(done: subprocess.CompletedProcess, out: Path, books: list[Path]) -> None:
+    """No cell failed, every picture is in the notebook and in the folder, every check left its
+    verdict.
+    """
+    assert done.returncode == 0, done.stdout + done.stderr
+    for path in books:
+        stamp = files.read_json(out / f"{path.stem}.json")
+        assert stamp["figures"] and bool(stamp["verdicts"]) == ("study.check" in path.read_text())
+        executed = nbformat.read(out / path.name, as_version=4)
+        outputs = [
+            output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs
+        ]
+        assert not [o for o in outputs if o.output_type == "error"]
+        pictures = [
+            o for o in outputs if "image/png" in o.get("data", {}) and "text/html" not in o["data"]
+        ]
+        assert len(pictures) == sum(f.endswith(".png") for f in stamp["figures"])
+        assert not [o for o in outputs if "widget" in " ".join(o.get("data", {}))]
+        assert path.stem in done.stdout
+    text = " ".join(path.read_text() for path in books)
+    for name in (name for name in FIGURES if f'\\"{name}\\"' in text):
+        for ending in ("png", "svg", "json"):
+            assert (out / f"{name}.{ending}").stat().st_size > 500
+
+
+def test_reproduce_makes_everything(batch_run):
+    made_everything(*batch_run, [path for path in FIGURE_BOOKS if path.stem in SOME])
+
+
+@pytest.mark.slow
+def test_reproduce_makes_every_numbered_notebook(home, tmp_path):
+    made_everything(
+        kit_command("reproduce", "--set", *SETTINGS.split(), "--out", str(tmp_path), "--jobs", "2"),
+        tmp_path,
+        FIGURE_BOOKS,
+    )
+
+
+@pytest.mark.slow
+def test_reproduce_makes_every_lesson(home, tmp_path):
+    """Nobody is there: each lesson's widgets are pictures, and nothing hangs."""
+    lessons = [path for path in NOTEBOOKS if path.stem.startswith("teach_")]
+    assert len(lessons) >= 10
+    done = kit_command(
+        "reproduce",
+        "--only",
+        "teach",
+        "--set",
+        *SETTINGS.split(),
+        "--out",
+        str(tmp_path),
+        "--jobs",
+        "2",
+    )
+    made_everything(done, tmp_path, lessons)
+
+
+def test_second_call_runs_nothing(batch_run):
+    _, out = batch_run
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    done = kit_command("reproduce", "--only", *SOME, "--set", *SETTINGS.split(), "--out", str(out))
+    assert done.returncode == 0 and "0 to train" in done.stdout and "0 to run" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_a_lost_figure_is_made_again(batch_run):
+    _, out = batch_run
+    (out / "confusion.svg").unlink()
+    done = kit_command("reproduce", "--only", *SOME, "--set", *SETTINGS.split(), "--out", str(out))
+    assert done.returncode == 0 and f"{len(SOME)} notebooks, 1 to run" in done.stdout
+    assert (out / "confusion.svg").exists()
+
+
+def test_plain_papermill(batch_run, home, tmp_path, monkeypatch):
+    """Without the batch:
+
+    `papermill notebooks/02_confused_labels.ipynb out.ipynb -p method clirat`.
+    """
+    monkeypatch.setenv("KIT_OUT", str(tmp_path))
+    papermill.execute_notebook(
+        ROOT / "notebooks/02_confused_labels.ipynb",
+        tmp_path / "out.ipynb",
+        progress_bar=False,
+        parameters={"method": "clirat", "overrides": SETTINGS},
+    )
+    record = files.read_json(tmp_path / "confused-labels.json")
+    assert record["runs"][0]["spec"]["method"] == "clirat" and "CLIRAT" in record["caption"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"metod": "clirat"}, "Did you mean 'method'"),
+        ({"seed": "three"}, "whole number"),
+        ({"method": "clirrat"}, "Did you mean 'clirat'"),
+    ],
+)
+def test_plain_papermill_refuses_wrong_words(given, words, home, tmp_path):
+    with pytest.raises(papermill.exceptions.PapermillExecutionError, match=words):
+        papermill.execute_notebook(
+            ROOT / "notebooks/02_confused_labels.ipynb",
+            tmp_path / "out.ipynb",
+            progress_bar=False,
+            parameters=given,
+        )
+    cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+    failed = [
+        o for c in cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"
+    ]
+    assert len(failed) == 1 and len(failed[0].traceback) == 1, "the sentence, without a traceback"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--recipe", "digit"], "Did you mean 'digits'"),
+        (["--recipe", "folder:/nowhere"], "no folder /nowhere"),
+        (["--only", "97"], "there is no notebook '97'"),
+        (["--set", "metod=at"], "Did you mean 'method'"),
+        (["--set", "layer=two"], "whole number"),
+        (["--set", "seed"], "name=value"),
+        (["--set", "weight.slop=3"], "Did you mean 'weight.slope'"),
+        (["--set", "epochs=0"], "at least 1"),
+        (["--seeds", "-1"], "at least 0"),
+        (["--seeds", "1", "1"], "names one twice"),
+        (["--device", "tpu"], "auto, cpu, cuda, mps"),
+        (["--jobs", "-2"], "at least 1"),
+        (["--address", "local"], "add --on ray"),
+        (["--on", "ray", "--address", "nowhere"], "Choices: auto, local, HOST:PORT"),
+        (["--on", "ray", "--gpus", "2"], "--gpus 2 is for --plan"),
+        (["--on", "ray", "--plan", "--device", "cuda"], "the cluster has no GPU"),
+        (["--on", "ray", "--plan", "--device", "mps"], "Choices: auto, cpu, cuda"),
+    ],
+)
+def test_reproduce_refuses_wrong_words_before_anything_runs(words, expected, home, capsys):
+    assert command_line.main(["reproduce", *words]) == 2
+    text = capsys.readouterr().err.strip()
+    assert expected in text and len(text.splitlines()) == 1
+
+
+BROKEN = {
+    "cells": [
+        {
+            "cell_type": "code",
+            "id": "a",
+            "metadata": {"tags": ["parameters"]},
+            "execution_count": None,
+            "outputs": [],
+            "source": 'method: str = "at"  # method\nrecipe: str = "digits"  # recipe\nseed: int = '
+            "0  # seed\n"
+            'overrides: str = ""  # settings',
+        },
+        {
+            "cell_type": "code",
+            "id": "b",
+            "metadata": {},
+            "execution_count": None,
+            "outputs": [],
+            "source": "CODE",
+        },
+    ],
+    "metadata": {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+    },
+    "nbformat": 4,
+    "nbformat_minor": 5,
+}
+
+
+def test_failures_are_named_and_stop_nothing_else(home, tmp_path, monkeypatch, capsys, tiny_run):
+    """One notebook raises, one kills its kernel, one never stamps, one is fine:
+
+    three named failures, exit code 1.
+    """
+    code = {
+        "01_raises": "1 / 0",
+        "02_dies": "import os; os._exit(1)",
+        "03_no_stamp": "print('done')",
+        "04_fine": 'import kit; s = kit.begin("04_fine", globals()); s.draw("pm-by-lps", method); '
+        "s.finish()",
+    }
+    for name, source in code.items():
+        (tmp_path / f"{name}.ipynb").write_text(
+            json.dumps(BROKEN).replace("CODE", source.replace('"', '\\"'))
+        )
+    monkeypatch.setattr(reproduction, "notebooks_folder", lambda: tmp_path)
+    tiny_run("at")
+    jobs = reproduction.plan_jobs([], {"overrides": SETTINGS}, [0], tmp_path / "out")
+    assert len(reproduction.needed_runs(jobs)) == 1
+    assert reproduction.reproduce(jobs, Place(torch.device("cpu"), 1)) == 1
+    text = capsys.readouterr().out
+    assert "FAILED 01_raises: cell 3: ZeroDivisionError" in text.replace("cell 2", "cell 3")
+    assert "FAILED 02_dies" in text and "FAILED 03_no_stamp: it ended without its stamp" in text
+    assert re.search(r"04_fine +made", text) and (tmp_path / "out/pm-by-lps.png").exists()
+
+
+def test_plan_shares_runs_and_seeds_get_their_own_folder(home, tmp_path):
+    jobs = reproduction.plan_jobs(["02", "05"], {}, [0, 1], tmp_path)
+    assert [(job.name, job.folder.name) for job in jobs] == [
+        ("02_confused_labels", "seed-0"),
+        ("05_class_confusion", "seed-0"),
+        ("02_confused_labels", "seed-1"),
+        ("05_class_confusion", "seed-1"),
+    ]
+    specs = reproduction.needed_runs(jobs)
+    assert len(specs) == 2 * 10 and len({(s.method, s.seed) for s in specs}) == len(specs)
+
+
+def test_a_notebook_waits_for_its_own_runs_alone(fresh_home):
+    """And takes as much of a GPU as its networks need."""
+    jobs, place = (
+        reproduction.plan_jobs(["01", "04"], {}, None, None),
+        Place(torch.device("cpu"), 2),
+    )
+    lists = reproduction.group_trainings(reproduction.missing_runs(jobs), place)
+    tasks = reproduction.notebook_tasks(jobs, lists)
+    assert list(tasks) == ["04_min_max", "01_one_loop"], "the longest first"
+    for job in jobs:
+        wanted = {
+            kit.experiments.specification.resolve(spec).key
+            for spec in parameter_cells.needed_specs(job.values)
+        }
+        assert tasks[job.label].after == {
+            title for title, plans in lists.items() if wanted & {plan.key for plan in plans}
+        }
+        assert 0 < len(tasks[job.label].after) < len(lists) and tasks[job.label].share == 0.25
+    assert not reproduction.notebook_tasks(jobs, {})["04_min_max"].after, "its runs are there"
+    deep = reproduction.plan_jobs(["01"], {"overrides": "model=resnet18"}, None, None)
+    assert reproduction.notebook_tasks(deep, {})["01_one_loop"].share == 1
+
+
+# ------------------------------------------------------------------------------- the other commands
+
+
+def test_train_evaluate_list(home, tiny_run, capsys):
+    def said(*words: str, code: int = 0) -> str:
+        assert command_line.main(list(words)) == code
+        captured = capsys.readouterr()
+        return captured.out if code == 0 else captured.err
+
+    assert "held-out" in said("train", "mart", "--set", *SETTINGS.split())
+    key = tiny_run("mart").key
+    assert re.search(
+        r"pgd10 +0\.\d+", said("evaluate", key[:8], "--attacks", "natural,pgd10", "--n", "50")
+    )
+    assert re.search(rf"{key} +done +mart on digits", said("list", "runs"))
+    for table in ("methods", "attacks", "recipes", "criteria", "weights", "figures"):
+        assert len(said("list", table).splitlines()) > 3
+    assert "no stored runs match 'zzz'" in said("evaluate", "zzz", code=2)
+    assert "Did you mean 'mail-at'" in said("train", "mael-at", code=2)
+    assert "no attack 'aaa'" in said("evaluate", key[:8], "--attacks", "aaa", code=2)

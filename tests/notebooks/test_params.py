@@ -1,0 +1,192 @@
+"""Notebook parameters: the cell is the schema, and a wrong word never starts a kernel."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import kit
+from kit.core.errors import KitError
+from kit.figures.base import Claim
+from kit.notebook import parameter_cells
+from kit.notebook.parameter_cells import (
+    Parameter,
+    check_parameters,
+    declared_parameters,
+    needed_specs,
+    notebook_parameters,
+)
+
+CELL = """method: str = "mail-at"  # the method; a name of kit.METHODS
+seed: int = 0  # random seed; at least 0
+split: str = "train"  # images; one of train, test
+share: float = 0.5  # of the images; 0 to 1
+fast: bool = False  # leave things out
+overrides: str = ""  # settings
+"""
+SEVERAL = (
+    CELL
+    + """seeds: str = "0 1"  # random seeds
+attacks: str = "natural pgd20"  # attacks
+"""
+)
+
+
+def test_several_seeds_and_all_methods():
+    values = check_parameters(declared_parameters(SEVERAL), {"seeds": "3 1", "method": "all"})
+    specs = needed_specs(values)
+    assert [(spec.method, spec.seed) for spec in specs] == [
+        (m, seed) for seed in (3, 1) for m in kit.METHODS
+    ]
+    assert (
+        parameter_cells.wanted_attacks(values) == ["natural", "pgd20"]
+        and parameter_cells.wanted_attacks({}) == []
+    )
+
+
+def test_a_cell_declares():
+    found = declared_parameters(CELL)
+    assert list(found) == ["method", "seed", "split", "share", "fast", "overrides"]
+    assert found["seed"] == Parameter("int", 0, "random seed; at least 0")
+    assert check_parameters(found, {})["share"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "cell",
+    ["x = 3", "x: int = f()", "import kit", "x: list = []", "x: int = 3\nprint(x)", "x:", ""],
+)
+def test_other_cells_declare_nothing(cell):
+    assert declared_parameters(cell) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"metod": "at"}, "Did you mean 'method'"),
+        ({"fast": "false"}, "True or False"),
+        ({"seed": "three"}, "whole number"),
+        ({"seed": -1}, "at least 0"),
+        ({"seed": 1.5}, "whole number"),
+        ({"seed": True}, "whole number"),
+        ({"share": 1.5}, "0 to 1"),
+        ({"split": "valid"}, "train"),
+        ({"method": "mail-ad"}, "Did you mean 'mail-at'"),
+        ({"method": ""}, "empty"),
+        ({"seeds": "0 one"}, "different whole numbers"),
+        ({"seeds": "0 0"}, "different whole numbers"),
+        ({"seeds": "1 01"}, "different whole numbers"),
+        ({"seeds": "9" * 5000}, "different whole numbers"),
+        ({"seeds": ""}, "different whole numbers"),
+        ({"attacks": "pgd20 pgd21"}, "Did you mean 'pgd20'"),
+        ({"overrides": "epochs"}, "name=value"),
+        ({"overrides": "epochs=0"}, "at least 1"),
+        ({"overrides": "weight.slop=3"}, r"Did you mean 'weight\.slope'"),
+        ({"overrides": "eps=-1"}, "at least 0"),
+        ({"overrides": "eps=big"}, "a number"),
+        ({"overrides": "model=resnet19"}, "no model 'resnet19'"),
+        ({"overrides": "data=cifar"}, "cifar10"),
+        ({"overrides": "burn_in=40"}, "0 to 39"),
+    ],
+)
+def test_wrong_words(given, words):
+    with pytest.raises(KitError, match=words):
+        check_parameters(
+            declared_parameters(SEVERAL if {"seeds", "attacks"} & set(given) else CELL), given
+        )
+
+
+def test_runs_follow_from_the_values():
+    specs = needed_specs(
+        {"method": "at", "leave_out_methods": "at mail-at", "seed": 3, "overrides": "eps=1/8"}
+    )
+    assert [(s.method, s.seed, s.overrides) for s in specs] == [
+        ("at", 3, {"eps": 0.125}),
+        ("mail-at", 3, {"eps": 0.125}),
+    ]
+
+
+def test_a_grid_varies_one_setting_at_a_time():
+    values = {"method": "clirat", "grid": "weight.slope=7,8 eps=0.1", "overrides": "epochs=30"}
+    points = [{}, {"weight.slope": 7}, {"weight.slope": 8}, {"eps": 0.1}]
+    assert [s.overrides for s in needed_specs(values)] == [
+        {"epochs": 30} | point for point in points
+    ]
+    for grid, words in (
+        ("weight.slope", "grid: 'weight.slope'"),
+        ("eps=0.1,", "its values"),
+        ("eps=1 eps=2", "once"),
+        ("weight.slop=1", "Did you mean"),
+    ):
+        with pytest.raises(KitError, match=words):
+            needed_specs({**values, "grid": grid})
+
+
+def test_notebook_files(tmp_path):
+    path = tmp_path / "a.ipynb"
+    loose = {"cells": [{"source": ["x = 1"], "metadata": {"tags": ["parameters"]}}]}
+    for content, words in (
+        ("{", "no readable notebook"),
+        (json.dumps({"cells": []}), "no cell tagged"),
+        (json.dumps(loose), "must hold"),
+    ):
+        path.write_text(content)
+        with pytest.raises(KitError, match=words):
+            notebook_parameters(path)
+
+
+def namespace(*cells: str, **values) -> dict:
+    """What a notebook's globals() hold: IPython's In, and the variables."""
+    return {"In": ["", *cells], **params_values(CELL), **values}
+
+
+def params_values(cell: str) -> dict:
+    return {name: p.default for name, p in parameter_cells.declared_parameters(cell).items()}
+
+
+def test_begin_reads_the_notebook(capsys, home):
+    study = kit.begin("00_test", namespace(CELL, "import kit", method="clirat", seed=2))
+    assert [(spec.method, spec.seed) for spec in study.specs] == [("clirat", 2)]
+    line = capsys.readouterr().out
+    assert "kit 0.1.0" in line and "torch" in line and "seed 2" in line and "clirat" in line
+
+
+def test_begin_refuses_what_papermill_lets_through(home):
+    with pytest.raises(KitError, match="Did you mean 'method'"):
+        kit.begin("00_test", namespace(CELL, '# Parameters\nmetod = "at"\n', metod="at"))
+    with pytest.raises(KitError, match="True or False"):
+        kit.begin("00_test", namespace(CELL, '# Parameters\nfast = "false"\n', fast="false"))
+    with pytest.raises(KitError, match="no parameters cell"):
+        kit.begin("00_test", {"In": ["", "import kit"]})
+
+
+def test_a_study_keeps_to_its_parameters(home, tiny_run, monkeypatch, tmp_path):
+    monkeypatch.setenv("KIT_OUT", str(tmp_path))
+    monkeypatch.setenv("KIT_STAMP", "abc")
+    from tests.helpers.settings import TINY
+
+    words = " ".join(f"{k}={json.dumps(v, separators=(',', ':'))}" for k, v in TINY.items())
+    study = kit.begin("00_test", namespace(CELL, method="at", overrides=words))
+    assert study.run("at").key == tiny_run("at").key
+    with pytest.raises(KitError, match="in this notebook's parameters"):
+        study.run("mart")
+    drawing = study.draw("confused-label-counts", "at")
+    assert {path.suffix for path in drawing.files} == {".png", ".svg", ".json"}
+    rows = [
+        Claim("a", "p", "<h>", holds=True, fails=False),
+        Claim("b", "p", "h", holds=False, fails=True),
+    ]
+    drawing.claims = rows
+    study.check(drawing)
+    drawing.claims = [Claim("a", "p", "<h2>", holds=False, fails=False)]
+    table = study.check(drawing)
+    assert (
+        "undecided" in repr(table)
+        and "holds" not in repr(table)
+        and "&lt;h2&gt;" in table._repr_html_()
+    )
+    study.finish()
+    record = json.loads((tmp_path / "00_test.json").read_text())
+    assert record["stamp"] == "abc" and list(record["runs"].values()) == [tiny_run("at").key]
+    assert [v["verdict"] for v in record["verdicts"]] == ["fails", "undecided"]
+    assert set(record["figures"]) == {path.name for path in drawing.files}
