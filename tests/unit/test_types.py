@@ -491,7 +491,7 @@ from kit.experiments.specification import RunSpec, resolve
 from kit.core.parts import function_digest, part; from kit.core.random_streams import derive_seed
 from kit.methods.weights import sigmoid
 exec({OWN!r})
-print(json.dumps([[derive(*words) for words in {WORDS!r}],
+print(json.dumps([[derive_seed(*words) for words in {WORDS!r}],
                   resolve(RunSpec("clirat", "cifar10", 2, {{"eps": 0.1}})).key,
                   function_digest(own), function_digest(twice(sigmoid)),
                   function_digest(twice(part(sigmoid)))]))
