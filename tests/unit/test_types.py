@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kit
-from kit.core import errors
+from kit.core import parameters
 from kit.core.errors import KitError
 from kit.core.parameters import (
     Count,
@@ -175,10 +175,10 @@ def test_ranges_hold_what_they_say(value, name):
         "Share": 0 <= value <= 1,
     }[name]
     if fits and math.isfinite(value):
-        assert check_value("x", value, getattr(errors, name)) == value
+        assert check_value("x", value, getattr(parameters, name)) == value
     else:
         with pytest.raises(KitError, match="out of range"):
-            check_value("x", value, getattr(errors, name))
+            check_value("x", value, getattr(parameters, name))
 
 
 def test_a_kit_error_is_one_sentence_in_a_notebook():
@@ -204,7 +204,7 @@ def test_a_part_runs_with_its_parameters():
         toy.name == "scaled"
         and toy.config().items() >= {"fn": "scaled", "factor": 3.0, "mode": "up"}.items()
     )
-    assert str(toy) == "scaled(factor=3.0, mode=up)" and toy.reads == ("x",)
+    assert str(toy) == "scaled(factor=3.0, mode=up)"
     assert describe_row(toy) == "A toy part. It has a second line."
 
 
@@ -214,7 +214,7 @@ def test_a_part_is_never_changed_in_place():
     assert toy.params == {"factor": 2.0, "mode": "up"}
     with pytest.raises(TypeError):
         toy.params["factor"] = 5.0
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         toy.fn = abs
 
 
@@ -230,19 +230,6 @@ def test_unknown_and_unfit_parameters_of_a_part():
     for supplied in ("generator", "x"):
         with pytest.raises(KitError, match=f"no parameter of scaled '{supplied}'"):
             part(scaled, **{supplied: 1})
-
-
-def test_a_part_reads_the_fields_it_names():
-    def gap(p_flip, kappa, *, times: Real = 1.0):
-        return (p_flip - kappa) * times
-
-    seen = StepOutputs(
-        torch.tensor([0]), torch.zeros(1, 2), kappa=torch.tensor([3.0]), p_flip=torch.tensor([10.0])
-    )
-    assert (
-        part(gap).read(seen).item() == 7
-        and part(gap, times=2).read(seen, ("kappa", "p_flip")).item() == -14
-    )
 
 
 def test_what_is_seen_is_detached_with_all_its_fields():
@@ -457,7 +444,7 @@ from kit.experiments.specification import RunSpec, resolve
 from kit.core.parts import function_digest, part; from kit.core.random_streams import derive_seed
 from kit.methods.weights import sigmoid
 exec({OWN!r})
-print(json.dumps([[derive(*words) for words in {WORDS!r}],
+print(json.dumps([[derive_seed(*words) for words in {WORDS!r}],
                   resolve(RunSpec("clirat", "cifar10", 2, {{"eps": 0.1}})).key,
                   function_digest(own), function_digest(twice(sigmoid)),
                   function_digest(twice(part(sigmoid)))]))
