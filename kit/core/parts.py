@@ -8,12 +8,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from types import CodeType, FunctionType, MappingProxyType
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from torch import Tensor
 
 from kit.core.errors import KitError, unknown_name
 from kit.core.parameters import check_value
+
+Function = TypeVar("Function", bound=Callable)
 
 #: What the loop hands to every training attack by keyword; these are no hyper-parameters.
 SUPPLIED = frozenset({"generator", "watch", "steps", "step_size", "validate", "trained_loss"})
@@ -97,6 +99,28 @@ def part(fn: Callable, **params: Any) -> Part:
     """
     defaults = {name: default for name, (_, default) in list_hyper_parameters(fn).items()}
     return Part(fn, **defaults).but(**params)
+
+
+# ---------------------------------------------------------------------------------------- schedules
+
+
+def controls(*paths: str) -> Callable[[Function], Function]:
+    """State which hyper-parameters a schedule controls, by their dotted names."""
+
+    def state(schedule: Function) -> Function:
+        schedule.controls = paths
+        return schedule
+
+    return state
+
+
+def controlled_by(schedule: Part) -> tuple[str, ...]:
+    """Return the dotted names of the hyper-parameters that a schedule has stated to control.
+
+    A schedule of one's own without this statement is asked for its first epoch.
+    """
+    stated = getattr(schedule.fn, "controls", None)
+    return tuple(schedule(1, 1)) if stated is None else stated
 
 
 # ------------------------------------------------------------------------------- a function's name

@@ -7,32 +7,8 @@ and cannot be overridden by themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 from kit.core.parameters import NonNegative, Real, Share
-from kit.core.parts import Part
-
-Schedule = TypeVar("Schedule", bound=Callable[..., dict[str, float]])
-
-
-def controls(*paths: str) -> Callable[[Schedule], Schedule]:
-    """State which hyper-parameters a schedule controls, by their dotted names."""
-
-    def state(schedule: Schedule) -> Schedule:
-        schedule.controls = paths
-        return schedule
-
-    return state
-
-
-def controlled_by(schedule: Part) -> tuple[str, ...]:
-    """Return the dotted names of the hyper-parameters that a schedule has stated to control.
-
-    A schedule of one's own without this statement is asked for its first epoch.
-    """
-    stated = getattr(schedule.fn, "controls", None)
-    return tuple(schedule(1, 1)) if stated is None else stated
+from kit.core.parts import controls
 
 
 def adversarial(epoch: int, epochs: int) -> tuple[bool, ...]:

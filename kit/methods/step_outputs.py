@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TypeVar
 
 from torch import Tensor
 
 from kit.core.errors import KitError
+from kit.core.parts import Function
 from kit.core.random_streams import Streams
-
-Function = TypeVar("Function", bound=Callable)
 
 
 @dataclass(frozen=True)

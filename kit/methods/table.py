@@ -17,7 +17,7 @@ from kit.attacks.friendly_pgd_attack import friendly_pgd
 from kit.attacks.projected_gradient_descent import pgd, trained_loss_pgd
 from kit.core.errors import KitError, unknown_name
 from kit.core.parameters import Share
-from kit.core.parts import Part, part
+from kit.core.parts import Part, controlled_by, part
 from kit.core.registry import Registry
 from kit.methods.criteria import CRITERIA, Criterion
 from kit.methods.losses import cost_sensitive, cross_entropy, gair_trades, mart, trades
@@ -27,7 +27,6 @@ from kit.methods.schedules import (
     alternating,
     clean,
     clean_first_half,
-    controlled_by,
     friendlier_first,
     linear,
     piecewise,

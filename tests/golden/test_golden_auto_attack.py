@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kit.attacks import auto_pgd as APGD
+from kit.attacks import auto_pgd
 from kit.attacks.auto_attack import VERSIONS, autoattack
 from kit.attacks.auto_pgd import apgd_objective, ascend_targets, targets_of
 from kit.attacks.fast_adaptive_boundary import fab, search_boundary
@@ -38,9 +38,9 @@ def test_apgd_is_the_authors(name, loss, steps, monkeypatch):
     """From the recorded start, in float64; the step sizes of the official code are float32 even
     then.
     """
-    bench, key, moved = Bench("M"), f"M_apgd_{name}", APGD.moved
+    bench, key, moved = Bench("M"), f"M_apgd_{name}", auto_pgd.next_iterate
     monkeypatch.setattr(
-        APGD,
+        auto_pgd,
         "next_iterate",
         lambda x_t, x_old, x, gradient, step, threat, share: moved(
             x_t, x_old, x, gradient, step.float().double(), threat, share

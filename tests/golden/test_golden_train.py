@@ -17,7 +17,7 @@ from kit.methods.step_outputs import StepOutputs
 from kit.methods.table import METHODS
 from kit.methods.weight_perturbation import perturb_weights
 from kit.methods.weights import batch_mean
-from kit.training.step import AttackedBatch, forward_and_loss
+from kit.training.step import Batch, compute_loss, forward
 from tests.helpers.golden import Bench, Recorded, close, load_arrays
 
 GOLDEN, LOGITS = load_arrays("methods/fat_awp"), load_arrays("methods/methods")
@@ -106,19 +106,20 @@ def test_weight_perturbation(which, name, method):
     bench, row = Bench(which), METHODS[method]
     gamma = row.perturb.params["gamma"]
     x_adv = bench.x + bench.golden["at_delta"].double()
-    batch = AttackedBatch(bench.x, bench.y, x_adv, None, _Path(), None)
+    batch = Batch(bench.x, bench.y, None, x_adv=x_adv, trace=_Path())
+
+    def loss_here() -> torch.Tensor:
+        outputs = forward(bench.net, row, batch)
+        return compute_loss(bench.net, row, outputs, reweight=False).loss
+
     before = {key: p.detach().clone() for key, p in bench.net.named_parameters()}
     stats = {key: value.clone() for key, value in bench.net.named_buffers()}
-    with perturb_weights(
-        bench.net,
-        lambda: forward_and_loss(bench.net, row, batch, reweighted=False).loss,
-        gamma=gamma,
-    ):
+    with perturb_weights(bench.net, loss_here, gamma=gamma):
         moved = {key: (p.detach() - before[key]) / gamma for key, p in bench.net.named_parameters()}
         assert all(torch.equal(value, stats[key]) for key, value in bench.net.named_buffers()), (
             "not seen by batch norms"
         )
-        loss = forward_and_loss(bench.net, row, batch, reweighted=False).loss
+        loss = loss_here()
     stored = {
         key.split("_diff_")[1]: value
         for key, value in GOLDEN.items()
@@ -136,7 +137,9 @@ class _Path:
     """No attack was watched: every count is as after none."""
 
     steps, kappa, lps = 10, torch.zeros(()), torch.full((), 10)
-    p_flip = torch.zeros(())
+
+    def flip_probability(self, logits_adv: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(())
 
 
 class AsGiven(nn.Module):

@@ -25,7 +25,7 @@ from kit.attacks.table import ATTACKS
 from kit.core.errors import KitError
 from kit.core.threat import Threat
 from kit.data.splits import Split
-from kit.evaluation import masked_networks
+from kit.evaluation import accuracy, masked_networks, robustness_audit
 from kit.evaluation.accuracy import evaluate, measure_attack
 from kit.evaluation.masking_rules import (
     AUTOATTACK_PARTS,
@@ -58,8 +58,8 @@ def honest(tiny_run):
 @pytest.fixture
 def quick(monkeypatch):
     """A ladder of seconds: without the costliest, and Square with 150 queries."""
-    monkeypatch.setitem(
-        audit.__globals__, "LADDER", tuple(rung for rung in AUDIT_STEPS if rung.attack in QUICK)
+    monkeypatch.setattr(
+        robustness_audit, "AUDIT_STEPS", tuple(rung for rung in AUDIT_STEPS if rung.attack in QUICK)
     )
     monkeypatch.setitem(ATTACKS, "square", ATTACKS["square"].but(queries=150))
 
@@ -281,9 +281,9 @@ def test_aa_is_the_union_and_costly_rungs_take_few_images(tiny_run, monkeypatch)
     cheap = {"apgd-t": {"steps": 2}, "fab-t": {"steps": 1}, "square": {"queries": 5}}
     for name, settings in cheap.items():
         monkeypatch.setitem(ATTACKS, name, ATTACKS[name].but(**settings))
-    monkeypatch.setitem(
-        audit.__globals__,
-        "LADDER",
+    monkeypatch.setattr(
+        robustness_audit,
+        "AUDIT_STEPS",
         tuple(
             replace(rung, most=30 if rung.most else 0)
             for rung in AUDIT_STEPS
@@ -374,7 +374,7 @@ def test_stopped_half_way(tiny_run, quick, monkeypatch, copy_of):
     """What is finished is there and kept, the rest is named, and the rules that need it are not
     judged.
     """
-    run, real, asked = copy_of(tiny_run("at")), audit.__globals__["evaluate"], []
+    run, real, asked = copy_of(tiny_run("at")), robustness_audit.evaluate, []
     shutil.rmtree(run.folder / "evaluations", ignore_errors=True)
 
     def stopped(run, names, **options):
@@ -383,7 +383,7 @@ def test_stopped_half_way(tiny_run, quick, monkeypatch, copy_of):
             raise KeyboardInterrupt
         return real(run, names, **options)
 
-    monkeypatch.setitem(audit.__globals__, "evaluate", stopped)
+    monkeypatch.setattr(robustness_audit, "evaluate", stopped)
     report = audit(run, n=60, quiet=True)
     assert report.stopped and report.missing == dict.fromkeys(("cw20", "md", "square"), "stopped")
     assert list(report.ladder.index) == ["natural", "fgsm", "pgd20", "pgd100", "worst case"]
@@ -397,16 +397,14 @@ def test_stopped_half_way(tiny_run, quick, monkeypatch, copy_of):
 def test_asking_again_attacks_nothing(tiny_run, quick, monkeypatch):
     run = tiny_run("at")
     first = audit(run, n=60, quiet=True)
-    monkeypatch.setitem(
-        evaluate.__globals__, "measure", lambda *_, **__: pytest.fail("attacked again")
-    )
+    monkeypatch.setattr(accuracy, "measure_attack", lambda *_, **__: pytest.fail("attacked again"))
     again = audit(run, n=60, quiet=True)
     assert again.ladder.equals(first.ladder) and again.findings == first.findings
 
 
 def test_a_budget_leaves_out_the_costliest(tiny_run, monkeypatch, capsys):
     """Every attack costs a second more than fits but those that cost the least."""
-    monkeypatch.setitem(audit.__globals__, "seconds_of_a_pass", lambda *_: 1.0)
+    monkeypatch.setattr(robustness_audit, "seconds_of_a_pass", lambda *_: 1.0)
     run = tiny_run("at")
     split = run.data().test.take(slice(0, 10))
     report = audit_model(
@@ -466,8 +464,8 @@ def test_command(tiny_run, quick, capsys, monkeypatch):
     assert main(["audit", run.key, "--n", "20", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "about" in out and "worst case" in out and STRONGER in out
-    monkeypatch.setitem(
-        audit.__globals__, "losses", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    monkeypatch.setattr(
+        robustness_audit, "follow_losses", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     assert (
         main(["audit", run.key, "--n", "20"]) == 130
@@ -483,12 +481,14 @@ FAULTS = {"quantised": GRADIENTS, "saturated": LOGITS, "noisy": TWICE, "flat": M
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_of_the_zoo_fires_its_rule(fault, honest, quick):
     split, threat, model = honest.data().test.take(slice(0, 100)), Threat(eps=0.2), honest.model()
-    report = audit_model(getattr(masked_networks, fault)(model), split, threat, quiet=True)
+    report = audit_model(
+        getattr(masked_networks, f"{fault}_network")(model), split, threat, quiet=True
+    )
     assert report.finding(FAULTS[fault]).light == "red" and report.light == "red"
     if fault != "noisy":
         with torch.no_grad():
             assert torch.equal(
-                getattr(masked_networks, fault)(model)(split.x()).argmax(1),
+                getattr(masked_networks, f"{fault}_network")(model)(split.x()).argmax(1),
                 model(split.x()).argmax(1),
             )
     if fault == "flat":  # beside the same network without the fault
@@ -553,9 +553,9 @@ def test_honest_adversarial_training_on_digits_is_green(home):
 
 @pytest.mark.slow
 def test_gairat_on_few_steps_fires_the_margin_rule(home, monkeypatch):
-    monkeypatch.setitem(
-        audit.__globals__,
-        "LADDER",
+    monkeypatch.setattr(
+        robustness_audit,
+        "AUDIT_STEPS",
         tuple(rung for rung in AUDIT_STEPS if rung.attack in QUICK[:-1]),
     )
     report = audit(kit.run(masked_networks.MASKED_GAIRAT, quiet=True), quiet=True)

@@ -20,6 +20,7 @@ from kit.core.errors import KitError
 from kit.core.threads import run_in_threads, stop_if_abandoned
 from kit.core.threat import Threat
 from kit.data.splits import Split
+from kit.evaluation import accuracy
 from kit.evaluation.accuracy import evaluate, evaluation_file, measure_attack
 from kit.evaluation.class_tables import confusion, per_class, protected_table
 from kit.evaluation.statistics import paired_difference, wilson
@@ -122,7 +123,7 @@ def test_result_does_not_depend_on_batches(tiny_run, monkeypatch):
     run = tiny_run("at")
     split, attack = run.data().test.take(slice(0, 90)), ATTACKS["pgd10"]
     whole = measure_attack(run.model(), split, run.plan.recipe.threat, attack)
-    monkeypatch.setitem(kit.evaluate.__globals__["BATCH"], "cpu", 17)
+    monkeypatch.setitem(accuracy.ATTACK_BATCH, "cpu", 17)
     order = torch.randperm(90, generator=torch.Generator().manual_seed(1))
     shuffled = measure_attack(run.model(), split.take(order), run.plan.recipe.threat, attack)
     np.testing.assert_array_equal(whole["broken"][order.numpy()], shuffled["broken"])
@@ -282,10 +283,10 @@ def test_interrupted_evaluation_goes_on(tiny_run, monkeypatch, copy_of):
     the finished ones are not attacked again, and the end is the undisturbed one.
     """
     run, calls = copy_of(tiny_run("at")), []
-    monkeypatch.setitem(kit.evaluate.__globals__["BATCH"], "cpu", 20)
+    monkeypatch.setitem(accuracy.ATTACK_BATCH, "cpu", 20)
     whole = evaluate(run, ["pgd10"], n=110, quiet=True).attrs["examples"]["pgd10"]
     shutil.rmtree(run.folder / "evaluations")
-    real = kit.evaluate.__globals__["_measure_batch"]
+    real = accuracy._measure_batch
 
     def stopped(model, split, rows, *rest):
         calls.append(int(rows[0]))
@@ -293,7 +294,7 @@ def test_interrupted_evaluation_goes_on(tiny_run, monkeypatch, copy_of):
             raise KeyboardInterrupt
         return real(model, split, rows, *rest)
 
-    monkeypatch.setitem(kit.evaluate.__globals__, "_measure_batch", stopped)
+    monkeypatch.setattr(accuracy, "_measure_batch", stopped)
     with pytest.raises(KeyboardInterrupt):
         evaluate(run, ["pgd10"], n=110, quiet=True)
     again = evaluate(run, ["pgd10"], n=110, quiet=True).attrs["examples"]["pgd10"]
@@ -308,7 +309,7 @@ def test_out_of_memory_halves_the_batch(tiny_run, monkeypatch, capsys):
     split, attack = run.data().test.take(slice(0, 60)), ATTACKS["pgd10"]
     whole, real = (
         measure_attack(run.model(), split, run.plan.recipe.threat, attack),
-        kit.evaluate.__globals__["_measure_batch"],
+        accuracy._measure_batch,
     )
 
     def small(model, split, rows, *rest):
@@ -316,16 +317,14 @@ def test_out_of_memory_halves_the_batch(tiny_run, monkeypatch, capsys):
             raise torch.OutOfMemoryError("too large")
         return real(model, split, rows, *rest)
 
-    monkeypatch.setitem(kit.evaluate.__globals__, "_measure_batch", small)
-    monkeypatch.setitem(kit.evaluate.__globals__["BATCH"], "cpu", 64)
+    monkeypatch.setattr(accuracy, "_measure_batch", small)
+    monkeypatch.setitem(accuracy.ATTACK_BATCH, "cpu", 64)
     pieces = measure_attack(run.model(), split, run.plan.recipe.threat, attack)
     assert (
         np.array_equal(whole["broken"], pieces["broken"])
         and "15 images at a time" in capsys.readouterr().out
     )
-    monkeypatch.setitem(
-        kit.evaluate.__globals__, "_measure_batch", lambda *_: small(None, None, range(99))
-    )
+    monkeypatch.setattr(accuracy, "_measure_batch", lambda *_: small(None, None, range(99)))
     with pytest.raises(KitError, match="one image alone does not fit"):
         measure_attack(run.model(), split, run.plan.recipe.threat, attack)
 

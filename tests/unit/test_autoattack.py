@@ -1,11 +1,10 @@
-"""APGD, FAB, Square and AutoAttack: auto-attack's own numbers, second implementations, exact
-distances on linear models, what a result promises, and a journal that survives being killed.
+"""APGD, FAB, Square and AutoAttack: second implementations, exact distances on linear models, what
+a result promises, and a journal that survives an interruption.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib
 import math
 from functools import partial
 
@@ -15,7 +14,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from kit.attacks import auto_pgd as APGD
+from kit.attacks import auto_pgd, square_attack
 from kit.attacks.auto_attack import VERSIONS, autoattack
 from kit.attacks.auto_pgd import apgd, apgd_objective, ascend_targets, targets_of, touching
 from kit.attacks.fast_adaptive_boundary import fab, search_boundary, to_hyperplane
@@ -238,9 +237,14 @@ def test_when_steps_are_halved(losses, halved_before, network, batch, monkeypatc
     """20 steps have checkpoints after 4, 7, 9, 10, ...; the loss follows a script, and ten step
     sizes are watched.
     """
-    (x, y), sizes, script, moved = batch, [], iter([*map(float, losses), *[99.0] * 20]), APGD.moved
+    (x, y), sizes, script, moved = (
+        batch,
+        [],
+        iter([*map(float, losses), *[99.0] * 20]),
+        auto_pgd.next_iterate,
+    )
     monkeypatch.setattr(
-        APGD, "next_iterate", lambda *given: sizes.append(given[4].item()) or moved(*given)
+        auto_pgd, "next_iterate", lambda *given: sizes.append(given[4].item()) or moved(*given)
     )
     look = RunsOn(network.eval(), x[:1], y[:1], THREATS[0], "inside", "linf")
     ascend_targets(
@@ -476,8 +480,8 @@ def test_square_walks_as_if_it_tried_one_after_the_other(
 ):
     """The walk image by image and proposal by proposal, on the numbers that were drawn."""
     x, y = (v[:14] for v in batch)
-    drawn, module = [], importlib.import_module("kit.attacks.square_attack")
-    draw = module.draw
+    drawn, module = [], square_attack
+    draw = module.draw_noise
     monkeypatch.setattr(
         module, "draw_noise", lambda *words: drawn.append(draw(*words)) or drawn[-1]
     )

@@ -21,7 +21,7 @@ from PIL import Image
 from kit.core import files
 from kit.core.errors import KitError
 from kit.core.random_streams import Streams
-from kit.data import datasets
+from kit.data import splits
 from kit.data.augmentation import augment
 from kit.data.datasets import DATA, EXPECTED, load_dataset
 from kit.data.splits import Split
@@ -143,7 +143,7 @@ def test_mean_and_standard_deviation_are_the_training_images(chunk, monkeypatch)
     """Against numpy, for one channel and for three, one of which is constant; images are counted
     some at a time.
     """
-    monkeypatch.setattr(datasets, "CHUNK", chunk)
+    monkeypatch.setattr(splits, "CHUNK", chunk)
     digits = load_dataset("digits", validation=130)
     g = torch.Generator().manual_seed(0)
     colour = torch.randint(0, 256, (9, 3, 5, 5), generator=g, dtype=torch.uint8)

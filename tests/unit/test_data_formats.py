@@ -24,7 +24,7 @@ from PIL import Image
 
 import kit
 from kit.core.errors import KitError
-from kit.data import datasets
+from kit.data import datasets, generated_images
 from kit.data.datasets import EXPECTED, load_dataset
 from kit.data.generated_images import add_generated_images
 from kit.data.image_folders import _pixels
@@ -460,7 +460,7 @@ def test_a_training_size_counts_both(chunk, made, monkeypatch):
     an id is one image.
     """
     file, arrays = made
-    monkeypatch.setattr(datasets, "CHUNK", chunk)
+    monkeypatch.setattr(generated_images, "CHUNK", chunk)
     plain = load_dataset("digits", validation=130)
     pictures = dict(
         zip(
@@ -541,7 +541,7 @@ def test_a_large_file_is_read_in_chunks(tmp_path, monkeypatch):
     """18 MB of images, ten of which are used, take less than 3 MB on the way."""
     arrays = generated(6000, 32, 32, 3)
     np.savez(tmp_path / "large.npz", **arrays)
-    monkeypatch.setattr(datasets, "CHUNK", 128)
+    monkeypatch.setattr(generated_images, "CHUNK", 128)
     few = Split(
         torch.zeros(4, 3, 32, 32, dtype=torch.uint8),
         torch.zeros(4, dtype=torch.int64),

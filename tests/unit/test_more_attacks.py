@@ -1,5 +1,5 @@
 """Momentum, basic iterative, line-search, margin-decomposing, minimal-norm and SPSA attacks: the
-authors' own numbers, exact distances on linear models, second implementations, and what an
+exact distances on linear models, second implementations, and what an
 `AttackResult` promises.
 """
 

@@ -141,8 +141,8 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_lock_excludes_and_dies_with_its_owner(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from kit import store\n"
-        "with store.lock(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from kit.core import files\n"
+        "with files.lock_folder(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
     )
     owner = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
@@ -163,4 +163,4 @@ def test_home_is_chosen_by_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("KIT_HOME", str(tmp_path))
     assert runs_folder() == tmp_path / "data" / "runs" and run_folders() == []
     monkeypatch.delenv("KIT_HOME")
-    assert (files.home() / "kit" / "store.py").exists()
+    assert (files.home() / "kit" / "core" / "files.py").exists()

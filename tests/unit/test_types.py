@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kit
-from kit.core import errors
+from kit.core import parameters
 from kit.core.errors import KitError
 from kit.core.parameters import (
     Count,
@@ -177,10 +177,10 @@ def test_ranges_hold_what_they_say(value, name):
         "Share": 0 <= value <= 1,
     }[name]
     if fits and math.isfinite(value):
-        assert check_value("x", value, getattr(errors, name)) == value
+        assert check_value("x", value, getattr(parameters, name)) == value
     else:
         with pytest.raises(KitError, match="out of range"):
-            check_value("x", value, getattr(errors, name))
+            check_value("x", value, getattr(parameters, name))
 
 
 def test_a_kit_error_is_one_sentence_in_a_notebook():

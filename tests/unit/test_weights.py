@@ -22,7 +22,7 @@ from kit.core.parts import list_hyper_parameters, part
 from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 from kit.experiments.specification import RunSpec, resolve
-from kit.methods import weights
+from kit.methods import weights as kit_weights
 from kit.methods.criteria import Criterion, confused_labels
 from kit.methods.step_outputs import StepOutputs
 from kit.methods.table import PART_NAMES
@@ -87,7 +87,7 @@ def test_sigmoid_is_mails_formula():
     """σ(-γ(PM - β)) with γ 10 and β -0.5, in the paper's own sign."""
     margins = torch.linspace(-1, 1, 41, dtype=torch.float64)
     expected = [1 / (1 + math.exp(10 * (m + 0.5))) for m in margins.tolist()]
-    assert weights.sigmoid(-margins, slope=10.0, bias=-0.5).tolist() == pytest.approx(expected)
+    assert kit_weights.sigmoid(-margins, slope=10.0, bias=-0.5).tolist() == pytest.approx(expected)
 
 
 def test_tanh_is_gairats_table():
@@ -95,7 +95,7 @@ def test_tanh_is_gairats_table():
 
     0.9997 for an example lost at once, 6e-6 for a survivor.
     """
-    got = weights.tanh(-torch.tensor([(k - 5) / 5 for k in range(11)], dtype=torch.float64))
+    got = kit_weights.tanh(-torch.tensor([(k - 5) / 5 for k in range(11)], dtype=torch.float64))
     assert got.tolist() == pytest.approx(
         [(math.tanh(-1 + 5 * (5 - k) / 5) + 1) / 2 for k in range(11)]
     )
@@ -120,7 +120,7 @@ def test_bad_parameters_are_refused(name):
 @given(st.lists(st.floats(0, 100, allow_subnormal=False), min_size=1, max_size=12))
 def test_batch_mean_has_mean_one_and_keeps_ratios(values):
     weights = torch.tensor(values, dtype=torch.float64)
-    got = weights.batch_mean(weights)
+    got = kit_weights.batch_mean(weights)
     assert got.mean().item() == pytest.approx(1, rel=1e-9)
     if sum(values) > 0:
         assert got.tolist() == pytest.approx(
@@ -129,8 +129,8 @@ def test_batch_mean_has_mean_one_and_keeps_ratios(values):
 
 
 def test_batch_mean_of_zeros_is_ones():
-    assert weights.batch_mean(torch.zeros(4)).tolist() == [1, 1, 1, 1]
-    assert weights.batch_mean(torch.tensor([0.0, 0.0, 3.0])).tolist() == [0, 0, 3]
+    assert kit_weights.batch_mean(torch.zeros(4)).tolist() == [1, 1, 1, 1]
+    assert kit_weights.batch_mean(torch.tensor([0.0, 0.0, 3.0])).tolist() == [0, 0, 3]
 
 
 def test_batch_mean_of_vanishing_weights_is_finite():
@@ -139,16 +139,16 @@ def test_batch_mean_of_vanishing_weights_is_finite():
     """
     for tiny in (torch.full((4,), 1e-40), torch.exp(torch.tensor([-93.0, -94.0, -200.0]))):
         assert 0 < float(tiny.max()) < torch.finfo(torch.float32).tiny
-        got = weights.batch_mean(tiny)
+        got = kit_weights.batch_mean(tiny)
         assert bool(got.isfinite().all()) and float(got.mean()) == pytest.approx(1, rel=1e-3)
 
 
 def test_factor_and_unnormalised():
     weights = torch.tensor([0.0, 0.25, 200.0])
-    assert weights.factor(weights).tolist() == [0, 0.75, 600] and weights.factor(
+    assert kit_weights.factor(weights).tolist() == [0, 0.75, 600] and kit_weights.factor(
         weights, scale=0.5
     ).tolist() == [0, 0.125, 100]
-    assert torch.equal(weights.unnormalised(weights), weights)
+    assert torch.equal(kit_weights.unnormalised(weights), weights)
 
 
 # ---------------------------------------------------------------------------------------- selection
@@ -171,13 +171,14 @@ COUNTS = [0, 1, 2, 3, 0, 1, 1, 4, 2, 0, 2, 5, 1, 3, 0, 2]  # 4 of S_sig, 8 of S_
 
 def kept(which: str, counts: list[int], ids: list[int], *name: object) -> list[bool]:
     probs, y = batch_with(counts)
-    mask = weights.drop_confused(probs, y, Streams(torch.tensor(ids), *name), which=which)
+    outputs = StepOutputs(y, probs.log(), streams=Streams(torch.tensor(ids), *name))
+    mask = kit_weights.drop_confused(outputs, which=which)
     assert mask.dtype == torch.bool and mask.shape == y.shape
     return mask.tolist()
 
 
 def test_every_choice_is_tested():
-    assert get_args(list_hyper_parameters(weights.drop_confused)["which"][0]) == WHICH
+    assert get_args(list_hyper_parameters(kit_weights.drop_confused)["which"][0]) == WHICH
 
 
 def test_single_and_multiple_leave_out_exactly_their_set():
@@ -241,7 +242,7 @@ def test_controls_draw_evenly():
 
 
 def test_check_weights():
-    weights.check_weights(torch.tensor([0.0, 1.0, 5.0]), "mine")
+    kit_weights.check_weights(torch.tensor([0.0, 1.0, 5.0]), "mine")
     for bad, words in (
         ([1.0, math.nan], "NaN or infinite"),
         ([1.0, math.inf], "NaN or infinite"),
@@ -249,7 +250,7 @@ def test_check_weights():
         ([0.0, 0.0], "only zeros for a batch of 2"),
     ):
         with pytest.raises(KitError, match=f"mine returned {words}"):
-            weights.check_weights(torch.tensor(bad), "mine")
+            kit_weights.check_weights(torch.tensor(bad), "mine")
 
 
 # ----------------------------------------------------------------------------- the table of methods
@@ -298,7 +299,7 @@ def test_weights_of_a_row_are_weights(name, scale):
     """
     seen, method = seen_of(scale=scale, requires_grad=True), kit.METHODS[name]
     weights = method.weigh(seen)
-    weights.check_weights(weights.detach(), name)
+    kit_weights.check_weights(weights.detach(), name)
     assert weights.shape == seen.y.shape and weights.dtype == torch.float32
     assert weights.requires_grad == (name in ("wmmr", "wmmr-trades"))
     assert (weights.unique().numel() > 1) == (method.reweights and name != "at-scaled")
