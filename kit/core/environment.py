@@ -1,4 +1,4 @@
-"""TODO core.environment."""
+"""The environment variables that the kit reads."""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""The records everything else is made of: errors, tables, parts, threats, random streams, and
-`Seen`.
-
-What computes is a function and what is remembered is a frozen record, so a method is nothing but a
-row of functions with their hyper-parameters (`Part`). Hyper-parameters carry their range in their
-annotation (`Annotated[float, Range(0)]`), and `check_value` is the only place that validates one.
-"""
+"""Errors that a user can mend: what is wrong, what was expected, what to do, the choices."""
 
 from __future__ import annotations
 
@@ -15,9 +9,8 @@ from collections.abc import Iterable
 class KitError(ValueError):
     """Something a user can mend: what is wrong, what was expected, what to do."""
 
-    def _render_traceback_(
-        self,
-    ) -> list[str]:  # IPython's hook: in a notebook the sentence is enough
+    def _render_traceback_(self) -> list[str]:
+        # IPython's hook: in a notebook the sentence is enough
         return [f"KitError: {self}"]
 
 

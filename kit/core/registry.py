@@ -1,4 +1,4 @@
-"""TODO core.registry."""
+"""Tables of named rows that say which names there are."""
 
 from __future__ import annotations
 

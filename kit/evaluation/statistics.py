@@ -1,4 +1,4 @@
-"""TODO evaluation.statistics."""
+"""All the statistics of the kit: intervals, paired differences, means over seeds and images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO experiments.devices."""
+"""Where a run computes: its device, and the threads of this process."""
 
 from __future__ import annotations
 

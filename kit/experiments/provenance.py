@@ -1,4 +1,4 @@
-"""TODO experiments.provenance."""
+"""Where a result comes from: versions and the checkout's commit."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class Plan:
 
     @property
     def shared_epochs(self) -> int:
-        """How many epochs of the trunk it shares: its burn-in, or all if it never reweights."""
+        """How many epochs others may share: its burn-in, or all if it never reweights."""
         return self.burn_in if self.method.reweights else self.recipe.epochs
 
     @cached_property

@@ -1,4 +1,4 @@
-"""TODO jobs.local_engine."""
+"""The engine for this machine: tasks in local processes."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class TrainingState:
             "history": self.history,
             "files": self.files,
             "key": self.plan.key,
-            "trunk": self.plan.burn_in_key,
+            "burn_in_key": self.plan.burn_in_key,
         }
 
     def save(self, path: Path) -> str:
@@ -76,7 +76,7 @@ class TrainingState:
         if not isinstance(saved, dict) or not self.contents().keys() <= saved.keys():
             return False
         return saved["key"] == self.plan.key or (
-            saved["trunk"] == self.plan.burn_in_key and saved["epoch"] <= self.plan.shared_epochs
+            saved["burn_in_key"] == self.plan.burn_in_key and saved["epoch"] <= self.plan.shared_epochs
         )
 
     def put(self, saved: dict) -> None:
