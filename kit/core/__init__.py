@@ -1,1 +1,1 @@
-"""TODO core."""
+"""What everything else is made of: errors, tables, parameters, random streams, files."""

@@ -1,1 +1,1 @@
-"""TODO jobs."""
+"""Batches of trainings and notebooks, the engines that do them, and the command line."""

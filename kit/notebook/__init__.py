@@ -1,1 +1,1 @@
-"""TODO notebook."""
+"""What a notebook calls, and its parameters."""

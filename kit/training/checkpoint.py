@@ -24,7 +24,7 @@ from kit.data.splits import DataSet
 from kit.experiments.provenance import git_commit, versions
 from kit.experiments.runs import Run, initial_network, read_run_record, run_folder
 from kit.experiments.specification import Plan
-from kit.training.precision import compile_network, is_compile_wanted, resolve_precision
+from kit.training.precision import compile_network, resolve_precision
 
 COLLAPSE_PATIENCE = 3
 
@@ -94,7 +94,12 @@ class TrainingState:
 
 
 def begin_training(
-    plan: Plan, host_data: DataSet, device: torch.device, *, quiet: bool = False
+    plan: Plan,
+    host_data: DataSet,
+    device: torch.device,
+    *,
+    quiet: bool = False,
+    compiled: bool = False,
 ) -> TrainingState:
     """A run as it stands:
 
@@ -113,7 +118,7 @@ def begin_training(
         fused=device.type == "cuda",
     )
     state = TrainingState(plan, folder, model, optimizer)
-    ready = is_compile_wanted() and compile_network(
+    ready = compiled and compile_network(
         model, host_data.train.x(slice(0, recipe.batch_size)).to(device)
     )
     if is_main():

@@ -109,7 +109,9 @@ def train_epoch(
 # ----------------------------------------------------------------------------------------- the loop
 
 
-def fit_plans(plans: Sequence[Plan], device: torch.device, *, quiet: bool = False) -> None:
+def fit_plans(
+    plans: Sequence[Plan], device: torch.device, *, quiet: bool = False, compiled: bool = False
+) -> None:
     """Train `plans`, which fit together, each from where it stands to done.json. The caller holds
     their locks.
 
@@ -134,7 +136,9 @@ def fit_plans(plans: Sequence[Plan], device: torch.device, *, quiet: bool = Fals
             f"start fewer"
         )
     data = host_data.to(device)
-    states = [begin_training(plan, host_data, device, quiet=quiet) for plan in plans]
+    states = [
+        begin_training(plan, host_data, device, quiet=quiet, compiled=compiled) for plan in plans
+    ]
     align_epochs(states, device)
     title = str(plans[0].spec) if len(plans) == 1 else f"{plans[0].spec} and {len(plans) - 1} more"
     progress = Progress(
