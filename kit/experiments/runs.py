@@ -162,6 +162,13 @@ class Run:
         return load_arrays(self.file("final.npz"))
 
 
+def run_of(plan: Plan) -> Run:
+    """The handle of a plan's run, whose spec is not resolved again."""
+    found = Run(plan.spec, run_folder(plan))
+    vars(found)["plan"] = plan  # where `cached_property` keeps it
+    return found
+
+
 def run_folder(plan: Plan) -> Path:
     return runs_folder() / plan.folder_name
 

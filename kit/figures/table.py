@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from inspect import Parameter, signature
 from pathlib import Path
 
+from kit.core.environment import output_choice
 from kit.core.errors import KitError, unknown_name
 from kit.core.files import home
 from kit.core.registry import Registry
@@ -315,7 +315,7 @@ NUMBERS = _numbers()
 def output_folder(recipe: str) -> Path:
     """Where pictures go: KIT_OUT, else figures/out/<recipe>/."""
     name = re.sub(r"[^\w.-]+", "-", recipe).strip("-")
-    return Path(os.environ.get("KIT_OUT") or home() / "figures" / "out" / name)
+    return output_choice() or home() / "figures" / "out" / name
 
 
 def draw(

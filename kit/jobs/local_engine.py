@@ -1,4 +1,4 @@
-"""The engine for this machine: tasks in local processes."""
+"""The engine for this machine: tasks in processes, some of which may die on the way."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ from typing import IO, ClassVar
 
 import pandas as pd
 
+from kit.core.environment import environment_for_child
 from kit.core.errors import KitError
 from kit.core.files import CHECKOUT
 from kit.experiments.runs import Run, is_done, run_folder
@@ -161,7 +162,6 @@ class Training:
                 "seed": self.spec.seed,
                 "overrides": dict(self.spec.overrides),
             }
-            places = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
             log = tempfile.TemporaryFile()  # noqa: SIM115 - read when the child has ended
             process = subprocess.Popen(
                 [sys.executable, "-c", COMMAND, json.dumps(spec)],
@@ -169,7 +169,7 @@ class Training:
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=True,  # interrupting a cell does not halt it
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(places), "KIT_LIVE": "0"},
+                env=environment_for_child(CHECKOUT),
             )
             self._children[self.folder] = Child(process, log)
 

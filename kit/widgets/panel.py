@@ -27,7 +27,6 @@ all: the same cell shows the picture of the default setting.
 from __future__ import annotations
 
 import io
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from PIL import Image
 
+from kit.core.environment import is_kernel_attended, widgets_choice
 from kit.core.errors import KitError, unknown_name
 from kit.experiments.runs import Run
 from kit.figures.base import Drawing
@@ -51,10 +51,8 @@ def attended() -> bool:
 
     KIT_WIDGETS=0 or 1 decides; else a kernel of JupyterLab, Notebook or Voila.
     """
-    said = os.environ.get("KIT_WIDGETS", "")
-    if said in ("0", "1"):
-        return said == "1"
-    return bool(os.environ.get("JPY_SESSION_NAME") or os.environ.get("VOILA_KERNEL_ID"))
+    said = widgets_choice()
+    return is_kernel_attended() if said is None else said
 
 
 # ----------------------------------------------------------------------------------------- controls

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from kit.attacks.table import ATTACKS as EVERY_ATTACK
+from kit.core.environment import environment_for_child
 from kit.core.errors import KitError
 from kit.core.files import CHECKOUT, load_arrays
 from kit.core.parameters import NonNegative
@@ -228,7 +228,6 @@ class Race(Panel):
             f"{self.line(method)}\nkit.evaluate(run, {list(ATTACKS)}, quiet=True)\n"
             for method in queue
         ]
-        places = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - read when the child has ended
         self.child = subprocess.Popen(
             [sys.executable, "-c", CHILD + "".join(steps) + "os._exit(0)"],
@@ -236,7 +235,7 @@ class Race(Panel):
             stderr=self.log,
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # interrupting a cell does not end it
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(places), "KIT_LIVE": "0"},
+            env=environment_for_child(CHECKOUT),
         )
         self.racing = [self.spec(method) for method in queue]
         while_busy(lambda: self.busy, self.redraw)

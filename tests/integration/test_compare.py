@@ -158,7 +158,7 @@ def test_tables_are_chosen_by_word():
         (lambda: grid("vir", 1, strong_n=-1), ["strong_n", "at least 0"]),
         (lambda: measured("x", 1), ["no paper 'x'", "clirat"]),
         (lambda: compare("x"), ["no paper 'x'", "mail"]),
-        (lambda: parameter_cells.needed_evaluations({"tables": "vir-99"}), ["table of vir"]),
+        (lambda: parameter_cells.parse_values({"tables": "vir-99"}), ["table of vir"]),
     ],
 )
 def test_errors_list_the_choices(call, words):
@@ -637,8 +637,8 @@ def test_a_batch_knows_what_is_missing(runs):
         Evaluation("apgd-ce", 100),
         Evaluation("aa", 100),
     ]
-    assert reproduction.is_ready(runs["at", 1].spec, asks[runs["at", 1].key][:2])
-    assert not reproduction.is_ready(runs["at", 1].spec, asks[runs["at", 1].key])
+    assert reproduction.is_ready(runs["at", 1].plan, asks[runs["at", 1].key][:2])
+    assert not reproduction.is_ready(runs["at", 1].plan, asks[runs["at", 1].key])
 
 
 @pytest.mark.slow
