@@ -8,6 +8,8 @@ final.npz          a pass over all images at the end    done.json              w
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -203,3 +205,9 @@ def run_folders() -> list[Path]:
     """Every run folder, oldest first by name; a folder without run.json is none."""
     root = runs_folder()
     return sorted(path.parent for path in root.glob("*/run.json")) if root.is_dir() else []
+
+
+def output_folder(recipe: str) -> Path:
+    """Return where the pictures and stamps of a recipe go: KIT_OUT, else figures/out/<recipe>/."""
+    name = re.sub(r"[^\w.-]+", "-", recipe).strip("-")
+    return Path(os.environ.get("KIT_OUT") or home() / "figures" / "out" / name)
