@@ -37,7 +37,7 @@ def is_kept(run: Run, ask: Evaluation) -> bool:
 
 
 def observed(need: Need, seed: int) -> tuple[Run, np.ndarray, np.ndarray] | None:
-    """Read what is seen of a cell with one seed; None where that was not run.
+    """Read what was observed of a cell with one seed; None where that was not run.
 
     Returns:
         The run, which images (n,) it gets right under the attack, and which of them (n,) count.

@@ -34,7 +34,7 @@ from kit.papers.table_runs import Need
 
 DRAWS, LEVEL = 2000, 0.025
 
-#: What is seen of one cell: the run, which images (n,) it gets right, which of them (n,) count.
+#: What was observed of one cell: the run, which images (n,) it gets right, which of them (n,) count.
 Observation = tuple[Run, np.ndarray, np.ndarray]
 
 #: The cells of an expression's terms: (sign, the cells of which the larger counts).
@@ -118,7 +118,7 @@ class Cells:
         return next(need for need in self.needs if need.tags >= wanted)
 
     def observed(self, need: Need, seed: int) -> Observation | None:
-        """Return what is seen of a cell with one seed; None where that was not run."""
+        """Return what was observed of a cell with one seed; None where that was not run."""
         key = (str(need.spec(seed)), need.ask, need.protected)
         if key not in self.known:
             self.known[key] = observed(need, seed)
