@@ -34,7 +34,7 @@ from kit.papers.table_runs import Need
 
 DRAWS, LEVEL = 2000, 0.025
 
-#: What was observed of one cell: the run, which images (n,) it gets right, which of them (n,) count.
+#: What was observed of one cell: its run, which images (n,) are right, which of them (n,) count.
 Observation = tuple[Run, np.ndarray, np.ndarray]
 
 #: The cells of an expression's terms: (sign, the cells of which the larger counts).
