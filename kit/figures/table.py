@@ -5,19 +5,16 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from pathlib import Path
 
-from kit.core.environment import output_choice
 from kit.core.errors import KitError, unknown_name
-from kit.core.files import home
 from kit.core.registry import Registry
 from kit.experiments.devices import pick_device, threads_for
-from kit.experiments.runs import Run
+from kit.experiments.runs import Run, output_folder
 from kit.figures.ablation import slope_and_offset
 from kit.figures.audit_steps import black_box, draw_step
 from kit.figures.base import Drawing
@@ -41,6 +38,7 @@ from kit.figures.similarity import margin_by_probability, similarity_by_error, s
 from kit.figures.simplex import regions, same_margin
 from kit.figures.stages import walk_through
 from kit.figures.style import styled
+from kit.papers.printed_data import figures_by_number
 
 
 @dataclass(frozen=True)
@@ -298,24 +296,8 @@ FIGURES = Registry(
 )
 
 
-def _numbers() -> dict[str, str]:
-    labels = {"CSA/CSE": "csa"}
-    found: dict[str, str] = {}
-    for name, row in FIGURES.items():
-        for label, places in re.findall(r"(\S+) Figs?\. ([^;]+)", row.source):
-            for number in re.findall(r"\d+[a-zA-Z]?", places):
-                found.setdefault(f"{labels.get(label, label)}-{number}".lower(), name)
-    return found
-
-
 #: The papers' own numbers, such as mail-4 or clirat-1a, and the figure that is drawn for each.
-NUMBERS = _numbers()
-
-
-def output_folder(recipe: str) -> Path:
-    """Where pictures go: KIT_OUT, else figures/out/<recipe>/."""
-    name = re.sub(r"[^\w.-]+", "-", recipe).strip("-")
-    return output_choice() or home() / "figures" / "out" / name
+NUMBERS = figures_by_number()
 
 
 def draw(
