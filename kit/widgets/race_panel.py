@@ -33,7 +33,7 @@ from kit.experiments.recipes import RECIPE_FIELDS
 from kit.experiments.runs import Run, is_done, run_folder
 from kit.experiments.specification import RunSpec, resolve
 from kit.figures import style as s
-from kit.figures.reading import probabilities
+from kit.figures.run_outputs import probabilities
 from kit.methods.criteria import CRITERIA, probabilistic_margin
 from kit.methods.step_outputs import StepOutputs
 from kit.methods.table import METHODS, Method
