@@ -19,10 +19,10 @@ from PIL import Image
 import kit
 from kit.core.errors import KitError
 from kit.core.random_streams import Streams
+from kit.evaluation.statistics import ratio_interval
 from kit.figures import style
 from kit.figures.base import swap_lightness
-from kit.figures.minmax import shape_of
-from kit.figures.reading import ratio_interval
+from kit.figures.csa_cse_parameters import measure_shape
 from kit.figures.table import FIGURES, NUMBERS, output_folder
 from kit.papers.printed_data import PAPERS
 from kit.training.step import attack_batch, forward_and_loss
@@ -262,7 +262,7 @@ def test_parameter_facts(tiny_run, tmp_path):
     assert facts["methods"]["csa"]["below_0.05"] == pytest.approx(sum(v < 0.05 for v in w) / len(w))
     assert facts["methods"]["csa"]["max"] == pytest.approx(max(w))
     normal = np.random.default_rng(0).normal(size=200_000)
-    assert shape_of(normal)["kurtosis"] == pytest.approx(3, abs=0.1)
+    assert measure_shape(normal)["kurtosis"] == pytest.approx(3, abs=0.1)
 
 
 def test_fuzziness_facts(tiny_run, tmp_path):

@@ -23,7 +23,7 @@ _CRITERION_TINTS = dict.fromkeys(("pgd20", "pgd100"), s.BLUE) | dict.fromkeys(
     ("natural", "cw20", "aa"), s.VERMILLION
 )
 
-SETTINGS = ("weight.slope", "weight.bias")
+WEIGHT_SETTINGS = ("weight.slope", "weight.bias")
 
 _LETTERS = {"weight.slope": "γ", "weight.bias": "β"}
 
@@ -55,7 +55,7 @@ def compute_slope_and_offset(
     first = next(iter(series["weight.slope"][0].values()))
     facts["n"] = len(right_under_attack(first[0], "last", "natural", n))
     facts["seeds"] = len(first)
-    extras = {"names": names, "own": {path: own[path] for path in SETTINGS}}
+    extras = {"names": names, "own": {path: own[path] for path in WEIGHT_SETTINGS}}
     return FigureData(facts, describe_setting(first[0], seed=False), extras=extras)
 
 
@@ -71,16 +71,16 @@ def group_by_setting(runs: Sequence[Run]) -> dict[str, tuple[dict[float, list[Ru
     runs = sorted({run.key: run for run in runs}.values(), key=lambda run: run.spec.seed)
     points = [run.plan.method.hyper_parameters() for run in runs]
     if (
-        any(path not in point for point in points for path in SETTINGS)
+        any(path not in point for point in points for path in WEIGHT_SETTINGS)
         or len({run.method for run in runs}) > 1
     ):
         raise KitError(
-            f"γ and β need runs of one method with {' and '.join(SETTINGS)}, such as clirat or "
-            f"mail-at, not of "
-            f"{', '.join(dict.fromkeys(run.method for run in runs))}"
+            f"γ and β need runs of one method with {' and '.join(WEIGHT_SETTINGS)}, such as clirat "
+            f"or mail-at, not of {', '.join(dict.fromkeys(run.method for run in runs))}"
         )
     rest = [
-        {path: value for path, value in point.items() if path not in SETTINGS} for point in points
+        {path: value for path, value in point.items() if path not in WEIGHT_SETTINGS}
+        for point in points
     ]
     if any(
         (run.plan.recipe, run.plan.burn_in, mine)
@@ -92,7 +92,7 @@ def group_by_setting(runs: Sequence[Run]) -> dict[str, tuple[dict[float, list[Ru
             "overrides"
         )
     found = {}
-    for path, other in (SETTINGS, SETTINGS[::-1]):
+    for path, other in (WEIGHT_SETTINGS, WEIGHT_SETTINGS[::-1]):
         usual = METHODS[runs[0].method].hyper_parameters()[other]
         held = _commonest([point[other] for point in points], usual)
         values: dict[float, list[Run]] = {}
@@ -148,7 +148,7 @@ def draw_slope_and_offset(data: FigureData) -> Drawing:
     names = data.extras["names"]
     drawing = Drawing(7.8, 4.2)
     rows = drawing.subplots(2, len(names), sharey="col", squeeze=False)
-    for axes, path, other in zip(rows, SETTINGS, SETTINGS[::-1], strict=True):
+    for axes, path, other in zip(rows, WEIGHT_SETTINGS, WEIGHT_SETTINGS[::-1], strict=True):
         fact = data.facts[path]
         for panel, (name, trend) in zip(axes, fact["criteria"].items(), strict=True):
             _draw_trend(panel, fact["values"], trend, _CRITERION_TINTS.get(name, s.GREY))

@@ -108,10 +108,11 @@ def _draw_gains(panel: Axes, found: Mapping, title: str) -> None:
     for row, ((d, low, high), hard) in enumerate(
         zip(found["difference"], found["is_hard"], strict=True)
     ):
-        panel.plot([100 * low, 100 * high], [row, row], color=s.BLUE, linewidth=1)
+        height = row + 0.5  # where the heat map has the middle of its row
+        panel.plot([100 * low, 100 * high], [height, height], color=s.BLUE, linewidth=1)
         panel.plot(
             100 * d,
-            row,
+            height,
             "o",
             markersize=4,
             color=s.BLUE if hard else "white",
