@@ -284,9 +284,9 @@ def compute_fuzziness_force(run: Run) -> FigureData:
         "mean_size": [float(v.mean()) for v in (before, after)],
     }
     extras = {
-        "size": size,
-        "by_formula": torch.stack([fuzziness(w) for w in size]),
-        "by_text": -(rho * rho.log() + (1 - rho) * (1 - rho).log()),
+        "size": size.numpy(),
+        "by_formula": torch.stack([fuzziness(w) for w in size]).numpy(),
+        "by_text": -(rho * rho.log() + (1 - rho) * (1 - rho).log()).numpy(),
         "before": before,
         "after": after,
     }

@@ -90,7 +90,7 @@ def _draw_batch_image(axes: Axes, data: FigureData, place: int) -> None:
     """Draw one image with its class and margin; in red with the class that it is taken for."""
     image, y, said = (data.extras[name][place] for name in ("images", "y", "said"))
     classes = data.extras["classes"]
-    axes.imshow(image.permute(1, 2, 0).squeeze(), cmap="gray_r", vmin=0, vmax=1)
+    axes.imshow(image.permute(1, 2, 0).squeeze().numpy(), cmap="gray_r", vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[])
     mistaken = "" if said == y else f"\nas {classes[said]}"
     axes.set_title(
