@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY
 from lab import settings_words
 
 import kit
@@ -24,6 +23,7 @@ from kit.notebook.parameter_cells import (
     notebook_parameters,
     parse_values,
 )
+from tests.helpers.settings import TINY
 
 CELL = """method: str = "mail-at"  # the method; a name of kit.METHODS
 seed: int = 0  # random seed; at least 0
