@@ -5,6 +5,7 @@ terminal can print, environment variables that one module reads.
 from __future__ import annotations
 
 import ast
+import io
 import os
 import subprocess
 import sys
@@ -15,16 +16,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 
 from kit.core import environment, files
 from kit.core.environment import changed_environment
 from kit.core.errors import KitError
 from kit.experiments import provenance
+from kit.experiments.recipes import find_recipe
 from kit.experiments.specification import RunSpec, parse_overrides, split_settings
 from kit.jobs import command_line, reproduction
 from kit.jobs.tasks import Place
 from kit.training import runner
+from tests.helpers.settings import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HEAVY = ("torch", "pandas", "matplotlib", "numpy", "scipy")
@@ -269,7 +271,14 @@ def test_any_terminal_can_print_it(command):
     assert len(full.stdout) == len(plain.stdout)
 
 
-def test_output_is_as_it_was_after_a_command(capfd, monkeypatch):
-    before = sys.stdout.errors
-    assert command_line.main(["list", "recipes"]) == 0
-    assert sys.stdout.errors == before
+def test_output_is_as_it_was_after_a_command(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert command_line.main(["list", "weights"]) == 0
+    assert stream.errors == "strict"
+
+
+@pytest.mark.parametrize("name", ["folder:", "folder::paper", "digits+npz:"])
+def test_a_data_set_without_its_place_is_refused(name):
+    with pytest.raises(KitError, match="names no f"):
+        find_recipe(name)

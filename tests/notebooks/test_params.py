@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from lab import settings_words
 
 import kit
 from kit.core.errors import KitError
@@ -23,7 +22,7 @@ from kit.notebook.parameter_cells import (
     notebook_parameters,
     parse_values,
 )
-from tests.helpers.settings import TINY
+from tests.helpers.settings import TINY, settings_words
 
 CELL = """method: str = "mail-at"  # the method; a name of kit.METHODS
 seed: int = 0  # random seed; at least 0
@@ -213,7 +212,9 @@ def test_a_study_keeps_to_its_parameters(home, tiny_run, monkeypatch, tmp_path):
     assert study.run("at").key == tiny_run("at").key
     with pytest.raises(KitError, match="in this notebook's parameters"):
         study.run("mart")
+    state = torch.get_rng_state()
     drawing = study.draw("confused-label-counts", "at")
+    assert torch.equal(torch.get_rng_state(), state), "a drawing leaves the random state alone"
     assert {path.suffix for path in drawing.files} == {".png", ".svg", ".json"}
     rows = [
         Claim("a", "p", "<h>", holds=True, fails=False),
