@@ -67,10 +67,10 @@ def compare_audits(audits: Mapping[str, Audit], setting: str = "") -> FigureData
 
 def _count_gap(report: Audit) -> np.ndarray:
     """(n,) 1 where AutoAttack breaks an image and PGD-100 does not, -1 the other way round."""
-    seen = report.examples[["pgd100", *AUTOATTACK_PARTS]].dropna().astype(bool)
+    both = report.examples[["pgd100", *AUTOATTACK_PARTS]].dropna().astype(bool)
     return (
-        seen[list(AUTOATTACK_PARTS)].any(axis=1).to_numpy().astype(float)
-        - seen["pgd100"].to_numpy()
+        both[list(AUTOATTACK_PARTS)].any(axis=1).to_numpy().astype(float)
+        - both["pgd100"].to_numpy()
     )
 
 

@@ -32,9 +32,9 @@ def compute_class_gains(runs: Mapping[str, Run], *, attack: str = "pgd100") -> F
     first = next(iter(runs.values()))
     classes = first.record["classes"]
     tables = {method: evaluate(run, [attack], quiet=True) for method, run in runs.items()}
-    seen = {method: table.attrs["examples"][attack] for method, table in tables.items()}
-    right = {method: found["prediction"] == found["y"] for method, found in seen.items()}
-    y = seen["at"]["y"]
+    examples = {method: table.attrs["examples"][attack] for method, table in tables.items()}
+    right = {method: found["prediction"] == found["y"] for method, found in examples.items()}
+    y = examples["at"]["y"]
     methods = {
         method: measure_gains(right[method], right[base], right[other], y, classes)
         for method, (base, other) in BASE_METHODS.items()
