@@ -1,11 +1,12 @@
 """A study kit on instance-reweighted adversarial training.
 
     import kit
-    run = kit.run(method="mail-at", recipe="digits", seed=0)     # trains, resumes or opens; kit.run_many takes many specs
+    run = kit.run(method="mail-at", recipe="digits", seed=0)   # trains, resumes or opens
     kit.evaluate(run, attacks=["natural", "fgsm", "pgd20", "cw20"])
     kit.draw("confused-labels", run)
 
-Tables to look at: kit.METHODS, kit.RECIPES, kit.ATTACKS, kit.CRITERIA, kit.WEIGHTS, kit.FIGURES.
+`kit.run_many` trains many runs at a time. Tables to look at:
+kit.METHODS, kit.RECIPES, kit.ATTACKS, kit.CRITERIA, kit.WEIGHTS, kit.FIGURES.
 """
 
 from kit.core.errors import KitError

@@ -1,3 +1,5 @@
+"""`python -m kit`: see `kit.jobs.command_line`."""
+
 import sys
 
 from kit.jobs.command_line import main

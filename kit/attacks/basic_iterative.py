@@ -1,4 +1,4 @@
-"""TODO attacks.basic_iterative."""
+"""The basic iterative attacks, L-inf and L2."""
 
 from __future__ import annotations
 

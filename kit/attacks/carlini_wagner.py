@@ -1,4 +1,4 @@
-"""TODO attacks.carlini_wagner."""
+"""Carlini and Wagner's L2 attack."""
 
 from __future__ import annotations
 

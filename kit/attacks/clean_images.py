@@ -1,4 +1,4 @@
-"""TODO attacks.clean_images."""
+"""No attack: what a network says of the clean images."""
 
 from __future__ import annotations
 

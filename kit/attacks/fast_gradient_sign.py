@@ -1,4 +1,4 @@
-"""TODO attacks.fast_gradient_sign."""
+"""FGSM: one step along the gradient's sign."""
 
 from __future__ import annotations
 

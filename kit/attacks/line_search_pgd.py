@@ -1,4 +1,4 @@
-"""TODO attacks.line_search_pgd."""
+"""LM-PGD: PGD with Nesterov momentum and a line search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO attacks.momentum_iterative."""
+"""MI-FGSM, the momentum iterative attack."""
 
 from __future__ import annotations
 

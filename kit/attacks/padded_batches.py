@@ -1,4 +1,4 @@
-"""TODO attacks.padded_batches."""
+"""Batches of few sizes, because a CPU makes a convolution's code anew for every size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def padded_size(n: int) -> int:
 
 @contextmanager
 def padded_batch_sizes(model: nn.Module) -> Iterator[None]:
-    """Within, the model's batches on CPUs are filled up to a `roomy` size with their last image,
+    """Within, the model's batches on CPUs are filled up to a `padded_size` with their last image,
     and its logits are cut.
     """
     sizes = []

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -24,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from kit.core.environment import launched_process
 from kit.core.errors import KitError
 
 #: A leader may wait long for a run that somebody else trains.
@@ -36,10 +36,11 @@ def join_processes(device: str) -> Iterator[str]:
 
     `KitError` where torchrun started more processes than there are GPUs to train on.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    count, place = launched_process()
+    if count == 1:
         yield device
         return
-    place, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    gpus = torch.cuda.device_count()
     if device == "auto":
         device = "cuda" if gpus else "cpu"
     if device == "cuda":

@@ -1,10 +1,4 @@
-"""The records everything else is made of: errors, tables, parts, threats, random streams, and
-`Seen`.
-
-What computes is a function and what is remembered is a frozen record, so a method is nothing but a
-row of functions with their hyper-parameters (`Part`). Hyper-parameters carry their range in their
-annotation (`Annotated[float, Range(0)]`), and `check_value` is the only place that validates one.
-"""
+"""The error that a user can mend, and the words that errors share."""
 
 from __future__ import annotations
 
@@ -15,9 +9,8 @@ from collections.abc import Iterable
 class KitError(ValueError):
     """Something a user can mend: what is wrong, what was expected, what to do."""
 
-    def _render_traceback_(
-        self,
-    ) -> list[str]:  # IPython's hook: in a notebook the sentence is enough
+    def _render_traceback_(self) -> list[str]:
+        # IPython's hook: in a notebook the sentence is enough
         return [f"KitError: {self}"]
 
 
@@ -30,10 +23,13 @@ def describe_value(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def unknown_name(kind: str, name: object, choices: Iterable[str]) -> KitError:
-    """The error for a name that does not exist, with the nearest one that does."""
+def unknown_name(kind: str, name: object, choices: Iterable[str], guess: str = "") -> KitError:
+    """The error for a name that does not exist, with the nearest one that does.
+
+    `guess`: the name that is meant, where the caller knows better than spelling does.
+    """
     choices = sorted(choices)
     text = name if isinstance(name, str) and len(name) <= 1000 else describe_value(name)
-    near = difflib.get_close_matches(text, choices, n=1, cutoff=0.5)
+    near = [guess] if guess else difflib.get_close_matches(text, choices, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return KitError(f"there is no {kind} '{text}'.{hint} Choices: {', '.join(choices) or 'none'}")

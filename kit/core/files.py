@@ -1,5 +1,4 @@
-"""Files that survive: atomic writes, checksums, locks, and the folders of runs. Knows nothing of
-training.
+"""Files that survive: atomic writes, checksums and locks. Knows nothing of training.
 
 Everything lives below `home()`: `data/` for data sets, `data/runs/<name>-<key>/` for runs. A file
 is written beside its place and moved there in one step, so that a reader sees the old one or the
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kit.core.environment import home_choice
 from kit.core.errors import KitError, describe_value
 
 #: The folder of the package, and the checkout that holds it.
@@ -33,7 +33,7 @@ MAGIC = b"irat-kit checkpoint 1\n"
 
 def home() -> Path:
     """Where data, runs and figures go: KIT_HOME, else the folder that holds the `kit` package."""
-    return Path(os.environ.get("KIT_HOME") or CHECKOUT)
+    return home_choice() or CHECKOUT
 
 
 def locate(path: str) -> Path:

@@ -1,4 +1,4 @@
-"""TODO core.parameters."""
+"""Ranges of hyper-parameters, and the one place that validates a value."""
 
 from __future__ import annotations
 

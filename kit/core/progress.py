@@ -4,9 +4,10 @@ notebook, written once at the end everywhere else (papermill, pipes, logs).
 
 from __future__ import annotations
 
-import os
 import sys
 import time
+
+from kit.core.environment import is_kernel_attended, live_choice
 
 
 def is_live() -> bool:
@@ -14,12 +15,8 @@ def is_live() -> bool:
 
     KIT_LIVE=0 or 1 decides; else a terminal, or a JupyterLab or Voila session.
     """
-    forced = os.environ.get("KIT_LIVE")
-    if forced in ("0", "1"):
-        return forced == "1"
-    return sys.stdout.isatty() or bool(
-        os.environ.get("JPY_SESSION_NAME") or os.environ.get("VOILA_KERNEL_ID")
-    )
+    forced = live_choice()
+    return sys.stdout.isatty() or is_kernel_attended() if forced is None else forced
 
 
 def format_duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""TODO core.registry."""
+"""Tables of named rows, and names as a user lists them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from kit.core.errors import unknown_name
+
+
+def split_names(text: str) -> list[str]:
+    """The names in a user's text, with spaces, commas or both between them."""
+    return text.replace(",", " ").split()
 
 
 class Registry(dict):
@@ -20,6 +25,7 @@ class Registry(dict):
         raise unknown_name(self.kind, name, self)
 
     def rows(self) -> list[tuple[str, str]]:
+        """(name, one line about it) of each row."""
         return [(name, describe_row(row)) for name, row in self.items()]
 
     def __repr__(self) -> str:

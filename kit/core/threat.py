@@ -1,4 +1,4 @@
-"""TODO core.threat."""
+"""The set of perturbations that an attack is allowed."""
 
 from __future__ import annotations
 

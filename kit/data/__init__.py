@@ -1,1 +1,1 @@
-"""TODO data."""
+"""Data sets as tensors on the device."""

@@ -1,4 +1,4 @@
-"""TODO data.augmentation."""
+"""Random crops and mirror images, for a whole batch at once."""
 
 from __future__ import annotations
 

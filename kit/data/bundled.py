@@ -1,4 +1,4 @@
-"""TODO data.bundled."""
+"""Data sets that come with the install or are drawn here."""
 
 from __future__ import annotations
 

@@ -70,6 +70,16 @@ def absolute_name(name: str) -> str:
 def check_data_name(name: str) -> None:
     """`KitError` unless `load` knows it; a folder and a file must exist."""
     base, file = base_of(name), generated_path(name)
+    if base == "folder:":
+        raise KitError(
+            "folder: names no folder; write folder:<path>, where <path> holds train/<class>/ and "
+            "test/<class>/"
+        )
+    if name.endswith("+npz:"):
+        raise KitError(
+            f"{name} names no file; write {base}+npz:<file>, where <file> holds arrays image and "
+            "label"
+        )
     if base.startswith("folder:"):
         if not folder_path(base).is_dir():
             raise KitError(

@@ -1,4 +1,4 @@
-"""TODO data.downloads."""
+"""Data sets that torchvision downloads and verifies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO data.generated_images."""
+"""Files of generated images, read in chunks and added to a training split."""
 
 from __future__ import annotations
 

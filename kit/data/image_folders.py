@@ -1,4 +1,4 @@
-"""TODO data.image_folders."""
+"""Folders of images as data sets, TinyImageNet's layout among them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""TODO evaluation."""
+"""What finished networks show: accuracies under attack, audits, counterfactual weights, statistics."""

@@ -1,4 +1,4 @@
-"""TODO evaluation.class_tables."""
+"""Tables of classes: accuracy per class, confusion, and the protected class beside all."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A masking zoo: an honest network with a fault planted in it, for seeing that `kit.audit` finds
-it.
+"""Masked networks: an honest network with a fault planted in it, which `kit.audit` must find.
 
 None of these networks is more robust than the one inside, to an attacker who looks closely; all
 look so to some attack.

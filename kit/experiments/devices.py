@@ -1,4 +1,4 @@
-"""TODO experiments.devices."""
+"""Where a run computes: its device, and the threads of this process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from kit.core.errors import KitError
+from kit.core.memory import freed_memory_kept
 from kit.models.architectures import SMALL
 
 
@@ -38,7 +39,7 @@ def pick_device(name: str = "auto") -> torch.device:
 def threads_for(model_name: str, device: torch.device) -> Iterator[None]:
     """Small networks run fastest on one thread, and then do not depend on how many there are.
 
-    See `spare_threads`.
+    See `spare_threads`. Within, freed memory is kept for the next pass.
     """
     before = torch.get_num_threads()
     alone = device.type == "cpu" and model_name in SMALL
@@ -46,7 +47,8 @@ def threads_for(model_name: str, device: torch.device) -> Iterator[None]:
     if alone:
         torch.set_num_threads(1)
     try:
-        yield
+        with freed_memory_kept():
+            yield
     finally:
         _SPARE_THREADS.reset(token)
         torch.set_num_threads(before)

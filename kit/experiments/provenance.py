@@ -1,20 +1,35 @@
-"""TODO experiments.provenance."""
+"""Where a result comes from: versions and the checkout's commit."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+import tomllib
 from functools import lru_cache
+from importlib import metadata
 
 import numpy as np
 import torch
 
-from kit.core.files import PACKAGE
+from kit.core.files import CHECKOUT, PACKAGE
+
+
+@lru_cache(maxsize=1)
+def kit_version() -> str:
+    """The kit's version, which pyproject.toml states; of a checkout that is not installed, too."""
+    try:
+        return metadata.version("irat-kit")
+    except metadata.PackageNotFoundError:
+        try:
+            return tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
+        except (OSError, ValueError, KeyError):
+            return "unknown"
 
 
 def versions() -> dict[str, str]:
+    """The versions that a run or a picture was made with."""
     return {
-        "kit": "0.1.0",
+        "kit": kit_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,

@@ -8,6 +8,7 @@ final.npz          a pass over all images at the end    done.json              w
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from kit.core.environment import output_choice
 from kit.core.errors import KitError
 from kit.core.files import file_digest, home, load_arrays, load_checkpoint, read_sealed_json
 from kit.data.datasets import load_dataset
@@ -162,6 +164,13 @@ class Run:
         return load_arrays(self.file("final.npz"))
 
 
+def run_of(plan: Plan) -> Run:
+    """The handle of a plan's run, whose spec is not resolved again."""
+    found = Run(plan.spec, run_folder(plan))
+    vars(found)["plan"] = plan  # where `cached_property` keeps it
+    return found
+
+
 def run_folder(plan: Plan) -> Path:
     return runs_folder() / plan.folder_name
 
@@ -203,3 +212,9 @@ def run_folders() -> list[Path]:
     """Every run folder, oldest first by name; a folder without run.json is none."""
     root = runs_folder()
     return sorted(path.parent for path in root.glob("*/run.json")) if root.is_dir() else []
+
+
+def output_folder(recipe: str) -> Path:
+    """Return where the pictures and stamps of a recipe go: KIT_OUT, else figures/out/<recipe>/."""
+    name = re.sub(r"[^\w.-]+", "-", recipe).strip("-")
+    return output_choice() or home() / "figures" / "out" / name

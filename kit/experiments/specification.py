@@ -106,7 +106,7 @@ class Plan:
 
     @property
     def shared_epochs(self) -> int:
-        """How many epochs of the trunk it shares: its burn-in, or all if it never reweights."""
+        """How many epochs others may share: its burn-in, or all if it never reweights."""
         return self.burn_in if self.method.reweights else self.recipe.epochs
 
     @cached_property
@@ -182,13 +182,13 @@ def resolve(spec: RunSpec) -> Plan:
     return Plan(spec, method, chosen, burn_in)
 
 
-def burn_in_leaders_first(specs: Iterable[RunSpec]) -> list[RunSpec]:
+def burn_in_leaders_first(plans: Iterable[Plan]) -> list[Plan]:
     """In an order in which every shared burn-in is trained once: of runs that differ in their
     weights alone, first one that reweights, for it leaves its burn-in to the others.
     """
-    specs = list(specs)
-    first = [plan.spec for plan in _leaders(map(resolve, specs)).values()]
-    return first + [spec for spec in specs if not any(spec is leader for leader in first)]
+    plans = list(plans)
+    first = list(_leaders(plans).values())
+    return first + [plan for plan in plans if not any(plan is leader for leader in first)]
 
 
 def _leaders(plans: Iterable[Plan]) -> dict[str, Plan]:
@@ -218,21 +218,48 @@ def group_for_stacking(
     return first, then
 
 
-def parse_overrides(text: str) -> dict[str, Any]:
-    """{name:
+def split_settings(text: str) -> list[str]:
+    """The words of "weight.slope=5 milestones=[75, 90]": spaces part them, but not in a list."""
+    words: list[str] = []
+    depth = 0  # of brackets in a value that begins with one
+    for part in text.split():
+        if depth:
+            words[-1] += f" {part}"
+            depth += part.count("[") - part.count("]")
+        else:
+            words.append(part)
+            if part.partition("=")[2].startswith("["):
+                depth = part.count("[") - part.count("]")
+        depth = max(depth, 0)
+    return words
 
-    value} of "weight.slope=5 eps=8/255 milestones=[75,90]". `KitError` for anything else.
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    """{name: value} of "weight.slope=5 eps=8/255 milestones=[75, 90]".
+
+    Raises:
+        KitError: for a word that is no name=value, a list that does not end, or a name given twice.
     """
-    pairs = {}
-    for word in text.split():
+    pairs: dict[str, Any] = {}
+    words: dict[str, str] = {}
+    for word in split_settings(text):
         name, equals, value = word.partition("=")
         if not equals or not name or not value:
             raise KitError(
-                f"'{word}' is no setting; write name=value, several with spaces between, for "
-                f"instance "
-                '"weight.slope=5 epochs=30"'
+                f"{describe_value(word)} is no setting; write name=value, several with spaces "
+                'between, for instance "weight.slope=5 epochs=30"'
             )
-        pairs[name] = parse_value(value)
+        if value.startswith("[") and value.count("[") > value.count("]"):
+            raise KitError(
+                f"{describe_value(word)} is a list without its end; write it in brackets, such as "
+                "milestones=[75, 90]"
+            )
+        if name in pairs:
+            raise KitError(
+                f"{describe_value(words[name])} and {describe_value(word)} set the same thing; "
+                f"give {describe_value(name)} once"
+            )
+        pairs[name], words[name] = parse_value(value), word
     return pairs
 
 

@@ -1,30 +1,32 @@
-"""A study kit on instance-reweighted adversarial training: reproduce figures, train, evaluate,
-list.
+"""The command line: reproduce figures, train, evaluate, audit, compare, explain, list.
 
-Errors are one line. Exit codes: 0 done, 1 something failed, 2 bad input, 130 stopped by the user.
+Each command imports what it needs, so that the help costs nothing. Errors are one line. Exit codes:
+0 done, 1 something failed, 2 bad input, 130 stopped by the user.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from kit.core.distributed import is_main, join_processes, process_count
 from kit.core.errors import KitError
-from kit.core.files import CHECKOUT, write_json
-from kit.core.registry import describe_row
-from kit.experiments.runs import run_folders
-from kit.jobs.archive import export_runs, import_runs, select_folders, verify_run
-from kit.jobs.ray_engine import cluster_place, join_cluster, run_on_ray
-from kit.jobs.reproduction import plan_jobs, reproduce, show_plan
-from kit.papers.verdicts import compare, report
+
+#: What `list` shows, beside runs: the tables of `kit` under these names.
+TABLES = ("methods", "attacks", "recipes", "criteria", "weights", "figures")
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m kit", description=__doc__.split(":")[0])
+    """The words that `python -m kit` understands."""
+    top = argparse.ArgumentParser(
+        prog="python -m kit",
+        description="A study kit on instance-reweighted adversarial training",
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     reproduce = commands.add_parser(
@@ -34,11 +36,17 @@ def parser() -> argparse.ArgumentParser:
         "--recipe", help="a name of `list recipes`, or folder:<path> (default: each notebook's own)"
     )
     reproduce.add_argument(
-        "--only", nargs="+", default=[], metavar="NOTEBOOK", help="notebooks whose names begin so"
+        "--only",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NOTEBOOK",
+        help="notebooks whose names begin so",
     )
     reproduce.add_argument(
         "--seeds",
         nargs="+",
+        action="extend",
         type=int,
         metavar="S",
         help="one set of figures per seed (default: 0); tables use all of them (default: 0 1 2)",
@@ -46,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     reproduce.add_argument(
         "--set",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME=VALUE",
         help="notebook parameters, or settings of every run",
@@ -90,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--set",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME=VALUE",
         help="overrides, say weight.slope=5 epochs=30",
@@ -102,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="accuracy of a stored run under attacks")
     evaluate.add_argument("run", help="the run's key, or the beginning of it (see `list runs`)")
     evaluate.add_argument(
-        "--attacks", default="natural,fgsm,pgd20,cw20", help="names with commas between"
+        "--attacks", default="natural,fgsm,pgd20,cw20", help="names with commas or spaces between"
     )
     evaluate.add_argument("--split", default="test")
     evaluate.add_argument("--n", type=int, default=0, help="only the first n images")
@@ -139,10 +149,20 @@ def parser() -> argparse.ArgumentParser:
         "--recipe", help="a name of `list recipes`, or folder:<path> (default: digits)"
     )
     compare.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="as given to `reproduce`"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="as given to `reproduce`",
     )
     compare.add_argument(
-        "--seeds", nargs="+", type=int, metavar="S", help="as given to `reproduce`"
+        "--seeds",
+        nargs="+",
+        action="extend",
+        type=int,
+        metavar="S",
+        help="as given to `reproduce`",
     )
     compare.add_argument(
         "--json",
@@ -162,52 +182,77 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-TABLES = ("methods", "attacks", "recipes", "criteria", "weights", "figures")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. -> exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["bench"]:
-        return _bench(arguments[1:])
-    options = parser().parse_args(arguments)
-    if getattr(options, "compile", False):
-        os.environ["KIT_COMPILE"] = "1"  # workers and notebooks inherit it
+    with _printable_output():
+        if arguments[:1] == ["bench"]:
+            return _bench(arguments[1:])
+        options = parser().parse_args(arguments)
+        try:
+            commands = {
+                "reproduce": _reproduce,
+                "train": _train,
+                "evaluate": _evaluate,
+                "audit": _audit,
+                "list": _list,
+                "explain": _explain,
+                "compare": _compare,
+                "runs": _runs,
+            }
+            return commands[options.command](options)
+        except KitError as error:
+            print(f"kit: {error}", file=sys.stderr)
+            return 2
+        except BrokenPipeError:  # the reader, say head, has seen enough
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing is left to say when Python flushes at exit
+            return 0
+        except KeyboardInterrupt:
+            print(
+                "\nkit: stopped. Finished epochs and notebooks are kept; the same command goes on "
+                "there.",
+                file=sys.stderr,
+            )
+            return 130
+
+
+@contextlib.contextmanager
+def _printable_output() -> Iterator[None]:
+    """Within, a character that stdout's encoding has not is printed as a question mark."""
+    stream = sys.stdout
+    if not isinstance(stream, io.TextIOWrapper):
+        yield
+        return
+    before = stream.errors
+    stream.reconfigure(errors="replace")
     try:
-        commands = {
-            "reproduce": _reproduce,
-            "train": _train,
-            "evaluate": _evaluate,
-            "audit": _audit,
-            "list": _list,
-            "explain": _explain,
-            "compare": _compare,
-            "runs": _runs,
-        }
-        return commands[options.command](options)
-    except KitError as error:
-        print(f"kit: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader, say head, has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing is left to say when Python flushes at exit
-        return 0
-    except KeyboardInterrupt:
-        print(
-            "\nkit: stopped. Finished epochs and notebooks are kept; the same command goes on "
-            "there.",
-            file=sys.stderr,
-        )
-        return 130
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):  # closed, or its reader is gone
+            stream.reconfigure(errors=before)
+
+
+def _given_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """{name: value} of --set and --recipe."""
+    from kit.experiments.specification import parse_overrides
+
+    given = parse_overrides(" ".join(options.set))
+    if options.recipe is not None:
+        if "recipe" in given:
+            raise KitError(
+                f"--recipe {options.recipe} and --set recipe={given['recipe']} both choose the "
+                "recipe; give one of them"
+            )
+        given["recipe"] = options.recipe
+    return given
 
 
 def _reproduce(options: argparse.Namespace) -> int:
     from kit.experiments.devices import pick_device
-    from kit.experiments.specification import parse_overrides
+    from kit.jobs.ray_engine import cluster_place, join_cluster, run_on_ray
+    from kit.jobs.reproduction import plan_jobs, reproduce, show_plan
     from kit.jobs.tasks import Place
 
-    given = parse_overrides(" ".join(options.set))
-    if options.recipe:
-        given["recipe"] = options.recipe
     if options.jobs < 0:
         raise KitError(f"--jobs {options.jobs} must be at least 1, or 0 for one a core")
     if options.on is None and (options.address or options.gpus is not None):
@@ -221,13 +266,17 @@ def _reproduce(options: argparse.Namespace) -> int:
             f"cluster has"
         )
     jobs = plan_jobs(
-        options.only, given, options.seeds, options.out.resolve() if options.out else None
+        options.only,
+        _given_settings(options),
+        options.seeds,
+        options.out.resolve() if options.out else None,
     )
     workers = options.jobs or min(8, os.cpu_count() or 1)
+    how = {"fresh": options.fresh, "compiled": options.compile}
     if options.on is None:
         here = Place(pick_device(options.device), workers)
         if not options.plan:
-            return reproduce(jobs, here, fresh=options.fresh)
+            return reproduce(jobs, here, **how)
         show_plan(jobs, here)
         return 0
     if options.plan:
@@ -235,10 +284,11 @@ def _reproduce(options: argparse.Namespace) -> int:
         show_plan(jobs, cluster_place(max(workers, 4 * gpus), gpus, options.device))
         return 0
     with join_cluster(options.address or "auto", workers, options.device) as place:
-        return reproduce(jobs, place, engine=run_on_ray, fresh=options.fresh)
+        return reproduce(jobs, place, engine=run_on_ray, **how)
 
 
 def _train(options: argparse.Namespace) -> int:
+    from kit.core.distributed import is_main, join_processes, process_count
     from kit.experiments.specification import RunSpec, parse_overrides
     from kit.training.distributed_loop import run_distributed
     from kit.training.runner import run
@@ -248,19 +298,24 @@ def _train(options: argparse.Namespace) -> int:
     )
     with join_processes(options.device) as device:
         train = run_distributed if process_count() > 1 else run
-        trained = train(spec, device=device)
+        trained = train(spec, device=device, compiled=options.compile or None)
         if is_main():
             print(trained)
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from kit.core.registry import split_names
     from kit.evaluation.accuracy import evaluate
     from kit.experiments.runs import find_run
 
     run = find_run(options.run)
     table = evaluate(
-        run, options.attacks.split(","), split=options.split, n=options.n, device=options.device
+        run,
+        split_names(options.attacks),
+        split=options.split,
+        n=options.n,
+        device=options.device,
     )
     print(run)
     print(table.to_string(float_format=lambda value: f"{value:.4f}"))
@@ -280,16 +335,10 @@ def _audit(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     if options.what == "runs":
-        from kit.experiments.runs import find_run, is_done
-
-        for folder in run_folders():
-            try:
-                words = find_run(folder.name).spec
-            except KitError as error:  # one damaged run hides no other
-                words = error
-            print(f"{folder.name}  {'done' if is_done(folder) else 'unfinished':<10}  {words}")
+        _list_runs()
         return 0
     import kit
+    from kit.core.registry import describe_row
 
     table = getattr(kit, options.what.upper())
     width = max(map(len, table))
@@ -301,7 +350,20 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
+def _list_runs() -> None:
+    from kit.experiments.runs import find_run, is_done, run_folders
+
+    for folder in run_folders():
+        try:
+            words = find_run(folder.name).spec
+        except KitError as error:  # one damaged run hides no other
+            words = error
+        print(f"{folder.name}  {'done' if is_done(folder) else 'unfinished':<10}  {words}")
+
+
 def _runs(options: argparse.Namespace) -> int:
+    from kit.jobs.archive import export_runs, import_runs, select_folders, verify_run
+
     if options.action == "verify":
         folders, bad = select_folders(options.run), 0
         for folder in folders:
@@ -319,10 +381,17 @@ def _runs(options: argparse.Namespace) -> int:
 
 
 def _bench(words: list[str]) -> int:
-    script = CHECKOUT / "tests/bench.py"
+    """Run the checkout's benchmark in a process of its own: the kit imports no tests."""
+    import subprocess
+
+    from kit.core.files import CHECKOUT
+
+    script = CHECKOUT / "tests" / "benchmarks" / "bench.py"
     if not script.exists():
         print(
-            f"kit: there is no {script}; run this from a checkout of the project", file=sys.stderr
+            f"kit: bench needs a checkout of the project, whose benchmark is {script}; there is no "
+            "such file. Clone the project and run `python -m kit bench` there",
+            file=sys.stderr,
         )
         return 2
     try:
@@ -339,21 +408,18 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from kit.experiments.specification import parse_overrides
+    from kit.core.files import write_json
     from kit.figures.base import plain
-    from kit.notebook.parameter_cells import grid_options, wanted_seeds
+    from kit.jobs.reproduction import plan_jobs
+    from kit.papers.verdicts import compare, report
 
-    given = parse_overrides(" ".join(options.set)) | (
-        {"recipe": options.recipe} if options.recipe else {}
-    )
-    values = plan_jobs(["tables_of_the_papers"], given, options.seeds, None)[
-        0
-    ].values  # the runs that reproduce makes
+    [job] = plan_jobs(["tables_of_the_papers"], _given_settings(options), options.seeds, None)
+    values = job.values  # the runs that reproduce makes
     found = compare(
         options.paper,
-        seeds=wanted_seeds(values),
+        seeds=values.seeds,
         settings=" ".join(options.set),
-        **grid_options(values),
+        **values.table_options,
     )
     print(report(found))
     if options.json:

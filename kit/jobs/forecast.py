@@ -24,10 +24,8 @@ from kit.experiments.devices import pick_device, threads_for
 from kit.experiments.runs import is_done, run_folder
 from kit.experiments.specification import (
     Plan,
-    RunSpec,
     burn_in_leaders_first,
     group_for_stacking,
-    resolve,
 )
 from kit.jobs.flops import count_flops, sample_data
 from kit.jobs.tasks import Place, Task, simulate_tasks, threads_per_worker
@@ -42,12 +40,14 @@ from kit.training.runner import STACKED_NETWORKS
 IMAGES, FEW = 256, 4
 
 
-def epochs_to_train(specs: Iterable[RunSpec]) -> list[tuple[Plan, int]]:
-    """[(plan, epochs)] in the order of `leaders_first`, without what is trained already or shared
-    with an earlier one.
+def epochs_to_train(plans: Iterable[Plan]) -> list[tuple[Plan, int]]:
+    """[(plan, epochs)] in the order of `burn_in_leaders_first`.
+
+    Epochs that are trained already, or shared with an earlier run, are not counted.
     """
-    left, reached = [], {}
-    for plan in map(resolve, burn_in_leaders_first(specs)):
+    left: list[tuple[Plan, int]] = []
+    reached: dict[str, int] = {}
+    for plan in burn_in_leaders_first(plans):
         folder, shared = run_folder(plan), reached.get(plan.burn_in_key, 0)
         there = sum(1 for _ in (folder / "epochs").glob("*.npz"))
         shared = shared if shared <= plan.shared_epochs else 0
@@ -180,7 +180,7 @@ def forecast_seconds(lists: Mapping[str, Sequence[Plan]], place: Place) -> dict[
     clock, threads = CostClock(pick_device(str(place.device))), threads_per_worker(place.slots)
     epochs = {
         plan.key: n
-        for plan, n in epochs_to_train(plan.spec for plans in lists.values() for plan in plans)
+        for plan, n in epochs_to_train(plan for plans in lists.values() for plan in plans)
     }
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""TODO jobs.local_engine."""
+"""The engine for this machine: tasks in processes, some of which may die on the way."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ where it goes on from its last checkpoint.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import socket
 import sys
@@ -20,7 +19,12 @@ from typing import Any, TextIO
 
 import torch
 
-from kit.core.environment import changed_environment
+from kit.core.environment import (
+    changed_environment,
+    ray_address,
+    ray_task_variables,
+    ray_variables,
+)
 from kit.core.errors import KitError
 from kit.core.files import CHECKOUT, home
 from kit.jobs.tasks import (
@@ -30,7 +34,6 @@ from kit.jobs.tasks import (
     Tick,
     check_tasks,
     startable_tasks,
-    worker_variables,
 )
 
 #: How often a task is begun again whose machine or process was lost. What fails in words is not.
@@ -72,13 +75,9 @@ def join_cluster(address: str, jobs: int, device: str = "auto") -> Iterator[Plac
     ends with the block; or auto, that of RAY_ADDRESS if it is set, else local. Errors: `KitError`
     if Ray is not installed, or nothing answers there.
     """
-    address = os.environ.get("RAY_ADDRESS", "local") if address == "auto" else address
+    address = ray_address() or "local" if address == "auto" else address
     check_address(address)
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_task_oom_retries": f"{RETRIES}"}
-    if address == "local":
-        quiet["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = (
-            "0"  # Ray's word for: listen on the loopback interface only
-        )
+    quiet = ray_variables(RETRIES, loopback=address == "local")
     with changed_environment(quiet), contextlib.redirect_stdout(_OneThread(sys.stdout)):
         ray = _import_ray()
         try:
@@ -187,7 +186,7 @@ def _import_ray() -> ModuleType:
 
 def _connect(ray: ModuleType, address: str, jobs: int) -> None:
     words = {
-        "runtime_env": {"env_vars": _task_environment()},
+        "runtime_env": {"env_vars": ray_task_variables(CHECKOUT, home())},
         "log_to_driver": False,
         "logging_level": "ERROR",
     }
@@ -216,15 +215,3 @@ def _check_answers(address: str) -> None:
             f"there; "
             "--address local needs none"
         ) from error
-
-
-def _task_environment() -> dict[str, str]:
-    """The environment of a task: this checkout, the place of the runs, one thread."""
-    here = str(CHECKOUT)
-    paths = [here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    words = {
-        "KIT_HOME": str(home().resolve()),
-        "PYTHONPATH": os.pathsep.join(paths),
-        **worker_variables(1),
-    }
-    return words | ({"KIT_COMPILE": "1"} if os.environ.get("KIT_COMPILE") == "1" else {})

@@ -19,14 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit.core.environment import changed_environment
+from kit.core.environment import changed_environment, notebook_variables
 from kit.core.errors import KitError, unknown_name
 from kit.core.files import CHECKOUT, PACKAGE, read_json
 from kit.core.progress import format_duration, is_live
 from kit.evaluation.accuracy import evaluate
 from kit.experiments.recipes import RECIPE_FIELDS
-from kit.experiments.runs import run_folder
-from kit.experiments.specification import Plan, RunSpec, group_for_stacking, resolve
+from kit.experiments.runs import is_done, run_folder, run_of
+from kit.experiments.specification import (
+    Plan,
+    RunSpec,
+    group_for_stacking,
+    resolve,
+    split_settings,
+)
 from kit.figures.table import output_folder
 from kit.jobs.flops import total_flops
 from kit.jobs.forecast import epochs_to_train, forecast_seconds
@@ -34,12 +40,12 @@ from kit.jobs.local_engine import run_locally
 from kit.jobs.tasks import Engine, Place, Task, simulate_tasks
 from kit.models.architectures import SMALL
 from kit.notebook.parameter_cells import (
+    NotebookValues,
+    Parameter,
     check_parameters,
-    needed_evaluations,
-    needed_specs,
     notebook_parameters,
 )
-from kit.papers.measured_cells import is_kept, trained_run
+from kit.papers.measured_cells import is_kept
 from kit.papers.table_runs import Evaluation
 from kit.training.runner import STACKED_NETWORKS, run, run_many
 
@@ -48,19 +54,21 @@ ACHIEVED_TFLOPS = 100
 
 
 def notebooks_folder() -> Path:
+    """Where the checkout has its notebooks."""
     return CHECKOUT / "notebooks"
 
 
 @dataclass(frozen=True)
 class NotebookJob:
-    """One notebook with the parameter values it is run with, and the folder that its results go to."""
+    """One notebook, the parameter values it is run with, and the folder of its results."""
 
     path: Path
-    values: Mapping[str, Any]
+    values: NotebookValues
     folder: Path
 
     @property
     def name(self) -> str:
+        """The notebook's file name without its ending."""
         return self.path.stem
 
     @property
@@ -74,6 +82,7 @@ class NotebookJob:
 
     @property
     def output(self) -> Path:
+        """The notebook as it was run."""
         return self.folder / self.path.name
 
     def stamp(self) -> str:
@@ -83,12 +92,12 @@ class NotebookJob:
             for cell in json.loads(self.path.read_text())["cells"]
             if cell["cell_type"] == "code"
         ]
-        keys = [resolve(spec).key for spec in needed_specs(self.values)]
-        words = json.dumps([code, dict(self.values), keys, source_digest()], sort_keys=True)
+        keys = [plan.key for plan in self.values.plans]
+        words = json.dumps([code, dict(self.values.given), keys, source_digest()], sort_keys=True)
         return hashlib.sha256(words.encode()).hexdigest()
 
     def is_done(self) -> bool:
-        """Did it come to its end with this very stamp, and is everything that it made still there?"""
+        """Did it come to its end with this very stamp, and is all that it made still there?"""
         path = self.folder / f"{self.name}.json"
         try:
             record = read_json(path)
@@ -114,9 +123,10 @@ def source_digest() -> str:
 
 
 def choose_notebooks(only: list[str]) -> list[Path]:
-    """The notebooks whose names begin with one of `only`, in order; if it is empty the numbered
-    ones, which draw the figures and take minutes. `tables` are asked for by name: they train every
-    method with several seeds.
+    """The notebooks whose names begin with one of `only`, in order.
+
+    If it is empty the numbered ones, which draw the figures and take minutes. `tables` are asked
+    for by name: they train every method with several seeds.
     """
     paths = sorted(notebooks_folder().glob("*.ipynb"))
     if not paths:
@@ -127,7 +137,9 @@ def choose_notebooks(only: list[str]) -> list[Path]:
     words = [word.removesuffix(".ipynb") for word in only]
     for word in words:
         if not any(path.stem.startswith(word) for path in paths):
-            raise unknown_name("notebook", word, [path.stem for path in paths])
+            number = f"{int(word):02d}_" if word.isdecimal() and len(word) < 3 else None
+            guess = next((p.stem for p in paths if number and p.stem.startswith(number)), "")
+            raise unknown_name("notebook", word, [path.stem for path in paths], guess)
     return [
         p for p in paths if (any(map(p.stem.startswith, words)) if words else p.stem[0].isdecimal())
     ]
@@ -139,7 +151,7 @@ def plan_jobs(
     """One job per notebook and seed, every value checked.
 
     A given name that notebooks declare goes to those that do; any other is a setting of every run,
-    and goes behind the notebook's own overrides.
+    and takes the place of the notebook's own.
     """
     tables = {path: notebook_parameters(path) for path in choose_notebooks(only)}
     names = {name for table in tables.values() for name in table}
@@ -149,96 +161,126 @@ def plan_jobs(
             raise unknown_name(
                 "notebook parameter or run setting", name, names | {*RECIPE_FIELDS, "burn_in"}
             )
-    words = " ".join(
-        f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in settings.items()
-    )
-    jobs = []
-    several = {"seeds": " ".join(map(str, seeds))} if seeds else {}
-    seeds = seeds or [0]
-    if len(set(seeds)) < len(seeds):
+    if seeds and "seed" in given:
+        raise KitError(
+            f"--seeds {' '.join(map(str, seeds))} and --set seed={given['seed']} both choose the "
+            "seed; give one of them"
+        )
+    if seeds and len(set(seeds)) < len(seeds):
         raise KitError(f"--seeds {' '.join(map(str, seeds))} names one twice; each is run once")
-    for seed in seeds:
+    several = {"seeds": " ".join(map(str, seeds))} if seeds else {}
+    jobs = []
+    for seed in seeds or [given.get("seed", 0)]:
         for path, table in tables.items():
-            if "seeds" in table and seed != seeds[0]:
-                continue  # one notebook for all of them
+            alone = "seeds" in table  # one notebook for all of them
+            if alone and seeds and seed != seeds[0]:
+                continue
             mine = {
                 name: value
                 for name, value in {**several, **given, "seed": seed}.items()
                 if name in table
             }
-            if words:
-                mine["overrides"] = (
-                    f"{mine.get('overrides', table['overrides'].default)} {words}".strip()
-                )
+            if settings:
+                mine["overrides"] = _changed_overrides(path, table, mine, settings)
             values = check_parameters(table, mine)
-            folder = out or output_folder(values.get("recipe", "digits"))
-            alone = len(seeds) == 1 or "seeds" in table
-            jobs.append(NotebookJob(path, values, folder if alone else folder / f"seed-{seed}"))
+            folder = out or output_folder(values.recipe)
+            one = alone or not seeds or len(seeds) == 1
+            jobs.append(NotebookJob(path, values, folder if one else folder / f"seed-{seed}"))
     return jobs
 
 
-def needed_runs(jobs: list[NotebookJob]) -> list[RunSpec]:
+def _changed_overrides(
+    path: Path,
+    table: Mapping[str, Parameter],
+    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> str:
+    """A notebook's `overrides` with `settings` in place of those of its own."""
+    if "overrides" not in table:
+        raise KitError(
+            f"{path.stem} takes no settings of runs such as {next(iter(settings))}; choose others "
+            "with --only, or leave the setting out"
+        )
+    own = given.get("overrides")
+    if own is None:
+        words = split_settings(table["overrides"].default)
+        own = " ".join(word for word in words if word.partition("=")[0] not in settings)
+    changed = [
+        f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in settings.items()
+    ]
+    return " ".join([own, *changed]).strip()
+
+
+def needed_runs(jobs: Sequence[NotebookJob]) -> list[Plan]:
     """Every run that the jobs need, once, in the order in which they are asked for."""
-    unique = {}
+    unique: dict[str, Plan] = {}
     for job in jobs:
-        for spec in needed_specs(job.values):
-            unique.setdefault(resolve(spec).key, spec)
+        for plan in job.values.plans:
+            unique.setdefault(plan.key, plan)
     return list(unique.values())
 
 
-def evaluations_for(jobs: list[NotebookJob]) -> dict[str, list[Evaluation]]:
+def evaluations_for(jobs: Sequence[NotebookJob]) -> dict[str, list[Evaluation]]:
     """{key of a run: what its notebooks evaluate it under}."""
     wanted: dict[str, list[Evaluation]] = {}
     for job in jobs:
-        for spec, asks in needed_evaluations(job.values):
-            known = wanted.setdefault(resolve(spec).key, [])
+        for plan, asks in job.values.evaluations:
+            known = wanted.setdefault(plan.key, [])
             known += [ask for ask in asks if ask not in known]
     return wanted
 
 
-def is_trained(spec: RunSpec) -> bool:
-    return trained_run(spec) is not None
+def is_trained(plan: Plan) -> bool:
+    """Did its training come to its end?"""
+    return is_done(run_folder(plan))
 
 
-def is_ready(spec: RunSpec, asks: list[Evaluation]) -> bool:
+def is_ready(plan: Plan, asks: Sequence[Evaluation]) -> bool:
     """Is it trained, and are its evaluations kept?"""
-    trained = trained_run(spec)
-    return trained is not None and all(is_kept(trained, ask) for ask in asks)
+    return is_trained(plan) and all(is_kept(run_of(plan), ask) for ask in asks)
 
 
 # -------------------------------------------------------------------------------------- in a worker
 
 
-def train_and_evaluate(some: list[tuple[dict, list[Evaluation]]], device: str) -> float:
-    """Train runs quietly, as one program where they fit together, and evaluate each under what its
-    notebooks will ask for. -> the seconds it took. Errors: `KitError` that names the runs it failed
-    at, after the others.
+def train_and_evaluate(
+    some: list[tuple[dict, list[Evaluation]]], device: str, compiled: bool | None = None
+) -> float:
+    """Train runs quietly, and evaluate each under what its notebooks will ask for.
+
+    Those that fit together are trained as one program. -> the seconds it took.
+
+    Raises:
+        KitError: that names the runs it failed at, after the others.
     """
     started, failures = time.monotonic(), []
+    plans = [resolve(RunSpec(**words)) for words, _ in some]
     with contextlib.suppress(KitError):  # who cannot be trained says why below
-        run_many([RunSpec(**words) for words, _ in some], device=device, quiet=True)
-    for words, asks in some:
+        run_many(plans, device=device, quiet=True, compiled=compiled)
+    for plan, (_, asks) in zip(plans, some, strict=True):
         try:
-            trained = run(RunSpec(**words), device=device, quiet=True)
+            trained = run(plan, device=device, quiet=True, compiled=compiled)
             for attack, n, which in asks:
                 evaluate(trained, [attack], n=n, which=which, device=device, quiet=True)
         except KitError as error:
-            failures.append(f"{RunSpec(**words)}: {error}" if len(some) > 1 else str(error))
+            failures.append(f"{plan.spec}: {error}" if len(some) > 1 else str(error))
     if failures:
         raise KitError("; ".join(failures))
     return time.monotonic() - started
 
 
-def run_notebook(path: str, output: str, values: dict, folder: str, stamp: str) -> float:
-    """Run one notebook.
+def run_notebook(
+    path: str, output: str, values: dict, folder: str, stamp: str, compiled: bool = False
+) -> float:
+    """Run one notebook. -> its seconds.
 
-    -> its seconds. Its cells' and its kernel's chatter goes to a log beside the output.
+    Its cells' and its kernel's chatter goes to a log beside the output.
     """
     started = time.monotonic()
     partial = Path(output).with_suffix(".partial.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
     with (
-        changed_environment({"KIT_OUT": folder, "KIT_STAMP": stamp, "JPY_SESSION_NAME": ""}),
+        changed_environment(notebook_variables(folder, stamp, compiled)),
         _stderr_to(Path(output).with_suffix(".log")),
     ):
         import papermill
@@ -277,16 +319,16 @@ def _stderr_to(log: Path) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------- the tasks
 
 
-def missing_runs(jobs: list[NotebookJob]) -> list[RunSpec]:
+def missing_runs(jobs: Sequence[NotebookJob]) -> list[Plan]:
     """The runs that are not trained, or lack an evaluation that their notebooks want."""
     asks = evaluations_for(jobs)
-    return [spec for spec in needed_runs(jobs) if not is_ready(spec, asks[resolve(spec).key])]
+    return [plan for plan in needed_runs(jobs) if not is_ready(plan, asks[plan.key])]
 
 
-def group_trainings(missing: Sequence[RunSpec], place: Place) -> dict[str, list[Plan]]:
+def group_trainings(missing: Sequence[Plan], place: Place) -> dict[str, list[Plan]]:
     """{title: runs that one task trains}; first those that leave their burn-in to others."""
     most = min(STACKED_NETWORKS[place.device.type], -(-len(missing) // place.slots))
-    waves = group_for_stacking([resolve(spec) for spec in missing], most)
+    waves = group_for_stacking(missing, most)
     return {_group_title(plans): plans for wave in waves for plans in wave}
 
 
@@ -295,7 +337,10 @@ def _group_title(plans: list[Plan]) -> str:
 
 
 def training_tasks(
-    lists: Mapping[str, list[Plan]], asks: Mapping[str, list[Evaluation]], place: Place
+    lists: Mapping[str, list[Plan]],
+    asks: Mapping[str, list[Evaluation]],
+    place: Place,
+    compiled: bool = False,
 ) -> dict[str, Task]:
     """A task of each list.
 
@@ -311,30 +356,39 @@ def training_tasks(
         after = frozenset(
             other for other, leader, most in led if other != title and 0 < leader.burn_in <= most
         )
-        words = [(plan.spec.words(), asks[plan.key]) for plan in plans]
-        tasks[title] = Task(train_and_evaluate, (words, str(place.device)), after, gpu_share(plans))
+        some = [(plan.spec.words(), asks[plan.key]) for plan in plans]
+        words = (some, str(place.device), compiled or None)  # None: as KIT_COMPILE says there
+        tasks[title] = Task(train_and_evaluate, words, after, gpu_share(plans))
     return tasks
 
 
-def notebook_tasks(due: Sequence[NotebookJob], lists: Mapping[str, list[Plan]]) -> dict[str, Task]:
+def notebook_tasks(
+    due: Sequence[NotebookJob], lists: Mapping[str, list[Plan]], compiled: bool = False
+) -> dict[str, Task]:
     """A task of each notebook.
 
     It waits for the lists that its runs are in. The last ones, which take longest, go first.
     """
     tasks = {}
     for job in reversed(due):
-        needed = [resolve(spec) for spec in needed_specs(job.values)]
-        keys = {plan.key for plan in needed}
+        keys = {plan.key for plan in job.values.plans}
         after = frozenset(
             title for title, plans in lists.items() if any(plan.key in keys for plan in plans)
         )
-        words = (str(job.path), str(job.output), dict(job.values), str(job.folder), job.stamp())
-        tasks[job.label] = Task(run_notebook, words, after, gpu_share(needed))
+        words = (
+            str(job.path),
+            str(job.output),
+            dict(job.values.given),
+            str(job.folder),
+            job.stamp(),
+            compiled,
+        )
+        tasks[job.label] = Task(run_notebook, words, after, gpu_share(job.values.plans))
     return tasks
 
 
 def gpu_share(plans: Sequence[Plan]) -> float:
-    """Of a GPU: small networks leave most of one idle."""
+    """How much of a GPU a task of `plans` needs: small networks leave most of one idle."""
     return 0.25 if all(plan.recipe.model in SMALL for plan in plans) else 1.0
 
 
@@ -355,15 +409,15 @@ def show_plan(jobs: list[NotebookJob], place: Place) -> None:
         return
     lists = group_trainings(missing_runs(jobs), place)
     tasks = training_tasks(lists, evaluations_for(jobs), place)
-    runs = f"training {sum(epochs > 0 for _, epochs in left)} runs, {place.words},"
+    runs = f"training {sum(epochs > 0 for _, epochs in left)} runs, {place.words}"
     try:
         seconds = simulate_tasks(tasks, place, forecast_seconds(lists, place))
         print(
-            f"{runs} takes about {format_duration(seconds)} here, as timed steps tell; attacks and "
-            f"drawing come on top"
+            f"{runs}, takes about {format_duration(seconds)} here, as timed steps tell; attacks "
+            "and drawing come on top"
         )
     except KitError as error:
-        print(f"{runs} takes no one knows how long: {error}")
+        print(f"{runs}: its duration is unknown: {error}")
     if any(epochs and plan.recipe.model not in SMALL for plan, epochs in left):
         print(_gpu_hours(lists, tasks, {plan.key: (plan, epochs) for plan, epochs in left}, place))
 
@@ -381,7 +435,7 @@ def _gpu_hours(
             for title, plans in lists.items()
         }
     except KitError as error:
-        return f"how much the deep networks compute no one knows: {error}"
+        return f"what the deep networks compute is unknown: {error}"
     seconds = {title: count / (ACHIEVED_TFLOPS * 1e12) for title, count in operations.items()}
     several = (
         f", {format_duration(simulate_tasks(tasks, place, seconds))} on {place.gpus} of them"
@@ -396,15 +450,20 @@ def _gpu_hours(
 
 
 def reproduce(
-    jobs: list[NotebookJob], place: Place, *, engine: Engine = run_locally, fresh: bool = False
+    jobs: list[NotebookJob],
+    place: Place,
+    *,
+    engine: Engine = run_locally,
+    fresh: bool = False,
+    compiled: bool = False,
 ) -> int:
-    """Train what is missing, run what is not up to date, print a table.
+    """Train what is missing, run what is not up to date, print a table. -> 0, or 1 if any failed.
 
-    -> 0, or 1 if anything failed.
+    `fresh`: run what is up to date, too; `compiled`: compile the passes of networks.
     """
     started = time.monotonic()
     missing = missing_runs(jobs)
-    untrained = sum(not is_trained(spec) for spec in missing)
+    untrained = sum(not is_trained(plan) for plan in missing)
     due = [job for job in jobs if fresh or not job.is_done()]
     attack = f", {len(missing) - untrained} to evaluate" if len(missing) > untrained else ""
     books = f"{len(jobs)} notebooks, {len(due)} to run"
@@ -413,7 +472,8 @@ def reproduce(
         flush=True,
     )
     lists = group_trainings(missing, place)
-    tasks = training_tasks(lists, evaluations_for(jobs), place) | notebook_tasks(due, lists)
+    tasks = training_tasks(lists, evaluations_for(jobs), place, compiled)
+    tasks |= notebook_tasks(due, lists, compiled)
     news = _ProgressReport(lists, {job.label: job for job in due})
     engine(tasks, place, news.tick, news.finished)
     _print_summary(jobs, news.seconds, news.failures, time.monotonic() - started)

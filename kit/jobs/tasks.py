@@ -1,8 +1,8 @@
 """Tasks, and the local processes that do them. Knows nothing of what they do.
 
-`pooled` is the engine for this machine, `kit.jobs.ray_engine.run_on_ray` the one for a cluster;
-`simulated` goes through the same tasks in imagination. Each starts a task once those that it waits
-for have ended, well or badly, in the order of the tasks.
+`kit.jobs.local_engine.run_locally` is the engine for this machine, `kit.jobs.ray_engine.run_on_ray`
+the one for a cluster; `simulate_tasks` goes through the same tasks without doing them. Each starts
+a task once those that it waits for have ended, well or badly, in the order of the tasks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from graphlib import CycleError, TopologicalSorter
 
 import torch
 
-from kit.core.environment import changed_environment
+from kit.core.environment import changed_environment, worker_variables
 from kit.core.errors import KitError
 
 
@@ -44,6 +44,7 @@ class Place:
 
     @property
     def words(self) -> str:
+        """How many tasks at a time, as progress lines say it."""
         return f"{self.slots} at a time" + (f" on {self.gpus} GPUs" if self.gpus else "")
 
 
@@ -59,7 +60,7 @@ def check_tasks(tasks: Mapping[str, Task]) -> None:
     for name, task in tasks.items():
         if lost := task.after - tasks.keys():
             raise KitError(
-                f"the task '{name}' waits for '{min(lost)}', which is none. Tasks: "
+                f"the task '{name}' waits for '{min(lost)}', but there is no such task. Tasks: "
                 f"{', '.join(tasks)}"
             )
     try:
@@ -103,20 +104,8 @@ def threads_per_worker(jobs: int) -> int:
     return max(1, (os.cpu_count() or 1) // jobs)
 
 
-def worker_variables(threads: int) -> dict[str, str]:
-    """What a worker process finds: its share of the cores, for two OpenMP pools on the same cores
-    would spin each other to a standstill; and that nobody watches.
-    """
-    return {
-        "OMP_NUM_THREADS": f"{threads}",
-        "MKL_NUM_THREADS": f"{threads}",
-        "KIT_LIVE": "0",
-        "KIT_WIDGETS": "0",
-    }
-
-
 @contextlib.contextmanager
 def worker_environment(jobs: int) -> Iterator[None]:
-    """Within, processes that are started inherit their `environment`."""
+    """Within, processes that are started share this machine's cores, and nobody watches them."""
     with changed_environment(worker_variables(threads_per_worker(jobs))):
         yield

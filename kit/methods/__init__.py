@@ -1,1 +1,1 @@
-"""TODO methods."""
+"""What a method is: criteria, weights, losses and the other parts, and the table of methods."""

@@ -1,4 +1,4 @@
-"""TODO methods.notes."""
+"""Where papers and code disagree about a method, and what its numbers may be."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""TODO models."""
+"""Networks, several of them as one program, and what a CPU computes slowly in them."""

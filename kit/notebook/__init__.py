@@ -1,1 +1,1 @@
-"""TODO notebook."""
+"""What a notebook calls: its checked parameters, its runs, figures and verdicts."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import ast
 import io
 import json
-import re
 import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,9 +21,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from kit.attacks.table import ATTACKS
-from kit.core.errors import KitError, unknown_name
+from kit.core.errors import KitError, describe_value, unknown_name
 from kit.core.parameters import Range, check_value
-from kit.experiments.specification import RunSpec, parse_overrides, resolve
+from kit.core.registry import split_names
+from kit.experiments.specification import Plan, RunSpec, parse_overrides, resolve
 from kit.methods.table import METHODS
 from kit.papers.table_runs import Evaluation, asked, chosen_tables, grid
 
@@ -44,14 +44,71 @@ class Parameter:
 
     @property
     def annotation(self) -> Any:
+        """The type, with the values that the meaning allows behind its first semicolon.
+
+        Read are "one of train, test", "0.001 to 1" and "at least 0"; other words allow everything.
+        """
         allowed = self.meaning.partition(";")[2].strip()
-        if choices := re.match(r"one of (.+)$", allowed):
-            return Literal[tuple(word.strip() for word in choices[1].split(","))]
-        if bounds := re.match(r"(-?[\d.]+) to (-?[\d.]+)", allowed):
-            return Annotated[_TYPES[self.kind], Range(float(bounds[1]), float(bounds[2]))]
-        if bound := re.match(r"at least (-?[\d.]+)", allowed):
-            return Annotated[_TYPES[self.kind], Range(float(bound[1]))]
-        return _TYPES[self.kind]
+        words = allowed.split()
+        if words[:2] == ["one", "of"] and len(words) > 2:
+            choices = allowed.removeprefix("one of").split(",")
+            return Literal[tuple(choice.strip() for choice in choices)]
+        kind = _TYPES[self.kind]
+        if words[:2] == ["at", "least"] and (low := _number(words[2:3])) is not None:
+            return Annotated[kind, Range(low)]
+        if words[1:2] == ["to"]:
+            low, high = _number(words[:1]), _number(words[2:3])
+            if low is not None and high is not None:
+                return Annotated[kind, Range(low, high)]
+        return kind
+
+
+def _number(words: list[str]) -> float | None:
+    try:
+        return float(words[0].rstrip(",;.")) if words else None
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class NotebookValues:
+    """A notebook's parameters, checked, parsed and resolved: once in a process.
+
+    `given` has each parameter's value as its cell declares it. `grid`: {setting: its overrides, one
+    a value}; one setting is varied at a time, the others stay. `tables` are (paper, table) pairs.
+    `evaluations` has every run that is asked for with all that it is evaluated under, and
+    `table_evaluations` the runs of the `tables` alone, each with what those print.
+    """
+
+    given: Mapping[str, Any]
+    recipe: str
+    overrides: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    attacks: tuple[str, ...]
+    strong_n: int
+    grid: Mapping[str, list[dict[str, Any]]]
+    tables: tuple[tuple[str, str], ...]
+    evaluations: tuple[tuple[Plan, list[Evaluation]], ...]
+    table_evaluations: tuple[tuple[Plan, list[Evaluation]], ...]
+
+    @property
+    def plans(self) -> list[Plan]:
+        """Every run that is asked for."""
+        return [plan for plan, _ in self.evaluations]
+
+    @property
+    def specs(self) -> list[RunSpec]:
+        """Every run that is asked for, as it is named."""
+        return [plan.spec for plan in self.plans]
+
+    @property
+    def table_options(self) -> dict[str, Any]:
+        """What the functions about printed tables in `kit.papers` are called with."""
+        return {
+            "recipe": self.recipe,
+            "overrides": dict(self.overrides),
+            "strong_n": self.strong_n,
+        }
 
 
 def declared_parameters(source: str) -> dict[str, Parameter]:
@@ -110,127 +167,118 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
 
 def check_parameters(
     parameters: Mapping[str, Parameter], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """All values, the given ones checked:
+) -> NotebookValues:
+    """All values, the given ones in place of the defaults.
 
-    names, types, ranges, and every method, recipe and override they speak of.
+    Raises:
+        KitError: for an unknown name, a value of the wrong type or out of range, and any method,
+            recipe, override, seed, attack or table that is not there.
     """
     for name in given:
         if name not in parameters:
             raise unknown_name("notebook parameter", name, parameters)
-    values = {
-        name: check_value(name, given.get(name, p.default), p.annotation)
-        for name, p in parameters.items()
-    }
-    needed_evaluations(values)
-    return values
+    return parse_values(
+        {
+            name: check_value(name, given.get(name, p.default), p.annotation)
+            for name, p in parameters.items()
+        }
+    )
 
 
-def needed_specs(values: Mapping[str, Any]) -> list[RunSpec]:
-    """The runs that a notebook's parameters ask for: each name in `method`, `methods` and
-    `..._methods` ("all" for every row), with its recipe, seed or seeds, and overrides; and each of
-    them again at every point of a `grid`, such as "weight.slope=7,8,9 weight.bias=-0.2,-0.5"; and
-    those that the papers' printed `tables` take, say "clirat-1 mail-2" or all. All are resolved
-    here, so a wrong word fails now.
+def parse_values(values: Mapping[str, Any]) -> NotebookValues:
+    """What a notebook's parameters ask for: this is where their text is parsed.
+
+    The runs are each name in `method`, `methods` and `..._methods` ("all" for every row), with its
+    `recipe`, `seed` or `seeds`, and `overrides`; each of them again at every point of a `grid`,
+    such as "weight.slope=7,8,9 weight.bias=-0.2,-0.5"; and those that the papers' printed `tables`
+    take, say "clirat-1 mail-2" or all, strong attacks on their first `strong_n` images. All runs
+    are evaluated under the `attacks`.
+
+    Raises:
+        KitError: for any wrong word; all runs are resolved here.
     """
-    names = []
+    recipe, strong_n = values.get("recipe", "digits"), values.get("strong_n", 100)
+    attacks = tuple(split_names(values.get("attacks", "")))
+    for name in attacks:
+        ATTACKS[name]
+    overrides, seeds = parse_overrides(values.get("overrides", "")), _parse_seeds(values)
+    tables = tuple(chosen_tables(values["tables"])) if "tables" in values else ()
+    needs = [
+        need
+        for paper, table in tables
+        for need in grid(paper, table, recipe=recipe, overrides=overrides, strong_n=strong_n)
+    ]
+    by_table = asked(needs, seeds)
+    names, points = _method_names(values), _parse_grid(values.get("grid", ""))
+    specs = [
+        RunSpec(name, recipe, seed, overrides | point)
+        for seed in seeds
+        for name in names
+        for point in [{}, *(point for mine in points.values() for point in mine)]
+    ]
+    specs += [spec for spec, _ in by_table if spec not in specs]
+    plans = [resolve(spec) for spec in specs]
+    return NotebookValues(
+        given=dict(values),
+        recipe=recipe,
+        overrides=overrides,
+        seeds=tuple(seeds),
+        attacks=attacks,
+        strong_n=strong_n,
+        grid=points,
+        tables=tables,
+        evaluations=tuple(
+            (
+                plan,
+                [Evaluation(name) for name in attacks]
+                + [ask for spec, asks in by_table if spec == plan.spec for ask in asks],
+            )
+            for plan in plans
+        ),
+        table_evaluations=tuple((plans[specs.index(spec)], asks) for spec, asks in by_table),
+    )
+
+
+def _method_names(values: Mapping[str, Any]) -> list[str]:
+    """The rows of kit.METHODS that the parameters name, each once."""
+    names: list[str] = []
     for parameter, value in values.items():
         if parameter in ("method", "methods") or parameter.endswith("_methods"):
-            if not value.split():
+            words = split_names(value)
+            if not words:
                 raise KitError(
                     f"{parameter} is empty; it must name methods, or all. Choices: "
                     f"{', '.join(METHODS)}"
                 )
-            words = list(METHODS) if value == "all" else value.split()
+            words = list(METHODS) if words == ["all"] else words
             names += [name for name in words if name not in names]
-    overrides = parse_overrides(values.get("overrides", ""))
-    points = [{}] + [point for mine in grid_points(values).values() for point in mine]
-    specs = [
-        RunSpec(name, values.get("recipe", "digits"), seed, overrides | point)
-        for seed in wanted_seeds(values)
-        for name in names
-        for point in points
-    ]
-    specs += [spec for spec, _ in needed_tables(values) if spec not in specs]
-    for spec in specs:
-        resolve(spec)
-    return specs
+    return names
 
 
-def needed_tables(values: Mapping[str, Any]) -> list[tuple[RunSpec, list[Evaluation]]]:
-    """The runs that the `tables` parameter takes, each with what it is evaluated under; strong
-    attacks on the first `strong_n` images.
-    """
-    if "tables" not in values:
-        return []
-    needs = [
-        need
-        for paper, table in chosen_tables(values["tables"])
-        for need in grid(paper, table, **grid_options(values))
-    ]
-    return asked(needs, wanted_seeds(values))
-
-
-def grid_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What `kit.papers.table_runs` is called with."""
-    return {
-        "recipe": values.get("recipe", "digits"),
-        "overrides": parse_overrides(values.get("overrides", "")),
-        "strong_n": values.get("strong_n", 100),
-    }
-
-
-def needed_evaluations(values: Mapping[str, Any]) -> list[tuple[RunSpec, list[Evaluation]]]:
-    """Every run that the parameters ask for, with what it is evaluated under:
-
-    the `attacks`, or what its tables take.
-    """
-    wanted, by_table = [Evaluation(name) for name in wanted_attacks(values)], needed_tables(values)
-    return [
-        (spec, wanted + [ask for other, asks in by_table if other == spec for ask in asks])
-        for spec in needed_specs(values)
-    ]
-
-
-def grid_points(values: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """{setting:
-
-    its overrides, one a value} of the `grid` parameter: one setting is varied at a time, the others
-    stay.
-    """
+def _parse_grid(text: str) -> dict[str, list[dict[str, Any]]]:
     points: dict[str, list[dict[str, Any]]] = {}
-    for word in values.get("grid", "").split():
+    for word in text.split():
         name, sign, choices = word.partition("=")
-        if not sign or not all(choices.split(",")) or name in points:
+        if not sign or not all(choices.split(",")):
             raise KitError(
-                f"grid: {word!r} must be one setting with its values, such as weight.slope=7,8,9, "
-                f"each named "
-                "once"
+                f"grid: {describe_value(word)} must be one setting with its values, commas "
+                "between them, such as weight.slope=7,8,9"
             )
+        if name in points:
+            raise KitError(f"grid: {describe_value(name)} is there twice; name each setting once")
         points[name] = [parse_overrides(f"{name}={choice}") for choice in choices.split(",")]
     return points
 
 
-def wanted_seeds(values: Mapping[str, Any]) -> list[int]:
+def _parse_seeds(values: Mapping[str, Any]) -> list[int]:
     """The numbers in `seeds`, or the one `seed`."""
     if "seeds" not in values:
         return [values.get("seed", 0)]
-    words = values["seeds"].split()
+    words = split_names(values["seeds"])
     seeds = [int(word) for word in words if word.isdecimal() and len(word) < 19]
     if not words or len(set(seeds)) != len(words):
         raise KitError(
-            f"seeds={values['seeds']!r} must be different whole numbers with spaces between, such "
-            f'as "0 1 2"'
+            f"seeds={describe_value(values['seeds'])} must be different whole numbers with spaces "
+            'between, such as "0 1 2"'
         )
     return seeds
-
-
-def wanted_attacks(values: Mapping[str, Any]) -> list[str]:
-    """The names in `attacks`:
-
-    what every run of the notebook is evaluated under; [] if it does not say.
-    """
-    names = values.get("attacks", "").split()
-    for name in names:
-        ATTACKS[name]
-    return names

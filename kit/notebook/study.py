@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import html
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,30 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
+from kit.core.environment import notebook_stamp
 from kit.core.errors import KitError, unknown_name
 from kit.core.files import write_json
+from kit.core.registry import split_names
 from kit.evaluation.accuracy import evaluate
 from kit.evaluation.result_tables import ResultTable, result_table
 from kit.experiments.devices import pick_device
 from kit.experiments.provenance import git_commit, versions
-from kit.experiments.runs import Run
-from kit.experiments.specification import RunSpec
+from kit.experiments.runs import Run, is_done, run_folder
+from kit.experiments.specification import Plan, RunSpec
 from kit.figures.base import Drawing, plain
 from kit.figures.table import draw, output_folder
-from kit.notebook.parameter_cells import (
-    check_parameters,
-    declared_parameters,
-    grid_options,
-    grid_points,
-    needed_specs,
-    needed_tables,
-    wanted_attacks,
-    wanted_seeds,
-)
-from kit.papers.measured_cells import PaperTable, measured, trained_run
-from kit.papers.table_runs import chosen_tables
+from kit.notebook.parameter_cells import NotebookValues, check_parameters, declared_parameters
+from kit.papers.measured_cells import PaperTable, measured
 from kit.papers.verdicts import compare
 from kit.training.runner import run, run_many
 from kit.widgets.panel import Panel, attended
@@ -52,11 +42,13 @@ _VERDICT_MARKS = {"holds": "✓ holds here", "fails": "✗ fails here", "undecid
 
 
 def begin_study(notebook: str, namespace: Mapping[str, Any]) -> Study:
-    """Check the parameters of the running notebook and say in one line what it runs on. Pass
-    `globals()`.
+    """Check the parameters of the running notebook and say in one line what it runs on.
 
-    Errors: `KitError` for a parameter that is unknown (one that papermill injected), of the wrong
-    type or out of range.
+    Pass `globals()`.
+
+    Raises:
+        KitError: for a parameter that is unknown (one that papermill injected), of the wrong type
+            or out of range.
     """
     cells = [cell for cell in namespace.get("In", []) if cell.strip()]
     parameters = next(
@@ -73,11 +65,11 @@ def begin_study(notebook: str, namespace: Mapping[str, Any]) -> Study:
     values = check_parameters(
         parameters, given | {name: namespace[name] for name in parameters if name in namespace}
     )
-    study = Study(notebook, values, needed_specs(values))
+    study = Study(notebook, values)
     v = versions()
     print(
         f"kit {v['kit']} {git_commit()} · torch {v['torch']} · {pick_device()} · "
-        + " · ".join(f"{name} {value}" for name, value in values.items() if value != "")
+        + " · ".join(f"{name} {value}" for name, value in values.given.items() if value != "")
     )
     return study
 
@@ -94,14 +86,10 @@ def _assigned_names(source: str) -> list[str]:
 
 @dataclass
 class Study:
-    """The state of one notebook:
-
-    its parameter values, its runs by method, what it drew and concluded.
-    """
+    """The state of one notebook: its parameters, its runs, what it drew and concluded."""
 
     notebook: str
-    values: dict[str, Any]
-    specs: list[RunSpec]
+    values: NotebookValues
     drawings: list[Drawing | ResultTable] = field(default_factory=list)
     verdicts: list[dict[str, str]] = field(default_factory=list)
     opened: dict[str, Run] = field(default_factory=dict)  # by the spec in words
@@ -110,50 +98,56 @@ class Study:
     @property
     def folder(self) -> Path:
         """Where its pictures and its stamp go."""
-        return output_folder(self.values.get("recipe", "digits"))
+        return output_folder(self.values.recipe)
+
+    @property
+    def specs(self) -> list[RunSpec]:
+        """The runs that the parameters ask for."""
+        return self.values.specs
 
     def run(self, method: str) -> Run:
         """The run of a method that the parameters name: trained now, resumed, or opened."""
-        spec = next((spec for spec in self.specs if spec.method == method), None)
-        if spec is None:
+        plan = next((plan for plan in self.values.plans if plan.spec.method == method), None)
+        if plan is None:
             raise unknown_name(
                 "method in this notebook's parameters", method, {spec.method for spec in self.specs}
             )
-        return self._open(spec)
+        return self._open(plan)
 
-    def _train(self, specs: list[RunSpec]) -> None:
+    def _train(self, plans: list[Plan]) -> None:
         """Many at once. What cannot be trained says so when it is opened."""
         with contextlib.suppress(KitError):
-            run_many(specs, quiet=True)
+            run_many(plans, quiet=True)
 
-    def _open(self, spec: RunSpec) -> Run:
-        if str(spec) not in self.opened:
-            self.opened[str(spec)] = run(spec)
-        return self.opened[str(spec)]
+    def _open(self, plan: Plan, *, quiet: bool = False) -> Run:
+        words = str(plan.spec)
+        if words not in self.opened:
+            self.opened[words] = run(plan, quiet=quiet)
+        return self.opened[words]
 
     def runs(self, methods: str) -> dict[str, Run]:
-        """{method: Run} of several names with spaces between."""
-        self._train([spec for spec in self.specs if spec.method in methods.split()])
-        return {method: self.run(method) for method in methods.split()}
+        """{method: Run} of several names with spaces or commas between."""
+        names = split_names(methods)
+        self._train([plan for plan in self.values.plans if plan.spec.method in names])
+        return {method: self.run(method) for method in names}
 
     def grid(self, setting: str) -> list[Run]:
         """The runs at the values of one setting of the `grid` parameter, every method, in order."""
-        points = grid_points(self.values)
+        points = self.values.grid
         if setting not in points:
             raise unknown_name("setting in the grid parameter", setting, points)
         wanted = [
-            spec
-            for spec in self.specs
-            if any(spec.overrides.items() >= point.items() for point in points[setting])
+            plan
+            for plan in self.values.plans
+            if any(plan.spec.overrides.items() >= point.items() for point in points[setting])
         ]
         self._train(wanted)
-        return [self._open(spec) for spec in wanted]
+        return [self._open(plan) for plan in wanted]
 
     def draw(self, figure: str, methods: str | list[Run] = "", **options) -> Drawing:
         """Draw a figure of kit.FIGURES from the runs of `methods` (names, or runs; all that are
         open), and save it in the study's folder.
         """
-        torch.manual_seed(0)
         given = (
             self.runs(methods).values()
             if isinstance(methods, str) and methods
@@ -186,14 +180,14 @@ class Study:
         """All runs that the parameters ask for, under their `attacks`, as a table that is saved in
         the study's folder. A run that cannot be trained is left out and named.
         """
-        self._train(self.specs)
+        self._train(self.values.plans)
         runs, missing = [], {}
-        for spec in self.specs:
+        for plan in self.values.plans:
             try:
-                runs.append(self._open(spec))
+                runs.append(self._open(plan))
             except KitError as error:
-                missing[str(spec)] = str(error)
-        table = result_table(title, runs, wanted_attacks(self.values), missing=missing)
+                missing[str(plan.spec)] = str(error)
+        table = result_table(title, runs, list(self.values.attacks), missing=missing)
         table.save(self.folder, name)
         self.drawings.append(table)
         return table
@@ -202,18 +196,16 @@ class Study:
         """Each printed table of the `tables` parameter beside what its runs measure, saved in the
         study's folder as say vir-table-1; runs are trained and evaluated now where they are not.
         """
-        self._train([spec for spec, _ in needed_tables(self.values)])
-        for spec, asks in needed_tables(self.values):
-            opened = self.opened[str(spec)] = trained_run(spec) or self._open(
-                spec
-            )  # without a line for each of many
+        values = self.values
+        self._train([plan for plan, _ in values.table_evaluations])
+        for plan, asks in values.table_evaluations:
+            there = is_done(run_folder(plan))
+            opened = self._open(plan, quiet=there)  # without a line for each of many
             for attack, n, which in asks:
                 evaluate(opened, [attack], n=n, which=which, quiet=True)
         found = []
-        for paper, name in chosen_tables(self.values["tables"]):
-            found.append(
-                measured(paper, name, seeds=wanted_seeds(self.values), **grid_options(self.values))
-            )
+        for paper, name in values.tables:
+            found.append(measured(paper, name, seeds=values.seeds, **values.table_options))
             found[-1].save(self.folder, f"{paper}-table-{name[1:]}")
         self.drawings += found
         return found
@@ -222,10 +214,10 @@ class Study:
         """The claims of the papers that the `tables` parameter names, with verdicts from what was
         measured.
         """
-        papers = dict.fromkeys(paper for paper, _ in chosen_tables(self.values["tables"]))
-        options = grid_options(self.values) | {
-            "seeds": wanted_seeds(self.values),
-            "settings": self.values["overrides"],
+        papers = dict.fromkeys(paper for paper, _ in self.values.tables)
+        options = self.values.table_options | {
+            "seeds": self.values.seeds,
+            "settings": self.values.given["overrides"],
         }
         return pd.concat([compare(paper, **options) for paper in papers])
 
@@ -243,8 +235,8 @@ class Study:
             plain(
                 {
                     "notebook": self.notebook,
-                    "stamp": os.environ.get("KIT_STAMP", ""),
-                    "parameters": self.values,
+                    "stamp": notebook_stamp(),
+                    "parameters": self.values.given,
                     "runs": {words: opened.key for words, opened in self.opened.items()},
                     "verdicts": self.verdicts,
                     "figures": [path.name for drawing in self.drawings for path in drawing.files],

@@ -1,5 +1,4 @@
-"""The five papers as data: what they print, claim, set and draw, and what follows from the printed
-numbers alone.
+"""The five papers as data: what they print, claim, set and draw.
 
     from kit import papers
     papers.table("vir", 1)                 # a printed table
@@ -8,7 +7,8 @@ numbers alone.
     papers.copied_cells()                  # rows that share more cells than chance would let them
     papers.text_against_table("mail")      # numbers in prose against the tables
 
-These say what is printed and nothing else. Beside it, what finished runs measure:
+These say what is printed, and what follows from that alone. What finished runs measure stands
+beside it:
 
     papers.needs("vir", 1)                 # the runs that a table takes
     papers.measured("vir", 1)              # printed and measured cells side by side

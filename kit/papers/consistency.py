@@ -1,9 +1,9 @@
-"""What follows from the printed numbers alone: on how many images they can rest, which cells
-repeat, where they disagree.
+"""What follows from the printed numbers alone.
 
-What a table prints is a fact, and so is arithmetic on it. How many images were used, or that cells
-were taken over, is an inference: columns that say so (`reading`, `kind`) stand beside the chance of
-seeing as much in tables with no such cause.
+On how many images they can rest, which cells repeat, where they disagree. What a table prints is a
+fact, and so is arithmetic on it. How many images were used, or that cells were taken over, is an
+inference: columns that say so (`reading`, `kind`) stand beside the chance of seeing as much in
+tables with no such cause.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ UNLIKELY = 1e-3
 #: Two cells are near within half a point; CSA's tables are fractions.
 NEAR = {"accuracy": 0.5, "protected_class_accuracy": 0.005}
 
-KINDS = ("two papers", "two methods", "two settings", "same model again")
+PAIR_KINDS = ("two papers", "two methods", "two settings", "same model again")
 
 
 def _fits(steps: np.ndarray | int, images: int) -> np.ndarray | bool:
-    """Is a printed value (in units of its last decimal) a rounding, either way at a tie, of some k
-    / images?
+    """Is a printed value a rounding, either way at a tie, of some k / images?
+
+    The value is in units of its last decimal.
     """
     off = 2 * steps * images % (2 * PRINTABLE)
     return np.minimum(off, 2 * PRINTABLE - off) <= images
@@ -92,14 +93,14 @@ def _column(cells: pd.DataFrame) -> dict[str, object]:
                 prod(_chance(n) for n in images),
             )
         )
-    whole = next((i for i, (_, hits, *_) in enumerate(found) if hits == len(cells)), None)
+    first = next((i for i, (_, hits, *_) in enumerate(found) if hits == len(cells)), None)
     by_accident = (
-        1.0 if whole is None else min(1.0, sum(everything for *_, everything in found[: whole + 1]))
+        1.0 if first is None else min(1.0, sum(everything for *_, everything in found[: first + 1]))
     )
     best, hits, tail, _ = min(found, key=lambda candidate: candidate[2])
     tail = min(1.0, tail * len(found))
     reading = (
-        f"all on {found[whole][0]} images"
+        f"all on {found[first][0]} images"
         if by_accident < UNLIKELY
         else f"most on {best} images"
         if tail < UNLIKELY
@@ -107,7 +108,7 @@ def _column(cells: pd.DataFrame) -> dict[str, object]:
     )
     return {
         "cells": len(cells),
-        "all_fit": "none of these" if whole is None else found[whole][0],
+        "all_fit": "none of these" if first is None else found[first][0],
         "chance_all": by_accident,
         "best": best,
         "fit": hits,
@@ -117,16 +118,18 @@ def _column(cells: pd.DataFrame) -> dict[str, object]:
 
 
 def resolution(paper: str, table: str | int) -> pd.DataFrame:
-    """On how many images a table's columns can rest, judged by which means are printed: one row a
-    column.
+    """List on how many images a table's columns can rest, by which means are printed.
 
-    A mean over n images and s seeds is a multiple of 1/(n s). Facts: `all_fit`, the smallest n s,
-    given as "seeds x 1,000", with which all means of the column agree; `best`, the one that the
-    most telling number of means (`fit`) agree with. Only the product shows: 2 x 1,000 may be one
-    seed on 2,000. `chance_all` and `chance_fit`: at most so likely is as good a fit, to any
-    candidate, for means that are random in their last two digits. `reading` is the inference, drawn
-    where that is below 0.001. Tables of one class are held against that class's test images; cells
-    that are 0 fit all and are left out. Errors: `KitError` for an unknown paper or table.
+    One row a column. A mean over n images and s seeds is a multiple of 1/(n s). Facts: `all_fit`,
+    the smallest n s, given as "seeds x 1,000", with which all means of the column agree; `best`,
+    the one that the most telling number of means (`fit`) agree with. Only the product shows: 2 x
+    1,000 may be one seed on 2,000. `chance_all` and `chance_fit`: at most so likely is as good a
+    fit, to any candidate, for means that are random in their last two digits. `reading` is the
+    inference, drawn where that is below 0.001. Tables of one class are held against that class's
+    test images; cells that are 0 fit all and are left out.
+
+    Raises:
+        KitError: There is no such paper or table.
     """
     cells = cells_of(paper, table).query("mean > 0")
     keys = [
@@ -147,9 +150,9 @@ def resolution(paper: str, table: str | int) -> pd.DataFrame:
 
 
 def _rows() -> list[tuple[dict, dict[str, str]]]:
-    """(what a printed row is, {attack:
+    """What every row of every table is, and {attack: its cell as printed}.
 
-    its cell as printed}) of every row of every table; cells that are 0 are left out.
+    Cells that are 0 are left out.
     """
     keys = [
         "paper",
@@ -173,11 +176,7 @@ def _rows() -> list[tuple[dict, dict[str, str]]]:
 
 
 def _coincidence(pairs: list) -> dict[str, float]:
-    """{metric:
-
-    how often cells of different methods that are near each other print the same}, one added for
-    safety.
-    """
+    """{metric: how often near cells of different methods print the same}, one added for safety."""
     tally: dict[str, list[int]] = {}
     for (a, a_cells), (b, b_cells) in pairs:
         same, near = tally.setdefault(a["metric"], [0, 0])
@@ -189,7 +188,7 @@ def _coincidence(pairs: list) -> dict[str, float]:
     return {metric: (same + 1) / (near + 1) for metric, (same, near) in tally.items()}
 
 
-def _kind(a: dict, b: dict) -> str:
+def _pair_kind(a: dict, b: dict) -> str:
     if a["paper"] != b["paper"]:
         return "two papers"
     if a["row"] != b["row"] or a["method"] != b["method"]:
@@ -198,7 +197,7 @@ def _kind(a: dict, b: dict) -> str:
     return "same model again" if alike else "two settings"
 
 
-def _named(row: dict) -> str:
+def _row_name(row: dict) -> str:
     return " ".join(
         filter(
             None,
@@ -208,17 +207,17 @@ def _named(row: dict) -> str:
 
 
 def copied_cells() -> pd.DataFrame:
-    """Pairs of printed rows that share more cells, mean and deviation to the digit, than chance
-    would let them.
+    """List pairs of printed rows that share more cells than chance would let them.
 
-    Facts: `first`, `second`, `same` and `differ` (attacks where the two print the same and not the
-    same), `data`. `kind` sorts them: "two papers", "two methods", "two settings" of one method, or
-    "same model again", where a paper repeats a row of its own, as it may: but see what differs.
-    `by_chance` is the number of such pairs to expect among all of that kind and data set, if all
-    their cells were near each other (half a point) and then coincided as often as near cells of
-    different methods do; copies are counted in that rate, which makes it cautious. Listed are pairs
-    of two cells or more where it is below 0.05. That cells were copied, and from where, is an
-    inference that the reader may draw.
+    A cell is shared if mean and deviation are the same to the digit. Facts: `first`, `second`,
+    `same` and `differ` (attacks where the two print the same and not the same), `data`. `kind`
+    sorts them: "two papers", "two methods", "two settings" of one method, or "same model again",
+    where a paper repeats a row of its own, as it may: but see what differs. `by_chance` is the
+    number of such pairs to expect among all of that kind and data set, if all their cells were near
+    each other (half a point) and then coincided as often as near cells of different methods do;
+    copies are counted in that rate, which makes it cautious. Listed are pairs of two cells or more
+    where it is below 0.05. That cells were copied, and from where, is an inference that the reader
+    may draw.
     """
     pairs = [
         (a, b)
@@ -226,12 +225,12 @@ def copied_cells() -> pd.DataFrame:
         if (a[0]["dataset"], a[0]["metric"]) == (b[0]["dataset"], b[0]["metric"])
     ]
     rate = _coincidence(pairs)
-    compared = Counter((a["dataset"], _kind(a, b)) for (a, _), (b, _) in pairs)
+    compared = Counter((a["dataset"], _pair_kind(a, b)) for (a, _), (b, _) in pairs)
     found = []
     for (a, a_cells), (b, b_cells) in pairs:
         shared = [attack for attack in a_cells if attack in b_cells]
         same = [attack for attack in shared if a_cells[attack] == b_cells[attack]]
-        kind = _kind(a, b)
+        kind = _pair_kind(a, b)
         expected = (
             compared[a["dataset"], kind]
             * comb(len(shared), len(same))
@@ -242,25 +241,27 @@ def copied_cells() -> pd.DataFrame:
                 {
                     "kind": kind,
                     "data": a["dataset"],
-                    "first": _named(a),
-                    "second": _named(b),
+                    "first": _row_name(a),
+                    "second": _row_name(b),
                     "same": ", ".join(same),
                     "differ": ", ".join(x for x in shared if x not in same),
                     "by_chance": expected,
                 }
             )
-    return pd.DataFrame(sorted(found, key=lambda pair: KINDS.index(pair["kind"])))
+    return pd.DataFrame(sorted(found, key=lambda pair: PAIR_KINDS.index(pair["kind"])))
 
 
 def spread(method: str) -> pd.DataFrame:
-    """How far papers disagree on the same method, data set, model and attack: one row each that two
-    papers or more print.
+    """List how far papers disagree on one method, by data set, model and attack.
 
-    `method` is a row of `kit.METHODS` (or a printed name without one); only cells at that row's own
-    hyper-parameters count. `range` is largest less smallest mean, in points, beside the largest
-    printed deviation; last and best checkpoints both enter. WRN-32-10 and WRN-34-10 are two models,
-    and a name such as "cw" need not be one attack in all papers. Errors: `KitError` for a method
-    that no two papers print for the same data, model and attack.
+    One row each that two papers or more print. `method` is a row of `kit.METHODS` (or a printed
+    name without one); only cells at that row's own hyper-parameters count. `range` is largest less
+    smallest mean, in points, beside the largest printed deviation; last and best checkpoints both
+    enter. WRN-32-10 and WRN-34-10 are two models, and a name such as "cw" need not be one attack in
+    all papers.
+
+    Raises:
+        KitError: No two papers print the method for the same data, model and attack.
     """
     cells = results().dropna(subset="mean").query("overrides == ''")
     cells["key"] = cells["row"].where(cells["row"] != "", cells["method"])
@@ -296,13 +297,15 @@ def spread(method: str) -> pd.DataFrame:
 
 
 def text_against_table(paper: str | None = None) -> pd.DataFrame:
-    """Every number given for an arithmetic claim beside what the printed means come to, by the
-    claim's number.
+    """List every number given for an arithmetic claim beside what the printed means come to.
 
-    `said_by` "text": the paper's prose gives it; "record": the kit's list of claims does. `agrees`
-    is False where the number is not a rounding of `from_tables`; `differs_by` is that less what is
-    said. Arithmetic only, no inference: which of the two is the slip, nothing here can say. Errors:
-    `KitError` for an unknown paper.
+    The index is the claim's number. `said_by` "text": the paper's prose gives it; "record": the
+    kit's list of claims does. `agrees` is False where the number is not a rounding of
+    `from_tables`; `differs_by` is that less what is said. It is arithmetic only: which of the two
+    is the slip, nothing here can say.
+
+    Raises:
+        KitError: There is no such paper.
     """
     given = checks(paper).query("said != ''").copy()
     given["differs_by"] = (given["from_tables"] - given["said"].astype(float)).round(2)

@@ -1,6 +1,7 @@
-"""Printed tables beside measured ones. Reads finished runs and evaluations that were kept; it
-trains and attacks nothing, so a grid that is half done shows what is there, and "not run" for the
-rest: never a zero.
+"""Printed tables beside measured ones.
+
+This reads finished runs and evaluations that were kept; it trains and attacks nothing. A grid that
+is half done shows what is there, and "not run" for the rest: never a zero.
 """
 
 from __future__ import annotations
@@ -19,26 +20,27 @@ from kit.evaluation.result_tables import ResultTable, format_span
 from kit.evaluation.statistics import grand_mean
 from kit.experiments.runs import Run, is_done, run_folder
 from kit.experiments.specification import RunSpec, resolve
+from kit.papers.claim_verdict import NOT_RUN
 from kit.papers.printed_data import PAPERS, table, table_name
 from kit.papers.table_runs import Evaluation, Need, cell_label, grid
 
-NOT_RUN = "not run"
-
 
 def trained_run(spec: RunSpec) -> Run | None:
-    """The run of a spec, if its training came to its end."""
+    """Open the run of a spec, if its training came to its end; None if not."""
     folder = run_folder(resolve(spec))
     return Run(spec, folder) if is_done(folder) else None
 
 
 def is_kept(run: Run, ask: Evaluation) -> bool:
-    """Was this evaluation made, on the test images, and kept with the run?"""
+    """Say whether this evaluation was made, on the test images, and kept with the run."""
     return evaluation_file(run, ask.attack, n=ask.n, which=ask.which)[1].exists()
 
 
 def observed(need: Need, seed: int) -> tuple[Run, np.ndarray, np.ndarray] | None:
-    """(run, which images (n,) it gets right under the attack, which of them (n,) count); None where
-    that was not run.
+    """Read what was observed of a cell with one seed; None where that was not run.
+
+    Returns:
+        The run, which images (n,) it gets right under the attack, and which of them (n,) count.
     """
     run = None if need.reason else trained_run(need.spec(seed))
     if run is None or not is_kept(run, need.ask):
@@ -55,14 +57,16 @@ def observed(need: Need, seed: int) -> tuple[Run, np.ndarray, np.ndarray] | None
 
 @dataclass(frozen=True)
 class PaperTable(ResultTable):
-    """A printed table with its measured cells. `cells` has one row a printed row and attack:
-    printed and printed_sd as the paper has them, mean, sd, low, high in the same unit, seeds, n,
-    and why it was not run (missing numbers, no zeros).
+    """A printed table with its measured cells.
+
+    `cells` has one row a printed row and attack: printed and printed_sd as the paper has them,
+    mean, sd, low, high in the same unit, seeds, n, and why it was not run (missing numbers, no
+    zeros).
     """
 
     @cached_property
     def wide(self) -> pd.DataFrame:
-        """Printed rows by attacks:
+        """Printed rows by attacks.
 
         "48.21 ± 0.08 / 37.0 ± 1.2" is as printed / as measured, ± standard deviations.
         """
@@ -85,6 +89,7 @@ class PaperTable(ResultTable):
 
     @property
     def caption(self) -> str:
+        """The title, the size of what was measured, and what was not run."""
         ran = self.cells.dropna(subset="mean")
         size = (
             "none was run yet"
@@ -107,11 +112,14 @@ def measured(
     overrides: Mapping[str, Any] | None = None,
     strong_n: int = 100,
 ) -> PaperTable:
-    """A printed table with measured cells beside the printed ones, from what is finished.
+    """Set measured cells beside the printed ones of a table, from what is finished.
 
     Means are over seeds and images, with `kit.evaluation.statistics.grand_mean`'s interval; an
     image counts as right if no iterate of the attack breaks it. Overrides and strong_n as in
-    `grid`. Errors: `KitError` for an unknown paper, table or recipe.
+    `grid`.
+
+    Raises:
+        KitError: There is no such paper, table or recipe.
     """
     printed, planned = (
         table(paper, name),
@@ -125,7 +133,7 @@ def measured(
             "printed": need.cell["printed"],
             "printed_mean": need.cell["mean"],
             "printed_sd": need.cell["std"],
-            **_numbers(found, 100 if need.cell["unit"] == "percent" else 1),
+            **_cell_numbers(found, 100 if need.cell["unit"] == "percent" else 1),
             "unit": need.cell["unit"],
             "why": "" if found else need.reason or "its run is not there yet",
         }
@@ -137,11 +145,16 @@ def measured(
         if "fraction" in set(frame["unit"])
         else "accuracy in percent"
     )
-    title = f"{PAPERS[paper].label}, table {table_name(paper, name)[1:]}, {what}: as printed ({data}) / measured on {recipe}"
+    title = (
+        f"{PAPERS[paper].label}, table {table_name(paper, name)[1:]}, {what}: "
+        f"as printed ({data}) / measured on {recipe}"
+    )
     return PaperTable(title, frame, tuple(runs.values()), _gaps(frame))
 
 
-def _numbers(found: Sequence[tuple[Run, np.ndarray, np.ndarray]], scale: int) -> dict[str, float]:
+def _cell_numbers(
+    found: Sequence[tuple[Run, np.ndarray, np.ndarray]], scale: int
+) -> dict[str, float]:
     """mean, sd, low, high, seeds and n of one cell; missing numbers where nothing was run."""
     if not found or not found[0][2].any():
         return dict.fromkeys(("mean", "sd", "low", "high"), float("nan")) | {"seeds": 0, "n": 0}

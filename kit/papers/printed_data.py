@@ -2,12 +2,14 @@
 
 Nothing here was measured by the kit. A cell says what a paper prints; `row` names the row of
 `kit.METHODS` that computes the same method, and `overrides` the hyper-parameters in which the cell
-departs from that row.
+departs from that row. drawings.csv joins what the kit draws to the papers: a row is a figure of
+`kit.FIGURES`, with the paper, the number and the panels ("c d") of the paper's figure that it
+stands for (empty where it is the kit's own), and the notebook that draws it.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +18,6 @@ import pandas as pd
 
 from kit.core.errors import unknown_name
 from kit.core.registry import Registry
-from kit.figures.table import FIGURES
 from kit.methods.table import METHODS
 
 FOLDER = Path(__file__).parent
@@ -30,9 +31,10 @@ SETTINGS = ("dataset", "model", "checkpoint", "protected_class")
 
 @dataclass(frozen=True)
 class Paper:
-    """One of the five:
+    """One of the five papers.
 
-    what it is about, the label that the kit's figures cite it by, and what it weighs examples by.
+    It has what it is about, the label that the kit's figures cite it by, and what it weighs
+    examples by.
     """
 
     title: str
@@ -81,7 +83,7 @@ PAPERS = Registry(
 
 @cache
 def read_table(name: str) -> pd.DataFrame:
-    """A CSV file of this folder, all text.
+    """Read a CSV file of this folder, all text.
 
     The frame is shared: select from it, never write to it.
     """
@@ -89,7 +91,11 @@ def read_table(name: str) -> pd.DataFrame:
 
 
 def rows_of_paper(frame: pd.DataFrame, paper: str | None) -> pd.DataFrame:
-    """The rows of one paper, or all; `KitError` for a paper that is not there."""
+    """Select the rows of one paper, or of all where `paper` is None.
+
+    Raises:
+        KitError: There is no such paper.
+    """
     if paper is None:
         return frame.copy()
     PAPERS[paper]
@@ -97,12 +103,15 @@ def rows_of_paper(frame: pd.DataFrame, paper: str | None) -> pd.DataFrame:
 
 
 def results(paper: str | None = None) -> pd.DataFrame:
-    """Every cell of the printed tables, one a row, in the order of the papers.
+    """List every cell of the printed tables, one a row, in the order of the papers.
 
     `mean` and `std` are numbers in `unit` (percent, or fraction in CSA's tables; missing where the
     cell is blank or has no deviation), `printed` is the cell's text. `method` is the paper's name,
     `row` the kit's ("" where it has none), `overrides` what to set on that row, say
-    "criterion.alpha=1". Errors: `KitError` for an unknown paper.
+    "criterion.alpha=1".
+
+    Raises:
+        KitError: There is no such paper.
     """
     cells = rows_of_paper(read_table("results"), paper)
     cells["printed"] = cells["mean"] + (" ± " + cells["std"]).where(cells["std"] != "", "")
@@ -112,7 +121,7 @@ def results(paper: str | None = None) -> pd.DataFrame:
 
 
 def tables(paper: str) -> list[str]:
-    """The names of a paper's tables of results.
+    """List the names of a paper's tables of results.
 
     CSA's roman numerals are written as numbers: Table II is T2.
     """
@@ -120,8 +129,10 @@ def tables(paper: str) -> list[str]:
 
 
 def table_name(paper: str, table: str | int) -> str:
-    """1, "1", "T1", "I" or "Table I" as "T1"; `KitError` with the paper's tables if it has no such
-    one.
+    """Write 1, "1", "T1", "I" or "Table I" as "T1".
+
+    Raises:
+        KitError: The paper has no such table; it names those that it has.
     """
     text = str(table).strip().lower().removeprefix("table").strip()
     text = str(ROMAN.get(text, text.removeprefix("t")))
@@ -131,8 +142,9 @@ def table_name(paper: str, table: str | int) -> str:
 
 
 def cells_of(paper: str, table: str | int) -> pd.DataFrame:
-    """One table's cells, with the parts of `variant` as columns of their own ("" where a row has no
-    such part).
+    """List one table's cells, with the parts of `variant` as columns of their own.
+
+    Such a column is "" where a row has no such part.
     """
     cells = results(paper)
     cells = cells[cells["table"] == table_name(paper, table)].reset_index(drop=True)
@@ -143,12 +155,14 @@ def cells_of(paper: str, table: str | int) -> pd.DataFrame:
 
 
 def table(paper: str, name: str | int) -> pd.DataFrame:
-    """A printed table, methods by attacks, cells as printed ("85.64 ± 0.25"; empty where the paper
-    leaves a blank).
+    """Lay out a printed table, methods by attacks, cells as printed.
 
-    The index holds the method and whatever else tells its rows apart (model, data set, α, ...).
-    `attrs["caption"]` says what is common to all rows, `attrs["cells"]` has the cells one by one.
-    Errors: `KitError` for an unknown paper or table.
+    A cell is such as "85.64 ± 0.25"; empty where the paper leaves a blank. The index holds the
+    method and whatever else tells its rows apart (model, data set, α, ...). `attrs["caption"]` says
+    what is common to all rows, `attrs["cells"]` has the cells one by one.
+
+    Raises:
+        KitError: There is no such paper or table.
     """
     cells = cells_of(paper, name)
     keys = [
@@ -178,11 +192,13 @@ def table(paper: str, name: str | int) -> pd.DataFrame:
 
 
 def hyper_parameters(paper: str | None = None, method: str | None = None) -> pd.DataFrame:
-    """The settings that the papers state, as text; an empty cell was not stated.
+    """List the settings that the papers state, as text; an empty cell was not stated.
 
     One row a data set, model and method; `eval:...` rows are the settings of attacks at evaluation.
-    `method` may be the paper's name or that of the kit's row. Errors: `KitError` for an unknown
-    paper or a method that has no row here.
+    `method` may be the paper's name or that of the kit's row.
+
+    Raises:
+        KitError: There is no such paper, or no settings of such a method.
     """
     settings = rows_of_paper(read_table("hyperparameters"), paper)
     if method is None:
@@ -201,37 +217,47 @@ def hyper_parameters(paper: str | None = None, method: str | None = None) -> pd.
 
 
 def figures(paper: str | None = None) -> pd.DataFrame:
-    """The papers' 22 figures: what each shows, the statistic that decides its claim, the control
-    that it lacks.
+    """List the papers' 22 figures.
 
-    `drawn_by` names the kit's figures whose source is that figure, for `kit.draw`; empty where
-    there is none.
+    Columns: what each shows, the statistic that decides its claim, the control that it lacks, and
+    `drawn_by`: the kit's figures that stand for it or for one of its panels, for `kit.draw`, with
+    commas between.
+
+    Raises:
+        KitError: There is no such paper.
     """
     listed = rows_of_paper(read_table("figures"), paper)
-    drawn = _drawn_by()
+    drawn: dict[tuple[str, str], list[str]] = {}
+    for row in read_table("drawings").itertuples():
+        drawn.setdefault((row.paper, row.number), []).append(row.figure)
     listed["drawn_by"] = [
         ", ".join(drawn.get((row.paper, row.figure), ())) for row in listed.itertuples()
     ]
     return listed
 
 
-def _drawn_by() -> dict[tuple[str, str], list[str]]:
-    """{(paper, figure's number):
+@cache
+def figures_by_number() -> dict[str, str]:
+    """Read which figure of the kit is drawn for a paper's own number: {"mail-4": "pm-by-lps"}.
 
-    names in FIGURES}, read off the rows' sources, such as "CLIRAT Figs. 1C, 1D".
+    Where several stand for one number the first row of drawings.csv counts. The dictionary is
+    shared: read it, never write to it.
     """
-    papers = {paper.label: name for name, paper in PAPERS.items()}
-    drawn: dict[tuple[str, str], list[str]] = {}
-    for name, row in FIGURES.items():
-        for label, places in re.findall(r"(\S+) Figs?\. ([^;]+)", row.source):
-            for number in sorted(set(re.findall(r"\d+", places))):
-                if label in papers:
-                    drawn.setdefault((papers[label], number), []).append(name)
-    return drawn
+    found: dict[str, str] = {}
+    for row in read_table("drawings").query("paper != ''").itertuples():
+        for panel in row.panels.split() or [""]:
+            found.setdefault(f"{row.paper}-{row.number}{panel}", row.figure)
+    return found
+
+
+def cell_tags(cell: Mapping[str, str]) -> frozenset[str]:
+    """Return the words that name a cell in a rule: see `kit.papers.rule_language`."""
+    columns = ("table", "method", "attack", "dataset", "model", "checkpoint")
+    return frozenset([*(cell[column] for column in columns), *cell["variant"].split()])
 
 
 def unmatched() -> list[str]:
-    """Printed methods, with their variant, that no row of `kit.METHODS` computes, say "mail awp"."""
+    """List the printed methods, with variant, that no row of `kit.METHODS` computes."""
     cells = read_table("results")
     without = cells[~cells["row"].isin(list(METHODS))]
     return sorted({f"{c.paper} {c.method} {c.variant}".strip() for c in without.itertuples()})

@@ -1,11 +1,7 @@
-"""The papers' claims, and what their own printed tables say of them: each verdict is recomputed,
-none is typed in.
+"""The papers' claims, and what their own printed tables say of them.
 
-A rule of rules.csv compares sums of printed means. Its expression is made of cells, "T1 clirat
-pgd20 - T1 mail-at pgd20": a cell is named by words that it, and it alone, carries (table, method,
-attack, data set, model, checkpoint, part of the variant); " / " between two cells takes the larger.
-`over` fills the {letters} with each listed value in turn, and `take` says what is done with the
-values that come out: TAKES below. All arithmetic is exact, in decimals.
+Each verdict is recomputed from the printed means by the rules of rules.csv
+(`kit.papers.rule_language`); none is typed in. All arithmetic is exact, in decimals.
 
 A verdict says that printed numbers are on the claimed side of a bound. It is no test of
 significance, and no reproduction.
@@ -13,156 +9,140 @@ significance, and no reproduction.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from decimal import Decimal
 from functools import cache
-from itertools import pairwise, product
+from itertools import pairwise
+from typing import NamedTuple
 
 import pandas as pd
 
-from kit.core.errors import KitError, unknown_name
-from kit.papers.printed_data import read_table, rows_of_paper
+from kit.core.errors import KitError
+from kit.papers.printed_data import PAPERS, cell_tags, read_table, rows_of_paper
+from kit.papers.rule_language import (
+    REDUCTIONS,
+    STEP_BOUNDS,
+    Expression,
+    Rule,
+    parse_expression,
+    read_rules,
+    reduce_values,
+)
 
-RELATIONS: dict[str, Callable[[Decimal, Decimal], bool]] = {
-    ">": Decimal.__gt__,
-    ">=": Decimal.__ge__,
-    "<": Decimal.__lt__,
-    "<=": Decimal.__le__,
-    "=": Decimal.__eq__,
-}
 
-#: What becomes of a rule's values: one number of them, on which the bound is tried.
-REDUCED: dict[str, Callable[[list[Decimal]], Decimal]] = {
-    "min": min,
-    "max": max,
-    "mean": lambda values: sum(values) / len(values),
-    "range": lambda values: max(values) - min(values),
-}
+class Outcome(NamedTuple):
+    """What one statement of a rule comes to: a number, and how many of its parts keep the bound.
 
-#: All that `take` can say. "": each value by itself; count: how many keep the bound; most: is that
-#: more than half? rising, falling: steps from one value to the next in that direction.
-TAKES = ("", "count", "most", "rising", "falling", *REDUCED)
+    A statement without a bound has no parts.
+    """
+
+    number: Decimal
+    held: int
+    of: int
 
 
 @cache
-def _tagged(paper: str) -> list[tuple[frozenset[str], str]]:
+def _tagged_means(paper: str) -> list[tuple[frozenset[str], str]]:
     """The words that each cell of a paper carries, and its printed mean."""
-    columns = ("table", "method", "attack", "dataset", "model", "checkpoint")
     cells = read_table("results").query("paper == @paper")
-    return [
-        (frozenset([*(cell[c] for c in columns), *cell["variant"].split()]), cell["mean"])
-        for cell in cells.to_dict("records")
-    ]
+    return [(cell_tags(cell), cell["mean"]) for cell in cells.to_dict("records")]
 
 
 def _cell(paper: str, words: str) -> Decimal:
     """The printed mean of the one cell that carries all `words`."""
-    found = [mean for tags, mean in _tagged(paper) if tags.issuperset(words.split())]
+    found = [mean for tags, mean in _tagged_means(paper) if tags.issuperset(words.split())]
     if len(found) != 1 or not found[0]:
         what = "is blank" if len(found) == 1 else f"names {len(found)} cells"
         raise KitError(
             f"'{words}' {what} in {paper}'s tables; it must name exactly one printed cell, by its "
-            f"table, method, "
-            "attack and, where these do not do, data set, model, checkpoint or variant"
+            "table, method, attack and, where these are not enough, data set, model, checkpoint or "
+            "variant"
         )
     return Decimal(found[0])
 
 
-def value(paper: str, expression: str) -> Decimal:
-    """A sum of printed means, exactly: value("clirat", "T1 clirat aa - T1 at aa") is -1.37.
-
-    Errors: `KitError` for an unknown paper, or a cell that does not exist, is blank, or is not
-    named uniquely.
-    """
-    rows_of_paper(read_table("results"), paper)
-    first, *rest = re.split(r" ([+-]) ", expression)
-    signed = [("+", first), *zip(rest[::2], rest[1::2], strict=True)]
-    terms = (
-        (sign, max(_cell(paper, words) for words in term.split(" / "))) for sign, term in signed
+def _add_cells(paper: str, expression: Expression) -> Decimal:
+    """The sum of a paper's printed means, exactly."""
+    return sum(
+        (term.sign * max(_cell(paper, words) for words in term.cells) for term in expression.terms),
+        Decimal(),
     )
-    return sum((term if sign == "+" else -term for sign, term in terms), Decimal())
 
 
-def _filled(expression: str, over: str) -> list[str]:
-    """The expression once for each combination of what `over` lists:
+def value(paper: str, expression: str) -> Decimal:
+    """Add printed means exactly.
 
-    "a=pgd20 aa;m=clirat/mail-at" ({m[0]}, {m[1]}).
+    value("clirat", "T1 clirat aa - T1 at aa") is -1.37.
+
+    Raises:
+        KitError: There is no such paper, or a cell does not exist, is blank, or is not named
+            uniquely.
     """
-    axes = [axis.split("=", 1) for axis in over.split(";") if axis]
-    choices = [
-        [word.split("/") if "/" in word else word for word in words.split()] for _, words in axes
-    ]
-    return [
-        expression.format(**dict(zip((name for name, _ in axes), chosen, strict=True)))
-        for chosen in product(*choices)
-    ]
+    PAPERS[paper]
+    return _add_cells(paper, parse_expression(expression))
 
 
-def _outcomes(take: str, expect: str, values: list[Decimal]) -> list[tuple[Decimal, int, int]]:
-    """(number, parts that keep the bound, parts) for each statement that a rule makes; no bound:
-
-    no parts.
-    """
-    if take not in TAKES:
-        raise unknown_name("way to take a rule's values", take, TAKES[1:])
-    if take in ("rising", "falling"):
-        steps = sum(b > a if take == "rising" else b < a for a, b in pairwise(values))
-        return [(Decimal(steps), steps, len(values) - 1)]
-    relation, bound = expect.split() if expect else (None, None)
-
-    def holds(number: Decimal) -> bool:
-        return bool(relation) and RELATIONS[relation](number, Decimal(bound))
-
-    count = sum(map(holds, values))
-    if take == "count":
-        return [(Decimal(count), count, len(values))]
-    if take == "most":
-        return [(Decimal(count), int(2 * count > len(values)), 1)]
-    numbers = [REDUCED[take](values)] if take else values
-    return [(number, int(holds(number)), int(bool(relation))) for number in numbers]
+def _outcomes(rule: Rule, values: Sequence[Decimal]) -> list[Outcome]:
+    """What each statement comes to that a rule makes of its sums' values."""
+    if rule.take in STEP_BOUNDS:
+        kept = [STEP_BOUNDS[rule.take].keeps(after - before) for before, after in pairwise(values)]
+        return [Outcome(Decimal(sum(kept)), sum(kept), len(kept))]
+    bound = rule.bound
+    if rule.take in ("count", "most"):
+        count = sum(bound.keeps(number) for number in values) if bound else 0
+        most = Outcome(Decimal(count), int(2 * count > len(values)), 1)
+        return [most if rule.take == "most" else Outcome(Decimal(count), count, len(values))]
+    numbers = [reduce_values(rule.take, values)] if rule.take in REDUCTIONS else values
+    if bound is None:
+        return [Outcome(number, 0, 0) for number in numbers]
+    return [Outcome(number, int(bound.keeps(number)), 1) for number in numbers]
 
 
 def _agree(said: str, computed: Decimal) -> bool:
-    """Is `said` a rounding of `computed` to as many decimals?"""
+    """Say whether `said` is a rounding of `computed` to as many decimals."""
     return abs(Decimal(said) - computed) * 2 <= Decimal(1).scaleb(Decimal(said).as_tuple().exponent)
+
+
+def _check_rule(paper: str, rule: Rule) -> list[dict[str, object]]:
+    """The rows of `checks` that one rule makes."""
+    outcomes = _outcomes(rule, [_add_cells(paper, part) for part in rule.expressions])
+    texts = [rule.summary] if rule.take else [part.text for part in rule.expressions]
+    said = rule.said or ("",) * len(outcomes)
+    return [
+        {
+            "claim": rule.claim,
+            "paper": paper,
+            "statement": text,
+            "expected": str(rule.bound or rule.take),
+            "from_tables": float(number),
+            "held": held,
+            "of": of,
+            "said": words,
+            "said_by": rule.said_by,
+            "agrees": _agree(words, number) if words else None,
+        }
+        for text, (number, held, of), words in zip(texts, outcomes, said, strict=True)
+    ]
 
 
 @cache
 def _checks() -> pd.DataFrame:
-    papers = dict(zip(read_table("claims")["number"], read_table("claims")["paper"], strict=True))
-    found = []
-    for rule in read_table("rules").itertuples():
-        paper = papers[rule.claim]
-        filled = _filled(rule.expression, rule.over)
-        outcomes = _outcomes(rule.take, rule.expect, [value(paper, text) for text in filled])
-        said = rule.said.split() or [""] * len(outcomes)
-        texts = [f"{rule.take} of {len(filled)}: {rule.expression}"] if rule.take else filled
-        for text, (number, held, of), words in zip(texts, outcomes, said, strict=True):
-            found.append(
-                {
-                    "claim": int(rule.claim),
-                    "paper": paper,
-                    "statement": text,
-                    "expected": rule.expect or rule.take,
-                    "from_tables": float(number),
-                    "held": held,
-                    "of": of,
-                    "said": words,
-                    "said_by": rule.said_by,
-                    "agrees": _agree(words, number) if words else None,
-                }
-            )
-    return pd.DataFrame(found)
+    listed = read_table("claims")
+    papers = {int(number): paper for number, paper in zip(listed.number, listed.paper, strict=True)}
+    rules = [rule for rules in read_rules().values() for rule in rules]
+    return pd.DataFrame([row for rule in rules for row in _check_rule(papers[rule.claim], rule)])
 
 
 def checks(paper: str | None = None) -> pd.DataFrame:
-    """Every comparison behind the verdicts, one a row, recomputed from the printed means.
+    """List every comparison behind the verdicts, one a row, recomputed from the printed means.
 
     `from_tables` is the number that comes out (points, fractions in CSA's tables, or a count),
     `held` of `of` its parts keep what is `expected` (0 of 0: a number only). `said` is the number
     given elsewhere, `said_by` by whom: "text" is the paper's prose, "record" the kit's list of
     claims. `agrees`: is it a rounding of what comes out?
+
+    Raises:
+        KitError: There is no such paper.
     """
     return rows_of_paper(_checks(), paper)
 
@@ -172,14 +152,21 @@ def _verdict(held: int, of: int) -> str:
 
 
 def claims(paper: str | None = None) -> pd.DataFrame:
-    """The 91 claims, by number: in our words, where made, numbers given, what would decide it, and
-    what tables say.
+    """List the 91 claims, by number: in our words, where made, and what tables say of them.
 
+    `printed` are the numbers that the paper gives, `check` is what would decide the claim.
     `decided_by` is what it takes: "tables" (arithmetic on printed means), "figure" (drawn, not
     printed), "mathematics" or "runs" (the paper has no numbers for it). Where it is "tables",
     `verdict` is recomputed by the rules of rules.csv: holds (all comparisons), partly, fails
     (none); `held` counts them and `numbers` the given numbers that agree with the tables. It says
-    nothing of significance. `remark` is ours. Errors: `KitError` for an unknown paper.
+    nothing of significance. `remark` is ours.
+
+    Links are ids with spaces between: `tables` are the paper's tables that the rules read,
+    `figures` the rows of `kit.FIGURES` that show what it is about. A claim that no table decides
+    may be about some data sets or networks only: `datasets`, `models`.
+
+    Raises:
+        KitError: There is no such paper.
     """
     listed = rows_of_paper(read_table("claims"), paper)
     by = {int(number): group for number, group in _checks().groupby("claim")}

@@ -1,9 +1,9 @@
-"""What it takes to measure a printed cell: a run, an attack, how many images, which network; or why
-it cannot be.
+"""What it takes to measure a printed cell, or why it cannot be measured.
 
-At quick scale every data set and network of the papers is the recipe's own: vir-at on SVHN and on
-CIFAR-10 are one run. A recipe of the papers' scale, say cifar10:paper, stands for all of them: each
-cell takes its own data set and network.
+It takes a run, an attack, how many images, which network. At quick scale every data set and network
+of the papers is the recipe's own: vir-at on SVHN and on CIFAR-10 are one run. A recipe of the
+papers' scale, say cifar10:paper, stands for all of them: each cell takes its own data set and
+network.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from kit.core.errors import KitError, unknown_name
 from kit.core.parameters import Natural, check_value
 from kit.core.registry import Registry
 from kit.data.datasets import DATA, base_of, folder_path
-from kit.experiments.recipes import RECIPES
-from kit.experiments.recipes import find_recipe as recipe_named
+from kit.experiments.recipes import RECIPES, find_recipe
 from kit.experiments.specification import RunSpec, parse_overrides, resolve
-from kit.papers.printed_data import PAPERS, cells_of, table_name, tables
+from kit.papers.printed_data import PAPERS, cell_tags, cells_of, table_name, tables
 
 #: Printed attack -> row of `kit.ATTACKS`. CSA states no steps for its PGD; MR's CW-PGD has 100, the
 #: others' CW 20.
@@ -60,7 +59,7 @@ OF_ALL_ROWS = ", all classes"  # behind the attacks that are added to tables of 
 
 
 class Evaluation(NamedTuple):
-    """One evaluation of a run: arguments of `kit.evaluate`."""
+    """One evaluation of a run, as arguments of `kit.evaluate`."""
 
     attack: str
     n: int = 0
@@ -69,10 +68,10 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True)
 class Need:
-    """One cell, its columns and the parts of its variant as text, and what measures it; or the
-    `reason` why nothing does.
+    """One cell, and what measures it; or the `reason` why nothing does.
 
-    `protected` is the class whose images count, None for all.
+    `cell` has its columns and the parts of its variant as text; `protected` is the class whose
+    images count, None for all.
     """
 
     cell: Mapping[str, Any]
@@ -84,15 +83,13 @@ class Need:
     reason: str = ""
 
     def spec(self, seed: int) -> RunSpec:
+        """Return the run that measures it with one seed."""
         return RunSpec(self.method, self.recipe, seed, self.overrides)
 
     @cached_property
     def tags(self) -> frozenset[str]:
         """The words that name it in a rule."""
-        columns = ("table", "method", "attack", "dataset", "model", "checkpoint")
-        return frozenset(
-            [*(self.cell[column] for column in columns), *self.cell["variant"].split()]
-        )
+        return cell_tags(self.cell)
 
 
 def grid(
@@ -103,14 +100,16 @@ def grid(
     overrides: Mapping[str, Any] | None = None,
     strong_n: int = 100,
 ) -> list[Need]:
-    """What measures each cell of a printed table, in its order. Tables that print one class's
-    accuracy get two columns more, natural and PGD over all classes, so that what protecting costs
-    the others is seen.
+    """List what measures each cell of a printed table, in its order.
 
-    `overrides` are settings of every run; `strong_n`: how many images slow attacks see (0 = all).
-    Errors: `KitError` for an unknown paper, table or recipe.
+    Tables that print one class's accuracy get two columns more, natural and PGD over all classes:
+    they show what protecting one class costs the others. `overrides` are settings of every run;
+    `strong_n` is how many images slow attacks see (0 = all).
+
+    Raises:
+        KitError: There is no such paper, table or recipe.
     """
-    recipe_named(recipe)
+    find_recipe(recipe)
     check_value("strong_n", strong_n, Natural)
     cells = cells_of(paper, table)
     records = cells.to_dict("records")
@@ -161,7 +160,8 @@ def _obstacle(cell: dict[str, Any], attack: str, here: str) -> str:
     if cell["printed"] == "" and not cell["attack"].endswith(OF_ALL_ROWS):
         return "the paper leaves it blank"
     if not cell["row"]:
-        return f"no row of kit.METHODS computes {' '.join(filter(None, (cell['method'], cell['variant'])))}"
+        printed = " ".join(filter(None, (cell["method"], cell["variant"])))
+        return f"no row of kit.METHODS computes {printed}"
     if "extra_data" in cell["variant"]:
         return "needs 20 million generated images"
     if cell["paper"] == "csa" and cell["attack"] == "cw":
@@ -177,8 +177,8 @@ def _obstacle(cell: dict[str, Any], attack: str, here: str) -> str:
 
 
 def classes_of(name: str) -> int:
-    """How many classes a recipe's data set has, without loading it."""
-    data = base_of(recipe_named(name).data)
+    """Count the classes of a recipe's data set, without loading it."""
+    data = base_of(find_recipe(name).data)
     if data.startswith("folder:"):
         return sum(path.is_dir() for path in (folder_path(data) / "train").iterdir())
     return CLASS_COUNTS[data]
@@ -192,9 +192,10 @@ def needs(
     seeds: Sequence[int] = (0,),
     overrides: Mapping[str, Any] | None = None,
 ) -> list[RunSpec]:
-    """The runs that a printed table takes on a recipe, each once, in the table's order.
+    """List the runs that a printed table takes on a recipe, each once, in the table's order.
 
-    Errors: as `grid`.
+    Raises:
+        KitError: There is no such paper, table or recipe.
     """
     return [
         spec for spec, _ in asked(grid(paper, table, recipe=recipe, overrides=overrides), seeds)
@@ -202,7 +203,7 @@ def needs(
 
 
 def asked(planned: Sequence[Need], seeds: Sequence[int]) -> list[tuple[RunSpec, list[Evaluation]]]:
-    """(run, its evaluations) of some cells, each once."""
+    """List the runs of some cells, each once, with their evaluations, each once."""
     found: dict[str, tuple[RunSpec, list[Evaluation]]] = {}
     for seed in seeds:
         for need in planned:
@@ -214,10 +215,15 @@ def asked(planned: Sequence[Need], seeds: Sequence[int]) -> list[tuple[RunSpec, 
 
 
 def chosen_tables(text: str) -> list[tuple[str, str]]:
-    """(paper, table) pairs of "clirat-1 mail-2", spaces or commas between; a paper's name is all
-    its tables, "all" is all.
+    """Read which tables a text such as "clirat-1 mail-2" names, spaces or commas between.
 
-    Errors: `KitError` for an empty text, an unknown paper or table.
+    A paper's name stands for all its tables, "all" for all tables.
+
+    Returns:
+        Pairs (paper, table), such as ("clirat", "T1").
+
+    Raises:
+        KitError: The text is empty, or there is no such paper or table.
     """
     words = text.replace(",", " ").split()
     if not words:
@@ -239,9 +245,9 @@ def chosen_tables(text: str) -> list[tuple[str, str]]:
 
 
 def cell_label(cell: Mapping[str, Any], index: Sequence[str]) -> str:
-    """A row's name in one line:
+    """Name a row in one line, by what tells it from the table's other rows.
 
-    what tells it from the table's other rows, say "resnet18 mr-mail tau=3".
+    It is such as "resnet18 mr-mail tau=3".
     """
     plain = ("method", "dataset", "model", "checkpoint")
     return " ".join(

@@ -1,1 +1,1 @@
-"""TODO training."""
+"""How a network is trained: the step, what stands beside it, the loop, checkpoints."""

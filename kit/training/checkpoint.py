@@ -27,7 +27,7 @@ from kit.data.splits import DataSet
 from kit.experiments.provenance import git_commit, versions
 from kit.experiments.runs import Run, initial_network, read_run_record, run_folder
 from kit.experiments.specification import Plan
-from kit.training.precision import compile_network, is_compile_wanted, resolve_precision
+from kit.training.precision import compile_network, resolve_precision
 
 COLLAPSE_PATIENCE = 3
 
@@ -59,7 +59,7 @@ class TrainingState:
             "history": self.history,
             "files": self.files,
             "key": self.plan.key,
-            "trunk": self.plan.burn_in_key,
+            "burn_in_key": self.plan.burn_in_key,
         }
 
     def save(self, path: Path) -> str:
@@ -76,7 +76,8 @@ class TrainingState:
         if not isinstance(saved, dict) or not self.contents().keys() <= saved.keys():
             return False
         return saved["key"] == self.plan.key or (
-            saved["trunk"] == self.plan.burn_in_key and saved["epoch"] <= self.plan.shared_epochs
+            saved["burn_in_key"] == self.plan.burn_in_key
+            and saved["epoch"] <= self.plan.shared_epochs
         )
 
     def put(self, saved: dict) -> None:
@@ -102,18 +103,20 @@ def begin_training(
     device: torch.device,
     *,
     quiet: bool = False,
+    compiled: bool = False,
     processes: int = 1,
 ) -> TrainingState:
     """Begin or go on with a run, as it stands on disk.
 
     It starts at its last checkpoint, where a sibling ended its burn-in, or at its first parameters.
-    `processes` is how many train it, for the record.
+    `compiled`: compile the network's
+    passes. `processes` is how many train it, for the record.
 
     Raises:
         KitError: Its images have changed since it was begun.
     """
     state = initial_state(plan, host_data, device)
-    compiled = is_compile_wanted() and compile_network(
+    compiled = compiled and compile_network(
         state.model, host_data.train.x(slice(0, plan.recipe.batch_size)).to(device)
     )
     _write_run_record(plan, state.folder, host_data, device, compiled, processes)

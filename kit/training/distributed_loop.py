@@ -47,10 +47,12 @@ from kit.training.loop import (
 )
 from kit.training.observation import observe_rows, stored_array
 from kit.training.precision import resolve_precision
-from kit.training.runner import report_opened
+from kit.training.runner import compile_choice, report_opened
 
 
-def run_distributed(spec: RunSpec, *, device: str = "auto", quiet: bool = False) -> Run:
+def run_distributed(
+    spec: RunSpec, *, device: str = "auto", quiet: bool = False, compiled: bool | None = None
+) -> Run:
     """Take `kit.run` in all processes that `kit.core.distributed.join_processes` has joined.
 
     Raises:
@@ -60,24 +62,26 @@ def run_distributed(spec: RunSpec, *, device: str = "auto", quiet: bool = False)
     quiet = quiet or not is_main()
     if is_main():
         with lock_folder(run_folder(plan)):
-            done = _fit_if_needed(plan, where, quiet)
+            done = _fit_if_needed(plan, where, quiet, compile_choice(compiled))
     else:
-        done = _fit_if_needed(plan, where, quiet)
+        done = _fit_if_needed(plan, where, quiet, compile_choice(compiled))
     opened = Run(spec, run_folder(plan))
     if done and not quiet:
         report_opened(opened)
     return opened
 
 
-def _fit_if_needed(plan: Plan, device: torch.device, quiet: bool) -> bool:
+def _fit_if_needed(plan: Plan, device: torch.device, quiet: bool, compiled: bool) -> bool:
     """Train the run unless the main process finds it finished; returns whether it did."""
     done = broadcast([is_done(run_folder(plan))])[0]
     if not done:
-        fit_distributed(plan, device, quiet=quiet)
+        fit_distributed(plan, device, quiet=quiet, compiled=compiled)
     return done
 
 
-def fit_distributed(plan: Plan, device: torch.device, *, quiet: bool = False) -> None:
+def fit_distributed(
+    plan: Plan, device: torch.device, *, quiet: bool = False, compiled: bool = False
+) -> None:
     """Train one plan in all processes, from where it stands to its end."""
     recipe = plan.recipe
     resolve_precision(recipe.precision, device)
@@ -87,7 +91,8 @@ def fit_distributed(plan: Plan, device: torch.device, *, quiet: bool = False) ->
     check_last_batch(plan, host_data)
     data = host_data.to(device)
     if is_main():
-        state = begin_training(plan, host_data, device, quiet=quiet, processes=process_count())
+        settings = {"compiled": compiled, "processes": process_count()}
+        state = begin_training(plan, host_data, device, quiet=quiet, **settings)
     else:
         state = initial_state(plan, host_data, device)
     state.put(broadcast(state.contents(), device))

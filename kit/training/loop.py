@@ -45,7 +45,9 @@ from kit.training.step import Batch, StepRecord, train_step
 Trained = tuple[float, dict[str, np.ndarray]]
 
 
-def fit_plans(plans: Sequence[Plan], device: torch.device, *, quiet: bool = False) -> None:
+def fit_plans(
+    plans: Sequence[Plan], device: torch.device, *, quiet: bool = False, compiled: bool = False
+) -> None:
     """Train plans that fit together, each from where it stands to its end.
 
     The caller holds their locks. Those that are behind go first, so that after an interruption all
@@ -60,7 +62,9 @@ def fit_plans(plans: Sequence[Plan], device: torch.device, *, quiet: bool = Fals
     host_data = open_dataset(plans[0])
     check_batch_size(plans[0], host_data)
     data = host_data.to(device)
-    states = [begin_training(plan, host_data, device, quiet=quiet) for plan in plans]
+    states = [
+        begin_training(plan, host_data, device, quiet=quiet, compiled=compiled) for plan in plans
+    ]
     align_epochs(states, device)
     progress = (
         None if quiet else Progress(_title(plans), recipe.epochs, done=min(s.epoch for s in states))

@@ -7,7 +7,6 @@ run.json has both.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -56,17 +55,10 @@ def attack_precision(precision: str, model: nn.Module, device: torch.device) -> 
         handle.remove()
 
 
-def is_compile_wanted() -> bool:
-    """KIT_COMPILE=1, or --compile on the command line.
-
-    It takes half a minute, so it pays for long runs of deep networks.
-    """
-    return os.environ.get("KIT_COMPILE") == "1"
-
-
 def compile_network(model: nn.Module, x: Tensor) -> bool:
     """Compile the network's passes where it is, for batches like `x` (N, C, H, W). -> was it? Where
-    it cannot be, one line says why, and it computes as before.
+    it cannot be, one line says why, and it computes as before. It takes half a minute, so it pays
+    for long runs of deep networks.
     """
     modes = [(module, module.training) for module in model.modules()]
     try:

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from kit.core.environment import is_compile_wanted
 from kit.core.errors import KitError
 from kit.core.files import lock_folder
 from kit.core.progress import format_duration
 from kit.core.threads import run_in_threads
 from kit.experiments.devices import pick_device, spare_threads, threads_for
-from kit.experiments.runs import Run, is_done, run_folder
+from kit.experiments.runs import Run, is_done, run_folder, run_of
 from kit.experiments.specification import Plan, RunSpec, group_for_stacking, resolve
 from kit.models.architectures import SMALL
 from kit.training.checkpoint import run_warning
@@ -25,37 +26,48 @@ STACKED_NETWORKS = {"cpu": 5, "cuda": 64, "mps": 16}
 
 
 def run(
-    method: str | RunSpec,
+    method: str | RunSpec | Plan,
     recipe: str = "digits",
     seed: int = 0,
     *,
     overrides: Mapping[str, Any] | None = None,
     device: str = "auto",
     quiet: bool = False,
+    compiled: bool | None = None,
 ) -> Run:
     """Train `method` on `recipe`, resume it, or open it if it is finished.
 
-    Asking again costs nothing. Give names, or one `RunSpec`. `overrides` changes numbers by name,
-    say {"weight.slope": 5.0, "epochs": 30}. A run that another process is training is waited for.
+    Asking again costs nothing. Give names, one `RunSpec`, or a `Plan` that is resolved already.
+    `overrides` changes numbers by name, say {"weight.slope": 5.0, "epochs": 30}. `compiled`: are the
+    network's passes compiled (None: as KIT_COMPILE says)? A run that another process is training
+    is waited for.
 
     Raises:
         KitError: A name is unknown or a value unfit (before anything is trained), data cannot be
             read, or the training diverges; its last good checkpoint is kept.
     """
-    spec = method
-    if not isinstance(method, RunSpec):
-        spec = RunSpec(method, recipe, seed, dict(overrides or {}))
-    plan, where = resolve(spec), pick_device(device)
-    opened = Run(spec, run_folder(plan))
+    plan = method
+    if isinstance(method, str):
+        plan = resolve(RunSpec(method, recipe, seed, dict(overrides or {})))
+    elif isinstance(method, RunSpec):
+        plan = resolve(method)
+    where = pick_device(device)
     with unfinished([plan]) as todo:
         if todo:
-            fit_plans(todo, where, quiet=quiet)
+            fit_plans(todo, where, quiet=quiet, compiled=compile_choice(compiled))
+    opened = run_of(plan)
     if not todo and not quiet:
         report_opened(opened)
     return opened
 
 
-def run_many(specs: Iterable[RunSpec], *, device: str = "auto", quiet: bool = False) -> list[Run]:
+def run_many(
+    specs: Iterable[RunSpec | Plan],
+    *,
+    device: str = "auto",
+    quiet: bool = False,
+    compiled: bool | None = None,
+) -> list[Run]:
     """Take `run` of each of `specs`, many small networks at a time.
 
     Those that fit together (see `Plan.stack_key`) are trained as one program, and on a CPU as many
@@ -66,9 +78,9 @@ def run_many(specs: Iterable[RunSpec], *, device: str = "auto", quiet: bool = Fa
     Raises:
         KitError: Some runs could not be trained; it names all of them, after the others are.
     """
-    specs = list(specs)
-    plans = {plan.key: plan for plan in map(resolve, specs)}
-    where, failures = pick_device(device), {}
+    asked = [spec if isinstance(spec, Plan) else resolve(spec) for spec in specs]
+    plans = {plan.key: plan for plan in asked}
+    where, failures, compiled = pick_device(device), {}, compile_choice(compiled)
     for small in (True, False):
         due = [
             plan
@@ -79,7 +91,7 @@ def run_many(specs: Iterable[RunSpec], *, device: str = "auto", quiet: bool = Fa
             threads = spare_threads()
             most = min(STACKED_NETWORKS[where.type], -(-len(due) // threads))
             for wave in group_for_stacking(due, most):
-                jobs = [(some, where, quiet) for some in wave]
+                jobs = [(some, where, quiet, compiled) for some in wave]
                 for failed in run_in_threads(_train_or_split, jobs, min(threads, len(jobs))):
                     failures |= failed
     if failures:
@@ -87,27 +99,37 @@ def run_many(specs: Iterable[RunSpec], *, device: str = "auto", quiet: bool = Fa
         raise KitError(
             f"{len(failures)} of {len(plans)} runs could not be trained; the others are. {words}"
         )
-    return [Run(spec, run_folder(resolve(spec))) for spec in specs]
+    return [run_of(plan) for plan in asked]
 
 
-def _train_or_split(plans: list[Plan], device: torch.device, quiet: bool) -> dict[str, str]:
+def compile_choice(compiled: bool | None) -> bool:
+    """Return what was asked for, or what KIT_COMPILE says where nothing was."""
+    return is_compile_wanted() if compiled is None else compiled
+
+
+def _train_or_split(
+    plans: list[Plan], device: torch.device, quiet: bool, compiled: bool
+) -> dict[str, str]:
     """Train them together, else one by one; returns {run: what is wrong} of those that cannot be."""
     try:
         with unfinished(plans) as todo:
             if todo:
-                fit_plans(todo, device, quiet=quiet)
+                fit_plans(todo, device, quiet=quiet, compiled=compiled)
     except KitError as error:
         if len(plans) == 1:
             return {str(plans[0].spec): str(error)}
+        # one of them stopped all: each goes on for itself, from its last checkpoint
+        parts = [[plan] for plan in plans]
     except torch.OutOfMemoryError:
         half = len(plans) // 2
         print(f"out of memory; going on with {half} networks at a time", flush=True)
-        parts = plans[:half], plans[half:]
-        return {k: v for part in parts for k, v in _train_or_split(part, device, quiet).items()}
+        parts = [plans[:half], plans[half:]]
     else:
         return {}
-    # one of them stopped all: each goes on for itself, from its last checkpoint
-    return {k: v for plan in plans for k, v in _train_or_split([plan], device, quiet).items()}
+    failures = {}
+    for part in parts:
+        failures |= _train_or_split(part, device, quiet, compiled)
+    return failures
 
 
 @contextlib.contextmanager

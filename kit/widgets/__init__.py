@@ -1,4 +1,4 @@
-"""Widgets for teaching: weighting curves, simplexes and examples that move under the hand.
+"""Widgets for teaching: weighting curves, simplexes and examples that are moved by hand.
 
 Each function returns a `Panel`: the last line of a cell shows it. Where nobody is there to move a
 slider, the same cell shows the picture of the default setting.
@@ -8,13 +8,14 @@ from kit.core.lazy import lazy_exports
 
 _PLACES = {
     "WIDGETS": "table",
-    **dict.fromkeys(("Action", "Choice", "Number", "Panel", "Text", "Toggle", "attended"), "panel"),
+    **dict.fromkeys(("Action", "Choice", "Number", "Text", "Toggle"), "controls"),
+    **dict.fromkeys(("Panel", "attended"), "panel"),
     "boundary": "boundary_panel",
     "weighting_curves": "weighting_panel",
     "inspect": "inspector_panel",
     "train_live": "live_training_panel",
     "mirage": "mirage_panel",
-    "own_curve": "race_panel",
+    "own_curve": "drawn_curve",
     "race": "race_panel",
     "sealed": "sealed_panel",
     "simplex": "simplex_panel",

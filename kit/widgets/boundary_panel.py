@@ -1,5 +1,4 @@
-"""A plane with three to five classes: an example is dragged through it, and an attack pulls it over
-a boundary.
+"""An example is dragged through a plane with three to five classes, and attacked.
 
 A small network is trained on blobs at first use, in about a second. Everything else is the kit's
 own: the attack is `kit.attacks.pgd` on points of the unit square, and weights come from the rows of
@@ -9,15 +8,19 @@ own: the attack is `kit.attacks.pgd` on points of the unit square, and weights c
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Circle, Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from torch import Tensor, nn
 
 from kit.attacks.contract import AttackTrace, frozen
@@ -30,54 +33,47 @@ from kit.figures import style as s
 from kit.methods.criteria import confused_label_margin, probabilistic_margin
 from kit.methods.step_outputs import StepOutputs
 from kit.methods.table import METHODS
-from kit.widgets.panel import Choice, Number, Panel, Toggle
+from kit.widgets.controls import Choice, Number, Toggle
+from kit.widgets.panel import Panel
 
 #: The methods whose weights are shown; each reads something else of the example.
-SHOWN = ("mail-at", "clirat", "gairat", "mr-mail", "wmmr-mr", "vir-at")
+WEIGHING_METHODS = ("mail-at", "clirat", "gairat", "mr-mail", "wmmr-mr", "vir-at")
 
-TINTS = (s.ORANGE, s.SKY, s.GREEN, s.PURPLE, s.BLUE)
+CLASS_LETTERS = "ABCDE"  # of the classes
 
-PER_CLASS, SPREAD = 30, 0.13
+CLASS_TINTS = (s.ORANGE, s.SKY, s.GREEN, s.PURPLE, s.BLUE)
 
-WEIGHTING_METHODS = (0.05, 20.0)  # the shown range of a weight over the average one
+POINTS_PER_CLASS, BLOB_WIDTH = 30, 0.13
+
+WEIGHT_RANGE = (0.05, 20.0)  # the shown range of a weight over the average one
 
 MOST_STEPS = 20
 
 
+# ------------------------------------------------------------------------------- the data it needs
+
+
 @dataclass(frozen=True)
 class Plane:
-    """A trained classifier of the unit square, its training points x (n, 2) and their labels y
-    (n,).
-    """
+    """A trained classifier of the unit square, and the n points that it was trained on."""
 
     model: nn.Module
-    x: Tensor
-    y: Tensor
-
-
-@dataclass(frozen=True)
-class AttackedPoint:
-    """Examples after their attack:
-
-    iterates (steps + 1, N, 2), the clean points first, and what a method sees of them.
-    """
-
-    iterates: Tensor
-    seen: StepOutputs
+    x: Tensor  # (n, 2)
+    y: Tensor  # (n,)
 
 
 @lru_cache(maxsize=3)
-def plane_images(classes: int) -> Plane:
-    """The same network in every process:
+def train_plane(classes: int) -> Plane:
+    """Blobs around a circle and a network of two hidden layers of 24, trained 150 steps of Adam.
 
-    blobs around a circle, two hidden layers of 24, 150 steps of Adam.
+    It is the same in every process.
     """
     turn = 2 * math.pi * (torch.arange(classes) + 0.3) / classes
     centres = 0.5 + 0.29 * torch.stack([turn.cos(), turn.sin()], dim=1)
-    y = torch.arange(classes).repeat_interleave(PER_CLASS)
+    y = torch.arange(classes).repeat_interleave(POINTS_PER_CLASS)
     noise = torch.randn(len(y), 2, generator=named_generator("boundary", classes))
-    x = (centres[y] + SPREAD * noise).clamp(0, 1)
-    with torch.random.fork_rng(devices=[]):
+    x = (centres[y] + BLOB_WIDTH * noise).clamp(0, 1)
+    with torch.random.fork_rng(devices=[]):  # layers draw from the global state: it is put back
         torch.manual_seed(derive_seed("boundary", classes, "network"))
         model = nn.Sequential(
             nn.Linear(2, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, classes)
@@ -90,14 +86,25 @@ def plane_images(classes: int) -> Plane:
     return Plane(model.eval().requires_grad_(False), x, y)
 
 
+# -------------------------------------------------------------------------------- what it computes
+
+
+@dataclass(frozen=True)
+class AttackedPoint:
+    """N examples after their attack."""
+
+    iterates: Tensor  # (steps + 1, N, 2), the clean points first
+    outputs: StepOutputs
+
+
 def attack_point(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int, step: float
 ) -> AttackedPoint:
-    """PGD from the points x (N, 2) in [0, 1]² themselves; `step` is its step size in units of eps."""
-    path, iterates = AttackTrace(y, steps), []
+    """PGD from the points x (N, 2) in [0, 1]² themselves; its `step` size is in units of eps."""
+    trace, iterates = AttackTrace(y, steps), []
 
     def watch(t: int, x_t: Tensor, logits: Tensor) -> None:
-        path(t, x_t, logits)
+        trace(t, x_t, logits)
         iterates.append(x_t)
 
     end = pgd(
@@ -115,21 +122,21 @@ def attack_point(
         nat, adv = model(x), model(end)
     return AttackedPoint(
         torch.stack([*iterates, end]),
-        StepOutputs(y, adv.double(), nat.double(), kappa=path.kappa, lps=path.lps, steps=steps),
+        StepOutputs(y, adv.double(), nat.double(), kappa=trace.kappa, lps=trace.lps, steps=steps),
     )
 
 
 @lru_cache(maxsize=32)
-def crowd(classes: int, threat: Threat, steps: int, step: float) -> StepOutputs:
+def attack_plane(classes: int, threat: Threat, steps: int, step: float) -> StepOutputs:
     """The training points after the same attack: those beside whom an example is weighed."""
-    field = plane_images(classes)
-    return attack_point(field.model, field.x, field.y, threat, steps, step).seen
+    plane = train_plane(classes)
+    return attack_point(plane.model, plane.x, plane.y, threat, steps, step).outputs
 
 
 def relative_weights(one: StepOutputs, others: StepOutputs) -> dict[str, float]:
-    """{method:
+    """{method: the example's weight over the mean weight of the batch of it and the others}.
 
-    the example's weight over the mean weight of the batch of it and the others}, past burn-in.
+    All methods are past their burn-in.
     """
     names = ("y", "logits_adv", "logits_nat", "kappa", "lps")
     batch = StepOutputs(
@@ -137,41 +144,139 @@ def relative_weights(one: StepOutputs, others: StepOutputs) -> dict[str, float]:
         steps=one.steps,
     )
     found = {}
-    for name in SHOWN:
+    for name in WEIGHING_METHODS:
         weights = METHODS[name].weigh(batch)
         found[name] = float(weights[0] / weights.mean())
     return found
 
 
-def boundary() -> Boundary:
-    """An example dragged through the decision regions of a two-dimensional classifier, with its
-    attack and its weights.
+def snap(value: float) -> float:
+    """The nearest place on the sliders, which reach from 0 to 1 in steps of 1/200."""
+    return round(200 * min(max(value, 0.0), 1.0)) / 200
 
-    Left, the unit square with the network's regions, its training points, the ball of radius eps
-    around the example, and the path of PGD from the example. Right, PM and CL-PM (of the attacked
-    end, or of the clean point), LPS and κ, and what six methods weigh the example by, in multiples
-    of the mean weight among the attacked training points and itself. Dragging or the arrow keys
-    move the example. LPS jumps where PM slides; CL-PM leaves PM where two rivals beat the true
-    class, so near the point where three regions meet. Takes no run and no arguments; values out of
-    range are a `KitError`. The network is the kit's own; PM is MAIL Eq. 4, CL-PM CLIRAT Eq. 7, LPS
-    MAIL section 3, κ GAIRAT's code.
+
+def format_factor(weight: float) -> str:
+    """A weight over the average weight, in words."""
+    return "<0.01×" if weight < 0.005 else f"{weight:.2f}×" if weight < 9.995 else f"{weight:.0f}×"
+
+
+def describe_point(
+    values: Mapping[str, Any], outputs: StepOutputs, numbers: list[str], weights: dict[str, float]
+) -> str:
+    """What the picture shows; `numbers` are PM, CL-PM, LPS and κ in words."""
+    before, after = (
+        CLASS_LETTERS[int(logits.argmax())] for logits in (outputs.logits_nat, outputs.logits_adv)
+    )
+    steps, lps = values["steps"], int(outputs.lps)
+    stays_right = int(outputs.logits_adv.argmax()) == int(outputs.y)
+    only_last = "" if lps < steps or stays_right else ": only the last step"
+    most, least = (pick(weights, key=weights.get) for pick in (max, min))
+    return (
+        f"An example of class {values['true']} at ({values['x']:.2f}, {values['y']:.2f}) is called "
+        f"{before}, and {after} after the attack (LPS {lps} of {steps}{only_last}; κ {numbers[3]})."
+        f" Of {measured_point(values)} PM is {numbers[0]} and CL-PM {numbers[1]}. {s.label(most)} "
+        f"weighs it most, {format_factor(weights[most])} the average, {s.label(least)} least, "
+        f"{format_factor(weights[least])}."
+    )
+
+
+def measured_point(values: Mapping[str, Any]) -> str:
+    """Whose margins are shown, in words."""
+    return "the attacked end" if values["attacked"] else "the clean point"
+
+
+# ---------------------------------------------------------------------------------- how it is drawn
+
+
+def draw_class_regions(axes: Axes, plane: Plane) -> None:
+    """Tint the square by the most likely class, with lines where it changes, and the points.
+
+    A tint is the stronger the likelier its class is.
     """
-    return Boundary()
+    side = torch.linspace(0, 1, 201)
+    across, up = torch.meshgrid(side, side, indexing="xy")
+    with torch.no_grad():
+        probs = plane.model(torch.stack([across.flatten(), up.flatten()], dim=1)).softmax(dim=1)
+    likely, answer = (values.numpy().reshape(201, 201) for values in probs.max(dim=1))
+    tints = np.array([to_rgb(tint) for tint in CLASS_TINTS])
+    strength = 0.5 * likely[..., None]
+    axes.imshow(
+        1 - strength * (1 - tints[answer]),
+        extent=(0, 1, 0, 1),
+        origin="lower",
+        interpolation="bilinear",
+    )
+    labels = plane.y.numpy()
+    for label in range(probs.shape[1]):
+        region = (answer == label).astype(float)
+        axes.contour(side, side, region, levels=[0.5], colors="white", linewidths=1.2)
+        draw_class_points(
+            axes, plane.x[labels == label].numpy(), tints[label], CLASS_LETTERS[label]
+        )
+    axes.set(
+        xlim=(0, 1),
+        ylim=(0, 1),
+        aspect="equal",
+        xticks=(0, 0.5, 1),
+        yticks=(0, 0.5, 1),
+        title="Drag the example",
+    )
+
+
+def draw_class_points(axes: Axes, points: np.ndarray, tint: np.ndarray, letter: str) -> None:
+    """The training points (n, 2) of one class, and its letter beyond them."""
+    axes.plot(
+        *points.T,
+        ".",
+        color=tint,
+        markersize=5,
+        markeredgecolor="#555555",
+        markeredgewidth=0.4,
+    )
+    middle = np.clip(0.5 + 1.45 * (points.mean(axis=0) - 0.5), 0.05, 0.95)
+    axes.annotate(
+        letter,
+        middle,
+        ha="center",
+        va="center",
+        fontsize=13,
+        fontweight="bold",
+        path_effects=[withStroke(linewidth=3, foreground="white")],
+    )
+
+
+def draw_number(axes: Axes, height: float) -> Annotation:
+    """An empty text right of the axes, at a height of their data."""
+    return axes.annotate(
+        "",
+        (1, height),
+        xycoords=("axes fraction", "data"),
+        xytext=(5, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8.5,
+        annotation_clip=False,
+    )
 
 
 class Boundary(Panel):
+    """The panel of `boundary`."""
+
     name, title, size = "boundary", "An example near the boundary", (8.8, 4.1)
     source = "MAIL Eq. 4, section 3; CLIRAT Eq. 7; GAIRAT; MR Eq. 14; VIR Eqs. 5-6"
     rebuilds, pointed_at = frozenset({"classes"}), True
 
+    # ---- its controls
+
     def controls(self, values):
+        """The example, its classes, and the attack."""
         classes = values.get("classes", 3)
         if classes not in (3, 4, 5):
             raise KitError(f"classes = {classes} must be a whole number from 3 to 5")
         return [
             Number("x", 0.6, 0.0, 1.0, 0.005, "place of the example"),
             Number("y", 0.62, 0.0, 1.0, 0.005, "place of the example"),
-            Choice("true", "A", tuple("ABCDE"[:classes]), "the example's true class"),
+            Choice("true", "A", tuple(CLASS_LETTERS[:classes]), "the example's true class"),
             Number("classes", 3, 3, 5, 1, "how many regions", integer=True),
             Choice("norm", "linf", ("linf", "l2"), "the norm of the ball"),
             Number("eps", 0.12, 0.01, 0.3, 0.01, "radius of the ball"),
@@ -180,17 +285,27 @@ class Boundary(Panel):
             Toggle("attacked", True, "PM and CL-PM of the attacked end; else of the clean point"),
         ]
 
+    def point(self, axes, x, y, begins):
+        """Move the example to the mouse."""
+        if axes is self.map:
+            self.set(x=snap(x), y=snap(y))
+
+    def nudge(self, right, up):
+        """Move the example by hundredths."""
+        self.set(x=snap(self.values["x"] + 0.01 * right), y=snap(self.values["y"] + 0.01 * up))
+
     # ---- what stands still
 
     def build(self, figure, values):
+        """Draw the regions, and set the axes beside them up."""
         grid = figure.add_gridspec(3, 2, width_ratios=(10, 9), height_ratios=(2, 2, 6))
         self.map = figure.add_subplot(grid[:, 0])
-        _class_regions(self.map, plane_images(values["classes"]))
-        moving = self._example()
-        moving += self._gauges(figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1]))
-        return moving + self._bars(figure.add_subplot(grid[2, 1]))
+        draw_class_regions(self.map, train_plane(values["classes"]))
+        moving = self._build_example()
+        moving += self._build_gauges(figure.add_subplot(grid[0, 1]), figure.add_subplot(grid[1, 1]))
+        return moving + self._build_bars(figure.add_subplot(grid[2, 1]))
 
-    def _example(self) -> list:
+    def _build_example(self) -> list[Artist]:
         outline = {"facecolor": "none", "edgecolor": s.BLACK, "linewidth": 1.1, "linestyle": "--"}
         self.square = self.map.add_patch(Rectangle((0, 0), 0, 0, **outline))
         self.circle = self.map.add_patch(Circle((0, 0), 0, **outline))
@@ -203,7 +318,7 @@ class Boundary(Panel):
         )
         return [self.square, self.circle, self.path, self.dot, self.end]
 
-    def _gauges(self, margins: Axes, steps: Axes) -> list:
+    def _build_gauges(self, margins: Axes, steps: Axes) -> list[Artist]:
         margins.set(xlim=(-1, 1), ylim=(-0.6, 1.6), yticks=(1, 0), yticklabels=("PM", "CL-PM"))
         margins.axvline(0, color=s.GREY, linewidth=0.8)
         steps.set(
@@ -217,52 +332,27 @@ class Boundary(Panel):
         self.margins = margins.hlines([1, 0], 0, 0, colors=[s.GREEN, s.BLUE], linewidth=8)
         self.counts = steps.hlines([1, 0], 0, 0, colors=[s.VERMILLION, s.PURPLE], linewidth=8)
         (self.limit,) = steps.plot([], [], color=s.BLACK, linewidth=1.6)
-        self.numbers = [
-            axes.annotate(
-                "",
-                (1, height),
-                xycoords=("axes fraction", "data"),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8.5,
-                annotation_clip=False,
-            )
-            for axes in (margins, steps)
-            for height in (1, 0)
-        ]
+        self.numbers = [draw_number(axes, height) for axes in (margins, steps) for height in (1, 0)]
         self.heading = margins.set_title("")
         return [self.margins, self.counts, self.limit, *self.numbers, self.heading]
 
-    def _bars(self, axes: Axes) -> list:
-        places = np.arange(len(SHOWN))[::-1]
+    def _build_bars(self, axes: Axes) -> list[Artist]:
+        count = len(WEIGHING_METHODS)
+        places = np.arange(count)[::-1]
         axes.set(
             xscale="log",
-            xlim=WEIGHTING_METHODS,
-            ylim=(-0.6, len(SHOWN) - 0.4),
+            xlim=WEIGHT_RANGE,
+            ylim=(-0.6, count - 0.4),
             yticks=places,
-            yticklabels=[s.label(name) for name in SHOWN],
+            yticklabels=[s.label(name) for name in WEIGHING_METHODS],
             title="Weight over the average weight",
         )
         axes.set_xticks([0.05, 0.2, 1, 5, 20], labels=["1/20", "1/5", "1", "5", "20"])
         axes.minorticks_off()
         axes.axvline(1, color=s.GREY, linewidth=0.8)
-        self.bars = axes.hlines(
-            places, 1, 1, colors=[s.colour(name) for name in SHOWN], linewidth=9
-        )
-        self.factors = [
-            axes.annotate(
-                "",
-                (1, place),
-                xycoords=("axes fraction", "data"),
-                xytext=(5, 0),
-                va="center",
-                textcoords="offset points",
-                fontsize=8.5,
-                annotation_clip=False,
-            )
-            for place in places
-        ]
+        tints = [s.colour(name) for name in WEIGHING_METHODS]
+        self.bars = axes.hlines(places, 1, 1, colors=tints, linewidth=9)
+        self.factors = [draw_number(axes, place) for place in places]
         axes.annotate(
             "<0.01×",
             (1, 0),
@@ -276,45 +366,29 @@ class Boundary(Panel):
 
     # ---- what moves
 
-    def struck(self, values: dict) -> AttackedPoint:
-        """The example after its attack."""
-        label = torch.tensor(["ABCDE".index(values["true"])])
+    def attack(self, values: Mapping[str, Any]) -> AttackedPoint:
+        """Attack the example as the values say."""
         return attack_point(
-            plane_images(values["classes"]).model,
+            train_plane(values["classes"]).model,
             torch.tensor([[values["x"], values["y"]]]),
-            label,
+            torch.tensor([CLASS_LETTERS.index(values["true"])]),
             Threat(values["norm"], values["eps"]),
             values["steps"],
             values["step"],
         )
 
     def update(self, values):
-        struck = self.struck(values)
-        seen, threat = struck.seen, Threat(values["norm"], values["eps"])
-        self._move_example(values, struck.iterates[:, 0].numpy(), int(seen.y))
-        probs = seen.probs_adv if values["attacked"] else seen.probs_nat
-        margins = [
-            float(quantity(probs, seen.y))
-            for quantity in (probabilistic_margin, confused_label_margin)
-        ]
-        counts = [int(seen.lps), int(seen.kappa)]
-        for lines, ends in ((self.margins, margins), (self.counts, counts)):
-            lines.set_segments(
-                [[(0, height), (end, height)] for height, end in zip((1, 0), ends, strict=True)]
-            )
-        self.limit.set_data([values["steps"]] * 2, [-0.6, 1.6])
-        words = [*(f"{margin:+.2f}".replace("-", "−") for margin in margins), *map(str, counts)]
-        for text, word in zip(self.numbers, words, strict=True):
-            text.set_text(word)
-        where = "the attacked end" if values["attacked"] else "the clean point"
-        self.heading.set_text(f"Margins of {where}")
-        weights = relative_weights(
-            seen, crowd(values["classes"], threat, values["steps"], values["step"])
-        )
+        """Attack the example and move everything that depends on it."""
+        attacked = self.attack(values)
+        outputs, threat = attacked.outputs, Threat(values["norm"], values["eps"])
+        self._move_example(values, attacked.iterates[:, 0].numpy(), int(outputs.y))
+        numbers = self._move_gauges(values, outputs)
+        batch = attack_plane(values["classes"], threat, values["steps"], values["step"])
+        weights = relative_weights(outputs, batch)
         self._move_bars(weights)
-        return self._said(values, seen, where, words, weights)
+        return describe_point(values, outputs, numbers, weights)
 
-    def _move_example(self, values: dict, iterates: np.ndarray, label: int) -> None:
+    def _move_example(self, values: Mapping[str, Any], iterates: np.ndarray, label: int) -> None:
         (x, y), eps, square = iterates[0], values["eps"], values["norm"] == "linf"
         self.square.set_visible(square)
         self.circle.set_visible(not square)
@@ -323,121 +397,54 @@ class Boundary(Panel):
         self.circle.set_radius(eps)
         self.path.set_data(iterates[:, 0], iterates[:, 1])
         self.dot.set_data([x], [y])
-        self.dot.set_markerfacecolor(TINTS[label])
+        self.dot.set_markerfacecolor(CLASS_TINTS[label])
         self.end.set_data(iterates[-1:, 0], iterates[-1:, 1])
 
+    def _move_gauges(self, values: Mapping[str, Any], outputs: StepOutputs) -> list[str]:
+        """Set PM, CL-PM, LPS and κ, and return them in words."""
+        probs = outputs.probs_adv if values["attacked"] else outputs.probs_nat
+        margins = [
+            float(quantity(probs, outputs.y))
+            for quantity in (probabilistic_margin, confused_label_margin)
+        ]
+        counts = [int(outputs.lps), int(outputs.kappa)]
+        for lines, ends in ((self.margins, margins), (self.counts, counts)):
+            lines.set_segments(
+                [[(0, height), (end, height)] for height, end in zip((1, 0), ends, strict=True)]
+            )
+        self.limit.set_data([values["steps"]] * 2, [-0.6, 1.6])
+        words = [*(f"{margin:+.2f}".replace("-", "−") for margin in margins), *map(str, counts)]
+        for text, word in zip(self.numbers, words, strict=True):
+            text.set_text(word)
+        self.heading.set_text(f"Margins of {measured_point(values)}")
+        return words
+
     def _move_bars(self, weights: dict[str, float]) -> None:
-        low, high = WEIGHTING_METHODS
+        low, high = WEIGHT_RANGE
+        places = range(len(weights))[::-1]
         self.bars.set_segments(
             [
-                [(1, place), (min(max(weights[name], low), high), place)]
-                for place, name in enumerate(reversed(SHOWN))
-            ][::-1]
+                [(1, place), (min(max(weight, low), high), place)]
+                for place, weight in zip(places, weights.values(), strict=True)
+            ]
         )
         for text, weight in zip(self.factors, weights.values(), strict=True):
-            text.set_text(_times(weight))
-
-    def _said(
-        self,
-        values: dict,
-        seen: StepOutputs,
-        where: str,
-        words: list[str],
-        weights: dict[str, float],
-    ) -> str:
-        before, after = (
-            "ABCDE"[int(logits.argmax())] for logits in (seen.logits_nat, seen.logits_adv)
-        )
-        steps, lps, true = values["steps"], int(seen.lps), values["true"]
-        right = int(seen.logits_adv.argmax()) == int(seen.y)
-        fell = (
-            f"LPS {lps} of {steps}"
-            if lps < steps or right
-            else f"LPS {lps} of {steps}: only the last step"
-        )
-        most, least = (pick(weights, key=weights.get) for pick in (max, min))
-        return (
-            f"An example of class {true} at ({values['x']:.2f}, {values['y']:.2f}) is called "
-            f"{before}, and {after} "
-            f"after the attack ({fell}; κ {words[3]}). Of {where} PM is {words[0]} and CL-PM "
-            f"{words[1]}. "
-            f"{s.label(most)} weighs it most, {_times(weights[most])} the average, "
-            f"{s.label(least)} least, "
-            f"{_times(weights[least])}."
-        )
-
-    # ---- the hand
-
-    def point(self, axes, x, y, begins):
-        if axes is self.map:
-            self.set(x=_inside(x), y=_inside(y))
-
-    def nudge(self, right, up):
-        self.set(
-            x=_inside(self.values["x"] + 0.01 * right), y=_inside(self.values["y"] + 0.01 * up)
-        )
+            text.set_text(format_factor(weight))
 
 
-def _inside(value: float) -> float:
-    """The nearest place on the sliders, whose step is 1/200."""
-    return round(200 * min(max(value, 0.0), 1.0)) / 200
+def boundary() -> Boundary:
+    """An example is dragged through the regions of a two-dimensional classifier, and attacked.
 
+    Left stand the unit square with the network's regions, its training points, the ball of radius
+    eps around the example, and the path of PGD from the example. Right stand PM and CL-PM (of the
+    attacked end, or of the clean point), LPS and κ, and what six methods weigh the example by, in
+    multiples of the mean weight among the attacked training points and itself. Dragging or the
+    arrow keys move the example. LPS jumps where PM slides; CL-PM leaves PM where two rivals beat
+    the true class, so near the point where three regions meet.
 
-def _times(weight: float) -> str:
-    return "<0.01×" if weight < 0.005 else f"{weight:.2f}×" if weight < 9.995 else f"{weight:.0f}×"
+    It takes no run and no arguments; controls that are set out of range raise `KitError`. The
+    network is the kit's own.
 
-
-def _class_regions(axes: Axes, field: Plane) -> None:
-    """The most likely class as a tint, the stronger the likelier; lines where the answer changes;
-    the training points.
+    Source: PM is MAIL Eq. 4, CL-PM CLIRAT Eq. 7, LPS MAIL section 3, κ GAIRAT's code.
     """
-    side = torch.linspace(0, 1, 201)
-    across, up = torch.meshgrid(side, side, indexing="xy")
-    with torch.no_grad():
-        probs = field.model(torch.stack([across.flatten(), up.flatten()], dim=1)).softmax(dim=1)
-    likely, answer = (values.numpy().reshape(201, 201) for values in probs.max(dim=1))
-    tints = np.array([to_rgb(tint) for tint in TINTS])
-    strength = 0.5 * likely[..., None]
-    axes.imshow(
-        1 - strength * (1 - tints[answer]),
-        extent=(0, 1, 0, 1),
-        origin="lower",
-        interpolation="bilinear",
-    )
-    labels = field.y.numpy()
-    for label in range(probs.shape[1]):
-        axes.contour(
-            side,
-            side,
-            (answer == label).astype(float),
-            levels=[0.5],
-            colors="white",
-            linewidths=1.2,
-        )
-        mine = field.x[labels == label].numpy()
-        axes.plot(
-            *mine.T,
-            ".",
-            color=tints[label],
-            markersize=5,
-            markeredgecolor="#555555",
-            markeredgewidth=0.4,
-        )
-        middle = np.clip(0.5 + 1.45 * (mine.mean(axis=0) - 0.5), 0.05, 0.95)
-        axes.annotate(
-            "ABCDE"[label],
-            middle,
-            ha="center",
-            va="center",
-            fontsize=13,
-            fontweight="bold",
-            path_effects=[withStroke(linewidth=3, foreground="white")],
-        )
-    axes.set(
-        xlim=(0, 1),
-        ylim=(0, 1),
-        aspect="equal",
-        xticks=(0, 0.5, 1),
-        yticks=(0, 0.5, 1),
-        title="Drag the example",
-    )
+    return Boundary()

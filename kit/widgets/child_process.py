@@ -1,12 +1,14 @@
-"""Training beside the notebook: a child process that can be paused and stopped, and whose epochs
-are read from its folder.
+"""Work beside the notebook: a child process that can be paused and stopped, and trainings in it.
 
-A process and not a thread: Python lets one thread run at a time, so a training thread would make
-every slider wait for it, and nothing could stop it within an epoch. The child listens to a pipe. A
-line halts it or lets it go on; when the pipe is closed it ends at once. The operating system closes
-the pipe when the kernel dies, however it dies, so no training is ever left behind, not even a
-halted one (a stopped process, as by SIGSTOP, would be). Ending at once is safe: files are written
-in one step, and `kit.run` goes on from the last finished epoch.
+The work is done in a process and not in a thread. Python lets one thread run at a time, so a
+training thread would make every slider wait for it, and nothing could stop it within an epoch.
+
+The protocol: the child is told a function of a module and its arguments, as JSON, and listens to a
+pipe. A line pauses it or lets it go on; when the pipe is closed it ends at once. The operating
+system closes the pipe when the kernel dies, however it dies, so no training is ever left behind,
+not even a paused one (a process that SIGSTOP stopped would be). What went wrong is the last line of
+its standard error. Ending at once is safe: files are written in one step, and `kit.run` goes on
+from the last finished epoch.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import contextlib
 import io
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -25,10 +28,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, ClassVar
+from typing import IO, Any, ClassVar
 
 import pandas as pd
 
+from kit.core.environment import environment_for_child
 from kit.core.errors import KitError
 from kit.core.files import CHECKOUT
 from kit.experiments.runs import Run, is_done, run_folder
@@ -36,21 +40,20 @@ from kit.experiments.specification import RunSpec, resolve
 
 PAUSE, GO_ON = b"pause\n", b"go on\n"
 
-CHILD_STOPPED = 130
+#: The child's exit code where its pipe was closed.
+PIPE_CLOSED = 130
 
-COMMAND = "from kit.widgets.child_process import obey; obey()"
+COMMAND = "from kit.widgets.child_process import serve; serve()"
 
 
 # ------------------------------------------------------------------------------------- in the child
 
 
-def obey() -> None:
-    """Train the spec that the last argument names, and do what the lines on standard input say
-    until they end.
-    """
+def serve() -> None:
+    """Do the work that the last argument names, and obey the lines on standard input meanwhile."""
     gate = threading.Lock()
 
-    def halt(*_: object) -> None:  # runs in the main thread, between two of its steps
+    def wait_at_gate(*_: object) -> None:  # runs in the main thread, between two of its steps
         with gate:
             pass
 
@@ -60,23 +63,26 @@ def obey() -> None:
                 _thread.interrupt_main()
             elif line == GO_ON and gate.locked():
                 gate.release()
-        os._exit(CHILD_STOPPED)
+        os._exit(PIPE_CLOSED)
 
-    signal.signal(signal.SIGINT, halt)
+    signal.signal(signal.SIGINT, wait_at_gate)
     threading.Thread(target=listen, daemon=True).start()
     try:
-        from kit.training.runner import run
-
-        run(RunSpec(**json.loads(sys.argv[-1])), quiet=True)
+        function, arguments = json.loads(sys.argv[-1])
+        pkgutil.resolve_name(function)(*arguments)
         code = 0
     except Exception as error:
         code = 1
-        print(
-            error if isinstance(error, KitError) else f"{type(error).__name__}: {error}",
-            file=sys.stderr,
-            flush=True,
-        )
+        words = error if isinstance(error, KitError) else f"{type(error).__name__}: {error}"
+        print(words, file=sys.stderr, flush=True)
     os._exit(code)  # the listener still waits for a line
+
+
+def train_run(words: dict[str, Any]) -> None:
+    """Train the run that `RunSpec.words` describes."""
+    from kit.training.runner import run  # the kernel that only watches need not load it
+
+    run(RunSpec(**words), quiet=True)
 
 
 # ------------------------------------------------------------------------------------ in the kernel
@@ -84,28 +90,38 @@ def obey() -> None:
 
 @dataclass
 class Child:
-    """A process that was started here."""
+    """A process that was started here; make one with `start_child`."""
 
     process: subprocess.Popen
-    log: IO[bytes]
-    halted: bool = False
-    ended: bool = False  # by us
+    log: IO[bytes]  # its standard error
+    paused: bool = False
+    was_stopped: bool = False  # by `stop`, while it was at work
 
     @property
     def alive(self) -> bool:
+        """Is it there, at work or paused?"""
         return self.process.poll() is None
 
-    def say(self, line: bytes) -> None:
+    def pause(self) -> None:
+        """Halt it between two steps; it keeps its memory, and loses nothing."""
+        self._send(PAUSE)
+
+    def go_on(self) -> None:
+        """Let it work on after a pause."""
+        self._send(GO_ON)
+
+    def _send(self, line: bytes) -> None:
         if self.alive:
             try:
                 self.process.stdin.write(line)
                 self.process.stdin.flush()
             except OSError:  # it has just ended
                 return
-            self.halted = line == PAUSE
+            self.paused = line == PAUSE
 
-    def end(self) -> None:
-        self.ended = self.ended or self.alive
+    def stop(self) -> None:
+        """End it at once."""
+        self.was_stopped = self.was_stopped or self.alive
         self.process.kill()
         self.process.wait()
         with contextlib.suppress(OSError):  # a line that it did not read
@@ -113,23 +129,57 @@ class Child:
 
     @property
     def complaint(self) -> str:
-        """The last line that it wrote."""
+        """Why it failed: the last line that it wrote, or how its process ended."""
         self.log.seek(0)
         lines = self.log.read().decode(errors="replace").split("\n")
+        code = self.process.returncode
+        how = f"with exit code {code}" if code is None or code >= 0 else f"by signal {-code}"
         return next(
             (line for line in reversed(lines) if line.strip()),
-            f"its process ended with {self.process.returncode}",
+            f"its process was ended {how} and left no message; start it again",
         )
+
+
+def start_child(work: Callable[..., None], *arguments: Any) -> Child:
+    """Call `work(*arguments)` in a process beside this one.
+
+    `work` is a function of a module of the kit, and the arguments are JSON values: both are told to
+    the child in words.
+    """
+    message = json.dumps([f"{work.__module__}:{work.__qualname__}", arguments])
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - read when the child has ended
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, message],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=log,
+        start_new_session=True,  # interrupting a cell does not interrupt it
+        env=environment_for_child(CHECKOUT),
+    )
+    return Child(process, log)
+
+
+def read_history(folder: Path) -> pd.DataFrame:
+    """A row a finished epoch, as `Run.history`, while the run may still be at work.
+
+    There are no rows before the first epoch is finished.
+    """
+    try:
+        return pd.read_csv(io.BytesIO((folder / "history.csv").read_bytes()))
+    except OSError:
+        return pd.DataFrame(columns=["epoch", "loss", "clean", "robust"])
 
 
 @dataclass
 class Training:
-    """One run that is trained in the background. `state` is "not started", "training", "paused",
-    "stopped", "done" or "failed: " and why. Two of the same spec in one kernel are the same
-    training.
+    """One run that is trained in the background.
 
-    Errors: `KitError` for a spec with an unknown name or unfit value. A method that was added to
-    kit.METHODS in the notebook is not known to the child: that training fails, and says so.
+    `state` is "not started", "training", "paused", "stopped", "done" or "failed: " and why. Two of
+    the same spec in one kernel are the same training. A method that was added to kit.METHODS in the
+    notebook is not known to the child: that training fails, and says so.
+
+    Raises:
+        KitError: the spec has an unknown name or an unfit value.
     """
 
     spec: RunSpec
@@ -142,7 +192,8 @@ class Training:
         self.folder, self.total = run_folder(plan), plan.recipe.epochs
 
     @property
-    def _child(self) -> Child | None:
+    def child(self) -> Child | None:
+        """Its process; None where none was started in this kernel."""
         return self._children.get(self.folder)
 
     # ---- what a hand does
@@ -150,66 +201,45 @@ class Training:
     def start(self) -> None:
         """Begin, resume where it was stopped, or go on after a pause.
 
-        Nothing if it is training or done.
+        Nothing happens where it is training or done.
         """
         if self.busy:
-            self._child.say(GO_ON)
+            self.child.go_on()
         elif self.state != "done":
-            spec = {
-                "method": self.spec.method,
-                "recipe": self.spec.recipe,
-                "seed": self.spec.seed,
-                "overrides": dict(self.spec.overrides),
-            }
-            places = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
-            log = tempfile.TemporaryFile()  # noqa: SIM115 - read when the child has ended
-            process = subprocess.Popen(
-                [sys.executable, "-c", COMMAND, json.dumps(spec)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                start_new_session=True,  # interrupting a cell does not halt it
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(places), "KIT_LIVE": "0"},
-            )
-            self._children[self.folder] = Child(process, log)
+            self._children[self.folder] = start_child(train_run, self.spec.words())
 
     def pause(self) -> None:
-        """Halt it between two steps; it keeps its memory, and loses nothing.
-
-        Nothing if it is not training.
-        """
+        """Halt it between two steps; nothing happens where it is not training."""
         if self.busy:
-            self._child.say(PAUSE)
+            self.child.pause()
 
     def stop(self) -> None:
         """End it; the epochs that are finished are kept, and `start` goes on behind them."""
         if self.busy:
-            self._child.end()
+            self.child.stop()
 
     # ---- how far it is
 
     @property
     def busy(self) -> bool:
         """Is its process there, at work or paused?"""
-        return self._child is not None and self._child.alive
+        return self.child is not None and self.child.alive
 
     @property
     def state(self) -> str:
+        """One of the words that the class names."""
         if self.busy:
-            return "paused" if self._child.halted else "training"
+            return "paused" if self.child.paused else "training"
         if is_done(self.folder):
             return "done"
-        if self._child is not None and not self._child.ended:
-            return f"failed: {self._child.complaint}"
-        return "stopped" if self.epochs or self._child else "not started"
+        if self.child is not None and not self.child.was_stopped:
+            return f"failed: {self.child.complaint}"
+        return "stopped" if self.epochs or self.child else "not started"
 
     @property
     def history(self) -> pd.DataFrame:
         """A row a finished epoch, as `Run.history`; no rows before the first."""
-        try:
-            return pd.read_csv(io.BytesIO((self.folder / "history.csv").read_bytes()))
-        except OSError:
-            return pd.DataFrame(columns=["epoch", "loss", "clean", "robust"])
+        return read_history(self.folder)
 
     @property
     def epochs(self) -> int:
@@ -223,22 +253,22 @@ class Training:
 
 
 def while_busy(
-    busy: Callable[[], bool], look: Callable[[], None], every: float = 0.5
+    busy: Callable[[], bool], watch: Callable[[], None], every: float = 0.5
 ) -> asyncio.Task | None:
-    """Call `look` every so many seconds while `busy()`, and once more when it is over.
+    """Call `watch` every so many seconds while `busy()`, and once more when it is over.
 
     It runs on the kernel's own event loop, between messages: two panels never draw at the same time
     (matplotlib's settings are shared), and a kernel that is at work on a cell is not disturbed.
     None, and nothing happens, where no loop runs.
     """
 
-    async def watch() -> None:
+    async def follow() -> None:
         while busy():
             await asyncio.sleep(every)
-            look()
-        look()
+            watch()
+        watch()
 
     try:
-        return asyncio.get_running_loop().create_task(watch())
+        return asyncio.get_running_loop().create_task(follow())
     except RuntimeError:
         return None

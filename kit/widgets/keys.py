@@ -1,7 +1,4 @@
-"""What ipywidgets have not:
-
-a picture that takes the mouse and the arrow keys, and a panel that keeps its keys.
-"""
+"""What ipywidgets lack: a picture that takes mouse and arrow keys, a panel that keeps its keys."""
 
 from __future__ import annotations
 
@@ -22,9 +19,10 @@ export default {
     let presses = 0;
     const send = event => {
       const box = image.getBoundingClientRect();
-      const x = (event.clientX - box.left) / box.width, y = 1 - (event.clientY - box.top) / box.height;
+      const x = (event.clientX - box.left) / box.width;
+      const y = 1 - (event.clientY - box.top) / box.height;
       model.set("pointed", [x, y, presses]);
-      model.save_changes();                           // one message is under way at a time: a newer one replaces it
+      model.save_changes();         // one message is under way at a time: a newer one replaces it
     };
     image.addEventListener("pointerdown", event => {
       image.setPointerCapture(event.pointerId); image.focus(); presses += 1; send(event);
@@ -36,7 +34,8 @@ export default {
       if (!step) return;
       event.preventDefault(); event.stopPropagation();
       const many = event.shiftKey ? 10 : 1, [right, up] = model.get("nudged");
-      model.set("nudged", [right + many * step[0], up + many * step[1]]);      // sums: none is lost on the way
+      // sums: none is lost on the way
+      model.set("nudged", [right + many * step[0], up + many * step[1]]);
       model.save_changes();
     });
     model.on("change:src", show);
@@ -48,9 +47,10 @@ export default {
 
 
 class Pad(anywidget.AnyWidget):
-    """`src` and `alt` are shown; `pointed` is (x, y, presses so far), the place in shares of the
-    picture from its lower left, and `nudged` counts the arrow keys pressed so far, to the right and
-    up.
+    """A picture to drag in.
+
+    `src` and `alt` are shown. `pointed` is (x, y, presses so far), the place in shares of the
+    picture from its lower left; `nudged` counts the arrow keys pressed so far, to the right and up.
     """
 
     _esm = SCRIPT
@@ -63,9 +63,11 @@ class Pad(anywidget.AnyWidget):
         super().__init__(alt=alt)
 
 
-class Keys(anywidget.AnyWidget):
-    """Shows nothing. What has the focus in the panel around it keeps its keys: else Jupyter takes
-    the arrow keys for shortcuts of its own, Notebook 7 even those of a slider.
+class KeyGuard(anywidget.AnyWidget):
+    """It shows nothing, and lets what has the focus in the panel around it keep its keys.
+
+    Without it Jupyter takes the arrow keys for shortcuts of its own; Notebook 7 takes even those of
+    a slider.
     """
 
     _esm = """
@@ -73,7 +75,9 @@ class Keys(anywidget.AnyWidget):
       render({ el }) {
         const watch = tries => {
           const panel = el.closest(".kit-panel");
-          if (panel) panel.addEventListener("focusin", event => { event.target.dataset.lmSuppressShortcuts = "true"; });
+          if (panel) panel.addEventListener("focusin", event => {
+            event.target.dataset.lmSuppressShortcuts = "true";
+          });
           else if (tries) setTimeout(watch, 100, tries - 1);         // not on the page yet
         };
         watch(100);

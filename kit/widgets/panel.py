@@ -1,8 +1,8 @@
-"""What every widget of the kit is: one figure under a few controls, a sentence, and a line for what
-went wrong.
+"""What every widget of the kit is: a figure with controls and a sentence.
 
-A widget is a subclass of `Panel` that says which controls it has, draws what stands still, and
-moves what moves:
+The figure stands under a few controls; below it are the sentence, which says what the picture
+shows, and a line for what went wrong. A widget is a subclass of `Panel` that says which controls it
+has, draws what stands still, and moves what moves:
 
     class Halves(Panel):
         name, title, size = "halves", "A line that bends", (6.0, 2.5)
@@ -27,10 +27,8 @@ all: the same cell shows the picture of the default setting.
 from __future__ import annotations
 
 import io
-import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,145 +36,56 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from PIL import Image
 
+from kit.core.environment import is_kernel_attended, widgets_choice
 from kit.core.errors import KitError, unknown_name
 from kit.experiments.runs import Run
 from kit.figures.base import Drawing
 from kit.figures.style import styled
+from kit.widgets.controls import Action, Control
 
-DPI = 100
+SCREEN_DPI = 100
 
 
 def attended() -> bool:
     """Is somebody there to move a slider?
 
-    KIT_WIDGETS=0 or 1 decides; else a kernel of JupyterLab, Notebook or Voila.
+    KIT_WIDGETS=0 or 1 decides; without it, the answer is yes in a kernel of JupyterLab, Notebook or
+    Voila.
     """
-    said = os.environ.get("KIT_WIDGETS", "")
-    if said in ("0", "1"):
-        return said == "1"
-    return bool(os.environ.get("JPY_SESSION_NAME") or os.environ.get("VOILA_KERNEL_ID"))
-
-
-# ----------------------------------------------------------------------------------------- controls
-
-
-@dataclass(frozen=True)
-class Number:
-    """A slider with a number field; `integer` counts in whole steps, `plays` puts a play button
-    beside it.
-    """
-
-    name: str
-    value: float
-    low: float
-    high: float
-    step: float = 0.01
-    meaning: str = ""
-    integer: bool = False
-    plays: bool = False
-
-    def check(self, value: Any) -> float:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not self.low <= value <= self.high
-        ):
-            raise KitError(
-                f"{self.name} = {value} is out of range: it goes from {self.low:g} to {self.high:g}"
-            )
-        if self.integer and int(value) != value:
-            raise KitError(
-                f"{self.name} = {value} must be a whole number from {self.low:g} to {self.high:g}"
-            )
-        if self.integer:
-            return int(value)
-        # a slider sends low + k · step with its rounding
-        return float(self.value) if abs(value - self.value) < 1e-9 else float(f"{value:.10g}")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of several words."""
-
-    name: str
-    value: str
-    options: tuple[str, ...]
-    meaning: str = ""
-
-    def check(self, value: Any) -> str:
-        if value not in self.options:
-            raise unknown_name(self.name, str(value), self.options)
-        return value
-
-
-@dataclass(frozen=True)
-class Toggle:
-    """On or off."""
-
-    name: str
-    value: bool
-    meaning: str = ""
-
-    def check(self, value: Any) -> bool:
-        return bool(value)
-
-
-@dataclass(frozen=True)
-class Text:
-    """A line of words; `checked` refuses what makes no sense with a `KitError`."""
-
-    name: str
-    value: str
-    meaning: str = ""
-    checked: Callable[[str], str] = str
-
-    def check(self, value: Any) -> str:
-        return self.checked(value)
-
-
-@dataclass(frozen=True)
-class Action:
-    """A button: `press()` may change anything of the panel, which is drawn anew afterwards."""
-
-    name: str
-    press: Callable[[], None]
-    meaning: str = ""
-
-
-Control = Number | Choice | Toggle | Text | Action
-
-
-# ---------------------------------------------------------------------------------------- the panel
+    said = widgets_choice()
+    return is_kernel_attended() if said is None else said
 
 
 class Panel:
-    """A figure with controls. `values` is what is set, `sentence` says in words what the picture
-    shows, `trouble` what went wrong last, "" if nothing. `set` and `press` do what a hand does.
+    """A figure with controls.
+
+    `values` is what is set, `sentence` says in words what the picture shows, and `trouble` says
+    what went wrong last ("" if nothing). `set` and `press` do what a hand does.
     """
 
     name: ClassVar[str] = ""
     title: ClassVar[str] = ""
     source: ClassVar[str] = "-"
-    size: ClassVar[tuple[float, float]] = (7.0, 3.0)  # inches
-    rebuilds: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # a change of these draws what stands still, and the controls, anew
-    pointed_at: ClassVar[bool] = (
-        False  # the picture takes mouse and arrow keys: `point` and `nudge`
-    )
-    photo: ClassVar[bool] = False  # shows photographs, which a dark page must not invert
+    #: In inches.
+    size: ClassVar[tuple[float, float]] = (7.0, 3.0)
+    #: A change of these controls draws everything anew, and asks for the controls again.
+    rebuilds: ClassVar[frozenset[str]] = frozenset()
+    #: The picture takes the mouse and the arrow keys: `point` and `nudge`.
+    pointed_at: ClassVar[bool] = False
+    #: It shows photographs, which a dark page must not invert.
+    photo: ClassVar[bool] = False
 
     def __init__(self, runs: tuple[Run, ...] = ()):
         self.runs = runs
         self.figure = Drawing(*self.size)
-        self.figure.set_dpi(DPI)
+        self.figure.set_dpi(SCREEN_DPI)
         self.sentence = self.trouble = ""
-        self.face = None
+        self.view: Any = None  # the ipywidgets that show it, once it is on a page
+        self.shown_controls: tuple[Control, ...] = ()
+        self.values: dict[str, Any] = {}
         self._lock = threading.RLock()
         self._moving: list[Artist] = []
-        self._still: Any = None
-        self.given: tuple[Control, ...] = ()
-        self.values: dict[str, Any] = {}
+        self._still: Any = None  # the pixels of what stands still
         self._take_controls()
         self.rebuild()
 
@@ -187,31 +96,35 @@ class Panel:
         raise NotImplementedError
 
     def build(self, figure: Drawing, values: dict[str, Any]) -> list[Artist]:
-        """Draw on the empty figure; -> the artists that `update` will move."""
+        """Draw on the empty figure, and return the artists that `update` will move."""
         raise NotImplementedError
 
     def update(self, values: dict[str, Any]) -> str:
-        """Move the moving artists; -> what the picture shows now, a sentence with its numbers."""
+        """Move the moving artists, and return what the picture shows: a sentence with numbers."""
         raise NotImplementedError
 
     def point(self, axes: Axes, x: float, y: float, begins: bool) -> None:
-        """The mouse is down at (x, y) of `axes`, in its data; `begins` with the press, not while
-        held. Change values.
+        """Change values while the mouse is down at (x, y) of `axes`, in its data.
+
+        `begins` is True for the press itself, and False while the button is held.
         """
 
     def nudge(self, right: int, up: int) -> None:
-        """Arrow keys on the picture: so many steps. Change values."""
+        """Change values for arrow keys on the picture: so many steps."""
 
     # ---- what a hand does
 
     def set(self, **values: Any) -> None:
         """Set controls by name, check them, and draw.
 
-        Errors: `KitError`, and nothing is changed.
+        Raises:
+            KitError: a name or a value is refused. Nothing is changed then.
         """
         with self._lock:
             known = {
-                control.name: control for control in self.given if not isinstance(control, Action)
+                control.name: control
+                for control in self.shown_controls
+                if not isinstance(control, Action)
             }
             for name in values:
                 if name not in known:
@@ -226,14 +139,18 @@ class Panel:
                 else:
                     self.redraw()
             except BaseException:
-                self.values = before
-                self._take_controls()
-                self.rebuild()
+                self._restore(before)
                 raise
 
     def press(self, name: str) -> None:
-        """Press a button by its name."""
-        actions = {control.name: control for control in self.given if isinstance(control, Action)}
+        """Press a button by its name.
+
+        Raises:
+            KitError: there is no such button, or it cannot do its work now.
+        """
+        actions = {
+            control.name: control for control in self.shown_controls if isinstance(control, Action)
+        }
         if name not in actions:
             raise unknown_name(f"button of {self.name}", name, actions)
         actions[name].press()
@@ -241,14 +158,50 @@ class Panel:
             self._take_controls()
             self.rebuild()
 
+    def _set_choices_first(
+        self,
+        choices: tuple[str, ...],
+        kept: tuple[str, ...],
+        wanted: dict[str, Any],
+        set_values: Callable[..., None],
+    ) -> None:
+        """Set `wanted` where other controls depend on some `choices`: all of it, or nothing.
+
+        The choices are set one by one; with each, all values but the choices and the `kept` begin
+        anew. The rest of `wanted` follows.
+        """
+        before, begun = dict(self.values), False
+        try:
+            for name in choices:
+                if name in wanted and wanted[name] != self.values[name]:
+                    begun = True
+                    self.values = {
+                        other: value
+                        for other, value in self.values.items()
+                        if other in (*choices, *kept)
+                    }
+                    set_values(**{name: wanted[name]})
+            if rest := {name: value for name, value in wanted.items() if name not in choices}:
+                set_values(**rest)
+        except BaseException:
+            if begun:
+                self._restore(before)
+            raise
+
+    def _restore(self, values: dict[str, Any]) -> None:
+        """Go back to earlier values."""
+        self.values = values
+        self._take_controls()
+        self.rebuild()
+
     # ---- drawing
 
     def _take_controls(self) -> None:
-        """The controls at today's values; a control that is new begins at its own value."""
-        for _ in range(2):  # a choice may be gone, and others hang on it
-            self.given = tuple(self.controls(self.values))
+        """Ask for the controls at today's values; a control that is new begins at its own value."""
+        for _ in range(2):  # an option may be gone, and other controls may depend on it
+            self.shown_controls = tuple(self.controls(self.values))
             values = {}
-            for control in self.given:
+            for control in self.shown_controls:
                 if isinstance(control, Action):
                     continue
                 try:
@@ -258,8 +211,8 @@ class Panel:
                 except KitError:
                     values[control.name] = control.value
             self.values = values
-        if self.face:
-            self.face.lay_out()
+        if self.view:
+            self.view.lay_out()
 
     def rebuild(self) -> None:
         """Draw what stands still and what moves."""
@@ -269,9 +222,8 @@ class Panel:
             self._moving = self.build(self.figure, self.values)
             self.sentence = self.update(self.values)
             self.figure.canvas.draw()
-            self.figure.set_layout_engine(
-                "none"
-            )  # laid out once: nothing jumps when a slider moves
+            # laid out once: nothing jumps when a slider moves
+            self.figure.set_layout_engine("none")
             for artist in self._moving:
                 artist.set_animated(True)
             self.figure.canvas.draw()
@@ -287,8 +239,8 @@ class Panel:
     def _show(self) -> None:
         self.figure.caption, self.trouble = self.sentence, ""
         self.figure.facts = dict(self.values)
-        if self.face:
-            self.face.show()
+        if self.view:
+            self.view.show()
 
     def png(self) -> bytes:
         """The picture as it stands, quickly made: light compression, screen size."""
@@ -304,8 +256,9 @@ class Panel:
             return buffer.getvalue()
 
     def locate(self, x: float, y: float) -> tuple[Axes, float, float] | None:
-        """The axes at a place of the picture, from (0, 0) lower left to (1, 1) upper right, and the
-        place in their data.
+        """The axes at a place of the picture, and the place in their data; None beside all axes.
+
+        The place is given in shares, from (0, 0) at the lower left to (1, 1) at the upper right.
         """
         pixel = (x * self.figure.bbox.width, y * self.figure.bbox.height)
         for axes in self.figure.axes:
@@ -313,7 +266,7 @@ class Panel:
                 return (axes, *map(float, axes.transData.inverted().transform(pixel)))
         return None
 
-    # ---- faces
+    # ---- on a page
 
     def __repr__(self) -> str:
         return f"{self.title}: {self.sentence}"
@@ -321,10 +274,10 @@ class Panel:
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
         data, metadata = self.figure._repr_mimebundle_()
         if attended():
-            if self.face is None:
-                from kit.widgets.panel_view import Face
+            if self.view is None:
+                from kit.widgets.panel_view import PanelView  # loads ipywidgets
 
-                self.face = Face(self)
-            shown = self.face.box._repr_mimebundle_()
+                self.view = PanelView(self)
+            shown = self.view.box._repr_mimebundle_()
             data |= shown[0] if isinstance(shown, tuple) else shown
         return data, metadata

@@ -6,49 +6,92 @@ import base64
 import html
 import math
 from collections.abc import Callable
+from typing import Any, Protocol
 
-import ipywidgets as w
+import ipywidgets
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from kit.core.errors import KitError
-from kit.widgets.keys import Keys, Pad
-from kit.widgets.panel import Action, Choice, Control, Number, Panel, Toggle
+from kit.widgets.controls import Action, Choice, Control, Number, Text, Toggle
+from kit.widgets.keys import KeyGuard, Pad
 
-# A dark page turns the picture's lightness round and keeps its hues, so that it is no white slab
-# there.
+# On a dark page the picture's lightness is turned round and its hues are kept, so that it is no
+# white slab there.
 STYLE = """<style>
 .kit-panel { max-width: 100%; overflow: hidden; }
 .kit-panel img { max-width: 100%; height: auto; display: block; }
 .kit-panel img:focus-visible { outline: 2px solid var(--jp-brand-color1, #0072B2); }
-.kit-sentence { color: var(--jp-ui-font-color1, inherit); margin: 2px 4px; line-height: 1.35; white-space: normal; }
-.kit-trouble { color: #D55E00; font-weight: 600; margin: 2px 4px; line-height: 1.35; white-space: normal; }
-[data-jp-theme-light="false"] .kit-panel:not(.kit-photo) img { filter: invert(0.93) hue-rotate(180deg); }
+.kit-sentence, .kit-trouble { margin: 2px 4px; line-height: 1.35; white-space: normal; }
+.kit-sentence { color: var(--jp-ui-font-color1, inherit); }
+.kit-trouble { color: #D55E00; font-weight: 600; }
+[data-jp-theme-light="false"] .kit-panel:not(.kit-photo) img {
+  filter: invert(0.93) hue-rotate(180deg);
+}
 </style>"""
 
 
-class Face:
-    """The panel on a page:
+class ShownPanel(Protocol):
+    """What the view asks of a panel; see `kit.widgets.Panel`."""
 
-    ipywidgets that hand every change to the panel, and say what it refuses.
-    """
+    name: str
+    title: str
+    photo: bool
+    pointed_at: bool
+    figure: Figure
+    sentence: str
+    trouble: str
+    shown_controls: tuple[Control, ...]
+    values: dict[str, Any]
 
-    def __init__(self, panel: Panel):
+    def set(self, **values: Any) -> None:
+        """Set controls by name."""
+
+    def press(self, name: str) -> None:
+        """Press a button."""
+
+    def point(self, axes: Axes, x: float, y: float, begins: bool) -> None:
+        """The mouse is down at a place of the axes."""
+
+    def nudge(self, right: int, up: int) -> None:
+        """Arrow keys were pressed on the picture."""
+
+    def locate(self, x: float, y: float) -> tuple[Axes, float, float] | None:
+        """The axes at a place of the picture, and the place in their data."""
+
+    def png(self) -> bytes:
+        """The picture as it stands."""
+
+
+class PanelView:
+    """A panel as ipywidgets, which hand every change to it and say what it refuses."""
+
+    def __init__(self, panel: ShownPanel):
         self.panel = panel
         self.fields: dict[str, list] = {}  # control name -> the ipywidgets that show its value
-        self.laid_out: tuple = ()
+        self.laid_out: tuple[Control, ...] = ()
         self.quiet = False  # values are being set from the panel: no change of a hand
-        self.style, self.words, self.alarm = w.HTML(STYLE), w.HTML(), w.HTML()
-        self.rows = w.Box(layout={"flex_flow": "row wrap", "width": "100%"})
+        self.held: Axes | None = None  # what the mouse was pressed on
+        self.rows = ipywidgets.Box(layout={"flex_flow": "row wrap", "width": "100%"})
+        self.words, self.alarm = ipywidgets.HTML(), ipywidgets.HTML()
         if panel.pointed_at:
             self.picture = Pad(panel.title)
-            self.picture.observe(self._pointed, "pointed")
-            self.picture.observe(self._nudged, "nudged")
+            self.picture.observe(self._on_mouse, "pointed")
+            self.picture.observe(self._on_arrow_key, "nudged")
         else:
-            self.picture = w.HTML()
-        self.box = w.VBox([self.style, self.rows, self.picture, self.words, self.alarm, Keys()])
+            self.picture = ipywidgets.HTML()
+        self.box = ipywidgets.VBox(
+            [
+                ipywidgets.HTML(STYLE),
+                self.rows,
+                self.picture,
+                self.words,
+                self.alarm,
+                KeyGuard(),
+            ]
+        )
         for name in ("kit-panel", f"kit-{panel.name}", *(("kit-photo",) if panel.photo else ())):
             self.box.add_class(name)
-        self.held: Axes | None = None
         self.lay_out()
         self.show()
 
@@ -56,14 +99,14 @@ class Face:
 
     def lay_out(self) -> None:
         """Make the controls, if they are others than before."""
-        if tuple(self.panel.given) == self.laid_out:
+        if self.panel.shown_controls == self.laid_out:
             return
-        self.laid_out = tuple(self.panel.given)
+        self.laid_out = self.panel.shown_controls
         self.fields = {}
-        self.rows.children = [self._made(control) for control in self.panel.given]
+        self.rows.children = [self._make(control) for control in self.laid_out]
 
     def show(self) -> None:
-        """The picture, the sentence and the controls as the panel has them."""
+        """Show the picture, the sentence and the controls as the panel has them."""
         source = "data:image/png;base64," + base64.b64encode(self.panel.png()).decode()
         sentence = html.escape(self.panel.sentence)
         if self.panel.pointed_at:
@@ -82,7 +125,7 @@ class Face:
             self.quiet = False
 
     def refuse(self, error: Exception) -> None:
-        """One line under the picture, and the controls go back to what holds."""
+        """Say in one line what went wrong, and set the controls back to what holds."""
         known = isinstance(error, KitError)
         words = str(error) if known else f"This did not work: {type(error).__name__}: {error}"
         self.show()
@@ -94,16 +137,18 @@ class Face:
     # ---- from the page to the panel
 
     def attempt(self, action: Callable[[], None]) -> None:
+        """Do what a hand asks for; `refuse` it where that fails."""
         try:
             action()
         except Exception as error:
             self.refuse(error)
 
-    def _changed(self, name: str, change: dict) -> None:
+    def _on_change(self, name: str, change: dict) -> None:
         if not self.quiet:
             self.attempt(lambda: self.panel.set(**{name: change["new"]}))
 
-    def _pointed(self, change: dict) -> None:
+    def _on_mouse(self, change: dict) -> None:
+        """Hand on where the mouse is, in the data of the axes that it was pressed on."""
         x, y, press = change["new"]
         begins = press != change["old"][2]
         if begins:
@@ -116,67 +161,89 @@ class Face:
                 lambda: self.panel.point(self.held, float(place[0]), float(place[1]), begins)
             )
 
-    def _nudged(self, change: dict) -> None:
+    def _on_arrow_key(self, change: dict) -> None:
         right, up = (new - old for new, old in zip(change["new"], change["old"], strict=True))
         self.attempt(lambda: self.panel.nudge(right, up))
 
-    def _made(self, control: Control):
-        """One control as ipywidgets.
+    # ---- the controls
 
-        A slider has no name for a screen reader, so a named number field stands beside it.
-        """
-        name = control.name
-        said = {
-            "description": name,
-            "tooltip": control.meaning or name,
+    def _make(self, control: Control) -> ipywidgets.Widget:
+        """One control as ipywidgets."""
+        if isinstance(control, Action):
+            return self._make_button(control)
+        makers = {
+            Number: self._make_number,
+            Choice: self._make_choice,
+            Toggle: self._make_toggle,
+            Text: self._make_text,
+        }
+        made, fields = makers[type(control)](control, self.panel.values[control.name])
+        for field in fields:
+            field.observe(lambda change: self._on_change(control.name, change), "value")
+        self.fields[control.name] = fields
+        return made
+
+    def _make_button(self, control: Action) -> ipywidgets.Button:
+        button = ipywidgets.Button(
+            description=control.name, tooltip=control.meaning or control.name
+        )
+        button.on_click(lambda _: self.attempt(lambda: self.panel.press(control.name)))
+        return button
+
+    @staticmethod
+    def _named(control: Control) -> dict[str, Any]:
+        return {
+            "description": control.name,
+            "tooltip": control.meaning or control.name,
             "style": {"description_width": "initial"},
         }
-        if isinstance(control, Action):
-            button = w.Button(description=name, tooltip=control.meaning or name)
-            button.on_click(lambda _: self.attempt(lambda: self.panel.press(name)))
-            return button
-        value = self.panel.values[name]
-        if isinstance(control, Number):
-            # a slider takes its low end and whole steps from there only: its default must be one of
-            # them
-            low = (
-                control.value
-                - math.floor((control.value - control.low) / control.step + 1e-9) * control.step
-            )
-            limits = {"min": low, "max": control.high, "step": control.step, "value": value}
-            kinds = (w.IntText, w.IntSlider) if control.integer else (w.FloatText, w.FloatSlider)
-            text = kinds[0](
-                value=value, step=control.step, layout={"width": f"{7 * len(name) + 95}px"}, **said
-            )
-            slider = kinds[1](
-                **limits,
-                readout=False,
-                layout={"width": "170px"},
-                tooltip=f"{name}: {control.meaning}",
-            )
-            shown, parts = [text, slider], [text, slider]
-            if control.plays:
-                play = w.Play(**limits, interval=400, tooltip=f"play {name}")
-                w.jslink((play, "value"), (slider, "value"))
-                shown.append(play)
-            made = w.HBox(shown, layout={"margin": "0 16px 0 0"})
-        elif isinstance(control, Choice):
-            made = w.Dropdown(
-                options=control.options, value=value, layout={"width": "max-content"}, **said
-            )
-            parts = [made]
-        elif isinstance(control, Toggle):
-            made = w.Checkbox(
-                value=value,
-                indent=False,
-                layout={"width": "max-content", "margin": "2px 16px 2px 4px"},
-                **said,
-            )
-            parts = [made]
-        else:
-            made = w.Text(value=value, continuous_update=False, **said)
-            parts = [made]
-        for part in parts:
-            part.observe(lambda change: self._changed(name, change), "value")
-        self.fields[name] = parts
-        return made
+
+    def _make_number(self, control: Number, value: float) -> tuple[ipywidgets.Widget, list]:
+        """A slider has no name for a screen reader, so a named number field stands beside it."""
+        name, step = control.name, control.step
+        # a slider takes its low end and whole steps from there only: its default must be one of
+        # them
+        low = control.value - math.floor((control.value - control.low) / step + 1e-9) * step
+        limits = {"min": low, "max": control.high, "step": step, "value": value}
+        make_field, make_slider = (
+            (ipywidgets.IntText, ipywidgets.IntSlider)
+            if control.integer
+            else (ipywidgets.FloatText, ipywidgets.FloatSlider)
+        )
+        field = make_field(
+            value=value,
+            step=step,
+            layout={"width": f"{7 * len(name) + 95}px"},
+            **self._named(control),
+        )
+        slider = make_slider(
+            **limits, readout=False, layout={"width": "170px"}, tooltip=f"{name}: {control.meaning}"
+        )
+        shown = [field, slider]
+        if control.plays:
+            play = ipywidgets.Play(**limits, interval=400, tooltip=f"play {name}")
+            ipywidgets.jslink((play, "value"), (slider, "value"))
+            shown.append(play)
+        return ipywidgets.HBox(shown, layout={"margin": "0 16px 0 0"}), [field, slider]
+
+    def _make_choice(self, control: Choice, value: str) -> tuple[ipywidgets.Widget, list]:
+        made = ipywidgets.Dropdown(
+            options=control.options,
+            value=value,
+            layout={"width": "max-content"},
+            **self._named(control),
+        )
+        return made, [made]
+
+    def _make_toggle(self, control: Toggle, value: bool) -> tuple[ipywidgets.Widget, list]:
+        made = ipywidgets.Checkbox(
+            value=value,
+            indent=False,
+            layout={"width": "max-content", "margin": "2px 16px 2px 4px"},
+            **self._named(control),
+        )
+        return made, [made]
+
+    def _make_text(self, control: Text, value: str) -> tuple[ipywidgets.Widget, list]:
+        made = ipywidgets.Text(value=value, continuous_update=False, **self._named(control))
+        return made, [made]

@@ -1,81 +1,166 @@
-"""A prediction that is sealed before the result is shown:
-
-a number first, then the run, then the paper.
-"""
+"""A prediction is sealed before the result is shown: a number first, then run and paper."""
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from matplotlib.axes import Axes
 from matplotlib.text import Annotation
 
 from kit.core.errors import KitError
 from kit.core.parameters import Real, check_value
 from kit.figures import style as s
-from kit.widgets.panel import Action, Number, Panel, attended
+from kit.widgets.controls import Action, Number
+from kit.widgets.panel import Panel, attended
+
+OWN_RESULT, PAPER_RESULT = "this run", "the paper"
+
+#: Tint and marker.
+RESULT_STYLES = {OWN_RESULT: (s.VERMILLION, "o"), PAPER_RESULT: (s.BLACK, "D")}
+
+PREDICTION_HEIGHT = 2  # on the vertical axis; the results stand below it
+
+#: The share of the axis, from the left, in which a number stands right of its mark.
+ROOM_ON_THE_RIGHT = 0.68
+
+
+# ------------------------------------------------------------------------------- the data it needs
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be predicted, on which scale; two that are equal have one seal."""
+
+    words: str
+    low: float
+    high: float
+    unit: str
+
+    @property
+    def middle(self) -> float:
+        """Where the slider begins."""
+        return (self.low + self.high) / 2
+
+    @property
+    def scale(self) -> str:
+        """The scale in words."""
+        return f"from {self.low:g} to {self.high:g} {self.unit}".rstrip()
+
+    def format(self, value: float) -> str:
+        """A value with its unit."""
+        return f"{value:.4g} {self.unit}".rstrip()
+
+
+@dataclass(frozen=True)
+class Result:
+    """A number that was measured, and its 95 % interval over n images, where there is one."""
+
+    value: float
+    low: float
+    high: float
+    n: int | None = None
+
+
+# -------------------------------------------------------------------------------- what it computes
+
+
+def describe_results(
+    question: Question, results: dict[str, Result], prediction: float | None
+) -> str:
+    """The prediction, one's own result and the paper's in words."""
+    own = results[OWN_RESULT]
+    count = f", n = {own.n}" if own.n is not None else ""
+    interval = (
+        f" (95 % interval {own.low:.4g} to {own.high:.4g}{count})" if own.high > own.low else count
+    )
+    words = [f"This run: {question.format(own.value)}{interval}."]
+    if PAPER_RESULT in results:
+        words.append(f"The paper prints {question.format(results[PAPER_RESULT].value)}.")
+    if prediction is None:
+        first = "No prediction was made: nobody was here to predict."
+    else:
+        how = compare_with_result(prediction, own)
+        first = f"The prediction was {question.format(prediction)}, {how}."
+    return " ".join([first, *words])
+
+
+def compare_with_result(prediction: float, own: Result) -> str:
+    """How far a prediction is from the result, in words."""
+    off = prediction - own.value
+    if own.low <= prediction <= own.high and own.high > own.low:
+        return "inside the interval"
+    return f"{abs(off):.3g} too {'high' if off > 0 else 'low'}" if off else "exactly that"
+
+
+# ---------------------------------------------------------------------------------- how it is drawn
 
 
 class Scale(Panel):
-    """An axis on which a prediction stands, and later the results; `results` is {} before they are
-    revealed.
+    """An axis on which a prediction stands, and later the results.
+
+    `results` is {} before they are revealed.
     """
 
     source = "-"
-    #: By question, limits and unit, of this kernel: the sealed numbers, and the panels that a seal
-    #: opens.
-    seals: ClassVar[dict[tuple, float]] = {}
-    closed_yet: ClassVar[dict[tuple, list[Scale]]] = {}
+    #: Of this kernel, by question: the sealed numbers, and the panels that a seal opens.
+    seals: ClassVar[dict[Question, float]] = {}
+    closed_yet: ClassVar[dict[Question, list[Scale]]] = {}
 
     def __init__(
         self,
         name: str,
-        question: str,
-        low: float,
-        high: float,
-        unit: str,
-        results: dict[str, tuple],
+        question: Question,
+        results: dict[str, Result],
         paper: float | None = None,
     ):
-        self.name, self.title, self.question = name, question, question
+        self.name, self.title = name, question.words
         self.size = (7.5, 2.2 if results else 1.3)
-        self.low, self.high, self.unit, self.results, self.paper = low, high, unit, results, paper
+        self.question, self.results, self.paper = question, results, paper
         super().__init__()
 
-    @property
-    def key(self) -> tuple:
-        return self.question, self.low, self.high, self.unit
+    # ---- its controls, and what is sealed
 
     @property
     def sealed(self) -> float | None:
         """The sealed number; None before."""
-        return self.seals.get(self.key)
+        return self.seals.get(self.question)
+
+    @property
+    def closed(self) -> bool:
+        """Are there results that may not be seen yet?"""
+        return bool(self.results) and self.sealed is None and attended()
 
     def controls(self, values):
+        """The prediction and its seal, as long as it is open."""
         if self.sealed is not None or self.results:
             return []
-        step = 10 ** math.floor(math.log10((self.high - self.low) / 50))
+        low, high, middle = self.question.low, self.question.high, self.question.middle
+        step = 10 ** math.floor(math.log10((high - low) / 50))
         return [
-            Number("prediction", (self.low + self.high) / 2, self.low, self.high, step, self.unit),
+            Number("prediction", middle, low, high, step, self.question.unit),
             Action("seal", self.seal, "it cannot be moved afterwards"),
         ]
 
     def seal(self) -> None:
         """Commit the number that the slider shows, for as long as this kernel lives."""
         if self.sealed is None:
-            self.seals[self.key] = self.values["prediction"]
-        for panel in self.closed_yet.pop(self.key, []):
+            self.seals[self.question] = self.values["prediction"]
+        for panel in self.closed_yet.pop(self.question, []):
             panel.rebuild()
 
     def reveal(
         self, own: float, low: float | None = None, high: float | None = None, n: int | None = None
     ) -> Panel:
-        """The prediction beside the `own` result, its 95 % interval from `low` to `high` (of `n`
-        images), and the paper's.
+        """Show the prediction beside the `own` result, its interval and the paper's number.
 
-        It stays closed until the prediction is sealed, and opens by itself then. Where nobody could
-        predict it shows the results alone. Errors: `KitError` for a result that is no number, or an
-        interval that does not hold it.
+        The 95 % interval goes from `low` to `high`, over `n` images. The panel stays closed until
+        the prediction is sealed, and opens by itself then. Where nobody could predict it shows the
+        results alone.
+
+        Raises:
+            KitError: the result is no number, or the interval does not hold it.
         """
         check_value("own", own, Real)
         low, high = (
@@ -86,64 +171,65 @@ class Scale(Panel):
                 f"own = {own:g} lies outside its interval, {low:g} to {high:g}; give low and high "
                 f"around it"
             )
-        results = {"this run": (own, low, high, n)}
+        results = {OWN_RESULT: Result(own, low, high, n)}
         if self.paper is not None:
-            results["the paper"] = (self.paper, self.paper, self.paper, None)
-        panel = Scale("revealed", self.question, self.low, self.high, self.unit, results)
+            results[PAPER_RESULT] = Result(self.paper, self.paper, self.paper)
+        panel = Scale("revealed", self.question, results)
         if panel.closed:
-            self.closed_yet.setdefault(self.key, []).append(panel)
+            self.closed_yet.setdefault(self.question, []).append(panel)
         return panel
 
-    # ---- the picture
-
-    @property
-    def closed(self) -> bool:
-        """Are there results that may not be seen yet?"""
-        return bool(self.results) and self.sealed is None and attended()
+    # ---- what stands still
 
     def build(self, figure, values):
+        """Draw the scale, and the results that may be seen."""
         shown = {} if self.closed else self.results
-        names = ["this run", "the paper"] if self.results else []
         axes = figure.subplots()
-        ends = [self.low, self.high, *[end for result in shown.values() for end in result[1:3]]]
-        rim = 0.02 * (self.high - self.low)
+        self._build_axes(axes, shown)
+        for line, (name, (tint, mark)) in enumerate(RESULT_STYLES.items()):
+            if name in shown:
+                self._draw_result(axes, 1 - line, shown[name], tint, mark)
+        (self.mark,) = axes.plot([], [], "s", markersize=9, color=s.BLUE)
+        (self.line,) = axes.plot([], [], ":", color=s.BLUE, linewidth=1.5)
+        self.number = self._words_at(axes, PREDICTION_HEIGHT, s.BLUE)
+        return [self.line, self.mark, self.number]
+
+    def _build_axes(self, axes: Axes, shown: dict[str, Result]) -> None:
+        low, high = self.question.low, self.question.high
+        names = list(RESULT_STYLES) if self.results else []
+        ends = [low, high, *(end for result in shown.values() for end in (result.low, result.high))]
+        rim = 0.02 * (high - low)
         axes.set(
             xlim=(min(ends) - rim, max(ends) + rim),
             ylim=(1.5 - len(names) * 1.05, 2.5),
-            xlabel=self.unit,
+            xlabel=self.question.unit,
         )
         axes.set_yticks(
-            [2, 1, 0][: 1 + len(names)],
+            [PREDICTION_HEIGHT, 1, 0][: 1 + len(names)],
             ["prediction", *[name if name in shown else "" for name in names]],
         )
         axes.tick_params(axis="y", length=0)
-        axes.set_title(self.question, wrap=True)
+        axes.set_title(self.question.words, wrap=True)
         axes.grid(axis="x")
-        for line, (name, tint, mark) in enumerate(
-            (("this run", s.VERMILLION, "o"), ("the paper", s.BLACK, "D"))
-        ):
-            if name in shown:
-                value, low, high, _ = shown[name]
-                axes.errorbar(
-                    value,
-                    1 - line,
-                    xerr=[[value - low], [high - value]],
-                    fmt=mark,
-                    color=tint,
-                    markersize=7,
-                    capsize=3,
-                    elinewidth=1.5,
-                )
-                self._tell(self._words_at(axes, 1 - line, tint), low, high, f"{value:.4g}")
-        (self.mark,) = axes.plot([], [], "s", markersize=9, color=s.BLUE)
-        (self.line,) = axes.plot([], [], ":", color=s.BLUE, linewidth=1.5)
-        self.number = self._words_at(axes, 2, s.BLUE)
-        return [self.line, self.mark, self.number]
 
-    def _words_at(self, axes, y: float, tint: str) -> Annotation:
+    def _draw_result(self, axes: Axes, y: float, result: Result, tint: str, mark: str) -> None:
+        axes.errorbar(
+            result.value,
+            y,
+            xerr=[[result.value - result.low], [result.high - result.value]],
+            fmt=mark,
+            color=tint,
+            markersize=7,
+            capsize=3,
+            elinewidth=1.5,
+        )
+        words = self._words_at(axes, y, tint)
+        self._place_words(words, result.low, result.high, f"{result.value:.4g}")
+
+    def _words_at(self, axes: Axes, y: float, tint: str) -> Annotation:
         return axes.annotate(
             "",
-            (self.low, y),
+            (self.question.low, y),
             xytext=(10, 0),
             textcoords="offset points",
             va="center",
@@ -153,70 +239,54 @@ class Scale(Panel):
             bbox={"color": "white", "pad": 0.5},
         )
 
-    def _tell(self, words: Annotation, low: float, high: float, text: str) -> None:
-        """Set words right of what reaches from low to high, or left of it in the right third of the
-        axis.
-        """
-        right = high < self.low + 0.68 * (self.high - self.low)
+    def _place_words(self, words: Annotation, low: float, high: float, text: str) -> None:
+        """Set words right of what reaches from low to high; left of it in the axis' right third."""
+        scale = self.question
+        right = high < scale.low + ROOM_ON_THE_RIGHT * (scale.high - scale.low)
         words.xy = (high if right else low, words.xy[1])
         words.set(text=text, ha="left" if right else "right", position=(10 if right else -10, 0))
 
+    # ---- what moves
+
     def update(self, values):
-        fixed = self.sealed
-        value = fixed if fixed is not None else values.get("prediction")
-        there = value is not None and (fixed is not None or value != (self.low + self.high) / 2)
-        self.mark.set_data([value] if there else [], [2] if there else [])
-        self.mark.set_markerfacecolor(s.BLUE if fixed is not None else "white")
+        """Move the prediction."""
+        sealed = self.sealed
+        value = sealed if sealed is not None else values.get("prediction")
+        chosen = value is not None and (sealed is not None or value != self.question.middle)
+        self._move_prediction(value if chosen else None)
+        if self.results and not self.closed:
+            return describe_results(self.question, self.results, sealed)
+        return self._describe_prediction(value, chosen)
+
+    def _move_prediction(self, value: float | None) -> None:
+        """Show the prediction; None where there is none yet."""
+        sealed, with_line = self.sealed is not None, value is not None and bool(self.results)
+        self.mark.set_data(*(([value], [PREDICTION_HEIGHT]) if value is not None else ([], [])))
+        self.mark.set_markerfacecolor(s.BLUE if sealed else "white")
         self.line.set_data(
-            [value, value] if there and self.results else [],
-            [-0.6, 2] if there and self.results else [],
+            *(([value, value], [-0.6, PREDICTION_HEIGHT]) if with_line else ([], []))
         )
-        where = value if there else self.low
-        self._tell(
-            self.number,
-            where,
-            where,
-            f"{value:.4g}, {'sealed' if fixed is not None else 'not sealed yet'}"
-            if there
-            else "not sealed yet"
-            if attended()
-            else "none: nobody was here to predict",
-        )
-        return self._results() if self.results and not self.closed else self._words(value, there)
+        if value is not None:
+            words = f"{value:.4g}, {'sealed' if sealed else 'not sealed yet'}"
+        else:
+            words = "not sealed yet" if attended() else "none: nobody was here to predict"
+        where = self.question.low if value is None else value
+        self._place_words(self.number, where, where, words)
 
-    def _words(self, value: float | None, there: bool) -> str:
-        scale = f"from {self.low:g} to {self.high:g} {self.unit}".rstrip()
+    def _describe_prediction(self, value: Any, chosen: bool) -> str:
+        words, scale, how = self.question.words, self.question.scale, self.question.format
         if self.sealed is not None:
-            return f"{self.question} The prediction {self._of(value)} is sealed ({scale})."
+            return f"{words} The prediction {how(value)} is sealed ({scale})."
         if self.results:
-            return f"{self.question} The result is closed: set the slider above ({scale}) and press seal; it opens here."
-        if there:
-            return f"{self.question} The slider says {self._of(value)}, not sealed yet ({scale})."
+            return (
+                f"{words} The result is closed: set the slider above ({scale}) and press seal; it "
+                f"opens here."
+            )
+        if chosen:
+            return f"{words} The slider says {how(value)}, not sealed yet ({scale})."
         if not attended():
-            return f"{self.question} No prediction, {scale}: skipped, nobody was here to predict."
-        return f"{self.question} No prediction yet: set the slider, {scale}, and press seal."
-
-    def _of(self, value: float) -> str:
-        return f"{value:.4g} {self.unit}".rstrip()
-
-    def _results(self) -> str:
-        own, low, high, n = self.results["this run"]
-        count = f", n = {n}" if n is not None else ""
-        interval = f" (95 % interval {low:.4g} to {high:.4g}{count})" if high > low else count
-        words = [f"This run: {self._of(own)}{interval}."]
-        if "the paper" in self.results:
-            words.append(f"The paper prints {self._of(self.results['the paper'][0])}.")
-        if self.sealed is None:
-            return " ".join(["No prediction was made: nobody was here to predict.", *words])
-        off, inside = self.sealed - own, low <= self.sealed <= high and high > low
-        how = (
-            "inside the interval"
-            if inside
-            else "exactly that"
-            if not off
-            else (f"{abs(off):.3g} too {'high' if off > 0 else 'low'}")
-        )
-        return " ".join([f"The prediction was {self._of(self.sealed)}, {how}.", *words])
+            return f"{words} No prediction, {scale}: skipped, nobody was here to predict."
+        return f"{words} No prediction yet: set the slider, {scale}, and press seal."
 
 
 def sealed(
@@ -226,15 +296,16 @@ def sealed(
     unit: str = "%",
     paper: float | None = None,
 ) -> Panel:
-    """A number that is committed before a result is seen: a slider from `low` to `high` in `unit`,
-    and a seal.
+    """A number that is committed before a result is seen: a slider, and a seal.
 
-    `reveal(own, low, high, n)` of what it returns shows the prediction, one's own result with its
-    interval, and the number that the paper prints (`paper`, in the same unit; not shown before) on
-    one axis. A sealed number stays for as long as the kernel lives, also when the cell is run
-    again. Where nobody is there to predict, nothing is predicted and it says so.
+    The slider goes from `low` to `high` in `unit`. `reveal(own, low, high, n)` of what it returns
+    shows the prediction, one's own result with its interval, and the number that the paper prints
+    (`paper`, in the same unit; not shown before) on one axis. A sealed number stays for as long as
+    the kernel lives, also when the cell is run again. Where nobody is there to predict, nothing is
+    predicted and it says so.
 
-    Errors: `KitError` for an empty question, limits that are no numbers or the wrong way round.
+    Raises:
+        KitError: the question is empty, or limits are no numbers or the wrong way round.
     """
     for name, value in (
         ("low", low),
@@ -246,4 +317,4 @@ def sealed(
         raise KitError("the question is empty; say what is to be predicted")
     if not low < high:
         raise KitError(f"low = {low:g} must be below high = {high:g}")
-    return Scale("sealed", question, float(low), float(high), unit, {}, paper)
+    return Scale("sealed", Question(question, float(low), float(high), unit), {}, paper)

@@ -1,11 +1,9 @@
-"""Weighting curves:
-
-what each method multiplies a loss with, over its own score, with a slider for each of its numbers.
-"""
+"""Weighting curves: what each method multiplies a loss with, over its own score."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -13,107 +11,70 @@ import numpy as np
 import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.patches import StepPatch
 from torch import Tensor
 
 from kit.core.errors import KitError
 from kit.core.parts import Part
-from kit.core.random_streams import Streams
-from kit.evaluation.counterfactual import (
-    WeightOrder,
-    checked_weights,
-    example_groups,
-    stored_outputs,
-    summarise_weights,
-)
+from kit.evaluation.counterfactual import WeightOrder, summarise_weights
 from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.explanation import EPOCHS
 from kit.methods.criteria import Criterion
 from kit.methods.formulas import part_formula, plain_text
 from kit.methods.notes import RANGES
-from kit.methods.step_outputs import StepOutputs
 from kit.methods.table import METHODS, Method
-from kit.widgets.controls import (
+from kit.widgets.controls import Action, Choice, Number
+from kit.widgets.method_controls import (
     CURVED,
-    choose_first,
-    nice,
-    parameters,
+    parameter_controls,
     presets,
-    sliders,
+    round_up,
+    weight_parameters,
     with_parameters,
 )
-from kit.widgets.panel import Action, Choice, Number, Panel
+from kit.widgets.panel import Panel
+from kit.widgets.stored_probe import (
+    IMAGES_GREY,
+    LINE_GREY,
+    TEXT_GREY,
+    Probe,
+    class_shares,
+    draw_class_steps,
+    prepare_class_axes,
+)
 
-OWN = "own numbers"
+OWN_NUMBERS = "own numbers"  # the preset of numbers that nobody states
 
-RIGHT, WRONG = (
-    "#A9CDE4",
-    "#F3C9A5",
-)  # images right and wrong under attack: light, the curves run over them
+RIGHT_TINT, WRONG_TINT = "#A9CDE4", "#F3C9A5"  # of images: light, the curves run over them
 
-GREYS = {"line": "#B5B5B5", "text": "#6E6E6E", "images": "#333333"}
+PIN_DASHES = ("--", "-.", ":", (0, (5, 1, 1, 1)))  # of the curves that were kept
 
-KEPT = {
-    f"seen_{name}" for name in ("logits_adv", "logits_nat", "kappa", "lps", "p_flip", "y", "ids")
-}
+GRID_POINTS, HISTOGRAM_BINS = 241, 40  # along the score
 
-PINS = ("--", "-.", ":", (0, (5, 1, 1, 1)))
+LABEL_GAP_OF_CURVES = 0.052  # of the axes' height, between the names at the curves' ends
 
-
-class Probe:
-    """What a run stored of its probe after each epoch, read once each."""
-
-    def __init__(self, run: Run):
-        self.run, self.epochs = run, len(run.history)
-        self.read: dict[int, tuple[StepOutputs, dict[str, np.ndarray]]] = {}
-
-    def at(self, epoch: int) -> tuple[StepOutputs, dict[str, np.ndarray]]:
-        """(what was seen, {group: (n,) in it}). `KitError` where the run kept no logits."""
-        if epoch not in self.read:
-            missing = sorted(KEPT - self.run.epoch(epoch).keys())
-            if missing:
-                raise KitError(
-                    f"{self.run.folder.name} stored no {', '.join(missing)} after epoch {epoch}; "
-                    f"without what "
-                    "its probe answered no weight can be told. Delete the run and train it again"
-                )
-            outputs, ids = stored_outputs(self.run, epoch, "frozen")
-            outputs = replace(outputs, streams=Streams(ids, self.run.plan.seed, "whatif", epoch))
-            self.read[epoch] = outputs, example_groups(outputs)
-        outputs, groups = self.read[epoch]
-        return replace(
-            outputs, streams=Streams(outputs.streams.ids, *outputs.streams.parts)
-        ), groups  # draws begin anew
-
-    def weigh(self, row: Method, epoch: int, words: str) -> np.ndarray:
-        """(n,) the weights that the row gives in that epoch, past burn-in."""
-        return checked_weights(
-            row.at(epoch, self.epochs), self.at(epoch)[0], f"{words}, epoch {epoch},"
-        )
+LONGEST_LABEL = 20  # characters
 
 
-def shares_of(w: np.ndarray, outputs: StepOutputs) -> np.ndarray:
-    """(K,) each class's share of the total weight; NaN where all weights are 0."""
-    totals = np.bincount(outputs.y.numpy(), w, outputs.logits_adv.shape[1])
-    return totals / w.sum() if w.sum() else totals * np.nan
+# -------------------------------------------------------------------------------- what it computes
 
 
-def normalised(normaliser: Part, batch: Tensor, raw: Tensor) -> Tensor:
-    """What becomes of weights `raw` (M,) where the normaliser sees the weights `batch` (N,): every
-    normaliser of the kit is a straight line, and two weights of the batch fix it.
+def normalise_curve(normaliser: Part, batch: Tensor, raw: Tensor) -> Tensor:
+    """What becomes of weights `raw` (M,) where the normaliser sees the weights `batch` (N,).
+
+    Every normaliser of the kit is a straight line, and two weights of the batch fix it.
     """
     if len(batch) > 1 and bool((batch == batch[0]).all()):
         batch = batch.clone()
         batch[0] *= 1 + 1e-6
     done, low, high = normaliser(batch), batch.argmin(), batch.argmax()
-    spread = batch[high] - batch[low]
-    slope = (done[high] - done[low]) / spread if spread > 0 else 0.0
+    width = batch[high] - batch[low]
+    slope = (done[high] - done[low]) / width if width > 0 else 0.0
     return done[low] + slope * (raw - batch[low])
 
 
-def apart(heights: list[float], gap: float) -> np.ndarray:
-    """Heights from 0 to 1 moved so that neighbours are at least `gap` apart, their order kept."""
+def spread_apart(heights: Sequence[float], gap: float) -> np.ndarray:
+    """Heights from 0 to 1, moved so that neighbours are at least `gap` apart, their order kept."""
     order, moved = np.argsort(heights, kind="stable"), np.clip(np.array(heights, float), 0, 1)
     for below, above in pairwise(order):
         moved[above] = max(moved[above], moved[below] + gap)
@@ -124,207 +85,235 @@ def apart(heights: list[float], gap: float) -> np.ndarray:
     return moved
 
 
-def class_axes(axes: Axes, classes: list[str], top: float) -> None:
-    """Shares by class: the classes' names along x where there is room for them."""
-    count = len(classes)
-    step, short = (1, all(len(name) <= 2 for name in classes)) if count <= 20 else (10, True)
-    axes.set_xticks(
-        range(0, count, step),
-        [classes[k] if count <= 20 else str(k) for k in range(0, count, step)],
-        rotation=0 if short else 90,
+def score_range(criterion: Criterion, probe: Probe | None) -> tuple[float, float]:
+    """The score's own range.
+
+    A score without an upper end ends at about twice the run's largest of the last epoch.
+    """
+    quantity = criterion.quantity
+    low, high = RANGES.get(quantity.name, lambda _: (-1.0, 1.0))(quantity.params)
+    if criterion.safe_end > 0:
+        return -high, -low
+    if probe:
+        largest = float(criterion.score(probe.at(probe.epochs)[0]).max())
+        high = min(high, round_up(2 * largest))
+    return low, high
+
+
+def rows_with_the_score_of(method: str) -> list[tuple[str, Method]]:
+    """(label, row) of each curve over the same score that some row has.
+
+    The chosen row's own numbers come first.
+    """
+    found: dict[tuple, list[str]] = {}
+    for name in (method, *CURVED):
+        row = METHODS[name]
+        if row.criterion == METHODS[method].criterion:
+            names = found.setdefault((str(row.weight), str(row.normaliser), str(row.schedule)), [])
+            names += [name] if name not in names else []
+    return [
+        (s.label(names[0]) + (f" +{len(names) - 1}" if names[1:] else ""), METHODS[names[0]])
+        for names in found.values()
+    ]
+
+
+@dataclass(frozen=True)
+class KeptCurve:
+    """A curve that "compare" keeps."""
+
+    method: str
+    row: Method
+    words: str  # what is special about its numbers
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What a row makes of the n images of a run's probe."""
+
+    w: np.ndarray  # (n,)
+    score: np.ndarray  # (n,)
+    right: np.ndarray  # (n,) bool, right under attack
+    shares: np.ndarray  # (K,) of the weight, by class
+    images: np.ndarray  # (K,) of the images, by class
+    summary: dict[str, float]  # as `kit.whatif` computes it
+    class_top: float  # where the axis of the shares ends
+
+
+def weigh_images(probe: Probe, row: Method, name: str, epoch: int, burning: bool) -> ImageFacts:
+    """Weigh a run's probe after an epoch; while `burning` every weight is 1."""
+    outputs, groups = probe.at(epoch)
+    w = np.ones(len(outputs.y)) if burning else probe.weigh(row, epoch, name)
+    shares, images = class_shares(w, outputs), class_shares(np.ones(len(w)), outputs)
+    return ImageFacts(
+        w=w,
+        score=row.criterion.score(outputs).numpy(),
+        right=groups["robust_share"],
+        shares=shares,
+        images=images,
+        summary=summarise_weights(w, WeightOrder(w), groups),
+        class_top=round_up(1.04 * float(np.nanmax([*shares, *images]))),
     )
-    axes.tick_params(axis="x", length=0, labelsize=7)
-    axes.set(xlim=(-0.6, count - 0.4), ylim=(0, top))
-    s.share_axis(axes)
 
 
-def class_steps(axes: Axes, count: int, **look: Any) -> StepPatch:
-    """An outline, or with fill=True bars, over the classes; still flat."""
-    return axes.stairs(np.zeros(count), np.arange(count + 1) - 0.5, **look)
+@dataclass(frozen=True)
+class CurveFacts:
+    """All numbers of the picture at some values."""
+
+    values: dict[str, Any]
+    grid: Tensor  # (M,) the scores
+    burning: bool  # every weight is still 1
+    curve: np.ndarray  # (M,) the chosen row's weights
+    thin: list[np.ndarray]  # those of the other rows, then those that were kept
+    top: float  # where the axis of the weights ends
+    images: ImageFacts | None  # None without a run
+    frame: list[float]  # the picture is drawn anew where this changes
 
 
-# ---------------------------------------------------------------------------------------- the panel
+def describe_images(
+    facts: ImageFacts, limits: tuple[float, float], label: str, classes: list[str]
+) -> str:
+    """Who has the weight, in words; `limits` are the ends of the axis of scores."""
+    n, summary = len(facts.w), facts.summary
+    effective, robust = summary["effective_sample_share"], summary["robust_share"]
+    low, high = limits
+    beyond = int(((facts.score < low - 1e-9) | (facts.score > high + 1e-9)).sum())
+    outside = f" {beyond} images lie beyond the axis and are drawn at its end." if beyond else ""
+    most = int(np.nanargmax(facts.shares)) if facts.w.sum() else 0
+    return (
+        f". On {n} training images of {label} the mean weight is {summary['mean_weight']:.3g} and "
+        f"the effective sample size {effective * n:.1f}; {robust:.0%} of the weight is on the "
+        f"{facts.right.mean():.0%} that are still right under attack, and class {classes[most]} "
+        f"has most, {facts.shares[most]:.0%}.{outside}"
+    )
+
+
+# ---------------------------------------------------------------------------------- how it is drawn
 
 
 class WeightingCurves(Panel):
+    """The panel of `weighting_curves`."""
+
     name, title, size = "weighting-curves", "What a method makes of a score", (9.0, 3.8)
     source = "each method's own, see kit.explain(method)"
     rebuilds = frozenset(
-        {"method"} | {path for name in CURVED for path in parameters(name, ("criterion",))}
+        {"method"} | {path for name in CURVED for path in weight_parameters(name, ("criterion",))}
     )
 
     def __init__(self, run: Run | None):
         self.probe = Probe(run) if run else None
         self.epochs = self.probe.epochs if self.probe else EPOCHS
         self.first = run.method if run and run.method in CURVED else "mail-at"
-        self.pinned: list[tuple[str, Method, str]] = []
-        self.told: dict[str, Any] = {}
+        self.pinned: list[KeptCurve] = []
+        self.known_facts: CurveFacts | None = None  # the last ones
         super().__init__((run,) if run else ())
 
-    # ---- controls
+    # ---- its controls
 
     def controls(self, values):
-        method = values.get("method", self.first)
-        settings = presets(method, self.epochs)
+        """The method, its preset, the epoch, burn-in, and the method's numbers."""
+        method, last = values.get("method", self.first), self.epochs
+        settings = presets(method, last)
         own = next(iter(settings.values()))
-        given = [
-            Choice("method", self.first, CURVED, "a row of kit.METHODS that weighs by a score")
-        ]
-        if len(own) > 1:
-            given.append(Choice("preset", next(iter(settings)), (*settings, OWN), "whose numbers"))
+        names = (*settings, OWN_NUMBERS)
+        preset = Choice("preset", next(iter(settings)), names, "whose numbers")
         return [
-            *given,
-            Number(
-                "epoch",
-                self.epochs,
-                1,
-                self.epochs,
-                1,
-                "the training epoch",
-                integer=True,
-                plays=True,
-            ),
+            Choice("method", self.first, CURVED, "a row of kit.METHODS that weighs by a score"),
+            *([preset] if len(own) > 1 else []),
+            Number("epoch", last, 1, last, 1, "the training epoch", integer=True, plays=True),
             Number(
                 "burn_in",
                 own["burn_in"],
                 0,
-                self.epochs - 1,
+                last - 1,
                 1,
                 "epochs in which every weight is 1",
                 integer=True,
             ),
-            *sliders(method),
+            *parameter_controls(method),
             Action("compare", self.pin, "keep today's curve as a thin one"),
             Action("clear", self.unpin, "remove the curves that were kept"),
         ]
 
     def set(self, **values):
+        """Set controls; a change of method begins with the method's own numbers."""
         with self._lock:
-            choose_first(self, ("method",), ("epoch",), values, self._set)
+            self._set_choices_first(("method",), ("epoch",), values, self._set_numbers)
 
-    def _set(self, **values):
-        """A preset brings its numbers, unless they are given as well; numbers of one's own are no
-        preset.
+    def _set_numbers(self, **values):
+        """A preset brings its numbers, unless they are given as well.
+
+        Numbers that the preset does not have are own numbers.
         """
         settings = presets(values.get("method", self.values["method"]), self.epochs)
-        chosen = values.get("preset", OWN)
-        values = dict(settings.get(chosen, {})) | values
+        values = dict(settings.get(values.get("preset", OWN_NUMBERS), {})) | values
         if "preset" in self.values and "method" not in values:
             then = self.values | values
             numbers = settings.get(then["preset"], {})
-            values["preset"] = (
-                then["preset"] if all(then[path] == v for path, v in numbers.items()) else OWN
-            )
+            holds = all(then[path] == value for path, value in numbers.items())
+            values["preset"] = then["preset"] if holds else OWN_NUMBERS
         super().set(**values)
 
-    def pin(self):
-        row, values = (
-            with_parameters(self.values["method"], self.values),
-            parameters(self.values["method"]),
-        )
+    def pin(self) -> None:
+        """Keep the present curve. `KitError` where it is kept already, or too many are."""
+        name = self.values["method"]
         changed = ", ".join(
             f"{path.partition('.')[2]} {self.values[path]:.4g}"
-            for path, value in values.items()
+            for path, value in weight_parameters(name).items()
             if self.values[path] != value
         )
-        kept = (self.values["method"], row, changed or f"row {self.values['method']}")
+        kept = KeptCurve(name, with_parameters(name, self.values), changed or f"row {name}")
         if kept in self.pinned:
             raise KitError("this curve is kept already; move a slider first")
-        if len(self.pinned) == len(PINS):
-            raise KitError(f"{len(PINS)} curves are kept; clear them first")
+        if len(self.pinned) == len(PIN_DASHES):
+            raise KitError(
+                f"{len(PIN_DASHES)} curves are kept and there is no room for more; clear them first"
+            )
         self.pinned.append(kept)
 
-    def unpin(self):
+    def unpin(self) -> None:
+        """Remove the curves that were kept. `KitError` where there are none."""
         if not self.pinned:
             raise KitError("no curve is kept; compare keeps one")
         self.pinned.clear()
 
     # ---- numbers
 
-    def _range(self, criterion: Criterion) -> tuple[float, float]:
-        """The score's own range; a score without an upper end ends at about twice the run's largest
-        of the last epoch.
-        """
-        low, high = RANGES.get(criterion.quantity.name, lambda _: (-1.0, 1.0))(
-            criterion.quantity.params
-        )
-        if criterion.safe_end > 0:
-            return -high, -low
-        if self.probe:
-            high = min(high, nice(2 * float(criterion.score(self.probe.at(self.epochs)[0]).max())))
-        return low, high
+    def _weights_on_grid(self, row: Method, epoch: int) -> np.ndarray:
+        """(M,) the row's weight over the grid of scores, after its normaliser.
 
-    def _others(self, method: str) -> list[tuple[str, Method]]:
-        """(label, row) of each curve over the same score that some row has, the chosen row's own
-        numbers first.
-        """
-        found: dict[tuple, list[str]] = {}
-        for name in (method, *CURVED):
-            row = METHODS[name]
-            if row.criterion == METHODS[method].criterion:
-                names = found.setdefault(
-                    (str(row.weight), str(row.normaliser), str(row.schedule)), []
-                )
-                names += [name] if name not in names else []
-        return [
-            (s.label(names[0]) + (f" +{len(names) - 1}" if names[1:] else ""), METHODS[names[0]])
-            for names in found.values()
-        ]
-
-    def _curve(self, row: Method, epoch: int) -> np.ndarray:
-        """(M,) the row's weight over the grid of scores: after its normaliser, which sees the run's
-        images, or, without a run, scores that lie as evenly as the grid.
+        The normaliser sees the run's images, or, without a run, scores that lie as evenly as the
+        grid.
         """
         row = row.at(epoch, self.epochs)
         raw = row.weight(self.grid)
         batch = row.weight(row.criterion.score(self.probe.at(epoch)[0])) if self.probe else raw
-        return normalised(row.normaliser, batch, raw).numpy()
+        return normalise_curve(row.normaliser, batch, raw).numpy()
 
-    def _told(self, values: dict[str, Any]) -> dict[str, Any]:
+    def facts(self, values: Mapping[str, Any]) -> CurveFacts:
         """All numbers of the picture at these values; the last ones are remembered."""
-        if self.told and self.told["values"] == values and self.told["grid"] is self.grid:
-            return self.told
-        epoch, row = values["epoch"], with_parameters(values["method"], values)
-        burning = epoch <= values["burn_in"]
-        told = {
-            "values": dict(values),
-            "grid": self.grid,
-            "row": row,
-            "burning": burning,
-            "now": np.ones(len(self.grid)) if burning else self._curve(row, epoch),
-            "thin": [
-                self._curve(other, epoch)
-                for other in (*(row for _, row in self.others), *(row for _, row, _ in self.kept))
-            ],
-        }
-        told["top"] = nice(
-            1.04 * max(curve.max() for curve in (told["now"], *told["thin"][len(self.others) :]))
-        )
-        ends = [curve[-1] / told["top"] for curve in told["thin"]]
-        told["frame"] = [told["top"], *np.clip(np.round(ends, 1), 0, 1.1)]
+        known = self.known_facts
+        if known is None or known.values != values or known.grid is not self.grid:
+            self.known_facts = self._compute_facts(values)
+        return self.known_facts
+
+    def _compute_facts(self, values: Mapping[str, Any]) -> CurveFacts:
+        name, epoch = values["method"], values["epoch"]
+        row, burning = with_parameters(name, values), epoch <= values["burn_in"]
+        curve = np.ones(len(self.grid)) if burning else self._weights_on_grid(row, epoch)
+        rows = [*(other for _, other in self.others), *(kept.row for kept in self.kept)]
+        thin = [self._weights_on_grid(other, epoch) for other in rows]
+        top = round_up(1.04 * max(w.max() for w in (curve, *thin[len(self.others) :])))
+        ends = [w[-1] / top for w in thin]
+        frame = [top, *np.clip(np.round(ends, 1), 0, 1.1)]
+        images = None
         if self.probe:
-            outputs, groups = self.probe.at(epoch)
-            w = (
-                np.ones(len(outputs.y))
-                if burning
-                else self.probe.weigh(row, epoch, values["method"])
-            )
-            told |= {
-                "w": w,
-                "score": row.criterion.score(outputs).numpy(),
-                "right": groups["robust_share"],
-                "shares": shares_of(w, outputs),
-                "images": shares_of(np.ones(len(w)), outputs),
-                "facts": summarise_weights(w, WeightOrder(w), groups),
-            }
-            told["class_top"] = nice(1.04 * float(np.nanmax([*told["shares"], *told["images"]])))
-            told["frame"].append(told["class_top"])
-        self.told = told
-        return told
+            images = weigh_images(self.probe, row, name, epoch, burning)
+            frame.append(images.class_top)
+        return CurveFacts(dict(values), self.grid, burning, curve, thin, top, images, frame)
 
     def redraw(self):
         """Where axes or labels no longer fit, what stands still is drawn anew as well."""
-        if self._told(self.values)["frame"] != self.frame:
+        if self.facts(self.values).frame != self.frame:
             self.rebuild()
         else:
             super().redraw()
@@ -332,57 +321,65 @@ class WeightingCurves(Panel):
     # ---- what stands still
 
     def build(self, figure, values):
+        """Draw the axes for the present method and score."""
         row = with_parameters(values["method"], values)
-        low, high = self._range(row.criterion)
-        self.grid = torch.linspace(low, high, 241, dtype=torch.float64)
-        self.others = self._others(values["method"])
-        self.kept = [kept for kept in self.pinned if kept[1].criterion.title == row.criterion.title]
-        told, tint = self._told(values), s.colour(values["method"])
-        self.frame = told["frame"]
+        low, high = score_range(row.criterion, self.probe)
+        self.grid = torch.linspace(low, high, GRID_POINTS, dtype=torch.float64)
+        self.others = rows_with_the_score_of(values["method"])
+        self.kept = [
+            kept for kept in self.pinned if kept.row.criterion.title == row.criterion.title
+        ]
+        facts, tint = self.facts(values), s.colour(values["method"])
+        self.frame = facts.frame
         places = figure.add_gridspec(2, 3, width_ratios=(10, 2.1, 6.4 if self.probe else 0.1))
         self.axes = figure.add_subplot(places[:, 0])
+        self._build_axes(row, values["method"], (low, high), facts.top)
+        images = self._build_histogram() if self.probe else []
+        self._build_thin(facts, tint)
+        (self.line,) = self.axes.plot(self.grid, facts.curve, color=tint, linewidth=2.8)
+        moving = [*images, *self.lines, self.line]
+        if facts.images:
+            upper, lower = figure.add_subplot(places[0, 2]), figure.add_subplot(places[1, 2])
+            moving += self._build_classes(upper, facts.images.class_top, tint)
+            moving += self._build_meters(lower, tint)
+        return moving
+
+    def _build_axes(self, row: Method, name: str, limits: tuple[float, float], top: float) -> None:
         sign = "−" if row.criterion.safe_end > 0 else ""
         self.axes.set(
-            xlim=(low, high),
-            ylim=(0, told["top"]),
+            xlim=limits,
+            ylim=(0, top),
             ylabel="weight w",
             xlabel=f"score s = {sign}{row.criterion.symbol}   (right: more vulnerable)",
         )
-        self.axes.set_title(s.label(values["method"]), color=tint)
-        self.axes.set_title(
-            f"v = {plain_text(part_formula(row.weight))},   w = "
-            f"{plain_text(part_formula(row.normaliser))}",
-            loc="right",
-            fontweight="normal",
-            fontsize=8.5,
+        self.axes.set_title(s.label(name), color=s.colour(name))
+        weight, normaliser = (
+            plain_text(part_formula(part)) for part in (row.weight, row.normaliser)
         )
-        images = self._images() if self.probe else []
-        self._thin(told, tint)
-        (self.line,) = self.axes.plot(self.grid, told["now"], color=tint, linewidth=2.8)
-        return [
-            *images,
-            *self.lines,
-            self.line,
-            *(self._bars(figure, places, told, tint) if self.probe else []),
-        ]
+        self.axes.set_title(
+            f"v = {weight},   w = {normaliser}", loc="right", fontweight="normal", fontsize=8.5
+        )
 
-    def _thin(self, told: dict, tint: str) -> None:
-        """The other rows' curves in grey, those that were kept in the method's colour, all named at
-        their ends.
+    def _build_thin(self, facts: CurveFacts, tint: str) -> None:
+        """The other rows' curves in grey, and those that were kept in the method's colour.
+
+        All are named at their ends.
         """
-        looks = [{"color": GREYS["line"], "linewidth": 0.9}] * len(self.others)
-        looks += [
+        styles = [{"color": LINE_GREY, "linewidth": 0.9}] * len(self.others)
+        styles += [
             {"color": tint, "linewidth": 1.1, "linestyle": dash}
-            for dash, _ in zip(PINS, self.kept, strict=False)
+            for dash, _ in zip(PIN_DASHES, self.kept, strict=False)
         ]
-        words = [*(words for words, _ in self.others), *(words for *_, words in self.kept)]
-        ends = [curve[-1] / told["top"] for curve in told["thin"]]
         self.lines = [
-            self.axes.plot(self.grid, curve, **look)[0]
-            for curve, look in zip(told["thin"], looks, strict=True)
+            self.axes.plot(self.grid, curve, **style)[0]
+            for curve, style in zip(facts.thin, styles, strict=True)
         ]
-        for text, end, height, look in zip(words, ends, apart(ends, 0.052), looks, strict=True):
-            text = text if len(text) <= 20 else text[:19] + "…"
+        words = [*(label for label, _ in self.others), *(kept.words for kept in self.kept)]
+        ends = [curve[-1] / facts.top for curve in facts.thin]
+        heights = spread_apart(ends, LABEL_GAP_OF_CURVES)
+        for text, end, height, style in zip(words, ends, heights, styles, strict=True):
+            if len(text) > LONGEST_LABEL:
+                text = text[: LONGEST_LABEL - 1] + "…"
             label = self.axes.text(
                 1.015,
                 height,
@@ -390,15 +387,18 @@ class WeightingCurves(Panel):
                 transform=self.axes.transAxes,
                 va="center",
                 fontsize=7.5,
-                color=tint if look["color"] == tint else GREYS["text"],
+                color=tint if style["color"] == tint else TEXT_GREY,
             )
             label.set_in_layout(False)
 
-    def _images(self) -> list[Artist]:
-        edges, across = np.linspace(*self.axes.get_xlim(), 41), self.axes.get_xaxis_transform()
+    def _build_histogram(self) -> list[Artist]:
+        """How the run's images lie along the score, all of them and those that are right."""
+        edges = np.linspace(*self.axes.get_xlim(), HISTOGRAM_BINS + 1)
+        across = self.axes.get_xaxis_transform()
+        flat = np.zeros(HISTOGRAM_BINS)
         self.bins = [
-            self.axes.stairs(np.zeros(40), edges, fill=True, color=tint, transform=across, zorder=0)
-            for tint in (WRONG, RIGHT)
+            self.axes.stairs(flat, edges, fill=True, color=tint, transform=across, zorder=0)
+            for tint in (WRONG_TINT, RIGHT_TINT)
         ]
         for place, (words, tint) in enumerate(
             (("images right under attack", "#3F7499"), ("images wrong", "#A9652A"))
@@ -414,69 +414,85 @@ class WeightingCurves(Panel):
             )
         return list(self.bins)
 
-    def _bars(self, figure, places, told: dict, tint: str) -> list[Artist]:
-        upper, lower = figure.add_subplot(places[0, 2]), figure.add_subplot(places[1, 2])
+    def _build_classes(self, axes: Axes, top: float, tint: str) -> list[Artist]:
         classes = self.probe.run.record["classes"]
-        class_axes(upper, classes, told["class_top"])
-        upper.set_title("Weight by class (line: images)")
+        prepare_class_axes(axes, classes, top)
+        axes.set_title("Weight by class (line: images)")
         self.by_class = [
-            class_steps(upper, len(classes), fill=True, color=tint, alpha=0.55),
-            class_steps(upper, len(classes), color=GREYS["images"], linewidth=1.0, baseline=None),
+            draw_class_steps(axes, len(classes), fill=True, color=tint, alpha=0.55),
+            draw_class_steps(axes, len(classes), color=IMAGES_GREY, linewidth=1.0, baseline=None),
         ]
-        self.meters = lower.barh([1, 0], [0, 0], height=0.4, color=tint, alpha=0.55)
-        lower.set(xlim=(0, 1), ylim=(-0.35, 1.7), yticks=[])
-        s.share_axis(lower, "x")
+        return list(self.by_class)
+
+    def _build_meters(self, axes: Axes, tint: str) -> list[Artist]:
+        self.meters = axes.barh([1, 0], [0, 0], height=0.4, color=tint, alpha=0.55)
+        axes.set(xlim=(0, 1), ylim=(-0.35, 1.7), yticks=[])
+        s.share_axis(axes, "x")
         for place, words in (
             (1, "effective sample size"),
             (0, "weight on images still right (line: images)"),
         ):
-            lower.text(0.01, place + 0.27, words, fontsize=8, va="bottom")
-        (self.marker,) = lower.plot([0, 0], [-0.25, 0.25], color=GREYS["images"], linewidth=1.4)
-        self.counted = [lower.text(0, place, "", fontsize=8, va="center") for place in (1, 0)]
-        return [*self.by_class, *self.meters, self.marker, *self.counted]
+            axes.text(0.01, place + 0.27, words, fontsize=8, va="bottom")
+        (self.marker,) = axes.plot([0, 0], [-0.25, 0.25], color=IMAGES_GREY, linewidth=1.4)
+        self.counted = [axes.text(0, place, "", fontsize=8, va="center") for place in (1, 0)]
+        return [*self.meters, self.marker, *self.counted]
 
     # ---- what moves
 
     def update(self, values):
-        told = self._told(values)
-        for line, curve in zip((*self.lines, self.line), (*told["thin"], told["now"]), strict=True):
+        """Move the curves, the histogram and the bars."""
+        facts = self.facts(values)
+        for line, curve in zip((*self.lines, self.line), (*facts.thin, facts.curve), strict=True):
             line.set_ydata(curve)
-        numbers = {OWN: "with numbers of one's own", None: "as in its row"}.get(
-            values.get("preset"), f"as in '{values.get('preset')}'"
+        images = "; no run is given, so no images are counted."
+        if facts.images:
+            self._show_histogram(facts.images)
+            self._show_shares(facts.images)
+            run = self.probe.run
+            images = describe_images(
+                facts.images, self.axes.get_xlim(), s.label(run.method), run.record["classes"]
+            )
+        return self._describe_curve(values, facts) + images + self._describe_kept()
+
+    def _describe_curve(self, values: Mapping[str, Any], facts: CurveFacts) -> str:
+        preset = values.get("preset")
+        numbers = {OWN_NUMBERS: "with numbers of one's own", None: "as in its row"}.get(
+            preset, f"as in '{preset}'"
         )
+        curve, grid = facts.curve, facts.grid
         now = (
             "every weight is still 1"
-            if told["burning"]
-            else f"the weight goes from {told['now'][0]:.3g} at a score of "
-            f"{self.grid[0]:.3g} to {told['now'][-1]:.3g} at {self.grid[-1]:.3g}"
-        )
-        pinned = (
-            f" Kept: {'; '.join(f'{s.label(name)}, {words}' for name, _, words in self.kept)}."
-            if self.kept
-            else ""
+            if facts.burning
+            else f"the weight goes from {curve[0]:.3g} at a score of {grid[0]:.3g} to "
+            f"{curve[-1]:.3g} at {grid[-1]:.3g}"
         )
         return (
             f"{s.label(values['method'])} {numbers}, epoch {values['epoch']} of {self.epochs}, "
-            f"burn-in "
-            f"{values['burn_in']}: {now}"
-            + (self._count(told) if self.probe else "; no run is given, so no images are counted.")
-            + pinned
+            f"burn-in {values['burn_in']}: {now}"
         )
 
-    def _count(self, told: dict) -> str:
-        """The run's images: how their scores lie, and who has the weight."""
-        right, shares, score, n = told["right"], told["shares"], told["score"], len(told["w"])
+    def _describe_kept(self) -> str:
+        if not self.kept:
+            return ""
+        words = "; ".join(f"{s.label(kept.method)}, {kept.words}" for kept in self.kept)
+        return f" Kept: {words}."
+
+    def _show_histogram(self, facts: ImageFacts) -> None:
         low, high = self.axes.get_xlim()
-        heights = [
-            np.histogram(np.clip(score[of], low, high), 40, (low, high))[0]
-            for of in (right | True, right)
-        ]
-        for steps, height in zip(self.bins, heights, strict=True):
-            steps.set_data(0.3 * height / heights[0].max())
-        for steps, values in zip(self.by_class, (shares, told["images"]), strict=True):
-            steps.set_data(np.nan_to_num(values))
-        effective, robust = told["facts"]["effective_sample_share"], told["facts"]["robust_share"]
-        self.marker.set_xdata([right.mean()] * 2)
+        score = np.clip(facts.score, low, high)
+        everybody, right = (
+            np.histogram(some, HISTOGRAM_BINS, (low, high))[0]
+            for some in (score, score[facts.right])
+        )
+        for steps, height in zip(self.bins, (everybody, right), strict=True):
+            steps.set_data(0.3 * height / everybody.max())
+
+    def _show_shares(self, facts: ImageFacts) -> None:
+        for steps, shares in zip(self.by_class, (facts.shares, facts.images), strict=True):
+            steps.set_data(np.nan_to_num(shares))
+        n, summary = len(facts.w), facts.summary
+        effective, robust = summary["effective_sample_share"], summary["robust_share"]
+        self.marker.set_xdata([facts.right.mean()] * 2)
         for bar, text, share, words in zip(
             self.meters,
             self.counted,
@@ -486,29 +502,19 @@ class WeightingCurves(Panel):
         ):
             bar.set_width(np.nan_to_num(share))
             text.set(x=np.nan_to_num(share) + 0.015 if share < 0.75 else 0.6, text=words)
-        beyond = int(((score < low - 1e-9) | (score > high + 1e-9)).sum())
-        outside = (
-            f" {beyond} images lie beyond the axis and are drawn at its end." if beyond else ""
-        )
-        most = int(np.nanargmax(shares)) if told["w"].sum() else 0
-        return (
-            f". On {n} training images of {s.label(self.probe.run.method)} the mean weight is "
-            f"{told['facts']['mean_weight']:.3g} and the effective sample size "
-            f"{effective * n:.1f}; {robust:.0%} of the "
-            f"weight is on the {right.mean():.0%} that are still right under attack, and class "
-            f"{self.probe.run.record['classes'][most]} has most, {shares[most]:.0%}.{outside}"
-        )
 
 
 def weighting_curves(run: Run | None = None) -> Panel:
-    """Every method's weight over its own score, with a slider for each of its numbers: how steep,
-    how far to the right, how much for the safest.
+    """Every method's weight over its own score, with a slider for each of its numbers.
+
+    The numbers say how steep a curve is, how far to the right it lies, and how much it leaves for
+    the safest.
 
     run: a trained run, whose probe after each epoch lies behind the curve as a histogram of scores,
     right and wrong under attack; beside it each class's share of the total weight, Kish's effective
     sample size (Σw)²/Σw², and the share of the weight on images that are right under attack.
-    Without a run only the curves; a normaliser that divides by the batch's mean then sees scores
-    that are spread evenly over the axis.
+    Without a run there are only the curves; a normaliser that divides by the batch's mean then sees
+    scores that are spread evenly over the axis.
 
     `method` has the rows of `kit.METHODS` whose weight is a function of a score (not those that
     also leave examples out). Thin grey curves are the rows with the same score, the chosen one's
@@ -517,8 +523,10 @@ def weighting_curves(run: Run | None = None) -> Panel:
     paper (`kit.papers`), `burn_in` epochs have weight 1, `compare` keeps a curve, four at most, and
     `clear` removes them.
 
-    Errors: `KitError` for a run whose logits were not stored or are not finite, for a number out of
-    range, and for weights that are negative or not finite. Source: each method's own,
-    `kit.explain(method)`.
+    Raises:
+        KitError: the run's logits were not stored or are not finite, a number is out of range, or
+            weights are negative or not finite.
+
+    Source: each method's own, `kit.explain(method)`.
     """
     return WeightingCurves(run)

@@ -41,7 +41,7 @@ from kit.evaluation.masking_rules import (
 )
 from kit.evaluation.robustness_audit import AUDIT_STEPS, audit, audit_model
 from kit.evaluation.statistics import wilson
-from kit.figures.audit_steps import audit_steps as draw_ladder
+from kit.figures.audit_steps import compare_audits, describe_audit_steps, draw_audit_steps
 from kit.jobs.command_line import main
 
 QUICK = ("natural", "fgsm", "pgd20", "pgd100", "cw20", "md", "square")
@@ -356,15 +356,16 @@ def test_the_ladder_draws(tiny_run, honest, quick):
         "at": audit(tiny_run("at"), n=20, quiet=True),
         "trades": audit(honest, n=20, quiet=True),
     }
-    drawing = draw_ladder(reports)
+    data = compare_audits(reports)
+    drawing = draw_audit_steps(data)
     upper, lower = drawing.axes
     assert len(upper.containers) == 2 and len(lower.lines) == 20
     heights = np.asarray(upper.containers[0].lines[0].get_ydata(), dtype=float)
     np.testing.assert_array_equal(heights, reports["at"].ladder["accuracy"].to_numpy())
-    assert upper.get_xticklabels()[2].get_text() == "PGD-20" and "AT" in drawing.caption
-    assert json.dumps(drawing.facts) and drawing.svg()
+    assert upper.get_xticklabels()[2].get_text() == "PGD-20" and "AT" in describe_audit_steps(data)
+    assert json.dumps(data.facts) and drawing.svg()
     with pytest.raises(KitError, match="at least one attack"):
-        draw_ladder({})
+        compare_audits({})
 
 
 # ------------------------------------------------------------------------- stopped, and asked again

@@ -1,7 +1,4 @@
-"""Printed tables beside measured ones:
-
-every cell has a run or a reason, numbers are recounted, verdicts are earned.
-"""
+"""Printed tables beside measured ones: each cell has a run or a reason, verdicts are earned."""
 
 from __future__ import annotations
 
@@ -22,10 +19,19 @@ from kit.experiments.specification import resolve
 from kit.jobs import command_line, reproduction
 from kit.jobs.tasks import Place
 from kit.notebook import parameter_cells
-from kit.papers import verdicts
+from kit.papers import measured_rules
+from kit.papers.claim_verdict import combine_verdicts
 from kit.papers.measured_cells import is_kept, measured
+from kit.papers.measured_rules import (
+    Cells,
+    MeasuredSum,
+    Statement,
+    measure_expression,
+    measure_rule,
+)
 from kit.papers.printed_data import results
-from kit.papers.printed_rules import checks
+from kit.papers.printed_rules import checks, claims
+from kit.papers.rule_language import parse_bound, parse_expression, read_rules
 from kit.papers.table_runs import (
     CLASS_COUNTS,
     STRONG,
@@ -36,7 +42,7 @@ from kit.papers.table_runs import (
     grid,
     needs,
 )
-from kit.papers.verdicts import Cells, compare, evaluated, places, report
+from kit.papers.verdicts import compare, report
 from tests.helpers.settings import TINY
 
 TABLES = chosen_tables("all")
@@ -92,7 +98,7 @@ def test_what_is_left_out_is_what_must_be():
     )
     assert (
         len(TABLES) == 28
-        and len(needs) == 1434
+        and len(needs) == 1438
         and left
         == {
             "CSA's CW has no bound on its size": 72,
@@ -158,7 +164,7 @@ def test_tables_are_chosen_by_word():
         (lambda: grid("vir", 1, strong_n=-1), ["strong_n", "at least 0"]),
         (lambda: measured("x", 1), ["no paper 'x'", "clirat"]),
         (lambda: compare("x"), ["no paper 'x'", "mail"]),
-        (lambda: parameter_cells.needed_evaluations({"tables": "vir-99"}), ["table of vir"]),
+        (lambda: parameter_cells.parse_values({"tables": "vir-99"}), ["table of vir"]),
     ],
 )
 def test_errors_list_the_choices(call, words):
@@ -272,6 +278,11 @@ def test_one_class_and_all_classes(fresh_home):
 # ----------------------------------------------------------------------------------------- verdicts
 
 
+def measure(cells, text):
+    """An expression on measured cells."""
+    return measure_expression(cells, parse_expression(text))
+
+
 def plant(monkeypatch, accuracy, n=400, seeds=(0,)):
     """`observed` gives, for each need, images of which `accuracy(need, seed)` are right, the first
     ones.
@@ -287,15 +298,19 @@ def plant(monkeypatch, accuracy, n=400, seeds=(0,)):
             np.full(n, True),
         )
 
-    monkeypatch.setattr(verdicts, "observed", observed)
+    monkeypatch.setattr(measured_rules, "observed", observed)
 
 
 @pytest.fixture
 def few_draws(monkeypatch):
-    cached = verdicts._image_weights, verdicts._seed_weights, verdicts._invented
+    cached = (
+        measured_rules._image_weights,
+        measured_rules._seed_weights,
+        measured_rules._invented_weights,
+    )
     for function in cached:
         function.cache_clear()
-    monkeypatch.setattr(verdicts, "DRAWS", 2)
+    monkeypatch.setattr(measured_rules, "DRAWS", 2)
     yield
     for function in cached:
         function.cache_clear()
@@ -328,10 +343,8 @@ def test_values_are_those_of_the_rules_on_the_printed_means(few_draws, monkeypat
     for key in both:
         assert mine[key] == pytest.approx(checked.loc[key, "from_tables"], abs=1e-6), key
         if key[1].startswith("T"):
-            relation, bound = key[2].split()
-            assert verdicts.KEEPS[relation](mine[key], float(bound)) == bool(
-                checked.loc[key, "held"]
-            ), key
+            kept = bool(parse_bound(key[2]).keeps(mine[key]))
+            assert kept == bool(checked.loc[key, "held"]), key
 
 
 def test_planted_networks_get_the_verdict_that_they_earn(monkeypatch):
@@ -386,7 +399,7 @@ def test_most_counts_what_was_not_run_both_ways(monkeypatch):
 
         plant(monkeypatch, accuracy)
         cells = Cells([need for table in (2, 3, 4) for need in grid("csa", table)], [0])
-        [statement] = verdicts.statements(cells, verdicts.of_rules()[83][0])
+        [statement] = measure_rule(cells, read_rules()[83][0])
         return statement.sum.value, statement.verdict(1), statement.sum.text
 
     value, verdict, text = better_in(*range(10))
@@ -398,7 +411,7 @@ def test_most_counts_what_was_not_run_both_ways(monkeypatch):
 def test_verdicts_turn_where_they_say():
     def verdict(keeps: int, of: int) -> str:
         draws = np.arange(2000) < keeps
-        return verdicts.Statement(verdicts.Sum("x"), "> 0", draws, draws).verdict(of)
+        return Statement(MeasuredSum("x"), "> 0", draws, draws).verdict(of)
 
     assert [verdict(keeps, 1) for keeps in (1950, 1949, 51, 50, 0)] == [
         "confirmed",
@@ -408,7 +421,7 @@ def test_verdicts_turn_where_they_say():
         "refuted",
     ]
     assert [verdict(keeps, 10) for keeps in (1950, 6, 5)] == ["confirmed", "undecided", "refuted"]
-    assert verdicts.Statement(verdicts.Sum("x"), "> 0").verdict(1) == "not run"
+    assert Statement(MeasuredSum("x"), "> 0").verdict(1) == "not run"
 
 
 def test_a_handful_of_images_decides_nothing(monkeypatch):
@@ -421,7 +434,7 @@ def test_a_handful_of_images_decides_nothing(monkeypatch):
             monkeypatch, lambda need, seed, more=more: 0.5 + more / 400 * (need.method == "clirat")
         )
         assert compare("clirat").loc[5, "verdict"] == verdict
-    draws = verdicts._drawn(np.full((1, 20), True), np.full(20, True), False)
+    draws = measured_rules.draw_accuracy(np.full((1, 20), True), np.full(20, True), False)
     assert draws.max() <= 1 and draws.mean() == pytest.approx(21 / 22, abs=0.01)
 
 
@@ -442,16 +455,18 @@ def test_noise_alone_refutes_neither_an_order_nor_a_range(monkeypatch):
             np.full(100, True),
         )
 
-    monkeypatch.setattr(verdicts, "observed", observed)
-    [flat] = verdicts.statements(Cells(grid("vir", 11), [0]), verdicts.of_rules()[49][2])
+    monkeypatch.setattr(measured_rules, "observed", observed)
+    [flat] = measure_rule(Cells(grid("vir", 11), [0]), read_rules()[49][2])
     assert flat.sum.value > 1 and flat.parts == 72 and flat.verdict(1) == "undecided"
     monkeypatch.setattr(
-        verdicts, "observed", lambda need, seed: observed(need, seed, [{"criterion.alpha": 3}])
+        measured_rules,
+        "observed",
+        lambda need, seed: observed(need, seed, [{"criterion.alpha": 3}]),
     )
-    [uneven] = verdicts.statements(Cells(grid("vir", 11), [0]), verdicts.of_rules()[49][2])
+    [uneven] = measure_rule(Cells(grid("vir", 11), [0]), read_rules()[49][2])
     assert uneven.verdict(1) == "refuted"
     plant(monkeypatch, lambda need, seed: 0.5)
-    steps = verdicts.statements(Cells(grid("vir", 11), [0]), verdicts.of_rules()[49][0])
+    steps = measure_rule(Cells(grid("vir", 11), [0]), read_rules()[49][0])
     assert {(step.sum.value, step.verdict(5)) for step in steps} == {(0, "undecided")}
 
 
@@ -473,9 +488,9 @@ def test_intervals_cover():
             )
             spread = (1 + 0.25 + (0.04 if seeds > 1 else 0)) ** 0.5
             truth = 0.5 * (1 + math.erf(0.3 / spread / 2**0.5)) - 0.5
-            draws = verdicts._drawn(right[0], np.full(150, True), True) - verdicts._drawn(
-                right[1], np.full(150, True), False
-            )
+            draws = measured_rules.draw_accuracy(
+                right[0], np.full(150, True), True
+            ) - measured_rules.draw_accuracy(right[1], np.full(150, True), False)
             low, high = np.quantile(draws, (0.025, 0.975))
             covered += low <= truth <= high
         assert covered / 300 > least, (seeds, covered)
@@ -492,14 +507,14 @@ def test_sums_share_images_and_seeds(monkeypatch):
         n = need.ask.n or 300
         return SimpleNamespace(key=need.method), np.arange(n) >= 40, np.full(n, True)
 
-    monkeypatch.setattr(verdicts, "observed", observed)
-    found = evaluated(Cells(grid("clirat", 1), [0, 1, 2]), "T1 at pgd100 - T1 at aa")
+    monkeypatch.setattr(measured_rules, "observed", observed)
+    found = measure(Cells(grid("clirat", 1), [0, 1, 2]), "T1 at pgd100 - T1 at aa")
     assert (found.value, found.n, found.seeds) == (0, 100, 2)
-    whole = evaluated(Cells(grid("clirat", 1), [0, 1, 2]), "T1 clirat pgd100 - T1 at pgd20")
+    whole = measure(Cells(grid("clirat", 1), [0, 1, 2]), "T1 clirat pgd100 - T1 at pgd20")
     assert (whole.n, whole.seeds, whole.runs) == (300, 2, {"at", "clirat"})
     one_class = [need for need in grid("csa", 2) if need.protected == 4]
     monkeypatch.setattr(
-        verdicts,
+        measured_rules,
         "observed",
         lambda need, seed: (
             SimpleNamespace(key="a"),
@@ -508,20 +523,22 @@ def test_sums_share_images_and_seeds(monkeypatch):
         ),
     )
     assert (
-        evaluated(
+        measure(
             Cells(one_class, [0]), "T2 csa pgd protected_class=4 - T2 std fgsm protected_class=4"
         ).n
         == 5
     )
-    monkeypatch.setattr(verdicts, "observed", observed)
-    assert evaluated(Cells(grid("clirat", 1), [2]), "T1 at pgd100 - T1 at aa").open == {"clirat-1"}
+    monkeypatch.setattr(measured_rules, "observed", observed)
+    assert measure(Cells(grid("clirat", 1), [2]), "T1 at pgd100 - T1 at aa").missing_tables == {
+        "clirat-1"
+    }
 
 
 def test_the_larger_of_two_counts(monkeypatch):
     plant(
         monkeypatch, lambda need, seed: {"mail-at": 0.4, "mail-trades": 0.6, "at": 0.5}[need.method]
     )
-    assert evaluated(
+    assert measure(
         Cells(grid("mail", 2), [0]), "T2 mail-at aa / T2 mail-trades aa - T2 at aa"
     ).value == pytest.approx(10)
 
@@ -529,54 +546,160 @@ def test_the_larger_of_two_counts(monkeypatch):
 # ------------------------------------------------------------------------------ figures and command
 
 
-def test_figures_meet_claims_by_the_figure_they_name(fresh_home):
-    assert places("near-zero (CSA Figs. 3, 4)") == {("csa", "3", ""), ("csa", "4", "")}
-    assert (
-        places("s. 1, Fig. 2, Eq. 7", "clirat") == {("clirat", "2", "")}
-        and places("s. 4.1, T1", "clirat") == set()
-    )
-    before = compare("clirat")
-    assert (
-        before.loc[1, "verdict"] == "not run"
-        and before.loc[1, "command"] == "python -m kit reproduce --only 02"
-    )
-    stamp = {
-        "notebook": "02_confused_labels",
-        "runs": {"mail-at": "abc"},
-        "verdicts": [
-            {
-                "claim": "S_mul outnumbers (CLIRAT Fig. 1A)",
-                "printed": "",
-                "here": "ratio 0.4",
-                "verdict": "fails",
-            },
-            {"claim": "another (CLIRAT Fig. 1B)", "printed": "", "here": "-1", "verdict": "holds"},
-            {
-                "claim": "elsewhere (MAIL Fig. 1b)",
-                "printed": "",
-                "here": "-1",
-                "verdict": "undecided",
-            },
-        ],
+def record(number, verdict, here="what was seen", claim="a claim in words"):
+    """What a figure records of a claim, as a notebook's stamp carries it."""
+    return {"number": number, "claim": claim, "printed": "", "here": here, "verdict": verdict}
+
+
+def stamp(
+    home, records, *, notebook="02_confused_labels", recipe="digits", folder="", **parameters
+):
+    """Leave the stamp of a finished notebook in the folder of a recipe's results."""
+    place = home / "figures" / "out" / recipe.replace(":", "-") / folder
+    place.mkdir(parents=True, exist_ok=True)
+    content = {
+        "notebook": notebook,
+        "parameters": {"recipe": recipe, "seed": 0, "overrides": "", **parameters},
+        "runs": {"at on digits": f"key-{notebook}{folder}"},
+        "verdicts": records,
     }
-    folder = fresh_home / "figures" / "out" / "digits"
-    folder.mkdir(parents=True)
-    (folder / "02_confused_labels.json").write_text(json.dumps(stamp))
-    (folder / "confused-labels.json").write_text(
+    (place / f"{notebook}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def figures_alone(monkeypatch):
+    """No table has runs, so that what is decided is decided by figures."""
+    monkeypatch.setattr(measured_rules, "observed", lambda need, seed: None)
+
+
+def test_figures_decide_claims_by_number(fresh_home, figures_alone):
+    before = compare("clirat")
+    assert (before["verdict"] == "not run").all()
+    assert before.loc[1, "command"] == "python -m kit reproduce --only 02_confused_labels"
+    assert before.loc[1, "here"] == "drawn by confused-labels, confused-label-counts"
+    records = [
+        record(1, "fails", "ratio 0.4"),
+        record(2, "holds"),
+        record(17, "undecided"),  # a claim of another paper
+        record(None, "fails", claim="of no claim that is listed (CLIRAT Fig. 2)"),
+    ]
+    stamp(fresh_home, records)
+    (fresh_home / "figures/out/digits/confused-labels.json").write_text(
         json.dumps({"figure": "confused-labels", "claims": []})
     )
     after = compare()
     assert after.loc[[1, 2, 17], "verdict"].tolist() == ["refuted", "confirmed", "undecided"]
+    assert after.drop(index=[1, 2, 17])["verdict"].eq("not run").all()
+    assert after.loc[1, "runs"] == ["key-02_confused_labels"] and after.loc[1, "command"] == ""
+    assert after.loc[1, "here"] == "refuted: a claim in words: ratio 0.4"
+    assert after.loc[1, "statements"] == [{"notebook": "02_confused_labels", **records[0]}]
+    three = after.loc[3]  # its notebook is finished and said nothing of it
+    assert three["command"] == ""
+    assert three["here"].endswith("drawn by pm-and-cl-pm, with no verdict on this")
+    assert after.loc[53, "here"].startswith("decided by mathematics: holds")
+
+
+def test_no_claim_inherits_the_verdict_of_another(fresh_home, figures_alone):
+    """Claims that share a figure, a paragraph and a notebook have each its own verdict."""
+    records = [
+        record(73, "fails", claim="near-zero parameters (CSA Figs. 3, 4)"),
+        record(74, "holds", claim="three orders (CSA Figs. 3, 4)"),
+        record(77, "holds", claim="fuzziness starts near 0.7 (CSE Fig. 5b)"),
+        record(78, "fails", claim="it falls (CSE Fig. 5b)"),
+        record(None, "fails", claim="more robust (CSE Fig. 5c)"),
+        record(33, "holds", claim="the hard classes gain (VIR s. 5.5, Fig. 2)"),
+    ]
+    stamp(fresh_home, records, notebook="04_min_max")
+    found = compare()["verdict"]
+    assert found[[73, 74, 77, 78, 33]].tolist() == [
+        "refuted",
+        "confirmed",
+        "confirmed",
+        "refuted",
+        "confirmed",
+    ]
+    assert found.drop([73, 74, 77, 78, 33]).eq("not run").all()
+
+
+def test_seeds_that_disagree_are_combined(fresh_home, figures_alone):
+    for seed, verdict in enumerate(("holds", "undecided", "holds")):
+        stamp(fresh_home, [record(1, verdict, f"seed {seed}")], folder=f"seed-{seed}")
+    found = compare("clirat").loc[1]
+    assert found["verdict"] == "undecided" and len(found["statements"]) == 3
+    assert found["runs"] == [f"key-02_confused_labelsseed-{seed}" for seed in range(3)]
+    stamp(fresh_home, [record(1, "fails")], folder="seed-3")
+    assert compare("clirat").loc[1, "verdict"] == "refuted"
+
+
+@pytest.mark.parametrize(
+    "words, verdict",
+    [
+        (["confirmed"], "confirmed"),
+        (["confirmed", "confirmed"], "confirmed"),
+        (["confirmed", "undecided"], "undecided"),
+        (["confirmed", "not run"], "undecided"),
+        (["not run", "not run"], "not run"),
+        (["undecided", "not run", "refuted"], "refuted"),
+    ],
+)
+def test_verdicts_are_combined(words, verdict):
+    assert combine_verdicts(words) == combine_verdicts(words[::-1]) == verdict
+
+
+def test_a_claim_about_other_data_or_another_network_is_not_run_here(fresh_home, figures_alone):
+    """Claim 87 is about ResNet-18 on CIFAR-100: two convolutions on digits say nothing of it."""
+    stamp(fresh_home, [record(87, "holds"), record(78, "holds")], notebook="04_min_max")
+    found = compare("csa")
+    assert found.loc[[78, 87], "verdict"].tolist() == ["confirmed", "not run"]
     assert (
-        after.loc[1, "runs"] == ["abc"]
-        and "ratio 0.4" in after.loc[1, "here"]
-        and after.loc[1, "command"] == ""
+        found.loc[87, "here"]
+        == "it is about resnet18 on cifar100, and these runs are cnn on digits"
     )
-    assert (after.loc[3, "verdict"], after.loc[3, "command"]) == (
-        "not run",
-        "",
-    ) and "no verdict" in after.loc[3, "here"]
-    assert after.loc[53, "verdict"] == "not run" and "mathematics" in after.loc[53, "here"]
+    assert found.loc[87, "runs"] == [] and found.loc[87, "statements"] == []
+    assert found.loc[87, "command"] == (
+        "python -m kit reproduce --only 04_min_max --recipe cifar100:paper"
+    )
+    # the data set alone is not enough
+    stamp(fresh_home, [record(87, "holds")], notebook="04_min_max", recipe="cifar100")
+    assert compare("csa", recipe="cifar100").loc[87, "verdict"] == "not run"
+    # nor is another network that was put into the right recipe
+    options = {"notebook": "04_min_max", "recipe": "cifar100:paper"}
+    stamp(fresh_home, [record(87, "holds")], overrides="model=cnn", **options)
+    row = compare("csa", recipe="cifar100:paper").loc[87]
+    assert row["verdict"] == "not run" and "--recipe cifar100:paper" in row["command"]
+    stamp(fresh_home, [record(87, "holds")], **options)
+    assert compare("csa", recipe="cifar100:paper").loc[87, "verdict"] == "confirmed"
+    stamp(
+        fresh_home,
+        [record(87, "fails")],
+        notebook="04_min_max",
+        recipe="cifar100",
+        overrides="model=resnet18",
+    )
+    row = compare("csa", recipe="cifar100", overrides={"model": "resnet18"}).loc[87]
+    assert row["verdict"] == "refuted"
+
+
+def test_stamps_of_other_recipes_and_of_older_kits_are_left_out(
+    fresh_home, figures_alone, monkeypatch
+):
+    """KIT_OUT may hold the results of several recipes; a record without number names no claim."""
+    monkeypatch.setenv("KIT_OUT", str(fresh_home / "figures" / "out" / "mnist"))
+    stamp(fresh_home, [record(1, "holds")], recipe="mnist")
+    assert compare("clirat", recipe="mnist").loc[1, "verdict"] == "confirmed"
+    assert compare("clirat").loc[1, "verdict"] == "not run"
+    old = {name: value for name, value in record(1, "holds").items() if name != "number"}
+    stamp(fresh_home, [old], recipe="mnist")
+    row = compare("clirat", recipe="mnist").loc[1]
+    assert row["verdict"] == "not run" and row["command"].endswith("--recipe mnist")
+
+
+def test_commands_name_notebooks_that_exist(fresh_home, figures_alone):
+    listed = claims()
+    for number, row in compare().iterrows():
+        if row["command"] and listed.loc[number, "decided_by"] != "tables":
+            only = row["command"].split("--only ")[1].split(" --")[0].split()
+            assert [path.stem for path in reproduction.choose_notebooks(only)] == only
 
 
 def test_the_command(runs, capsys, tmp_path):
@@ -637,8 +760,8 @@ def test_a_batch_knows_what_is_missing(runs):
         Evaluation("apgd-ce", 100),
         Evaluation("aa", 100),
     ]
-    assert reproduction.is_ready(runs["at", 1].spec, asks[runs["at", 1].key][:2])
-    assert not reproduction.is_ready(runs["at", 1].spec, asks[runs["at", 1].key])
+    assert reproduction.is_ready(runs["at", 1].plan, asks[runs["at", 1].key][:2])
+    assert not reproduction.is_ready(runs["at", 1].plan, asks[runs["at", 1].key])
 
 
 @pytest.mark.slow

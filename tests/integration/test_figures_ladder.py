@@ -1,7 +1,4 @@
-"""The ladder of audits and the attacks without gradients, as figures:
-
-their numbers are evaluate's, their claims paired.
-"""
+"""Audits side by side and attacks without gradients: numbers are evaluate's, claims paired."""
 
 from __future__ import annotations
 
@@ -11,12 +8,12 @@ import pytest
 import kit
 from kit.core.errors import KitError
 from kit.evaluation.robustness_audit import audit
-from kit.figures.audit_steps import mean_interval
+from kit.evaluation.statistics import mean_interval
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Rungs of fractions of a second."""
+    """Attacks of fractions of a second."""
     from kit.attacks.table import ATTACKS
 
     for name, settings in {

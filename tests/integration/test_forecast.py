@@ -32,7 +32,7 @@ def specs(*methods: str, **settings) -> list[RunSpec]:
 
 
 def lists_of(asked: list[RunSpec], slots: int) -> dict:
-    return reproduction.group_trainings(asked, Place(CPU, slots))
+    return reproduction.group_trainings([resolve(spec) for spec in asked], Place(CPU, slots))
 
 
 def test_a_shared_burn_in_is_counted_once_as_it_is_trained_once(home):
@@ -40,23 +40,24 @@ def test_a_shared_burn_in_is_counted_once_as_it_is_trained_once(home):
     to the others.
     """
     asked = specs("at", "std", "clirat", "mail-at")
-    assert [spec.method for spec in burn_in_leaders_first(asked)] == [
+    plans = [resolve(spec) for spec in asked]
+    assert [plan.spec.method for plan in burn_in_leaders_first(plans)] == [
         "clirat",
         "std",
         "at",
         "mail-at",
     ]
-    burn_in = resolve(asked[2]).burn_in
+    burn_in = plans[2].burn_in
     assert 0 < burn_in < 4
     expected = {"clirat": 4, "std": 4, "at": 4 - burn_in, "mail-at": 4 - burn_in}
-    assert {plan.spec.method: epochs for plan, epochs in epochs_to_train(asked)} == expected
+    assert {plan.spec.method: epochs for plan, epochs in epochs_to_train(plans)} == expected
     trained = {}
-    for spec in burn_in_leaders_first(asked):
-        run = kit.run(spec, quiet=True)
+    for plan in burn_in_leaders_first(plans):
+        run = kit.run(plan.spec, quiet=True)
         branched = run.folder / "branched.json"
         trained[run.method] = 4 - (burn_in if branched.exists() else 0)
     assert trained == expected
-    assert all(epochs == 0 for _, epochs in epochs_to_train(asked))
+    assert all(epochs == 0 for _, epochs in epochs_to_train(plans))
     assert set(forecast_seconds(lists_of(asked, 1), Place(CPU, 1)).values()) == {0}
 
 
@@ -145,7 +146,7 @@ def test_what_is_timed_is_what_is_trained(home, monkeypatch):
     files.
     """
     crews = []
-    for name in ("train_epoch", "epoch_of"):
+    for name in ("train_epoch", "run_epoch"):
         real = getattr(forecast, name)
         monkeypatch.setattr(
             forecast,
@@ -155,7 +156,7 @@ def test_what_is_timed_is_what_is_trained(home, monkeypatch):
             ),
         )
     measure_cost([resolve(spec) for spec in specs("mart", "mail-mart", "vir-at")], CPU)
-    assert set(crews) == {("train_epoch", 3), ("epoch_of", 3)}
+    assert set(crews) == {("train_epoch", 3), ("run_epoch", 3)}
 
 
 # --------------------------------------------------------------------------------------- arithmetic
@@ -253,7 +254,7 @@ def test_the_plan_is_printed_also_where_data_is_missing(home, monkeypatch, capsy
 
     monkeypatch.setattr(reproduction, "forecast_seconds", missing)
     reproduction.show_plan(jobs, Place(CPU, 2))
-    assert "how long: no such images" in capsys.readouterr().out
+    assert "its duration is unknown: no such images" in capsys.readouterr().out
 
 
 def test_gpu_hours_where_no_gpu_is(home, monkeypatch, capsys):
@@ -270,7 +271,7 @@ def test_gpu_hours_where_no_gpu_is(home, monkeypatch, capsys):
         flops.total_flops([(resolve(RunSpec(name, "cifar10:paper")), 120)])
         for name in ("at", "trades")
     )
-    assert "takes no one knows how long: device=cuda" in text
+    assert "its duration is unknown: device=cuda" in text
     assert f"compute {at + trades:.2e} floating-point operations" in text
     minutes = [f"{round(count / 1e14) // 60} min" for count in (at + trades, max(at, trades))]
     assert re.search(

@@ -12,11 +12,11 @@ from kit.core.errors import KitError
 from kit.evaluation.accuracy import evaluate
 from kit.widgets import WIDGETS
 from kit.widgets.boundary_panel import boundary
+from kit.widgets.controls import Action, Choice, Number, Text, Toggle
 from kit.widgets.counterfactual_panel import whatif
 from kit.widgets.inspector_panel import inspect
 from kit.widgets.live_training_panel import train_live
 from kit.widgets.mirage_panel import mirage
-from kit.widgets.panel import Action, Choice, Number, Text, Toggle
 from kit.widgets.race_panel import race
 from kit.widgets.sealed_panel import sealed
 from kit.widgets.simplex_panel import simplex
@@ -37,12 +37,12 @@ MAKERS = {
 
 #: Controls that another setting makes idle: (widget, control) and what must be set to wake it.
 AWAKE = {
-    ("mirage", "any attack so far"): {"rung": 3},
+    ("mirage", "any attack so far"): {"step": 3},
 }
 
 
 def attacked(run):
-    """The run, with the evaluations of the first rungs of the ladder."""
+    """The run, with the evaluations of the first steps of the audit."""
     evaluate(run, ["natural", "fgsm", "pgd20", "pgd100"], n=20, quiet=True)
     return run
 
@@ -76,14 +76,14 @@ def test_tables_name_each_other():
 
 
 def test_says_and_shows_something(panel):
-    assert panel.name and panel.title and panel.source and panel.given
+    assert panel.name and panel.title and panel.source and panel.shown_controls
     assert any(character.isdigit() for character in panel.sentence) and not panel.trouble
     picture = np.asarray(Image.open(io.BytesIO(panel.png())))
     assert (
         picture.shape[:2] == (round(panel.size[1] * 100), round(panel.size[0] * 100))
         and picture.std() > 5
     )
-    names = [control.name for control in panel.given]
+    names = [control.name for control in panel.shown_controls]
     assert len(set(names)) == len(names)
 
 
@@ -91,7 +91,7 @@ def test_says_and_shows_something(panel):
 def test_no_control_is_dead(panel):
     """Each value that a hand would try is taken, and one of them at least changes what is shown."""
     first = dict(panel.values)
-    for control in list(panel.given):
+    for control in list(panel.shown_controls):
         tried = others(control)
         panel.set(**{name: value for name, value in first.items() if name in panel.values})
         panel.set(**AWAKE.get((panel.name, control.name), {}))
@@ -110,7 +110,7 @@ def test_no_control_is_dead(panel):
 @pytest.mark.slow
 def test_back_again_is_the_same_picture(panel):
     before = state(panel)
-    for control in panel.given:
+    for control in panel.shown_controls:
         value = (others(control) or [None])[0]
         if value is not None and control.name in panel.values:
             old = dict(panel.values)
@@ -122,7 +122,7 @@ def test_back_again_is_the_same_picture(panel):
 
 def test_out_of_range_is_refused(panel):
     before, values = state(panel), dict(panel.values)
-    for control in panel.given:
+    for control in panel.shown_controls:
         wrong = {
             Number: [control.high + 1, float("nan"), "x"] if isinstance(control, Number) else [],
             Choice: ["no such"],
@@ -146,7 +146,7 @@ def test_live_is_a_widget(panel, monkeypatch):
     monkeypatch.setenv("KIT_WIDGETS", "1")
     data, _ = panel._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
-    assert set(panel.face.fields) == {
-        control.name for control in panel.given if not isinstance(control, Action)
+    assert set(panel.view.fields) == {
+        control.name for control in panel.shown_controls if not isinstance(control, Action)
     }
-    assert panel.sentence.split()[0] in panel.face.words.value
+    assert panel.sentence.split()[0] in panel.view.words.value

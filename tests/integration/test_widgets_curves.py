@@ -15,9 +15,15 @@ import kit
 from kit.core.errors import KitError
 from kit.experiments.specification import RunSpec
 from kit.methods.table import METHODS
-from kit.widgets.controls import CURVED, nice, parameters, presets, sliders
 from kit.widgets.counterfactual_panel import whatif
-from kit.widgets.weighting_panel import normalised, weighting_curves
+from kit.widgets.method_controls import (
+    CURVED,
+    parameter_controls,
+    presets,
+    round_up,
+    weight_parameters,
+)
+from kit.widgets.weighting_panel import normalise_curve, weighting_curves
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +66,7 @@ def margins(p, y):
 
 @pytest.mark.parametrize("name", CURVED)
 def test_every_number_of_a_row_has_a_control_that_holds_it(name):
-    given = {control.name: control for control in sliders(name)}
+    given = {control.name: control for control in parameter_controls(name)}
     assert set(given) == {
         path
         for path in METHODS[name].hyper_parameters()
@@ -113,8 +119,8 @@ def test_presets_are_what_the_papers_print():
 @pytest.mark.parametrize(
     ("value", "above"), [(0, 1), (0.0175, 0.02), (1, 1), (1.01, 2), (25, 30), (0.3, 0.3), (51, 100)]
 )
-def test_nice(value, above):
-    assert nice(value) == pytest.approx(above)
+def test_round_up(value, above):
+    assert round_up(value) == pytest.approx(above)
 
 
 def test_a_preset_brings_its_numbers_and_own_numbers_are_no_preset(panel):
@@ -185,16 +191,21 @@ def test_every_image_lies_on_its_curve(name, panel):
     panel.set(method=name, burn_in=0)
     seen, _ = panel.probe.at(3)
     row = METHODS[name].at(3, 3)
-    assert np.allclose(panel.told["w"], row.weigh(seen).numpy(), rtol=1e-12)
+    assert np.allclose(panel.known_facts.images.w, row.weigh(seen).numpy(), rtol=1e-12)
     raw = row.weight(row.criterion.score(seen))
     assert np.allclose(
-        normalised(row.normaliser, raw, raw).numpy(), panel.told["w"], rtol=1e-6, atol=1e-9
+        normalise_curve(row.normaliser, raw, raw).numpy(),
+        panel.known_facts.images.w,
+        rtol=1e-6,
+        atol=1e-9,
     )
     score, x = row.criterion.score(seen).numpy(), np.array(panel.line.get_xdata())
     inside = (score > x[0]) & (score < x[-1])
     along = np.interp(score[inside], x, panel.line.get_ydata())
     assert inside.any() and np.allclose(
-        along, panel.told["w"][inside], atol=2e-3 * panel.told["w"].max() + 1e-3
+        along,
+        panel.known_facts.images.w[inside],
+        atol=2e-3 * panel.known_facts.images.w.max() + 1e-3,
     )
 
 
@@ -213,9 +224,9 @@ def test_a_normaliser_of_equal_or_few_weights(name, weights):
             "at-scaled": 0,
         }[name]
         wanted = factor * raw.numpy() + (np.mean(weights) if name == "at-scaled" else 0)
-        assert np.allclose(normalised(normaliser, batch, raw).numpy(), wanted, rtol=1e-6)
+        assert np.allclose(normalise_curve(normaliser, batch, raw).numpy(), wanted, rtol=1e-6)
     assert np.allclose(
-        normalised(normaliser, batch, batch).numpy(), normaliser(batch).numpy(), rtol=1e-5
+        normalise_curve(normaliser, batch, batch).numpy(), normaliser(batch).numpy(), rtol=1e-5
     )
 
 
@@ -226,7 +237,7 @@ def test_changed_numbers_are_those_of_an_overridden_row(panel, run):
     margin = margins(p, y)
     w = 2 / (1 + np.exp(-4 * (-margin - 0.1)))
     right = p.argmax(1) == y
-    assert np.allclose(panel.told["w"], w, rtol=1e-9)
+    assert np.allclose(panel.known_facts.images.w, w, rtol=1e-9)
     effective = w.sum() ** 2 / (w**2).sum()
     assert panel.counted[0].get_text() == f"{effective:.1f} of {len(w)}"
     assert panel.meters[1].get_width() == pytest.approx(w[right].sum() / w.sum())
@@ -249,7 +260,7 @@ def test_numbers_equal_the_table_of_kit_whatif(panel, run):
     for name in ("clirat", "gairat-piecewise", "vir-trades", "ewat"):
         table = kit.whatif(run, name, epochs=[3])
         panel.set(method=name, epoch=3, burn_in=0)
-        assert panel.told["facts"]["effective_sample_share"] == pytest.approx(
+        assert panel.known_facts.images.summary["effective_sample_share"] == pytest.approx(
             table["effective_sample_share"][0]
         )
         assert panel.meters[1].get_width() == pytest.approx(table["robust_share"][0])
@@ -363,12 +374,12 @@ def test_whatif_is_the_table_of_kit_whatif(run):
         panel.set(a=a, b=b, epoch=epoch)
         table = kit.whatif(run, [a, b], epochs=[epoch], reference=b)
         row = table.set_index("method").loc[a]
-        facts = panel.told["facts"]["a"]
+        facts = panel.known_facts.summary["a"]
         for key in ("spearman", "top_overlap", "effective_sample_share", "robust_share"):
             assert facts[key] == pytest.approx(row[key], nan_ok=True), (a, key)
         for side, name in (("a", a), ("b", b)):
             assert np.allclose(
-                panel.told["shares"][side], table.attrs["by_class"][f"{epoch} {name}"]
+                panel.known_facts.shares[side], table.attrs["by_class"][f"{epoch} {name}"]
             )
 
 
@@ -407,7 +418,7 @@ def test_whatif_takes_every_row_that_weighs(a, run):
     panel = whatif(run)
     panel.set(a=a)
     assert "nan" not in panel.sentence and not panel.trouble
-    for path in parameters(a, ("criterion", "weight")):
+    for path in weight_parameters(a, ("criterion", "weight")):
         assert path in panel.values
 
 
@@ -415,5 +426,5 @@ def test_a_run_of_a_method_that_does_not_weigh(runs):
     assert weighting_curves(runs("std")).values["method"] == "mail-at"
     assert whatif(runs("std")).values["a"] == "mail-at"
     assert RunSpec("std").method not in {
-        control.value for control in whatif(runs("std")).given if hasattr(control, "value")
+        control.value for control in whatif(runs("std")).shown_controls if hasattr(control, "value")
     }

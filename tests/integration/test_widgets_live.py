@@ -17,8 +17,8 @@ from kit.core import files
 from kit.core.errors import KitError
 from kit.experiments.specification import RunSpec
 from kit.widgets.child_process import Training, while_busy
+from kit.widgets.controls import Action
 from kit.widgets.live_training_panel import train_live
-from kit.widgets.panel import Action
 from tests.helpers.settings import ROOT, TINY
 
 LONG = {**TINY, "epochs": 200, "milestones": [150]}
@@ -106,7 +106,7 @@ t = Training(RunSpec("at", "digits", 0, {LONG!r}))
 t.start()
 while not t.epochs: time.sleep(0.05)
 if {paused}: t.pause()
-print(t._child.process.pid, t.folder, flush=True)
+print(t.child.process.pid, t.folder, flush=True)
 time.sleep(60)
 """
     with subprocess.Popen(
@@ -141,9 +141,11 @@ def test_a_killed_child_is_a_failure_and_can_be_started_again(training):
     mine = training()
     mine.start()
     until(lambda: mine.epochs)
-    mine._child.process.kill()
+    mine.child.process.kill()
     until(lambda: not mine.busy)
-    assert mine.state == "failed: its process ended with -9"
+    assert mine.state == (
+        "failed: its process was ended by signal 9 and left no message; start it again"
+    )
     mine.start()
     assert mine.state == "training"
 
@@ -176,7 +178,7 @@ def test_while_busy_looks_until_it_is_over():
 
 
 def buttons(panel) -> list[str]:
-    return [control.name for control in panel.given if isinstance(control, Action)]
+    return [control.name for control in panel.shown_controls if isinstance(control, Action)]
 
 
 def test_a_finished_run_is_shown_with_its_numbers(tiny_run):
@@ -256,7 +258,7 @@ def test_buttons_as_a_kernel_serves_them(fresh_home, monkeypatch):
 
     try:
         asyncio.run(hand())
-        assert panel.sentence.split(".")[0] in panel.face.words.value, "the page shows it, too"
+        assert panel.sentence.split(".")[0] in panel.view.words.value, "the page shows it, too"
         with pytest.raises(KitError, match="nothing is training"):
             panel.stop()
     finally:

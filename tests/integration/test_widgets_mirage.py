@@ -11,8 +11,15 @@ from kit.core.errors import KitError
 from kit.evaluation.accuracy import evaluate
 from kit.evaluation.robustness_audit import audit
 from kit.evaluation.statistics import wilson
-from kit.widgets.mirage_panel import CLEAN, STEPS, STEPS_DONE, audited, light_of, mirage
-from kit.widgets.panel import Action
+from kit.widgets.controls import Action
+from kit.widgets.mirage_panel import (
+    LOGIT_RULES,
+    STEP_ATTACKS,
+    VERDICT_RULES,
+    apply_few_rules,
+    light_of,
+    mirage,
+)
 from kit.widgets.sealed_panel import Scale, sealed
 
 CHEAP = ["natural", "fgsm", "pgd20", "pgd100", "cw20"]
@@ -20,7 +27,7 @@ CHEAP = ["natural", "fgsm", "pgd20", "pgd100", "cw20"]
 
 @pytest.fixture
 def pair(tiny_run):
-    """Two runs, evaluated on the cheap rungs for n=60."""
+    """Two runs, evaluated on the cheap steps for n=60."""
     runs = [tiny_run(method) for method in ("at", "mail-at")]
     for run in runs:
         evaluate(run, CHEAP, n=60, quiet=True)
@@ -32,15 +39,15 @@ def pair(tiny_run):
 
 def test_bars_are_the_stored_verdicts(pair):
     panel = mirage(pair, n=60)
-    for rung, name in enumerate(CHEAP):
+    for step, name in enumerate(CHEAP):
         for union in (False, True):
-            panel.set(rung=rung, **{"any attack so far": union})
+            panel.set(step=step, **{"any attack so far": union})
             for place, run in enumerate(pair):
                 examples = evaluate(run, CHEAP, n=60, quiet=True).attrs["examples"]
                 right = sum(
                     not any(
                         examples[attack]["broken"][i]
-                        for attack in (CHEAP[: rung + 1] if union else [name])
+                        for attack in (CHEAP[: step + 1] if union else [name])
                     )
                     for i in range(60)
                 )
@@ -53,10 +60,10 @@ def test_bars_are_the_stored_verdicts(pair):
                 )
 
 
-def test_a_rung_that_was_not_run_is_named_with_its_command_and_computes_nothing(pair):
+def test_a_step_that_was_not_run_is_named_with_its_command_and_computes_nothing(pair):
     files = [sorted((run.folder / "evaluations").iterdir()) for run in pair]
     panel = mirage(pair, n=60)
-    panel.set(rung=len(STEPS) - 1)
+    panel.set(step=len(STEP_ATTACKS) - 1)
     for run in pair:
         assert (
             f"python -m kit evaluate {run.key} --attacks apgd-ce,apgd-t,fab-t,square --n 60"
@@ -71,33 +78,35 @@ def test_a_rung_that_was_not_run_is_named_with_its_command_and_computes_nothing(
 def test_autoattack_is_the_union_of_its_four(pair):
     panel = mirage({"at": pair[0]}, n=60)
     panel.broken["at"] |= {
-        name: np.arange(60) % 12 == place for place, name in enumerate(STEPS["aa"])
+        name: np.arange(60) % 12 == place for place, name in enumerate(STEP_ATTACKS["aa"])
     }
-    panel.set(rung=len(STEPS) - 1)
+    panel.set(step=len(STEP_ATTACKS) - 1)
     assert panel.bars[0].get_height() == pytest.approx(1 - 4 * 5 / 60)
 
 
-def test_a_light_judges_what_was_run_up_to_its_rung(pair, monkeypatch):
+def test_a_light_judges_what_was_run_up_to_its_step(pair, monkeypatch):
     run, none = pair[0], np.zeros(60, dtype=bool)
-    assert light_of(audited(run, {}, 60)) == "not judged", "logits alone make nothing green"
-    assert light_of(audited(run, {"fgsm": none, "pgd20": none}, 60)) == "green"
-    assert light_of(audited(run, {"fgsm": ~none, "pgd20": none}, 60)) == "red", (
+    assert light_of(apply_few_rules(run, {}, 60)) == "not judged", "logits alone make nothing green"
+    assert light_of(apply_few_rules(run, {"fgsm": none, "pgd20": none}, 60)) == "green"
+    assert light_of(apply_few_rules(run, {"fgsm": ~none, "pgd20": none}, 60)) == "red", (
         "the weaker attack finds more"
     )
-    margin = audited(run, {"pgd20": none, "cw20": ~none}, 60)
+    margin = apply_few_rules(run, {"pgd20": none, "cw20": ~none}, 60)
     assert light_of(margin) == "red" and [f.rule for f in margin if f.light == "red"] == [
-        STEPS_DONE[2]
+        VERDICT_RULES[2]
     ]
     panel = mirage(pair, n=60)
     panel.broken["at"] |= {"fgsm": none, "pgd20": none, "pgd100": none, "cw20": ~none}
-    panel.set(rung=3)
+    panel.set(step=3)
     assert "AT is" not in panel.sentence
-    panel.set(rung=4)
+    panel.set(step=4)
     assert (
         "AT is red: Of 60 images that pgd100 leaves, an attack on the margin breaks 60 (100%"
         in panel.sentence
     )
-    assert panel.lines[0].get_text().startswith("AT: red\nnot so: the margin finds little more")
+    assert (
+        panel.lines[0].get_text().startswith("AT: red\ndoes not hold: the margin finds little more")
+    )
     assert panel.marks[0].get_marker() == "X", "not by its colour alone"
 
 
@@ -110,13 +119,16 @@ def test_lights_are_the_audit_s(tiny_run):
         for name in report.examples
         if name not in ("y", "by") and report.examples[name].notna().all()
     }
-    for finding in audited(run, broken, 20):
-        assert finding.rule in (*STEPS_DONE, *CLEAN) and report.finding(finding.rule) == finding
+    for finding in apply_few_rules(run, broken, 20):
+        assert (
+            finding.rule in (*VERDICT_RULES, *LOGIT_RULES)
+            and report.finding(finding.rule) == finding
+        )
 
 
 def test_mirage_refuses(pair, tiny_run):
     for runs, words in (
-        ([], "not none"),
+        ([], "given none"),
         ([pair[0], pair[0]], "different methods"),
         ([pair[0], tiny_run("trades", train_size=500)], "different data"),
     ):
@@ -142,12 +154,12 @@ def test_a_seal_cannot_be_moved_and_outlives_its_cell(kernel):
     first.set(prediction=80)
     assert "80 images, not sealed yet" in first.sentence and "120" not in first.sentence
     first.press("seal")
-    assert first.given == () and "The prediction 80 images is sealed" in first.sentence
+    assert first.shown_controls == () and "The prediction 80 images is sealed" in first.sentence
     with pytest.raises(KitError, match="no control of sealed 'prediction'"):
         first.set(prediction=100)
     first.seal()
     again = sealed("How many?", 0, 200, "images", paper=120)
-    assert again.given == () and again.sealed == 80, "the cell above was run again"
+    assert again.shown_controls == () and again.sealed == 80, "the cell above was run again"
     assert sealed("How many others?", 0, 200, "images").sealed is None
 
 
@@ -163,7 +175,7 @@ def test_a_result_is_closed_until_the_seal_and_then_opens_by_itself(kernel):
     assert not result.figure.axes[0].containers, "nothing is drawn"
     rerun = sealed("How many points?", 0, 50, "points", paper=21.46)
     rerun.set(prediction=15)
-    assert [c.name for c in rerun.given if isinstance(c, Action)] == ["seal"]
+    assert [c.name for c in rerun.shown_controls if isinstance(c, Action)] == ["seal"]
     rerun.press("seal")
     assert result.sentence == (
         "The prediction was 15 points, inside the interval. This run: 12.3 points (95 % interval 4 "

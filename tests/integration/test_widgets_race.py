@@ -5,8 +5,6 @@ its numbers by a second computation, its line of Python, and the process that tr
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -18,7 +16,9 @@ from kit.core.errors import KitError
 from kit.experiments.runs import Run
 from kit.experiments.specification import RunSpec, resolve
 from kit.methods.step_outputs import StepOutputs
-from kit.widgets.race_panel import ATTACKS, CHILD, POINTS, RIVALS, own_curve, points, race
+from kit.widgets.child_process import PIPE_CLOSED, start_child
+from kit.widgets.drawn_curve import CURVE_POINTS, own_curve, own_curve_named, points
+from kit.widgets.race_panel import ENTRANTS, RACE_ATTACKS, race
 from tests.helpers.settings import TINY
 
 HILL = (0.0, 0.1, 0.35, 1.0, 0.8, 0.2, 0.0, 0.6)
@@ -81,6 +81,19 @@ def test_every_curve_has_a_run_of_its_own(monkeypatch):
     assert resolve(RunSpec("own-curve")).key == key(HILL)
 
 
+def test_the_row_is_named_within_and_the_table_is_put_back(monkeypatch):
+    before = list(kit.METHODS)
+    with pytest.raises(ZeroDivisionError), own_curve_named():
+        assert resolve(RunSpec("own-curve")).method == own_curve()
+        raise ZeroDivisionError
+    assert list(kit.METHODS) == before
+    mine = own_curve(HILL)
+    monkeypatch.setitem(kit.METHODS, "own-curve", mine)
+    with own_curve_named():
+        assert kit.METHODS["own-curve"] == own_curve() != mine
+    assert kit.METHODS["own-curve"] is mine, "a row of the reader's own stays"
+
+
 # ---------------------------------------------------------------------------- what the picture says
 
 
@@ -125,7 +138,7 @@ def test_the_histogram_is_weighted(panel, run):
 
 def test_equal_weights_leave_the_counts(panel):
     panel.press("flat")
-    n = len(panel.y)
+    n = len(panel.scores.y)
     assert (
         set(panel.heights(panel.values)) == {1.0}
         and f"{n} training images of AT count like {n} of" in panel.sentence
@@ -135,7 +148,7 @@ def test_equal_weights_leave_the_counts(panel):
 def test_buttons_and_points_of_mail(panel):
     draw(panel, HILL)
     panel.press("as MAIL-AT")
-    expected = 1 / (1 + np.exp(-10 * (np.linspace(-1, 1, POINTS) - 0.5)))
+    expected = 1 / (1 + np.exp(-10 * (np.linspace(-1, 1, CURVE_POINTS) - 0.5)))
     assert panel.heights(panel.values) == pytest.approx(expected, abs=0.00501)
 
 
@@ -197,7 +210,7 @@ def test_the_line_of_python_makes_the_run_that_the_picture_shows(panel, monkeypa
     space = {}
     try:
         exec(line, space)
-        table = kit.evaluate(space["run"], ATTACKS, quiet=True)
+        table = kit.evaluate(space["run"], RACE_ATTACKS, quiet=True)
     finally:
         kit.METHODS.pop("own-curve", None)
     made = space["run"]
@@ -245,13 +258,13 @@ def test_stop_without_a_training_is_refused(panel):
 
 
 def test_the_process_ends_with_its_pipe():
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD + "import time\ntime.sleep(60)"], stdin=subprocess.PIPE
-    )
-    time.sleep(0.3)
-    assert child.poll() is None
-    child.stdin.close()
-    assert child.wait(timeout=10) == 130
+    child = start_child(time.sleep, 60)
+    try:
+        assert child.alive
+        child.process.stdin.close()
+        assert child.process.wait(timeout=60) == PIPE_CLOSED
+    finally:
+        child.stop()
 
 
 @pytest.mark.slow
@@ -260,13 +273,13 @@ def test_a_race_from_the_button_to_the_result(run):
     draw(panel, HILL)
     panel.set(seed=5)
     panel.press("train it")
-    with pytest.raises(KitError, match="on already"):
+    with pytest.raises(KitError, match="trained already"):
         panel.press("train it")
     assert "Training own curve, epoch 0 of 3" in panel.sentence
-    assert panel.child.wait(timeout=300) == 0
+    assert panel.child.process.wait(timeout=300) == 0
     panel.redraw()
     assert not panel.missing() and panel.news() == "" and "own-curve" not in kit.METHODS
-    assert all(panel.dots[0].get_offsets()[:, 0] > 0) and len(panel.tables) >= len(RIVALS) + 1
+    assert all(panel.dots[0].get_offsets()[:, 0] > 0) and len(panel.tables) >= len(ENTRANTS)
     child, accuracy = panel.child, panel.result("own-curve").loc["pgd20", "accuracy"]
     panel.press("train it")
     assert panel.child is child, "nothing is trained twice"
@@ -299,6 +312,6 @@ def test_a_race_that_fails_says_why(run):
     panel = race(run)
     panel.settings |= {"batch_size": 5000}
     panel.press("train it")
-    assert panel.child.wait(timeout=120) == 1
+    assert panel.child.process.wait(timeout=120) == 1
     panel.redraw()
     assert "Training failed at own curve" in panel.sentence and "batch_size=5000" in panel.sentence

@@ -14,8 +14,8 @@ import torch
 
 from kit.core.errors import KitError
 from kit.methods.table import METHODS
-from kit.widgets.inspector_panel import ATTACKERS, FAMILIES, family, inspect
-from kit.widgets.simplex_panel import READERS, end_of_line, places, simplex
+from kit.widgets.inspector_panel import FAMILIES, WATCHED_ATTACKS, family_methods, inspect
+from kit.widgets.simplex_panel import READERS, end_of_line, place_examples, simplex
 
 
 def weight_of(sentence: str, name: str) -> float:
@@ -39,20 +39,20 @@ def test_methods_that_read_no_more_than_the_attacked_probabilities():
 
 
 @pytest.mark.parametrize(
-    ("climb", "p"),
+    ("rise", "p"),
     [
         (0.0, (0.35, 0.65, 0.0)),
         (0.5, (1.45 / 6, 3.25 / 6, 1.3 / 6)),
         (1.0, (0.4 / 3, 1.3 / 3, 1.3 / 3)),
     ],
 )
-def test_a_point_climbs_the_line_of_equal_margin(climb, p):
+def test_a_point_rises_along_the_line_of_equal_margin(rise, p):
     """Weights by hand:
 
     MAIL σ(-10 (PM + 0.5)), CLIRAT the same of the sum of the gaps, MR of PM (2 - o) c.
     """
     panel = simplex()
-    panel.set(margin=-0.3, climb=climb)
+    panel.set(margin=-0.3, rise=rise)
     sigma = [
         1 / (1 + math.exp(10 * (m + 0.5))) for m in (-0.3, sum(min(p[0] - q, 0) for q in p[1:]))
     ]
@@ -104,7 +104,7 @@ def test_examples_lie_in_the_region_of_their_confused_labels(tiny_run):
         np.array_equal(found.kind, np.minimum((p > own[:, None]).sum(axis=1), 2))
         and len(set(found.kind)) > 1
     )
-    at = places(found.probs, found.y, "third class")
+    at = place_examples(found.probs, found.y, "third class")
     share = np.stack([own, *rivals.T], axis=1) / (own + rivals.sum(axis=1))[:, None]
     assert np.allclose(
         at, np.stack([share[:, 0] - share[:, 1], math.sqrt(3) * share[:, 2]], axis=1)
@@ -112,7 +112,7 @@ def test_examples_lie_in_the_region_of_their_confused_labels(tiny_run):
     third = at[:, 1] / math.sqrt(3)
     right, several = at[:, 0] >= 0, (1 - third + at[:, 0]) / 2 < third  # p_y against p_3
     assert np.array_equal(found.kind, np.where(right, 0, np.where(several, 2, 1)))
-    at = places(found.probs, found.y, "all others")
+    at = place_examples(found.probs, found.y, "all others")
     assert np.allclose(at[:, 0], own - rivals[:, 0]) and np.allclose(
         at[:, 1], math.sqrt(3) * (1 - own - rivals[:, 0])
     )
@@ -144,15 +144,15 @@ def test_the_sentence_counts_the_epoch_and_its_weights(tiny_run):
 def test_a_drag_sets_the_point_and_stays_on_the_triangle():
     panel = simplex()
     panel.point(panel.triangles[1], 0.2, math.sqrt(3) * 0.1, True)
-    assert panel.values["margin"] == pytest.approx(0.2) and panel.values["climb"] == pytest.approx(
+    assert panel.values["margin"] == pytest.approx(0.2) and panel.values["rise"] == pytest.approx(
         0.1 * 3 / 0.8, abs=0.01
     )
     panel.point(panel.triangles[0], -5.0, 9.0, False)
-    assert panel.values["margin"] == -0.96 and panel.values["climb"] == 1
+    assert panel.values["margin"] == -0.96 and panel.values["rise"] == 1
     panel.nudge(-1, 1)
-    assert panel.values["margin"] == -0.96 and panel.values["climb"] == 1
+    assert panel.values["margin"] == -0.96 and panel.values["rise"] == 1
     panel.nudge(3, -2)
-    assert panel.values["margin"] == pytest.approx(-0.9) and panel.values["climb"] == pytest.approx(
+    assert panel.values["margin"] == pytest.approx(-0.9) and panel.values["rise"] == pytest.approx(
         0.96
     )
 
@@ -176,7 +176,7 @@ def test_two_classes_have_no_triangle(tiny_run):
 
 
 def test_every_reweighting_method_is_in_a_family():
-    assert {name for words in FAMILIES for name in family(words)} == {
+    assert {name for words in FAMILIES for name in family_methods(words)} == {
         name for name, row in METHODS.items() if row.reweights
     }
 
@@ -186,12 +186,12 @@ def test_pgd_with_the_runs_settings_ends_where_its_last_pass_did(tiny_run):
     panel = inspect(run)
     for place in (0, 7):
         panel.set(place=place)
-        walk = panel.walked("test", place, "PGD", run.plan.recipe.eps, run.plan.recipe.step)
+        path = panel.attack_path("test", place, "PGD", run.plan.recipe.eps, run.plan.recipe.step)
         assert np.allclose(
-            walk.logits[run.plan.recipe.steps], run.final["test_logits_adv"][place], atol=1e-4
+            path.logits[run.plan.recipe.steps], run.final["test_logits_adv"][place], atol=1e-4
         )
-        assert walk.kappa == run.final["test_kappa"][place]
-        assert walk.p_flip == pytest.approx(float(run.final["test_p_flip"][place]), abs=1e-4)
+        assert path.kappa == run.final["test_kappa"][place]
+        assert path.p_flip == pytest.approx(float(run.final["test_p_flip"][place]), abs=1e-4)
 
 
 def test_weights_are_over_the_mean_of_the_stored_batch(tiny_run):
@@ -216,11 +216,11 @@ def test_a_weight_is_that_of_the_image_as_it_is_at_the_step(tiny_run):
     row = int((kappa == steps).nonzero()[0])
     panel = inspect(run)
     panel.set(place=row, eps=0.3, step=2)
-    walk = panel.walked("test", row, "PGD", 0.3, run.plan.recipe.step)
-    assert walk.kappa < steps
+    path = panel.attack_path("test", row, "PGD", 0.3, run.plan.recipe.step)
+    assert path.kappa < steps
     p = torch.from_numpy(run.final["test_logits_adv"][:500]).double().softmax(dim=1)
     y = torch.from_numpy(run.final["test_y"][:500]).long()
-    p[row], kappa[row] = walk.logits[2].softmax(dim=0), walk.kappa
+    p[row], kappa[row] = path.logits[2].softmax(dim=0), path.kappa
     mail = torch.sigmoid(
         10 * (p.scatter(1, y[:, None], -1).amax(dim=1) - p.gather(1, y[:, None]).squeeze(1) - 0.5)
     )
@@ -235,15 +235,15 @@ def test_no_step_leaves_the_ball_or_the_start_behind(tiny_run):
     run = tiny_run("mail-at")
     panel = inspect(run)
     x = run.data().test.x(slice(0, 1))
-    for attack in ATTACKERS:
+    for attack in WATCHED_ATTACKS:
         for eps in (0.05, 0.1):
-            walk = panel.walked("test", 0, attack, eps, 1.0 if attack == "FGSM" else 0.5)
-            assert len(walk.points) == len(walk.logits) == 2 * run.plan.recipe.steps + 1
-            assert float((walk.points[1:] - x).abs().max()) <= eps + 1e-6
-            assert float((walk.points[0] - x).abs().max()) < 0.01
+            path = panel.attack_path("test", 0, attack, eps, 1.0 if attack == "FGSM" else 0.5)
+            assert len(path.points) == len(path.logits) == 2 * run.plan.recipe.steps + 1
+            assert float((path.points[1:] - x).abs().max()) <= eps + 1e-6
+            assert float((path.points[0] - x).abs().max()) < 0.01
             with torch.no_grad():
-                assert torch.allclose(run.model()(walk.points).double(), walk.logits, atol=1e-4)
-    first = panel.walked("test", 0, "FGSM", 0.1, 1.0).points[1] - x[0]
+                assert torch.allclose(run.model()(path.points).double(), path.logits, atol=1e-4)
+    first = panel.attack_path("test", 0, "FGSM", 0.1, 1.0).points[1] - x[0]
     moved = first.abs()[(x[0] > 0.1) & (x[0] < 0.9)]
     assert bool(((moved - 0.1).abs() < 1e-6).logical_or(moved == 0).all())
 
@@ -268,7 +268,7 @@ def test_searches_find_what_they_say(tiny_run):
 def test_a_class_keeps_its_images_alone(tiny_run):
     panel = inspect(tiny_run("mail-at"))
     panel.set(**{"class": "7"})
-    last = next(control for control in panel.given if control.name == "place").high
+    last = next(control for control in panel.shown_controls if control.name == "place").high
     assert last + 1 == (panel.pool("test").y == 7).sum()
     for place in (0, int(last)):
         panel.set(place=place)
@@ -281,8 +281,8 @@ def test_a_class_keeps_its_images_alone(tiny_run):
 
 def test_the_areas_are_the_probabilities(tiny_run):
     panel = inspect(tiny_run("mail-at"))
-    walk = panel.walked("test", 0, "PGD", 0.1, 0.25)
-    p, y = walk.logits.softmax(dim=1).numpy(), int(panel.pool("test").y[0])
+    path = panel.attack_path("test", 0, "PGD", 0.1, 0.25)
+    p, y = path.logits.softmax(dim=1).numpy(), int(panel.pool("test").y[0])
     tops = [layer.get_paths()[0].vertices[:, 1].max() for layer in panel.layers]
     assert tops[0] == pytest.approx(p[:, y].max()) and tops[-1] == 1
     rivals = np.sort(np.delete(p[-1], y))[::-1][:3]

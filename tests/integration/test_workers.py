@@ -107,7 +107,7 @@ def test_tasks_begin_in_order_as_many_as_there_is_room_for():
     ids=["pooled", "simulated"],
 )
 def test_tasks_that_could_never_begin_are_refused(engine):
-    with pytest.raises(KitError, match=r"'a' waits for 'x', which is none\. Tasks: a"):
+    with pytest.raises(KitError, match=r"'a' waits for 'x', but there is no such task\. Tasks: a"):
         engine({"a": Task(fine, (1.0,), after=frozenset("x"))})
     with pytest.raises(KitError, match=r"wait for each other: .*a"):
         engine(

@@ -18,7 +18,6 @@ import papermill
 import pytest
 import torch
 
-import kit
 from kit.core import files
 from kit.figures.table import FIGURES
 from kit.jobs import command_line, reproduction
@@ -73,9 +72,7 @@ def test_notebook_file(path):
     assert not {"torch", "np", "plt"} & names
     for name, parameter in parameter_cells.notebook_parameters(path).items():
         assert parameter.meaning, f"{name} does not say what it means"
-    assert parameter_cells.needed_specs(
-        parameter_cells.check_parameters(parameter_cells.notebook_parameters(path), {})
-    )
+    assert parameter_cells.check_parameters(parameter_cells.notebook_parameters(path), {}).plans
 
 
 def test_every_figure_is_in_a_notebook():
@@ -217,6 +214,15 @@ def test_plain_papermill_refuses_wrong_words(given, words, home, tmp_path):
         (["--recipe", "digit"], "Did you mean 'digits'"),
         (["--recipe", "folder:/nowhere"], "no folder /nowhere"),
         (["--only", "97"], "there is no notebook '97'"),
+        (["--only", "2"], "Did you mean '02_confused_labels'"),
+        (["--recipe", "folder:"], "folder: names no folder; write folder:<path>"),
+        (["--recipe", "digits+npz:"], "names no file; write digits+npz:<file>"),
+        (["--recipe", "digits", "--set", "recipe=mnist"], "both choose the recipe"),
+        (["--seeds", "1", "2", "--set", "seed=3"], "both choose the seed"),
+        (["--set", "epochs=1", "epochs=2"], "'epochs=1' and 'epochs=2' set the same thing"),
+        (["--set", "epochs=1", "--set", "epochs=2"], "'epochs=1' and 'epochs=2'"),
+        (["--set", "milestones=[1, 2"], "a list without its end"),
+        (["--set", "milestones=[2, 1]"], "must be increasing epochs"),
         (["--set", "metod=at"], "Did you mean 'method'"),
         (["--set", "layer=two"], "whole number"),
         (["--set", "seed"], "name=value"),
@@ -303,8 +309,18 @@ def test_plan_shares_runs_and_seeds_get_their_own_folder(home, tmp_path):
         ("02_confused_labels", "seed-1"),
         ("05_class_confusion", "seed-1"),
     ]
-    specs = reproduction.needed_runs(jobs)
+    specs = [plan.spec for plan in reproduction.needed_runs(jobs)]
     assert len(specs) == 2 * 10 and len({(s.method, s.seed) for s in specs}) == len(specs)
+
+
+def test_settings_take_the_place_of_the_notebooks_own(home):
+    """Its other settings stay; a seed that is set is the seed of every run."""
+    [job] = reproduction.plan_jobs(
+        ["teach_train_live"], {"epochs": 5, "milestones": [1, 2], "seed": 7}, None, None
+    )
+    assert job.values.overrides == {"probe": 50, "epochs": 5, "milestones": [1, 2]}
+    assert job.values.seeds == (7,) and job.values.specs[0].seed == 7
+    assert not job.folder.name.startswith("seed-")
 
 
 def test_a_notebook_waits_for_its_own_runs_alone(fresh_home):
@@ -317,10 +333,7 @@ def test_a_notebook_waits_for_its_own_runs_alone(fresh_home):
     tasks = reproduction.notebook_tasks(jobs, lists)
     assert list(tasks) == ["04_min_max", "01_one_loop"], "the longest first"
     for job in jobs:
-        wanted = {
-            kit.experiments.specification.resolve(spec).key
-            for spec in parameter_cells.needed_specs(job.values)
-        }
+        wanted = {plan.key for plan in job.values.plans}
         assert tasks[job.label].after == {
             title for title, plans in lists.items() if wanted & {plan.key for plan in plans}
         }
@@ -342,7 +355,7 @@ def test_train_evaluate_list(home, tiny_run, capsys):
     assert "held-out" in said("train", "mart", "--set", *SETTINGS.split())
     key = tiny_run("mart").key
     assert re.search(
-        r"pgd10 +0\.\d+", said("evaluate", key[:8], "--attacks", "natural,pgd10", "--n", "50")
+        r"pgd10 +0\.\d+", said("evaluate", key[:8], "--attacks", "natural, pgd10", "--n", "50")
     )
     assert re.search(rf"{key} +done +mart on digits", said("list", "runs"))
     for table in ("methods", "attacks", "recipes", "criteria", "weights", "figures"):

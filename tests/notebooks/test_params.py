@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
+import torch
+from lab import settings_words
 
 import kit
 from kit.core.errors import KitError
+from kit.experiments import specification
 from kit.figures.base import Claim
+from kit.jobs import forecast, reproduction
+from kit.jobs.tasks import Place
 from kit.notebook import parameter_cells
 from kit.notebook.parameter_cells import (
     Parameter,
     check_parameters,
     declared_parameters,
-    needed_specs,
     notebook_parameters,
+    parse_values,
 )
+from tests.helpers.settings import TINY
 
 CELL = """method: str = "mail-at"  # the method; a name of kit.METHODS
 seed: int = 0  # random seed; at least 0
@@ -35,21 +42,59 @@ attacks: str = "natural pgd20"  # attacks
 
 def test_several_seeds_and_all_methods():
     values = check_parameters(declared_parameters(SEVERAL), {"seeds": "3 1", "method": "all"})
-    specs = needed_specs(values)
-    assert [(spec.method, spec.seed) for spec in specs] == [
+    assert [(spec.method, spec.seed) for spec in values.specs] == [
         (m, seed) for seed in (3, 1) for m in kit.METHODS
     ]
-    assert (
-        parameter_cells.wanted_attacks(values) == ["natural", "pgd20"]
-        and parameter_cells.wanted_attacks({}) == []
-    )
+    assert values.attacks == ("natural", "pgd20") and parse_values({}).attacks == ()
+
+
+def test_names_have_spaces_or_commas_between():
+    cell = {"methods": "at, clirat", "seeds": "1,2", "attacks": "natural, pgd20"}
+    values = parse_values(cell)
+    assert [spec.method for spec in values.specs] == ["at", "clirat"] * 2
+    assert values.seeds == (1, 2) and values.attacks == ("natural", "pgd20")
+
+
+def test_each_run_is_resolved_once(monkeypatch, home):
+    """The text of a cell is parsed once and each of its runs resolved once, on the whole way to a
+    plan of a batch, and in the kernel of a notebook.
+    """
+    counted: dict[str, int] = {}
+
+    def count(name: str) -> None:
+        real = getattr(specification, name)
+
+        def counting(*words):
+            text = f"{name} {words[0]}"
+            counted[text] = counted.get(text, 0) + 1
+            return real(*words)
+
+        for module in list(sys.modules.values()):
+            if getattr(module, "__name__", "").startswith("kit") and name in vars(module):
+                monkeypatch.setattr(module, name, counting)
+
+    for name in ("resolve", "parse_overrides"):
+        count(name)
+    jobs = reproduction.plan_jobs(["02"], {"overrides": "epochs=4 probe=20"}, None, None)
+    place = Place(torch.device("cpu"), 2)
+    lists = reproduction.group_trainings(reproduction.missing_runs(jobs), place)
+    reproduction.training_tasks(lists, reproduction.evaluations_for(jobs), place)
+    reproduction.notebook_tasks(jobs, lists)
+    forecast.epochs_to_train(reproduction.needed_runs(jobs))
+    assert len(counted) > 5 and set(counted.values()) == {1}, counted
+    counted.clear()
+    words = settings_words({**TINY, "epochs": 2})
+    study = kit.begin("00_test", namespace(CELL, method="at", overrides=words))
+    study.runs("at")
+    assert study.run("at").plan is study.values.plans[0]
+    assert len(counted) == 2 and set(counted.values()) == {1}, counted
 
 
 def test_a_cell_declares():
     found = declared_parameters(CELL)
     assert list(found) == ["method", "seed", "split", "share", "fast", "overrides"]
     assert found["seed"] == Parameter("int", 0, "random seed; at least 0")
-    assert check_parameters(found, {})["share"] == 0.5
+    assert check_parameters(found, {}).given["share"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -97,9 +142,9 @@ def test_wrong_words(given, words):
 
 
 def test_runs_follow_from_the_values():
-    specs = needed_specs(
+    specs = parse_values(
         {"method": "at", "leave_out_methods": "at mail-at", "seed": 3, "overrides": "eps=1/8"}
-    )
+    ).specs
     assert [(s.method, s.seed, s.overrides) for s in specs] == [
         ("at", 3, {"eps": 0.125}),
         ("mail-at", 3, {"eps": 0.125}),
@@ -109,17 +154,17 @@ def test_runs_follow_from_the_values():
 def test_a_grid_varies_one_setting_at_a_time():
     values = {"method": "clirat", "grid": "weight.slope=7,8 eps=0.1", "overrides": "epochs=30"}
     points = [{}, {"weight.slope": 7}, {"weight.slope": 8}, {"eps": 0.1}]
-    assert [s.overrides for s in needed_specs(values)] == [
+    assert [s.overrides for s in parse_values(values).specs] == [
         {"epochs": 30} | point for point in points
     ]
     for grid, words in (
         ("weight.slope", "grid: 'weight.slope'"),
         ("eps=0.1,", "its values"),
-        ("eps=1 eps=2", "once"),
+        ("eps=1 eps=2", "'eps' is there twice"),
         ("weight.slop=1", "Did you mean"),
     ):
         with pytest.raises(KitError, match=words):
-            needed_specs({**values, "grid": grid})
+            parse_values({**values, "grid": grid})
 
 
 def test_notebook_files(tmp_path):
@@ -163,9 +208,7 @@ def test_begin_refuses_what_papermill_lets_through(home):
 def test_a_study_keeps_to_its_parameters(home, tiny_run, monkeypatch, tmp_path):
     monkeypatch.setenv("KIT_OUT", str(tmp_path))
     monkeypatch.setenv("KIT_STAMP", "abc")
-    from tests.helpers.settings import TINY
-
-    words = " ".join(f"{k}={json.dumps(v, separators=(',', ':'))}" for k, v in TINY.items())
+    words = settings_words(TINY)
     study = kit.begin("00_test", namespace(CELL, method="at", overrides=words))
     assert study.run("at").key == tiny_run("at").key
     with pytest.raises(KitError, match="in this notebook's parameters"):

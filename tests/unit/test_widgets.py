@@ -1,6 +1,6 @@
 """Panels without a browser:
 
-values, sentences, what is refused, and their three faces. Real ones: tests/test_browser.py.
+values, sentences, what is refused, and how they are shown. Real ones: tests/test_browser.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from kit.core.errors import KitError
-from kit.widgets.panel import Action, Choice, Number, Panel, Text, Toggle
+from kit.widgets.controls import Action, Choice, Number, Text, Toggle
+from kit.widgets.panel import Panel
 
 
 class Bars(Panel):
@@ -125,7 +126,7 @@ def test_headless_is_a_picture_without_a_widget(monkeypatch):
     monkeypatch.setenv("KIT_WIDGETS", "0")
     panel = Bars()
     data, metadata = panel._repr_mimebundle_()
-    assert set(data) == {"image/png", "text/plain"} and panel.face is None
+    assert set(data) == {"image/png", "text/plain"} and panel.view is None
     assert data["text/plain"] == panel.sentence == metadata["image/png"]["alt"]
 
 
@@ -144,27 +145,27 @@ def test_fields_hand_over_what_is_typed_and_take_back_what_is_refused(monkeypatc
     monkeypatch.setenv("KIT_WIDGETS", "1")
     panel = Bars()
     panel._repr_mimebundle_()
-    face, (text, slider) = panel.face, panel.face.fields["height"]
-    first = face.picture.value
+    view, (text, slider) = panel.view, panel.view.fields["height"]
+    first = view.picture.value
     slider.value = 3.0
     assert (
         panel.values["height"] == text.value == 3.0
-        and face.picture.value != first
-        and "&amp; red" in face.picture.value
+        and view.picture.value != first
+        and "&amp; red" in view.picture.value
     )
     text.value = 77.0
     assert panel.values["height"] == text.value == slider.value == 3.0
     assert (
-        "from 0 to 5" in face.alarm.value and "Traceback" not in face.alarm.value and panel.trouble
+        "from 0 to 5" in view.alarm.value and "Traceback" not in view.alarm.value and panel.trouble
     )
     text.value = 5.0
-    assert panel.values["height"] == text.value == 3.0 and "five is a trap" in face.alarm.value
+    assert panel.values["height"] == text.value == 3.0 and "five is a trap" in view.alarm.value
     slider.value = 1.0
-    assert face.alarm.value == "" and not panel.trouble
-    face.fields["colour"][0].value = "blue"
-    assert len(face.fields["count"]) == 2 and "blue" in face.words.value
-    next(row for row in face.rows.children if getattr(row, "description", "") == "double").click()
-    assert text is not face.fields["height"][0] and face.fields["height"][0].value == 2.0
+    assert view.alarm.value == "" and not panel.trouble
+    view.fields["colour"][0].value = "blue"
+    assert len(view.fields["count"]) == 2 and "blue" in view.words.value
+    next(row for row in view.rows.children if getattr(row, "description", "") == "double").click()
+    assert text is not view.fields["height"][0] and view.fields["height"][0].value == 2.0
 
 
 class Dot(Panel):
@@ -194,7 +195,7 @@ def test_a_picture_that_is_dragged(monkeypatch):
     monkeypatch.setenv("KIT_WIDGETS", "1")
     panel = Dot()
     panel._repr_mimebundle_()
-    pad, box = panel.face.picture, panel.figure.axes[0].bbox
+    pad, box = panel.view.picture, panel.figure.axes[0].bbox
 
     def at(share):
         return [(box.x0 + share * box.width) / panel.figure.bbox.width, 0.5]
@@ -234,7 +235,7 @@ def test_a_slider_can_stand_at_every_default(monkeypatch):
     monkeypatch.setenv("KIT_WIDGETS", "1")
     panel = Third()
     panel._repr_mimebundle_()
-    slider = panel.face.fields["x"][1]
+    slider = panel.view.fields["x"][1]
     steps = (slider.value - slider.min) / slider.step
     assert (
         panel.values["x"] == slider.value == 1 / 3

@@ -17,12 +17,12 @@ from kit.core.errors import KitError
 from kit.core.threat import Threat
 from kit.methods.step_outputs import StepOutputs
 from kit.widgets.boundary_panel import (
-    SHOWN,
+    WEIGHING_METHODS,
+    attack_plane,
     attack_point,
     boundary,
-    crowd,
-    plane_images,
     relative_weights,
+    train_plane,
 )
 
 
@@ -38,14 +38,14 @@ def softmax(model, point):
 
 @pytest.mark.parametrize("classes", [3, 4, 5])
 def test_the_network_knows_its_plane(classes):
-    field = plane_images(classes)
+    plane = train_plane(classes)
     with torch.no_grad():
-        right = (field.model(field.x).argmax(1) == field.y).double().mean()
+        right = (plane.model(plane.x).argmax(1) == plane.y).double().mean()
     assert (
         right > 0.75
-        and field.x.min() >= 0
-        and field.x.max() <= 1
-        and set(field.y.tolist()) == set(range(classes))
+        and plane.x.min() >= 0
+        and plane.x.max() <= 1
+        and set(plane.y.tolist()) == set(range(classes))
     )
 
 
@@ -53,11 +53,11 @@ def test_the_network_is_the_same_every_time_and_leaves_the_random_state():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    again = plane_images.__wrapped__(3)
+    again = train_plane.__wrapped__(3)
     assert torch.equal(torch.rand(3), expected)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(again.model.parameters(), plane_images(3).model.parameters(), strict=True)
+        for a, b in zip(again.model.parameters(), train_plane(3).model.parameters(), strict=True)
     )
 
 
@@ -68,14 +68,14 @@ def test_the_path_is_projected_gradient_ascent(norm):
     ascend the cross-entropy, return to the ball, then to the square; the start is the clean point.
     """
     model, x, y, eps, step = (
-        plane_images(4).model,
+        train_plane(4).model,
         torch.tensor([[0.52, 0.97], [0.31, 0.4]]),
         torch.tensor([1, 3]),
         0.12,
         0.3,
     )
-    struck = attack_point(model, x, y, Threat(norm, eps), 6, step)
-    assert struck.iterates.shape == (7, 2, 2) and torch.equal(struck.iterates[0], x)
+    attacked_point = attack_point(model, x, y, Threat(norm, eps), 6, step)
+    assert attacked_point.iterates.shape == (7, 2, 2) and torch.equal(attacked_point.iterates[0], x)
     for row in range(2):
         clean, at = x[row].double().numpy(), x[row].double().numpy()
         for t in range(6):
@@ -88,7 +88,7 @@ def test_the_path_is_projected_gradient_ascent(norm):
                 delta = at + step * eps * g / np.hypot(*g) - clean
                 at = clean + delta * min(1.0, eps / max(np.hypot(*delta), 1e-12))
             at = np.clip(at, 0, 1)
-            np.testing.assert_allclose(struck.iterates[t + 1, row].numpy(), at, atol=2e-5)
+            np.testing.assert_allclose(attacked_point.iterates[t + 1, row].numpy(), at, atol=2e-5)
 
 
 def test_steps_are_counted_along_the_path(panel):
@@ -96,23 +96,26 @@ def test_steps_are_counted_along_the_path(panel):
     iterate is none of them.
     """
     panel.set(x=0.66, y=0.6, steps=9)
-    struck = panel.struck(panel.values)
+    attacked_point = panel.attack(panel.values)
     answers = [
-        int(np.argmax(softmax(plane_images(3).model, point)))
-        for point in struck.iterates[:-1, 0].tolist()
+        int(np.argmax(softmax(train_plane(3).model, point)))
+        for point in attacked_point.iterates[:-1, 0].tolist()
     ]
     assert len(answers) == 9
     wrong = [t for t, answer in enumerate(answers) if answer != 0]
-    assert int(struck.seen.lps) == (wrong[0] if wrong else 9) and 0 < int(struck.seen.lps) < 9
-    assert int(struck.seen.kappa) == answers.count(0)
+    assert (
+        int(attacked_point.outputs.lps) == (wrong[0] if wrong else 9)
+        and 0 < int(attacked_point.outputs.lps) < 9
+    )
+    assert int(attacked_point.outputs.kappa) == answers.count(0)
     assert f"LPS {wrong[0]} of 9; κ {answers.count(0)}" in panel.sentence
 
 
 @pytest.mark.parametrize("attacked", [True, False])
 def test_margins_are_those_of_the_chosen_point(panel, attacked):
     panel.set(x=0.5, y=0.5, attacked=attacked)
-    point = panel.struck(panel.values).iterates[-1 if attacked else 0, 0].tolist()
-    p = softmax(plane_images(3).model, point)
+    point = panel.attack(panel.values).iterates[-1 if attacked else 0, 0].tolist()
+    p = softmax(train_plane(3).model, point)
     pm = p[0] - max(p[1:])
     cl_pm = sum(p[0] - other for other in p[1:] if other > p[0]) or pm
     assert cl_pm < pm < 0, "here two rivals beat the true class"
@@ -130,7 +133,7 @@ def test_cl_pm_parts_from_pm_where_two_rivals_win_and_nowhere_else(panel):
     parted = agreed = 0
     for x, y in ((0.5, 0.5), (0.55, 0.55), (0.2, 0.8), (0.85, 0.3), (0.9, 0.9)):
         panel.set(x=x, y=y, attacked=False)
-        p = softmax(plane_images(3).model, (x, y))
+        p = softmax(train_plane(3).model, (x, y))
         ends = [segment[1, 0] for segment in panel.margins.get_segments()]
         several = sum(other > p[0] for other in p[1:]) > 1
         assert (abs(ends[0] - ends[1]) > 1e-6) == several
@@ -143,7 +146,7 @@ def test_weights_are_relative_to_the_batch_of_all(panel):
     attacked points.
     """
     panel.set(x=0.57, y=0.61)
-    one, others = panel.struck(panel.values).seen, crowd(3, Threat("linf", 0.12), 10, 0.1)
+    one, others = panel.attack(panel.values).outputs, attack_plane(3, Threat("linf", 0.12), 10, 0.1)
     logits = np.concatenate([one.logits_adv.numpy(), others.logits_adv.numpy()])
     clean = np.concatenate([one.logits_nat.numpy(), others.logits_nat.numpy()])
     y = np.concatenate([one.y.numpy(), others.y.numpy()])
@@ -163,19 +166,21 @@ def test_weights_are_relative_to_the_batch_of_all(panel):
         "vir-at": 7 * np.exp(-10 * q[rows, y]) * (q * np.log(q / p)).sum(1) + 0.007,
     }
     found = relative_weights(one, others)
-    assert tuple(found) == SHOWN and len(y) == 91
+    assert tuple(found) == WEIGHING_METHODS and len(y) == 91
     for name, weights in expected.items():
         assert found[name] == pytest.approx(weights[0] / weights.mean(), rel=1e-6), name
-    shown = dict(zip(SHOWN, (segment[1, 0] for segment in panel.bars.get_segments()), strict=True))
+    shown = dict(
+        zip(WEIGHING_METHODS, (segment[1, 0] for segment in panel.bars.get_segments()), strict=True)
+    )
     assert shown == pytest.approx(found) and [t.get_text() for t in panel.factors] == [
         f"{w:.2f}×" for w in found.values()
     ]
 
 
 def test_every_shown_method_reweights_and_reads_what_is_there():
-    seen = crowd(3, Threat("linf", 0.1), 4, 0.25)
+    seen = attack_plane(3, Threat("linf", 0.1), 4, 0.25)
     assert isinstance(seen, StepOutputs)
-    assert all(kit.METHODS[name].weigh(seen).shape == (90,) for name in SHOWN)
+    assert all(kit.METHODS[name].weigh(seen).shape == (90,) for name in WEIGHING_METHODS)
 
 
 def test_mouse_and_arrow_keys_move_the_example(panel):
@@ -209,7 +214,7 @@ def test_the_ball_is_that_of_the_norm(panel):
         and not panel.square.get_visible()
         and panel.circle.get_radius() == 0.2
     )
-    end = panel.struck(panel.values).iterates[-1, 0].tolist()
+    end = panel.attack(panel.values).iterates[-1, 0].tolist()
     assert math.dist(end, (0.3, 0.4)) <= 0.2 + 1e-6
 
 
