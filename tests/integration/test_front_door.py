@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 
 from kit.core import environment, files
 from kit.core.environment import changed_environment
@@ -25,6 +24,7 @@ from kit.experiments.specification import RunSpec, parse_overrides, split_settin
 from kit.jobs import command_line, reproduction
 from kit.jobs.tasks import Place
 from kit.training import runner
+from tests.helpers.settings import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 HEAVY = ("torch", "pandas", "matplotlib", "numpy", "scipy")

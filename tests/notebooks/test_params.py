@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from lab import settings_words
 
 import kit
 from kit.core.errors import KitError
@@ -23,7 +22,7 @@ from kit.notebook.parameter_cells import (
     notebook_parameters,
     parse_values,
 )
-from tests.helpers.settings import TINY
+from tests.helpers.settings import TINY, settings_words
 
 CELL = """method: str = "mail-at"  # the method; a name of kit.METHODS
 seed: int = 0  # random seed; at least 0
