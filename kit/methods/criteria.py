@@ -22,7 +22,8 @@ from kit.methods.step_outputs import StepOutputs, check_fields
 
 def probabilistic_margin(probs: Tensor, y: Tensor) -> Tensor:
     """PM = p_y - max_{j≠y} p_j in [-1, 1], (N,). MAIL Eq. 4."""
-    return tensors.margin(probs, y)
+    true, other = tensors.true_and_top_other(probs, y)
+    return true - other
 
 
 def margin_difference(probs_nat: Tensor, y: Tensor, p_flip: Tensor) -> Tensor:

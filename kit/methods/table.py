@@ -78,11 +78,11 @@ class Method:
     @property
     def reads(self) -> frozenset[str]:
         """Fields of `StepOutputs` that its loss, criterion and selection read."""
-        names = fields_read_by(self.loss.fn)
+        names = fields_read_by(self.loss.func)
         if self.criterion is not None:
             names |= frozenset(self.criterion.reads)
         if self.select is not None:
-            names |= fields_read_by(self.select.fn)
+            names |= fields_read_by(self.select.func)
         return names
 
     @cached_property
@@ -135,7 +135,7 @@ class Method:
         for slot in PART_NAMES:
             chosen = getattr(self, slot)
             if chosen is not None:
-                params = (chosen.quantity if isinstance(chosen, Criterion) else chosen).params
+                params = (chosen.quantity if isinstance(chosen, Criterion) else chosen).keywords
                 found |= {f"{slot}.{name}": value for name, value in params.items()}
         return {path: value for path, value in found.items() if path not in self.scheduled}
 

@@ -220,14 +220,14 @@ def _start_from_shared_burn_in(state: TrainingState, device: torch.device) -> No
     images behind it, and training starts from epoch 1.
     """
     plan, folder = state.plan, state.folder
-    images = read_run_record(folder, "run.json")["data_fingerprint"]
     for checkpoint in sorted(folder.parent.glob(f"*/burn-in-{plan.burn_in_key}.ckpt")):
         sibling = checkpoint.parent
         try:
             saved = load_checkpoint(checkpoint, device)
             if (
                 not state.owns(saved)
-                or read_run_record(sibling, "run.json")["data_fingerprint"] != images
+                or read_run_record(sibling, "run.json")["data_fingerprint"]
+                != read_run_record(folder, "run.json")["data_fingerprint"]
             ):
                 continue
             numbers = range(1, saved["epoch"] + 1)

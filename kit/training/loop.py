@@ -65,7 +65,8 @@ def fit_plans(
     states = [
         begin_training(plan, host_data, device, quiet=quiet, compiled=compiled) for plan in plans
     ]
-    align_epochs(states, device)
+    if len(states) > 1:
+        align_epochs(states, device)
     progress = (
         None if quiet else Progress(_title(plans), recipe.epochs, done=min(s.epoch for s in states))
     )

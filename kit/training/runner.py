@@ -143,8 +143,7 @@ def unfinished(plans: Sequence[Plan]) -> Iterator[list[Plan]]:
     with contextlib.ExitStack() as locks:
         # in one order everywhere, so that nobody waits in a circle
         for plan in sorted(todo, key=lambda plan: plan.key):
-            words = f"{plan.spec}: another process is training it; waiting"
-            locks.enter_context(lock_folder(run_folder(plan), partial(print, words, flush=True)))
+            locks.enter_context(lock_folder(run_folder(plan), partial(_say_waiting, plan)))
         try:
             yield [plan for plan in todo if not is_done(run_folder(plan))]
         except torch.OutOfMemoryError as error:
@@ -154,6 +153,10 @@ def unfinished(plans: Sequence[Plan]) -> Iterator[list[Plan]]:
                 f"batch_size={plans[0].recipe.batch_size} does not fit into the device's memory; "
                 "lower it, or take another device. Finished epochs are kept"
             ) from error
+
+
+def _say_waiting(plan: Plan) -> None:
+    print(f"{plan.spec}: another process is training it; waiting", flush=True)
 
 
 def report_opened(run: Run) -> None:
