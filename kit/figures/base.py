@@ -220,7 +220,7 @@ def format_counted(share: dict[str, float]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """numpy and pandas values as JSON values."""
+    """Values of NumPy and pandas as JSON values, floats rounded to 6 digits."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):

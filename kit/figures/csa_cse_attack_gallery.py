@@ -177,7 +177,7 @@ def _draw_gallery_line(line, name: str, clean: tuple, results: list, classes: li
 
 
 def _answer_words(answer: tuple[int, float, bool], classes: list[str]) -> tuple[str, str]:
-    """ "class, p_y" and the colour to write it in, red where the class is wrong."""
+    """The class and p_y in words, and the colour to write them in: red where the class is wrong."""
     said, p_y, right = answer
     return f"{classes[said]}, $p_y$ {p_y:.2f}", s.BLACK if right else s.VERMILLION
 
