@@ -198,8 +198,7 @@ def evaluate(
     if not is_done(run.folder):
         raise KitError(
             f"{run.spec} is not trained to its end; an evaluation would be kept as that of the "
-            f"finished network. "
-            "Train it first"
+            "finished network. Train it first"
         )
     where = pick_device(device)
     model, images = None, None

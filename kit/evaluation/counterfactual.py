@@ -153,16 +153,15 @@ def stored_outputs(run: Run, epoch: int, counted: str) -> tuple[StepOutputs, tor
     if "y" not in stored or "logits_adv" not in stored:
         raise KitError(
             f"{run.folder.name}, epoch {epoch} keeps no images '{counted}': its file was changed. "
-            f"Delete the "
-            "folder to train the run afresh"
+            "Delete the folder to train the run afresh"
         )
     names = ("logits_adv", "logits_nat", "kappa", "lps", "p_flip")
     numbers = {name: stored[name].double() for name in names if name in stored}
     if not all(bool(values.isfinite().all()) for values in numbers.values()):
         raise KitError(
             f"{run.folder.name}, epoch {epoch}: what it kept '{counted}' is not finite (half "
-            f"precision ends at "
-            "65,504), so no weight can be told; take another epoch or another way of counting"
+            "precision ends at 65,504), so no weight can be told; take another epoch or another "
+            "way of counting"
         )
     if (
         "kappa" not in stored
@@ -196,8 +195,7 @@ def checked_weights(row: Method, outputs: StepOutputs, name: str) -> np.ndarray:
     if weights.shape != outputs.y.shape:
         raise KitError(
             f"{name} gave weights of shape {tuple(weights.shape)}; criterion and weight function "
-            f"must return one "
-            f"number an image, ({len(outputs.y)},)"
+            f"must return one number an image, ({len(outputs.y)},)"
         )
     if bool((weights != 0).any()):  # zeros alone are an answer here, if a poor one
         check_weights(weights, name)

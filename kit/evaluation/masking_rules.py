@@ -269,8 +269,7 @@ def gradients_vanish(evidence: Evidence) -> Verdict:
     light = light_beyond(int(gone.sum()), n, VANISHED_SHARE)
     sentence = (
         f"The loss has a gradient of exactly 0 at {zero} of {n} clean images, and one below "
-        f"{VANISHED:g} at "
-        f"{int(gone.sum())}.{_too_few(light)}"
+        f"{VANISHED:g} at {int(gone.sum())}.{_too_few(light)}"
     )
     return light, sentence, evidence.ids[gone]
 
@@ -297,8 +296,8 @@ def loss_still_rises(evidence: Evidence) -> Verdict:
     )
     sentence = (
         f"The last tenth of PGD-100's steps brings {late.mean() / total.mean():.1%} of the loss's "
-        f"rise on {n} "
-        f"images (at most {STILL_RISING:.0%} where an attack has converged).{_too_few(light)}"
+        f"rise on {n} images (at most {STILL_RISING:.0%} where an attack has "
+        f"converged).{_too_few(light)}"
     )
     return light, sentence, evidence.ids[:n][excess > 0] if light in ("red", "amber") else NO_IDS
 
@@ -343,8 +342,7 @@ def square_gains(evidence: Evidence) -> Verdict:
     light = light_beyond(int(gained.sum()), n, BLACK_BOX_GAIN)
     sentence = (
         f"After {', '.join(AUTOATTACK_PARTS[:3])} Square breaks {int(gained.sum())} more of {n} "
-        f"images "
-        f"({100 * gained.mean():.1f} points; tolerated: "
+        f"images ({100 * gained.mean():.1f} points; tolerated: "
         f"{100 * BLACK_BOX_GAIN:.1f}).{_too_few(light)}"
     )
     return light, sentence, evidence.ids[:n][gained]

@@ -164,16 +164,11 @@ class Audit:
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td>{number}</td><td "
-            f"style='background:{COLOURS[finding.light]};color:#fff;white-space:nowrap'><b>"
-            f"{MARKS[finding.light].strip()}</b></td><td "
-            f"style='text-align:left'><b>{html.escape(finding.rule)}</b><br>"
-            f"{html.escape(finding.sentence + _some_ids(finding))}</td></tr>"
+            f"style='background:{COLOURS[finding.light]};color:#fff;white-space:nowrap'><b>{MARKS[finding.light].strip()}</b></td><td "
+            f"style='text-align:left'><b>{html.escape(finding.rule)}</b><br>{html.escape(finding.sentence + _some_ids(finding))}</td></tr>"
             for number, finding in enumerate(self.findings, 1)
         )
-        return (
-            f"<p>{html.escape(self.caption)}</p>{self._table().to_html(border=0)}"
-            f"<table><thead><tr><th>rule</th><th>light</th><th>finding</th></tr></thead><tbody>{rows}</tbody></table>"
-        )
+        return f"<p>{html.escape(self.caption)}</p>{self._table().to_html(border=0)}<table><thead><tr><th>rule</th><th>light</th><th>finding</th></tr></thead><tbody>{rows}</tbody></table>"
 
     def _table(self) -> pd.DataFrame:
         table = self.ladder
@@ -264,8 +259,7 @@ def audit(
     ):
         raise KitError(
             f"transfer={transfer.spec}: images are transferred from another run on "
-            f"{run.plan.recipe.data}, with "
-            "another method, seed or setting"
+            f"{run.plan.recipe.data}, with another method, seed or setting"
         )
     where = pick_device(device)
     split = run.data().test.to(where)
@@ -439,9 +433,8 @@ def pass_images(model: nn.Module, split: Split) -> dict[str, np.ndarray]:
                 if not logits.requires_grad:
                     raise KitError(
                         "no gradient leads from the network's output back to its input, so nothing "
-                        "but black "
-                        "boxes could attack it. Look for no_grad, detach or whole numbers in its "
-                        "forward pass"
+                        "but black boxes could attack it. Look for no_grad, detach or whole "
+                        "numbers in its forward pass"
                     )
                 if bool(logits.isfinite().all()):
                     check_inputs(model, x.detach(), split.y[rows])

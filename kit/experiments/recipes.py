@@ -97,8 +97,7 @@ _CIFAR = Recipe(
 
 _CIFAR_PAPER = Recipe(
     "CIFAR-10 as CLIRAT, MAIL and MR train it: ResNet-18, 120 epochs; folder:<path>:paper is this "
-    "on any "
-    "folder of images, TinyImageNet's too",
+    "on any folder of images, TinyImageNet's too",
     "cifar10",
     "resnet18",
     epochs=120,

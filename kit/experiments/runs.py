@@ -96,8 +96,7 @@ class Run:
         ].get(name):
             raise KitError(
                 f"{path} is damaged, or not what the training wrote; restore it, or delete "
-                f"{self.folder} to "
-                "train again"
+                f"{self.folder} to train again"
             )
         return path
 
@@ -115,8 +114,7 @@ class Run:
         if found.fingerprint() != self.record["data_fingerprint"]:
             raise KitError(
                 f"{self.plan.recipe.data} has changed since {self.folder.name} was trained on it; "
-                f"restore the "
-                f"images, or delete {self.folder} to train again"
+                f"restore the images, or delete {self.folder} to train again"
             )
         return found
 
@@ -139,8 +137,7 @@ class Run:
             kept = ", ".join(map(str, self.snapshots)) or "none"
             raise KitError(
                 f"{self.spec} has no network {which!r}. Choices: last, best, initial, or an epoch "
-                f"that was kept: "
-                f"{kept}"
+                f"that was kept: {kept}"
             )
         net = initial_network(self.plan, self.data())
         if which != "initial":

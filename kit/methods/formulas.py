@@ -22,12 +22,10 @@ from kit.methods.table import Method
 
 NOTATION = (
     "p is the prediction (softmax) for the clean x, p̂ for the image trained on, p̃ for a second "
-    "attack's; y is the "
-    "label; j runs over classes, i over the m examples of a batch, t over T epochs; κ of K attack "
-    "steps are "
-    "survived; s is the vulnerability (larger weighs more), v its weight, w what multiplies the "
-    "loss, ℓ the loss of "
-    "an example. The numbers after a line are that line's."
+    "attack's; y is the label; j runs over classes, i over the m examples of a batch, t over T "
+    "epochs; κ of K attack steps are survived; s is the vulnerability (larger weighs more), v its "
+    "weight, w what multiplies the loss, ℓ the loss of an example. The numbers after a line are "
+    "that line's."
 )
 
 
@@ -51,8 +49,7 @@ FORMULAS: dict[str, str | tuple[str, Mapping]] = {
     r"} t",
     "confused_labels": r"\sum_{j} \mathbf 1[q_j > q_y]",
     "confused_label_margin": rf"\begin{{cases}} \sum_{{j : q_j > q_y}} (q_y - q_j) & \text{{if }} "
-    rf"q_y < \max_{{j \ne y}} q_j"
-    rf" \\ {_MARGIN} & \text{{otherwise}} \end{{cases}}",
+    rf"q_y < \max_{{j \ne y}} q_j \\ {_MARGIN} & \text{{otherwise}} \end{{cases}}",
     "geometry_value": r"\frac{\kappa}{\max(1, \lfloor K/2 \rfloor)} - 1",
     "top2_ratio": _RATIO,
     "true_class_similarity": _COSINE,
@@ -92,8 +89,7 @@ FORMULAS: dict[str, str | tuple[str, Mapping]] = {
     ),
     # regularisers
     "conv_fuzziness": r"-\gamma \operatorname{mean}(\rho \log \rho + (1 - \rho) \log(1 - "
-    r"\rho)),\quad "
-    r"\rho = \frac{1}{1 + \exp(|W|)},\quad \text{over all convolutions}",
+    r"\rho)),\quad \rho = \frac{1}{1 + \exp(|W|)},\quad \text{over all convolutions}",
     "weight_norms": r"\gamma \sum_{l} \lVert W_l \rVert_2,\quad \text{over all tensors named "
     r"weight}",
     "conv_l1_minus_l2": r"\gamma \sum_{l \le n} (\lVert W_l \rVert_1 - \lVert W_l \rVert_2),\quad "
@@ -102,14 +98,12 @@ FORMULAS: dict[str, str | tuple[str, Mapping]] = {
     r"{(\operatorname{mean}((W_l - \bar W_l)^2))^2} - 3 \right),\quad \text{over convolutions}",
     # perturbation of the parameters, g the gradient
     "perturbed": r"W + \gamma_W \lVert W \rVert_2 \frac{g}{\lVert g \rVert_2},\quad \text{for "
-    r"every weight tensor; "
-    r"its step is taken there}",
+    r"every weight tensor; its step is taken there}",
     # timetables
     "friendlier_first": r"\mathbf 1[t > t_1 T] + \mathbf 1[t > t_2 T]",
     "warm_up": r"\gamma_0 \mathbf 1[t > t_0 T]",
     "piecewise": r"\begin{cases} \lambda_1 & \text{if } t < \frac{90}{120} T \\ \lambda_2 & "
-    r"\text{if } t < \frac{110}{120} T"
-    r" \\ \lambda_3 & \text{otherwise} \end{cases}",
+    r"\text{if } t < \frac{110}{120} T \\ \lambda_3 & \text{otherwise} \end{cases}",
     "linear": r"\lambda_0 - \frac{t}{T} (\lambda_0 - \lambda_1)",
     # what \hat p belongs to, in words
     "clean": r"x",

@@ -267,8 +267,7 @@ def _write_run_record(
         if before["data_fingerprint"] != fingerprint:
             raise KitError(
                 f"{plan.recipe.data} has changed since {folder.name} was begun; restore the "
-                f"images, or delete "
-                f"{folder} to train afresh"
+                f"images, or delete {folder} to train afresh"
             )
         return
     write_sealed_json(
