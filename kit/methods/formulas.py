@@ -1,9 +1,8 @@
 """What a method computes, as formulas: LaTeX for a notebook, one line of Unicode for a terminal.
 
 The papers' notations differ; `NOTATION` is the one for all of them. The numbers after a line belong
-to that line: papers give the same letter to different things. tests/test_formulas.py evaluates
-every formula and compares it with the code, so a formula here keeps to the LaTeX that its evaluator
-knows.
+to that line: papers give the same letter to different things. A test evaluates every formula and
+compares it with the code, so a formula here keeps to the LaTeX that the test's evaluator knows.
 """
 
 from __future__ import annotations
@@ -208,17 +207,19 @@ class Formula:
 
 
 def formula(method: Method, *, epochs: Count = 120) -> Formula:
-    """The formulas of a row of METHODS with its numbers; burn-in is shown for a run of `epochs`
-    (the papers' 120).
+    """Write down the formulas of a row of METHODS with its numbers.
 
-    A part that the tables above do not have, say a criterion of one's own, appears as its
-    function's name. `KitError` where `epochs` is no whole number above 0.
+    Burn-in is shown for a run of `epochs` (the papers' 120). A part that the tables above do not
+    have, say a criterion of one's own, appears as its function's name.
+
+    Raises:
+        KitError: `epochs` is no whole number above 0.
     """
     check_value("epochs", epochs, Count)
     timed = method.scheduled
 
     def numbered(slot: str, text: str) -> str:
-        """`text`, then the numbers of the part in that slot, but for those that follow a timetable."""
+        """Add the numbers of the slot's part to `text`, without those that follow a schedule."""
         chosen = getattr(method, slot)
         part = chosen.quantity if isinstance(chosen, Criterion) else chosen
         names = (
@@ -253,8 +254,9 @@ def formula(method: Method, *, epochs: Count = 120) -> Formula:
 
 
 def part_formula(part: Part) -> str:
-    """The formula of one part in general letters; for a function that FORMULAS does not have its
-    name and arguments.
+    """Return the formula of one part in general letters.
+
+    For a function that FORMULAS does not have it is the function's name and arguments.
     """
     found = FORMULAS.get(part.name) if _ours(part) else None
     if found is None:
@@ -263,7 +265,7 @@ def part_formula(part: Part) -> str:
 
 
 def criterion_formula(criterion: Criterion) -> str:
-    """A criterion's quantity in the predictions that its row hands over."""
+    """Return a criterion's quantity in the predictions that its row hands over."""
     pairs = zip(argument_names(criterion.quantity.fn), criterion.reads, strict=True)
     letters = {
         PREDICTIONS[name]: PREDICTIONS[field] for name, field in pairs if name in PREDICTIONS
@@ -276,7 +278,7 @@ def criterion_formula(criterion: Criterion) -> str:
 
 
 def axis_symbol(criterion: Criterion) -> str:
-    """The quantity's letter, as LaTeX."""
+    """Return the quantity's letter, as LaTeX."""
     if criterion.quantity.name in LETTERS:
         return LETTERS[criterion.quantity.name]
     return (
@@ -287,7 +289,10 @@ def axis_symbol(criterion: Criterion) -> str:
 
 
 def format_number(value: float) -> str:
-    """A number in LaTeX, exactly: a short decimal, a fraction of small numbers, a power of ten."""
+    """Write a number in LaTeX, exactly.
+
+    It becomes a short decimal, a fraction of small numbers, or a power of ten.
+    """
     shortest = f"{value:g}" if float(f"{value:g}") == value else repr(value)
     ratio = Fraction(value).limit_denominator(999)
     if len(shortest) > 8 and float(ratio) == value:
@@ -297,7 +302,7 @@ def format_number(value: float) -> str:
 
 
 def _prediction_lines(method: Method, numbered: Callable[[str, str], str]) -> list[tuple[str, str]]:
-    """Which images the letters stand for, in words."""
+    """Say which images the letters stand for, in words."""
     text = rf"\text{{prediction for }} {part_formula(method.stages)}"
     if method.attack and r"\hat x" in text:
         text += rf" \text{{, found by }} {numbered('attack', part_formula(method.attack))}"
@@ -313,7 +318,7 @@ def _prediction_lines(method: Method, numbered: Callable[[str, str], str]) -> li
 def _weight_lines(
     method: Method, numbered: Callable[[str, str], str], epochs: int
 ) -> list[tuple[str, str]]:
-    """From the quantity to the weight past burn-in, and how long burn-in lasts."""
+    """Write the lines from the quantity to the weight past burn-in, and how long burn-in lasts."""
     lines, weight = [], ""
     if method.weight:
         name = axis_symbol(method.criterion)
@@ -340,7 +345,7 @@ def _weight_lines(
 
 
 def _loss_lines(method: Method) -> str:
-    """The loss of one example: the part that a weight multiplies, then the plain one."""
+    """Write the loss of one example: the part that a weight multiplies, then the plain one."""
     weighted, bare = (
         LOSS_FORMULAS.get(method.loss.name, ("", "")) if _ours(method.loss) else ("", "")
     )
@@ -352,7 +357,7 @@ def _loss_lines(method: Method) -> str:
 
 
 def _ours(part: Part) -> bool:
-    """Is it the kit's function, and not one of a user's that happens to have its name?"""
+    """Tell whether it is the kit's function, and not a user's that happens to have its name."""
     return (part.fn.__module__ or "").split(".")[0] == "kit"
 
 
@@ -414,7 +419,10 @@ _ACCENTS = {"hat": "\u0302", "tilde": "\u0303", "bar": "\u0304"}
 
 
 def plain_text(latex: str) -> str:
-    """The kit's LaTeX as one line of Unicode. Subscripts of several letters keep their braces."""
+    """Write the kit's LaTeX as one line of Unicode.
+
+    Subscripts of several letters keep their braces.
+    """
     text = re.sub(r"\\(hat|tilde|bar) ?(\w)", lambda found: found[2] + _ACCENTS[found[1]], latex)
     text = (
         text.replace(r"\begin{cases}", "⟦")

@@ -189,7 +189,10 @@ RANGES: Mapping[str, Callable[[Mapping], tuple[float, float]]] = {
 
 
 def allowed_values(annotation: object) -> str:
-    """What an annotation allows, in words; of a union its first member, as `check_value` has it."""
+    """Say in words what an annotation allows.
+
+    Of a union it is what the first member allows, as `check_value` has it.
+    """
     kind, inner = get_origin(annotation), get_args(annotation)
     if kind is Annotated:
         return f"{'a whole number, ' if inner[0] is int else ''}{inner[1]}"

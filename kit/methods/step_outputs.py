@@ -34,14 +34,16 @@ class StepOutputs:
 
     @cached_property
     def probs_adv(self) -> Tensor:
+        """Softmax of `logits_adv`, (N, K)."""
         return self.logits_adv.softmax(dim=1)
 
     @cached_property
     def probs_nat(self) -> Tensor:
+        """Softmax of `logits_nat`, (N, K)."""
         return self.logits_nat.softmax(dim=1)
 
     def detach(self) -> StepOutputs:
-        """Return the same values without a gradient: what criteria and weights may look at."""
+        """Return the same values without a gradient: what criteria and weights may read."""
         nat, second = self.logits_nat, self.logits_second
         return replace(
             self,
@@ -81,6 +83,9 @@ def reads(*names: str) -> Callable[[Function], Function]:
     """State which fields of `StepOutputs` a function reads; what nobody reads is not computed.
 
     A function of StepOutputs without this statement is taken to read all of them.
+
+    Raises:
+        KitError: A name is unknown; it names the fields that there are.
     """
 
     def state(fn: Function) -> Function:
