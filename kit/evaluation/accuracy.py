@@ -1,9 +1,8 @@
-"""How often is the network right, under which attack, and how sure is that? Counted per example and
-kept.
+"""How often is the network right, under which attack, and how sure is that?
 
-An attack's verdicts are stored in the run's folder under a key of their own: asking again costs
-nothing, and a new attack retrains nothing. Random starts depend on the example's id, so batch size
-and order change no result.
+It is counted per example and kept. An attack's verdicts are stored in the run's folder under a key
+of their own: asking again costs nothing, and a new attack retrains nothing. Random starts depend on
+the example's id, so batch size and order change no result.
 """
 
 from __future__ import annotations
@@ -52,14 +51,16 @@ def measure_attack(
     partial: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, np.ndarray]:
-    """Attack every image of `split`. -> per example (n,): the fields of `AttackResult` but x_adv,
-    and y and ids; and notes, words on what `check_inputs` found odd.
+    """Attack every image of `split`, and return what the attack found per example.
 
-    With a folder `partial`, finished batches are kept there and an interrupted call does the
-    others; random starts depend on an example's id alone, so the result is the same. Where a
-    device's memory runs out, batches are halved. A small network's batches go through copies of it
-    in `spare_threads` side by side. Errors: `KitError` for a model that returns probabilities or
-    NaN, or labels that it does not know.
+    The arrays (n,) are the fields of `AttackResult` but x_adv, and y and ids; "notes" are words on
+    what `check_inputs` found odd. With a folder `partial`, finished batches are kept there and an
+    interrupted call does the others; random starts depend on an example's id alone, so the result
+    is the same. Where a device's memory runs out, batches are halved. A small network's batches go
+    through copies of it in `spare_threads` side by side.
+
+    Raises:
+        KitError: The model returns probabilities or NaN, or there are labels that it does not know.
     """
     notes = check_inputs(model, split.x(slice(0, 256)), split.y[:256])
     pieces, gaps = _kept_pieces(partial, split.ids.cpu().numpy())
@@ -116,9 +117,9 @@ def measure_attack(
 def _kept_pieces(
     partial: Path | None, ids: np.ndarray
 ) -> tuple[dict[int, dict[str, np.ndarray]], list[tuple[int, int]]]:
-    """({place:
+    """Return the whole pieces that are kept in `partial`, and the gaps between them.
 
-    piece} of the whole pieces in `partial`, [(begin, end)] of the images in none of them).
+    They are {first image: piece}, and [(begin, end)] of the images in none of them.
     """
     pieces, gaps, reached = {}, [], 0
     for path in sorted(partial.glob("[0-9]*.npz")) if partial else ():
@@ -151,8 +152,9 @@ def _measure_batch(
 
 
 class ExampleArrays(dict):
-    """{attack: per-example arrays} as a table's attribute. pandas compares and copies attributes at
-    will; these are equal to themselves alone, and shared.
+    """{attack: per-example arrays} as a table's attribute.
+
+    pandas compares and copies attributes at will; these are equal to themselves alone, and shared.
     """
 
     __hash__ = dict.__hash__
@@ -174,7 +176,7 @@ def evaluate(
     device: str = "auto",
     quiet: bool = False,
 ) -> pd.DataFrame:
-    """Accuracy of a run under attacks, one row each, with the run's own threat.
+    """Measure the accuracy of a run under attacks, one row each, with the run's own threat.
 
     Columns: accuracy (no iterate of any restart misclassified; the stricter count), low and high
     (its Wilson 95 % interval), last_iterate (accuracy as most papers count: only the last iterate
@@ -185,8 +187,10 @@ def evaluate(
     read with care: a network that answers differently each time, or gives all images one class.
 
     split: train, validation or test; n: only the first n images (0 = all); which: last or best
-    network, or that of an epoch in `run.snapshots`. Errors: `KitError` for unknown names, an empty
-    split, or a network that cannot be evaluated.
+    network, or that of an epoch in `run.snapshots`.
+
+    Raises:
+        KitError: A name is unknown, the split is empty, or the network cannot be evaluated.
     """
     names = [attacks] if isinstance(attacks, str) else list(attacks)
     for name in names:
@@ -270,7 +274,7 @@ def evaluate(
 def evaluation_file(
     run: Run, attack: str, *, split: str = "test", n: int = 0, which: str | int = "last"
 ) -> tuple[dict, Path]:
-    """(all that decides an evaluation, the file that keeps it once it is made)."""
+    """Return all that decides an evaluation, and the file that keeps it once it is made."""
     settings = {
         "attack": ATTACKS[attack].config(),
         "threat": str(run.plan.recipe.threat),
@@ -286,9 +290,10 @@ def _settings_digest(settings: dict) -> str:
 
 
 def read_evaluation(path: Path, key: str) -> dict[str, np.ndarray]:
-    """What `evaluate` kept at `path` of the run with that key.
+    """Read what `evaluate` kept at `path` of the run with that key.
 
-    `KitError` if it is damaged or of something else.
+    Raises:
+        KitError: The file is damaged or of something else.
     """
     try:
         arrays = load_arrays(path)

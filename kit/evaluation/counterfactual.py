@@ -1,6 +1,6 @@
 """What would another method have weighed?
 
-Any method's weights from a run's stored logits, nothing trained again.
+Any method's weights are computed from a run's stored logits; nothing is trained again.
 """
 
 from __future__ import annotations
@@ -34,12 +34,11 @@ def counterfactual_weights(
     reference: str = "",
     counted: Literal["frozen", "on the fly", "final"] = "frozen",
 ) -> pd.DataFrame:
-    """The weights that `methods` would have given to training images of `run`; one row per epoch
-    and method.
+    """Tabulate the weights that `methods` would have given to training images of `run`.
 
-    counted: "frozen", the probe with the network as it stood after each epoch; "on the fly", all
-    images as the training steps of the epoch saw them; "final", all images with the finished
-    network (epoch is then the last).
+    There is one row per epoch and method. counted: "frozen", the probe with the network as it stood
+    after each epoch; "on the fly", all images as the training steps of the epoch computed them;
+    "final", all images with the finished network (epoch is then the last).
 
     Columns: mean_weight; effective_sample_share, (Σw)²/(n Σw²); spearman, the rank correlation with
     the weights of `reference` (by default the first method that reweights); top_overlap, the share
@@ -51,10 +50,12 @@ def counterfactual_weights(
     `.attrs["by_class"]` is {"epoch method": [K shares of the total weight]}.
 
     What it cannot know: under other weights the network would have become another one. Batch
-    normalisers see all images as one batch. Errors: `KitError` for unknown methods, epochs that are
-    not stored, a reference that is not among the methods, a method that needs what the source
-    lacks, say clean logits on the fly where training never took them, or weights that are no finite
-    numbers >= 0.
+    normalisers get all images as one batch.
+
+    Raises:
+        KitError: A method is unknown, an epoch is not stored, the reference is not among the
+            methods, a method needs what the source lacks, say clean logits on the fly where
+            training never took them, or weights are no finite numbers >= 0.
     """
     rows = _method_rows(methods)
     reference = reference or next(
@@ -112,8 +113,9 @@ def _method_rows(methods: Iterable[str] | str) -> dict[str, Method]:
 
 
 def _check_epochs(run: Run, epochs: Sequence[int] | None, counted: str) -> list[int]:
-    """The epochs asked for, checked; all by default, the last alone where only the finished network
-    is looked at.
+    """Return the epochs asked for, checked.
+
+    By default they are all, and the last alone where only the finished network counts.
     """
     last = len(run.history)
     if epochs is None:
@@ -135,9 +137,12 @@ def _check_epochs(run: Run, epochs: Sequence[int] | None, counted: str) -> list[
 
 
 def stored_outputs(run: Run, epoch: int, counted: str) -> tuple[StepOutputs, torch.Tensor]:
-    """What was stored of the images, whole numbers too in float64, and their ids.
+    """Load what was stored of the images, and their ids (n,).
 
-    What was not stored is None.
+    All numbers are float64, whole numbers too. What was not stored is None.
+
+    Raises:
+        KitError: The file lacks the images, or a value in it is not finite.
     """
     prefix = "seen_" if counted == "frozen" else "train_"
     arrays = run.final if counted == "final" else run.epoch(epoch)
@@ -174,7 +179,7 @@ def stored_outputs(run: Run, epoch: int, counted: str) -> tuple[StepOutputs, tor
 
 
 def _check_stored(name: str, row: Method, outputs: StepOutputs, source: str) -> None:
-    """`KitError` unless all is there that the row's weights and the table's groups read."""
+    """Refuse a row whose weights, or the table's groups, read what is not there."""
     readers = [reader for reader in (row.criterion, row.select) if reader is not None]
     needed = {field.replace("probs", "logits") for reader in readers for field in reader.reads} | {
         "logits_adv"
@@ -190,7 +195,11 @@ def _check_stored(name: str, row: Method, outputs: StepOutputs, source: str) -> 
 
 
 def checked_weights(row: Method, outputs: StepOutputs, name: str) -> np.ndarray:
-    """(n,) float64, finite and >= 0; `KitError` for a row that gives anything else."""
+    """Compute the row's weights, (n,) float64.
+
+    Raises:
+        KitError: They are not one finite number >= 0 an image.
+    """
     weights = row.weigh(outputs).double()
     if weights.shape != outputs.y.shape:
         raise KitError(
@@ -203,6 +212,10 @@ def checked_weights(row: Method, outputs: StepOutputs, name: str) -> np.ndarray:
 
 
 def example_groups(outputs: StepOutputs) -> dict[str, np.ndarray]:
+    """Return {name: mask (n,) bool} of three groups of examples.
+
+    They are right under attack, or wrong with one, or with several confused labels.
+    """
     count = confused_labels(outputs.probs_adv, outputs.y).numpy()
     right = (outputs.logits_adv.argmax(dim=1) == outputs.y).numpy()
     return {
@@ -213,8 +226,9 @@ def example_groups(outputs: StepOutputs) -> dict[str, np.ndarray]:
 
 
 class WeightOrder:
-    """Ranks of weights and who is in their top tenth; computed once where many are compared with
-    one.
+    """The ranks of weights (n,) and who is in their top tenth.
+
+    They are computed once where many are compared with one.
     """
 
     def __init__(self, w: np.ndarray):
@@ -236,6 +250,7 @@ class WeightOrder:
 def summarise_weights(
     w: np.ndarray, reference: WeightOrder, groups: dict[str, np.ndarray]
 ) -> dict[str, float]:
+    """Compute a row of the table of `counterfactual_weights` from weights (n,)."""
     total, n, own = w.sum(), len(w), WeightOrder(w)
     blank = own.constant or reference.constant
     shares = w / total if total else w * np.nan

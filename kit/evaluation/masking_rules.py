@@ -1,10 +1,11 @@
-"""Ten rules that tell robustness from masking: what an attack could not find from what is not
-there.
+"""Ten rules that tell robustness from masking: what attacks cannot find from what is not there.
 
-Athalye et al., "Obfuscated gradients give a false sense of security" (2018, s. 3.1), Carlini et
-al., "On evaluating adversarial robustness" (2019), and the warnings of auto-attack's code say what
-to look for; the thresholds are the kit's, each with its reason. A rule that lacks an attack or has
-too few images says "not judged": it is never green for want of evidence.
+What to check is taken from the sources below; the thresholds are the kit's, each with its reason. A
+rule that lacks an attack or has too few images says "not judged": it is never green for want of
+evidence.
+
+Source: Athalye et al., "Obfuscated gradients give a false sense of security" (2018, s. 3.1);
+Carlini et al., "On evaluating adversarial robustness" (2019); the warnings of auto-attack's code.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ BLACK_BOXES = ("square", "spsa100", "transfer")
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the rules look at.
+    """What the rules read.
 
     Arrays are of the first images of the split; those that were not made are None.
     """
@@ -91,14 +92,14 @@ class Evidence:
     unbounded: np.ndarray | None = None  # (m,) bool, broken by PGD-100 where every image is allowed
 
     def common(self, names: tuple[str, ...]) -> int:
-        """On how many images were all of `names` run, those aside that were not run at all?
+        """Count the images on which all of `names` were run.
 
-        0: none was.
+        Attacks that were not run at all do not count; it is 0 where none was run.
         """
         return min((len(self.broken[name]) for name in names if name in self.broken), default=0)
 
     def any_of(self, names: tuple[str, ...], count: int) -> np.ndarray:
-        """(count,) bool: broken by any of `names`."""
+        """Return (count,) bool: broken by any of `names`."""
         return np.any([self.broken[name][:count] for name in names if name in self.broken], axis=0)
 
 
@@ -112,6 +113,7 @@ class Finding:
     ids: tuple[int, ...] = ()
 
     def record(self) -> dict:
+        """Return it as JSON values."""
         return {
             "rule": self.rule,
             "light": self.light,
@@ -126,7 +128,7 @@ NO_IDS = np.zeros(0, dtype=np.int64)
 
 
 def light_beyond(count: int, n: int, tolerated: float) -> Light:
-    """Do `count` of `n` images exceed the share `tolerated`?
+    """Judge whether `count` of `n` images exceed the share `tolerated`.
 
     red: not by chance (exact binomial test); amber: perhaps.
     """
@@ -148,8 +150,9 @@ def _too_few(light: Light) -> str:
 
 
 def stronger_leaves_more(evidence: Evidence) -> Verdict:
-    """PGD-20 does what FGSM does and more, PGD-100 more still; where they break fewer, the
-    gradients mislead.
+    """PGD-20 does what FGSM does and more, PGD-100 more still.
+
+    Where they break fewer images, the gradients mislead.
     """
     lights, words, ids, n = [], [], NO_IDS, 0
     for weak, strong in (("fgsm", "pgd20"), ("pgd20", "pgd100"), ("fgsm", "pgd100")):
@@ -195,8 +198,9 @@ def stronger_leaves_more(evidence: Evidence) -> Verdict:
 
 
 def black_beats_white(evidence: Evidence) -> Verdict:
-    """An attack that sees no gradient knows less; where it finds more, the gradients hide
-    something.
+    """An attack that uses no gradient knows less.
+
+    Where it finds more, the gradients hide something.
     """
     if "pgd20" not in evidence.broken and "pgd100" not in evidence.broken:
         return "not judged", "Needs pgd20 or pgd100.", NO_IDS
@@ -220,7 +224,7 @@ def black_beats_white(evidence: Evidence) -> Verdict:
 
 
 def margin_beats_cross_entropy(evidence: Evidence) -> Verdict:
-    """Reweighting can make the cross-entropy a poor guide:
+    """Reweighting can make the cross-entropy a poor guide.
 
     PGD on it then stops short of what the margin finds.
     """
@@ -250,8 +254,9 @@ def margin_beats_cross_entropy(evidence: Evidence) -> Verdict:
 
 
 def unbounded_fails(evidence: Evidence) -> Verdict:
-    """Where any image is allowed everything can be broken; an attack that cannot is blind, at every
-    eps.
+    """Where any image is allowed everything can be broken.
+
+    An attack that cannot do so is blind, at every eps.
     """
     if evidence.unbounded is None:
         return "not judged", "PGD-100 without a bound was not run.", NO_IDS
@@ -275,8 +280,9 @@ def gradients_vanish(evidence: Evidence) -> Verdict:
 
 
 def loss_still_rises(evidence: Evidence) -> Verdict:
-    """An attack whose loss still rises when it ends was stopped too early, or its steps lead
-    nowhere for long.
+    """An attack whose loss still rises when it ends was stopped too early.
+
+    Or its steps lead nowhere for long.
     """
     if evidence.losses is None:
         return "not judged", "The loss along PGD-100 was not recorded.", NO_IDS
@@ -303,8 +309,9 @@ def loss_still_rises(evidence: Evidence) -> Verdict:
 
 
 def logits_saturate(evidence: Evidence) -> Verdict:
-    """Very large logits make the softmax 0 or 1 to the last bit; then the cross-entropy has no
-    slope in float32.
+    """Very large logits make the softmax 0 or 1 to the last bit.
+
+    Then the cross-entropy has no slope in float32.
     """
     top = np.sort(evidence.logits.astype(np.float64), axis=1)
     gap, n = top[:, -1] - top[:, -2], len(top)
@@ -331,9 +338,9 @@ def logits_saturate(evidence: Evidence) -> Verdict:
 
 
 def square_gains(evidence: Evidence) -> Verdict:
-    """AutoAttack's own warning:
+    """Square, AutoAttack's last member, should find next to nothing that the three before it left.
 
-    Square, its last member, should find next to nothing that the three before it left.
+    This is AutoAttack's own warning.
     """
     if any(name not in evidence.broken for name in AUTOATTACK_PARTS):
         return "not judged", f"Needs {', '.join(AUTOATTACK_PARTS)}.", NO_IDS
@@ -349,8 +356,9 @@ def square_gains(evidence: Evidence) -> Verdict:
 
 
 def answers_change(evidence: Evidence) -> Verdict:
-    """A network that answers differently each time blurs gradients; it needs attacks that average
-    (aa-rand).
+    """A network that answers differently each time blurs gradients.
+
+    It needs attacks that average (aa-rand).
     """
     differs = ~(
         np.abs(evidence.logits - evidence.again).max(axis=1) <= SAME * np.abs(evidence.logits).max()
@@ -362,8 +370,9 @@ def answers_change(evidence: Evidence) -> Verdict:
 
 
 def answers_are_useless(evidence: Evidence) -> Verdict:
-    """A network that says the same class of every image is as robust as it is useless; NaN is no
-    answer at all.
+    """A network that names the same class for every image is as robust as it is useless.
+
+    NaN is no answer at all.
     """
     sick = ~np.isfinite(evidence.logits).all(axis=1)
     if sick.any():
@@ -404,7 +413,7 @@ RULES: Mapping[str, Callable[[Evidence], Verdict]] = {
 
 
 def apply_rules(evidence: Evidence) -> tuple[Finding, ...]:
-    """The rules' findings, in order.
+    """Return the rules' findings, in order.
 
     Where logits are no numbers only the last rule has anything to say.
     """
@@ -419,5 +428,5 @@ def apply_rules(evidence: Evidence) -> tuple[Finding, ...]:
 
 
 def worst_light(lights: list[Light]) -> Light:
-    """The most serious one; what was not judged counts least."""
+    """Return the most serious light; what was not judged counts least."""
     return next((light for light in ("red", "amber", "green") if light in lights), "not judged")

@@ -1,9 +1,8 @@
-"""Is this network as robust as it looks? One ladder of attacks on the same images, and ten rules
-about what it shows.
+"""Is this network as robust as it seems? Attacks in order of strength, and ten rules.
 
-`audit` takes a run and keeps every verdict with it, as `evaluate` does; `audit_model` takes any
-network. The rules are in `kit.evaluation.masking_rules`, networks that break them in
-`kit.evaluation.masked_networks`.
+All attacks are on the same images; the rules judge what they show. `audit` takes a run and keeps
+every verdict with it, as `evaluate` does; `audit_model` takes any network. The rules are in
+`kit.evaluation.masking_rules`, networks that break them in `kit.evaluation.masked_networks`.
 """
 
 from __future__ import annotations
@@ -48,9 +47,10 @@ from kit.experiments.runs import Run
 
 @dataclass(frozen=True)
 class AuditStep:
-    """An attack of the ladder. `forwards` and `backwards`: passes of an image that nothing breaks,
-    at ten classes (Square's one for each proposal, about); `most`: images that it is run on, 0 =
-    all.
+    """An attack of the audit, and its cost.
+
+    `forwards` and `backwards`: passes of an image that nothing breaks, at ten classes (Square's one
+    for each proposal, about); `most`: images that it is run on, 0 = all.
     """
 
     attack: str
@@ -99,14 +99,14 @@ AttackImages = Callable[
 
 @dataclass(frozen=True)
 class Audit:
-    """What `audit` found. Print it, or look at its parts.
+    """What `audit` found; print it, or read its parts.
 
-    ladder: a row an attack: accuracy, low and high (Wilson, 95 %), n; gains and loses, images that
-    it breaks and the attack above does not, and the other way round; p of that difference (McNemar,
-    exact, two-sided). "aa" is the union of AutoAttack's four, "worst case" of all attacks, on the
-    images that all but the costliest looked at. findings: the ten rules. examples: a row an image
-    (by id): y, broken by ("" where nothing breaks it), and each attack's verdict (missing where it
-    was not asked). missing: what was not run, and why.
+    steps: a row an attack, in order of strength: accuracy, low and high (Wilson, 95 %), n; gains
+    and loses, images that it breaks and the attack above does not, and the other way round; p of
+    that difference (McNemar, exact, two-sided). "aa" is the union of AutoAttack's four, "worst
+    case" of all attacks, on the images on which all but the costliest were run. findings: the ten
+    rules. examples: a row an image (by id): y, broken by ("" where nothing breaks it), and each
+    attack's verdict (missing where it was not asked). missing: what was not run, and why.
     """
 
     title: str
@@ -124,20 +124,21 @@ class Audit:
 
     @property
     def stopped(self) -> bool:
-        """Was it interrupted?"""
+        """Tell whether it was interrupted."""
         return STOPPED in self.missing.values()
 
     def finding(self, rule: str) -> Finding:
-        """The finding of the rule whose name begins with `rule`."""
+        """Return the finding of the rule whose name begins with `rule`."""
         return next(finding for finding in self.findings if finding.rule.startswith(rule))
 
     @cached_property
     def caption(self) -> str:
+        """Network, threat, the most serious light, time, and what was not run, in one line."""
         left = "".join(f" Not run: {name} ({why})." for name, why in self.missing.items())
         return f"{self.title}, {self.threat}: {WORDS[self.light]}. {format_duration(self.seconds)}.{left}"
 
     def record(self) -> dict:
-        """All of it but the table of examples, as JSON values."""
+        """Return all of it but the table of examples, as JSON values."""
         rows = {
             name: {key: None if pd.isna(value) else value for key, value in row.items()}
             for name, row in self.ladder.astype(object).to_dict("index").items()
@@ -217,7 +218,7 @@ COLOURS = {"red": "#B34700", "amber": "#8F6200", "green": "#00694D", "not judged
 
 
 def _some_ids(finding: Finding) -> str:
-    """The first few ids behind a warning, in words."""
+    """Name the first few ids behind a warning, in words."""
     ids = finding.ids
     if not ids or finding.light not in ("red", "amber"):
         return ""
@@ -241,17 +242,18 @@ def audit(
     transfer: Run | None = None,
     quiet: bool = False,
 ) -> Audit:
-    """Attack a run's test images with the whole ladder, and judge what it shows by ten rules.
+    """Attack a run's test images in steps of rising strength, and judge the results by ten rules.
 
     n: only the first n images (0 = all); the costly attacks take at most 200 of them, SPSA 20 (see
-    `LADDER`). which: last or best network. budget: minutes; attacks that are not expected to fit,
-    the costliest first, are left out. transfer: another run on the same data, whose adversarial
-    images are tried on this one. The expected time is printed first. Verdicts are kept by
-    `evaluate`: asking again is quick, and after Ctrl-C, which gives what is there by then, it goes
-    on.
+    `AUDIT_STEPS`). which: last or best network. budget: minutes; attacks that are not expected to
+    fit, the costliest first, are left out. transfer: another run on the same data, whose
+    adversarial images are tried on this one. The expected time is printed first. Verdicts are kept
+    by `evaluate`: asking again is quick, and after Ctrl-C, which gives what is there by then, it
+    goes on.
 
-    Errors: `KitError` for settings out of range, a transfer from another data set or from the run
-    itself, and those of `evaluate`, but for NaN logits: those are a finding.
+    Raises:
+        KitError: A setting is out of range, the transfer is from another data set or from the run
+            itself, or `evaluate` refuses. NaN logits are not refused: they are a finding.
     """
     _check_settings(n, budget)
     if transfer is not None and (
@@ -301,8 +303,12 @@ def audit_model(
     title: str = "a network",
     quiet: bool = False,
 ) -> Audit:
-    """`audit` for any network on the images of `split`, on the device that both are on; nothing is
-    kept. See `audit`.
+    """Take `audit` of any network on the images of `split`, on the device that both are on.
+
+    Nothing is kept. See `audit`.
+
+    Raises:
+        KitError: A setting is out of range, or the network cannot be attacked.
     """
     _check_settings(n, budget)
 
@@ -334,7 +340,7 @@ def _run_audit(
     transfer: nn.Module | None,
     quiet: bool,
 ) -> Audit:
-    """The audit itself; `ask` attacks."""
+    """Do the audit itself; `ask` attacks."""
     started, split = time.monotonic(), split.take(slice(0, n or None))
     evidence = pass_images(model, split)
     todo: dict[str, Callable] = {
@@ -369,9 +375,9 @@ def _run_audit(
 def choose_steps(
     model: nn.Module, split: Split, threat: Threat, budget: float | None, quiet: bool
 ) -> tuple[list[AuditStep], dict[str, str]]:
-    """(rungs to climb, {rung left out:
+    """Return the steps to take, and {step left out: why}.
 
-    why}). Says what it will cost: passes, times images, times a pass's measured time.
+    Prints what it will cost: passes, times images, times a pass's measured time.
     """
     there = [step for step in AUDIT_STEPS if step.attack in ATTACKS]
     missing = {step.attack: "no such attack" for step in AUDIT_STEPS if step.attack not in ATTACKS}
@@ -397,8 +403,9 @@ def choose_steps(
 
 
 def seconds_of_a_pass(model: nn.Module, split: Split, threat: Threat) -> float:
-    """Seconds of a forward pass of one image, attack and all, from PGD-10 on a batch (a gradient
-    counts two more).
+    """Measure the seconds of a forward pass of one image, attack and all, from PGD-10 on a batch.
+
+    A gradient counts two more.
     """
     some = split.take(slice(0, ATTACK_BATCH[split.y.device.type]))
     for _ in range(2):  # the first warms up
@@ -416,11 +423,14 @@ def _batches(split: Split) -> tuple[Tensor, ...]:
 
 
 def pass_images(model: nn.Module, split: Split) -> dict[str, np.ndarray]:
-    """ids, y, logits and again (n, K) of two passes, and slope (n,): the largest |∂ cross-entropy /
-    ∂ pixel|; clean images.
+    """Pass clean images twice through the network, once with a gradient.
 
-    Errors: `KitError` for no images, labels or a shape that do not fit, and an output that no
-    gradient leads back from.
+    Returns ids and y (n,), logits and again (n, K) of two passes, and slope (n,): the largest |∂
+    cross-entropy / ∂ pixel|.
+
+    Raises:
+        KitError: There are no images, the labels or a shape do not fit, or no gradient leads back
+            from the output.
     """
     if not len(split):
         raise KitError("there are no images to audit; choose another split")
@@ -452,8 +462,9 @@ def pass_images(model: nn.Module, split: Split) -> dict[str, np.ndarray]:
 
 
 def follow_losses(model: nn.Module, split: Split, threat: Threat) -> np.ndarray:
-    """(n, 100) cross-entropy in nats at PGD-100's points, the start first; settings as in the
-    ladder.
+    """Return the cross-entropy at PGD-100's points, (n, 100) in nats, the start first.
+
+    Its settings are those of the audit's step.
     """
     steps, step = (ATTACKS["pgd100"].settings[name] for name in ("steps", "step"))
     along: list[Tensor] = []
@@ -480,7 +491,10 @@ def follow_losses(model: nn.Module, split: Split, threat: Threat) -> np.ndarray:
 
 
 def attack_unbounded(model: nn.Module, split: Split, threat: Threat) -> np.ndarray:
-    """(n,) bool: broken by PGD-100 in the ball of the threat's norm that holds every image."""
+    """Run PGD-100 in the ball of the threat's norm that holds every image.
+
+    Returns (n,) bool: broken.
+    """
     whole = Threat(threat.norm, 1.0 if threat.norm == "linf" else split.images[0].numel() ** 0.5)
     stronger: Attack = ATTACKS["pgd100"].but(stop_early=True)
     return measure_attack(model, split, whole, stronger)["broken"]
@@ -489,9 +503,9 @@ def attack_unbounded(model: nn.Module, split: Split, threat: Threat) -> np.ndarr
 def transfer_images(
     source: nn.Module, model: nn.Module, split: Split, threat: Threat
 ) -> dict[str, np.ndarray]:
-    """Are the last iterates of PGD against `source` misclassified by `model`?
+    """Try the last iterates of PGD against `source` on `model`.
 
-    The clean image counts, too.
+    Returns (n,) arrays: broken, forwards, backwards. The clean image counts, too.
     """
     check_inputs(source, split.x(slice(0, 256)), split.y[:256])
     steps, step = TRANSFER_PGD
@@ -538,7 +552,7 @@ def _report(
 
 
 def step_table(seen: Evidence, done: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
-    """`Audit.ladder`. The unions stand below the attacks and are compared with none."""
+    """Build `Audit.steps`; the unions stand below the attacks and are compared with none."""
     rows, before = {}, None
     for name, broken in seen.broken.items():
         rows[name] = (
@@ -565,7 +579,7 @@ def step_table(seen: Evidence, done: Mapping[str, Mapping[str, np.ndarray]]) -> 
 
 
 def worst_case(seen: Evidence, count: int) -> np.ndarray:
-    """(count,) bool: broken by any attack that looked at the image."""
+    """Return (count,) bool: broken by any attack that was run on the image."""
     broken = np.zeros(count, dtype=bool)
     for verdicts in seen.broken.values():
         broken[: len(verdicts)] |= verdicts[:count]
@@ -579,7 +593,7 @@ def _accuracy(broken: np.ndarray) -> dict[str, float]:
 
 
 def _mcnemar(before: np.ndarray | None, broken: np.ndarray) -> dict[str, float]:
-    """gains, loses and p of `broken` against the attack before, on the images that both looked at."""
+    """Compare `broken` with the attack before, on the images of both: gains, loses and p."""
     if before is None:
         return {}
     n = min(len(before), len(broken))
@@ -592,7 +606,7 @@ def _mcnemar(before: np.ndarray | None, broken: np.ndarray) -> dict[str, float]:
 
 
 def examples_table(seen: Evidence) -> pd.DataFrame:
-    """`Audit.examples`; "by" is the first attack of the ladder that breaks the image."""
+    """Build `Audit.examples`; "by" is the first attack, in their order, that breaks the image."""
     table = pd.DataFrame({"y": seen.y, "by": ""}, index=pd.Index(seen.ids, name="id"))
     for name, broken in seen.broken.items():
         table[name] = pd.array(

@@ -78,7 +78,7 @@ def geometry_value(kappa: Tensor, steps: int) -> Tensor:
 
 
 def top2_ratio(probs: Tensor, y: Tensor) -> Tensor:
-    """o = p_2 / (1 - p_y): 1 when one class takes all the error mass.
+    """Ratio o = p_2 / (1 - p_y): 1 when one class takes all the error mass.
 
     Returns (N,) in [1/(K-1), 1]. Where p_y = 1 the ratio is 0/0 and its lower end 1/(K-1) is
     returned.

@@ -85,11 +85,11 @@ def conv_fuzziness(model: nn.Module, *, strength: NonNegative = 1.0) -> Tensor:
 
 
 def weight_norms(model: nn.Module, *, strength: NonNegative = 0.01) -> Tensor:
-    """strength · Σ ‖W‖₂ over the parameters named "weight", not squared.
+    """γ · Σ ‖W‖₂ over the parameters named "weight", not squared.
 
-    Returns a scalar; the scales of batch norms count. CSA Eq. 7 prints the norm of all parameters
-    together with coefficient 1; a small network then learns nothing, because shrinking to zero pays
-    more than any class.
+    Returns a scalar; γ is `strength`, and the scales of batch norms count. CSA Eq. 7 prints the
+    norm of all parameters together with coefficient 1; a small network then learns nothing, because
+    shrinking to zero pays more than any class.
 
     Source: CSA's code, with 0.01.
     """
@@ -102,9 +102,9 @@ def weight_norms(model: nn.Module, *, strength: NonNegative = 0.01) -> Tensor:
 
 
 def conv_l1_minus_l2(model: nn.Module, *, strength: NonNegative = 1.0, layers: Count = 1) -> Tensor:
-    """strength · Σ (‖W‖₁ - ‖W‖₂) over the first `layers` convolutions.
+    """γ · Σ (‖W‖₁ - ‖W‖₂) over the first `layers` convolutions.
 
-    Returns a scalar, small where few weights are large.
+    Returns a scalar, small where few weights are large; γ is `strength`.
 
     Raises:
         KitError: The network has no convolution.
@@ -119,9 +119,9 @@ def conv_l1_minus_l2(model: nn.Module, *, strength: NonNegative = 1.0, layers: C
 
 
 def conv_kurtosis(model: nn.Module, *, strength: NonNegative = 1.0, layers: Count = 1) -> Tensor:
-    """-strength · Σ (E[(w - w̄)⁴] / E[(w - w̄)²]² - 3) over the first `layers` convolutions.
+    """-γ · Σ (E[(w - w̄)⁴] / E[(w - w̄)²]² - 3) over the first `layers` convolutions.
 
-    Returns a scalar, small where tails are heavy.
+    Returns a scalar, small where tails are heavy; γ is `strength`.
 
     Raises:
         KitError: The network has no convolution.

@@ -30,7 +30,7 @@ def sigmoid(score: Tensor, *, slope: Positive = 10.0, bias: Real = -0.5) -> Tens
 
 
 def tanh(score: Tensor, *, shift: Real = -1.0, slope: Positive = 5.0) -> Tensor:
-    """(1 + tanh(λ + γ score)) / 2, with shift λ and slope γ (the papers' 5).
+    """(1 + tanh z) / 2 with z = λ + γ score, shift λ and slope γ (the papers' 5).
 
     Returns (N,) in (0, 1). The score is (⌊K/2⌋ - κ)/⌊K/2⌋.
 
@@ -40,7 +40,7 @@ def tanh(score: Tensor, *, shift: Real = -1.0, slope: Positive = 5.0) -> Tensor:
 
 
 def exponential(score: Tensor, *, alpha: Positive = 0.5) -> Tensor:
-    """exp(α score).
+    """Exponential weights exp(α score).
 
     Returns (N,) > 0.
 
@@ -79,7 +79,7 @@ WEIGHTS = Registry(
 
 
 def batch_mean(weights: Tensor) -> Tensor:
-    """w · m / Σw: mean 1 over the batch, so that the loss keeps its scale.
+    """Weights w · m / Σw: mean 1 over the batch, so that the loss keeps its scale.
 
     Takes and returns (N,); a batch of zeros becomes one of ones. No gradient runs through the sum,
     as in WMMR's code, whose weights have one.
@@ -96,7 +96,7 @@ def batch_mean(weights: Tensor) -> Tensor:
 
 
 def factor(weights: Tensor, *, scale: Positive = 3.0) -> Tensor:
-    """scale · w, whatever the batch.
+    """Weights times `scale`, whatever the batch.
 
     Takes and returns (N,).
 

@@ -86,7 +86,7 @@ def fit_plans(
 
 
 def run_epoch(states: Sequence[TrainingState], data: DataSet) -> None:
-    """Take one epoch of each: train, look at the probes, refuse a sick network, save.
+    """Take one epoch of each: train, observe the probes, refuse a network that has diverged, save.
 
     A crash before the save repeats all of it.
     """

@@ -38,9 +38,9 @@ def run(
     """Train `method` on `recipe`, resume it, or open it if it is finished.
 
     Asking again costs nothing. Give names, one `RunSpec`, or a `Plan` that is resolved already.
-    `overrides` changes numbers by name, say {"weight.slope": 5.0, "epochs": 30}. `compiled`: are the
-    network's passes compiled (None: as KIT_COMPILE says)? A run that another process is training
-    is waited for.
+    `overrides` changes numbers by name, say {"weight.slope": 5.0, "epochs": 30}. `compiled` tells
+    whether the network's passes are compiled (None: as KIT_COMPILE says). A run that another
+    process is training is waited for.
 
     Raises:
         KitError: A name is unknown or a value unfit (before anything is trained), data cannot be
@@ -110,7 +110,7 @@ def compile_choice(compiled: bool | None) -> bool:
 def _train_or_split(
     plans: list[Plan], device: torch.device, quiet: bool, compiled: bool
 ) -> dict[str, str]:
-    """Train them together, else one by one; returns {run: what is wrong} of those that cannot be."""
+    """Train them as one program, else one by one; return {run: what is wrong} of failures."""
     try:
         with unfinished(plans) as todo:
             if todo:
