@@ -14,6 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -36,6 +37,9 @@ from kit.experiments.devices import pick_device, spare_threads, threads_for
 from kit.experiments.runs import Run, is_done
 
 ATTACK_BATCH = {"cpu": 256, "cuda": 2048, "mps": 512}
+
+#: {first image: arrays of a batch that begins there}.
+Pieces = dict[int, dict[str, np.ndarray]]
 
 #: What an evaluation keeps that is not per example.
 NOT_PER_EXAMPLE = ("seconds", "settings", "run", "notes")
@@ -64,48 +68,24 @@ def measure_attack(
     """
     notes = check_inputs(model, split.x(slice(0, 256)), split.y[:256])
     pieces, gaps = _kept_pieces(partial, split.ids.cpu().numpy())
-    size = min(ATTACK_BATCH[split.y.device.type], -(-len(split) // spare_threads()))
-
-    def batches() -> Iterator[tuple[int, int]]:
-        for begin, end in gaps:
-            while begin < end:
-                yield begin, (begin := min(begin + size, end))
-
-    def attacked(
-        network: nn.Module, begin: int, end: int
-    ) -> list[tuple[int, dict[str, np.ndarray]]]:
-        nonlocal size
-        rows = torch.arange(begin, end, device=split.y.device)
-        try:
-            piece = _measure_batch(network, split, rows, threat, attack, seed)
-        except torch.OutOfMemoryError:
-            if end - begin == 1:
-                raise KitError(
-                    "one image alone does not fit into the device's memory; take device=cpu"
-                ) from None
-        else:
-            if partial:
-                save_arrays(partial / f"{begin:06d}.npz", piece)
-            return [(begin, piece)]
-        size = (end - begin) // 2
-        print(f"out of memory; going on with {size} images at a time", flush=True)
-        return attacked(network, begin, begin + size) + attacked(network, begin + size, end)
-
-    threads, networks = spare_threads(), SimpleQueue()
+    threads = spare_threads()
+    size = min(ATTACK_BATCH[split.y.device.type], -(-len(split) // threads))
+    task = _AttackTask(split, threat, attack, seed, partial, size)
+    networks: SimpleQueue[nn.Module] = SimpleQueue()
     for _ in range(threads):
         networks.put(model if threads == 1 else copy.deepcopy(model))
 
-    def work(begin: int, end: int) -> list[tuple[int, dict[str, np.ndarray]]]:
+    def work(begin: int, end: int) -> Pieces:
         network = networks.get()
         hook = network.register_forward_pre_hook(stop_if_abandoned)
         try:
-            return attacked(network, begin, end)
+            return _attack_range(task, network, begin, end)
         finally:
             hook.remove()
             networks.put(network)
 
-    for found in run_in_threads(work, batches(), threads):
-        pieces |= dict(found)
+    for found in run_in_threads(work, _batch_ranges(task, gaps), threads):
+        pieces |= found
         if progress is not None:
             progress.update(sum(len(piece["y"]) for piece in pieces.values()))
     ordered = [pieces[begin] for begin in sorted(pieces)]
@@ -114,18 +94,58 @@ def measure_attack(
     }
 
 
-def _kept_pieces(
-    partial: Path | None, ids: np.ndarray
-) -> tuple[dict[int, dict[str, np.ndarray]], list[tuple[int, int]]]:
+@dataclass
+class _AttackTask:
+    """What an evaluation attacks, and the size of its batches, which halves where memory ends."""
+
+    split: Split
+    threat: Threat
+    attack: Attack
+    seed: int
+    partial: Path | None
+    batch_size: int
+
+
+def _batch_ranges(task: _AttackTask, gaps: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield (begin, end) of each batch; the size is read anew for each of them."""
+    for begin, end in gaps:
+        while begin < end:
+            yield begin, (begin := min(begin + task.batch_size, end))
+
+
+def _attack_range(task: _AttackTask, network: nn.Module, begin: int, end: int) -> Pieces:
+    """Attack the images begin to end; by halves, again and again, where memory runs out."""
+    rows = torch.arange(begin, end, device=task.split.y.device)
+    try:
+        piece = _measure_batch(network, task.split, rows, task.threat, task.attack, task.seed)
+    except torch.OutOfMemoryError:
+        if end - begin == 1:
+            raise KitError(
+                "one image alone does not fit into the device's memory; take device=cpu"
+            ) from None
+    else:
+        if task.partial:
+            save_arrays(task.partial / f"{begin:06d}.npz", piece)
+        return {begin: piece}
+    size = task.batch_size = (end - begin) // 2
+    print(f"out of memory; going on with {size} images at a time", flush=True)
+    first = _attack_range(task, network, begin, begin + size)
+    return first | _attack_range(task, network, begin + size, end)
+
+
+def _kept_pieces(partial: Path | None, ids: np.ndarray) -> tuple[Pieces, list[tuple[int, int]]]:
     """Return the whole pieces that are kept in `partial`, and the gaps between them.
 
     They are {first image: piece}, and [(begin, end)] of the images in none of them.
     """
-    pieces, gaps, reached = {}, [], 0
+    pieces: Pieces = {}
+    gaps: list[tuple[int, int]] = []
+    reached = 0
     for path in sorted(partial.glob("[0-9]*.npz")) if partial else ():
         with contextlib.suppress(KitError):
             piece, begin = load_arrays(path), int(path.stem)
-            if np.array_equal(piece.get("ids"), ids[begin:][: len(piece.get("ids", ()))]):
+            kept = piece.get("ids")
+            if kept is not None and np.array_equal(kept, ids[begin:][: len(kept)]):
                 pieces[begin] = piece
     for begin in sorted(pieces):
         if begin > reached:
@@ -205,21 +225,21 @@ def evaluate(
             "finished network. Train it first"
         )
     where = pick_device(device)
-    model, images = None, None
-    rows, examples, notes = {}, ExampleArrays(), {}
+    model: nn.Module | None = None
+    images: Split | None = None
+    rows, examples = {}, ExampleArrays()
+    notes: dict[str, None] = {}
     for name in names:
         attack = ATTACKS[name]
         settings, path = evaluation_file(run, name, split=split, n=n, which=which)
         if not path.exists():
-            if model is None:
+            if model is None or images is None:
                 model = run.model(which, where)
                 images = getattr(run.data(), split).take(slice(0, n or None)).to(where)
                 if not len(images):
                     raise KitError(f"{run.spec} holds out no {split} images; choose another split")
-            progress, started = (
-                Progress(f"{name} on {run.spec}", len(images), quiet=quiet),
-                time.monotonic(),
-            )
+            progress = Progress(f"{name} on {run.spec}", len(images), quiet=quiet)
+            started = time.monotonic()
             partial = path.with_suffix(".partial")
             with threads_for(run.plan.recipe.model, where):
                 arrays = measure_attack(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from kit.core.parameters import Natural, check_value
 from kit.core.random_streams import Streams
 from kit.experiments.runs import Run
 from kit.methods.criteria import confused_labels
-from kit.methods.step_outputs import StepOutputs
+from kit.methods.step_outputs import StepOutputs, fields_read_by
 from kit.methods.table import METHODS, Method
 from kit.methods.weights import check_weights
 
@@ -71,9 +71,8 @@ def counterfactual_weights(
         weights = {}
         for name, row in rows.items():
             _check_stored(name, row, outputs, f"'{counted}' in epoch {epoch}")
-            streams = Streams(
-                ids, run.plan.seed, "whatif", epoch
-            )  # of its own: no method's draws depend on another
+            # of its own: no method's draws depend on another
+            streams = Streams(ids, run.plan.seed, "whatif", epoch)
             drawn = replace(outputs, streams=streams)
             weights[name] = checked_weights(
                 row.at(epoch, total_epochs), drawn, f"{name}, epoch {epoch},"
@@ -130,8 +129,7 @@ def _check_epochs(run: Run, epochs: Sequence[int] | None, counted: str) -> list[
     ]
     if counted == "final" and chosen != [last]:
         raise KitError(
-            f"epochs={chosen}: 'final' looks at the finished network, epoch {last}; leave epochs "
-            f"out"
+            f"epochs={chosen}: 'final' is of the finished network, epoch {last}; leave epochs out"
         )
     return chosen
 
@@ -161,36 +159,33 @@ def stored_outputs(run: Run, epoch: int, counted: str) -> tuple[StepOutputs, tor
             "Delete the folder to train the run afresh"
         )
     names = ("logits_adv", "logits_nat", "kappa", "lps", "p_flip")
-    numbers = {name: stored[name].double() for name in names if name in stored}
+    numbers: dict[str, Any] = {name: stored[name].double() for name in names if name in stored}
     if not all(bool(values.isfinite().all()) for values in numbers.values()):
         raise KitError(
             f"{run.folder.name}, epoch {epoch}: what it kept '{counted}' is not finite (half "
             "precision ends at 65,504), so no weight can be told; take another epoch or another "
             "way of counting"
         )
-    if (
-        "kappa" not in stored
-    ):  # nothing was attacked: what trained the network were the clean images
+    # without κ nothing was attacked: what trained the network were the clean images
+    if "kappa" not in stored:
         numbers = {"logits_adv": None, "logits_nat": numbers["logits_adv"]}
     # the second attack's images are not stored; no method's weights read them
-    return StepOutputs(stored["y"].long(), **numbers, steps=run.plan.recipe.steps), stored[
-        "ids"
-    ].long()
+    outputs = StepOutputs(stored["y"].long(), **numbers, steps=run.plan.recipe.steps)
+    return outputs, stored["ids"].long()
 
 
 def _check_stored(name: str, row: Method, outputs: StepOutputs, source: str) -> None:
     """Refuse a row whose weights, or the table's groups, read what is not there."""
-    readers = [reader for reader in (row.criterion, row.select) if reader is not None]
-    needed = {field.replace("probs", "logits") for reader in readers for field in reader.reads} | {
-        "logits_adv"
-    }
+    names = set() if row.criterion is None else set(row.criterion.reads)
+    if row.select is not None:
+        names |= fields_read_by(row.select.func)
+    needed = {field.replace("probs", "logits") for field in names} | {"logits_adv"}
     missing = sorted(field for field in needed - {"streams"} if getattr(outputs, field) is None)
     if missing:
         raise KitError(
             f"{name} needs {', '.join(missing)}, which this run did not keep {source}: its own "
-            f"method "
-            'did not look at it in training. Take counted="frozen" or "final", where everything is '
-            "kept"
+            'method did not compute it in training. Take counted="frozen" or "final", where '
+            "everything is kept"
         )
 
 
@@ -232,18 +227,16 @@ class WeightOrder:
     """
 
     def __init__(self, w: np.ndarray):
-        w = (w / (w.max() or 1.0)).astype(
-            np.float32
-        )  # vectorised kernels round the last bit by where a number lies
+        # vectorised kernels round the last bit by where a number lies
+        w = (w / (w.max() or 1.0)).astype(np.float32)
         self.constant = bool(np.ptp(w) == 0)
         ranks = rankdata(w)
         self.centred = ranks - ranks.mean()
         tenth = max(1, len(w) // 10)
         cut = np.partition(w, -tenth)[-tenth]
         above, equal = w > cut, w == cut
-        self.inside = above + equal * (
-            (tenth - above.sum()) / equal.sum()
-        )  # of equals at the cut each has a share
+        # of equals at the cut each has a share
+        self.inside = above + equal * ((tenth - above.sum()) / equal.sum())
         self.tenth = tenth
 
 

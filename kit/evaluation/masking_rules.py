@@ -65,7 +65,7 @@ SAME = 1e-3
 
 PGD_ATTACKS = ("fgsm", "pgd10", "pgd20", "pgd100")
 
-#: AutoAttack's four; the first three see gradients.
+#: AutoAttack's four; the first three use gradients.
 AUTOATTACK_PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 MARGIN_ATTACKS = ("cw20", "md")
@@ -138,6 +138,11 @@ def light_beyond(count: int, n: int, tolerated: float) -> Light:
             if binomtest(count, n, tolerated, alternative="greater").pvalue < SURE
             else "amber"
         )
+    return green_if_enough(n)
+
+
+def green_if_enough(n: int) -> Light:
+    """Return green for a rule that found nothing, if it had enough images to find it."""
     return "green" if n >= FEWEST else "not judged"
 
 
@@ -154,7 +159,8 @@ def stronger_leaves_more(evidence: Evidence) -> Verdict:
 
     Where they break fewer images, the gradients mislead.
     """
-    lights, words, ids, n = [], [], NO_IDS, 0
+    lights: list[Light] = []
+    words, ids, n = [], NO_IDS, 0
     for weak, strong in (("fgsm", "pgd20"), ("pgd20", "pgd100"), ("fgsm", "pgd100")):
         if weak not in evidence.broken or strong not in evidence.broken:
             continue
@@ -166,19 +172,14 @@ def stronger_leaves_more(evidence: Evidence) -> Verdict:
             if lost.any()
             else 1.0
         )
-        lights.append(
-            "red"
-            if p < SURE
-            else "amber"
-            if p < DOUBT
-            else "green"
-            if n >= FEWEST
-            else "not judged"
-        )
+        if p < DOUBT:
+            lights.append("red" if p < SURE else "amber")
+        else:
+            lights.append(green_if_enough(n))
         if p < DOUBT:
             words.append(
-                f"{strong} misses {int(lost.sum())} images that {weak} breaks and breaks {won} "
-                f"others"
+                f"{strong} misses {int(lost.sum())} images that {weak} breaks "
+                f"and breaks {won} others"
             )
             ids = np.union1d(ids, evidence.ids[:n][lost])
     if not lights:
@@ -204,7 +205,8 @@ def black_beats_white(evidence: Evidence) -> Verdict:
     """
     if "pgd20" not in evidence.broken and "pgd100" not in evidence.broken:
         return "not judged", "Needs pgd20 or pgd100.", NO_IDS
-    lights, words, ids = [], [], NO_IDS
+    lights: list[Light] = []
+    words, ids = [], NO_IDS
     for name in BLACK_BOXES:
         if name in evidence.broken:
             n = evidence.common((*WHITE_BOXES, name))
@@ -235,7 +237,7 @@ def margin_beats_cross_entropy(evidence: Evidence) -> Verdict:
         else MARGIN_ATTACKS
     )
     n = min(evidence.common((pgd,)), evidence.common(named)) if pgd else 0
-    if not n:
+    if pgd is None or not n:
         return (
             "not judged",
             "Needs pgd20 or pgd100, and AutoAttack's four or an attack on the margin (cw20, md).",
@@ -263,7 +265,10 @@ def unbounded_fails(evidence: Evidence) -> Verdict:
     n, left = len(evidence.unbounded), ~evidence.unbounded
     chance = 1 / evidence.logits.shape[1]
     light = light_beyond(int(left.sum()), n, chance)
-    sentence = f"Where any image is allowed PGD-100 leaves {int(left.sum())} of {n} (chance: {chance:.0%}).{_too_few(light)}"
+    sentence = (
+        f"Where any image is allowed PGD-100 leaves {int(left.sum())} of {n} "
+        f"(chance: {chance:.0%}).{_too_few(light)}"
+    )
     return light, sentence, evidence.ids[:n][left]
 
 
@@ -293,17 +298,13 @@ def loss_still_rises(evidence: Evidence) -> Verdict:
         return "not judged", f"The loss does not rise along PGD-100 on any of {n} images.", NO_IDS
     excess = late - STILL_RISING * total
     sure = excess.mean() > 2.33 * excess.std() / math.sqrt(n)  # one-sided 1 %
-    light = (
-        ("red" if sure else "amber")
-        if excess.mean() > 0
-        else "green"
-        if n >= FEWEST
-        else "not judged"
-    )
+    light = green_if_enough(n)
+    if excess.mean() > 0:
+        light = "red" if sure else "amber"
     sentence = (
         f"The last tenth of PGD-100's steps brings {late.mean() / total.mean():.1%} of the loss's "
-        f"rise on {n} images (at most {STILL_RISING:.0%} where an attack has "
-        f"converged).{_too_few(light)}"
+        f"rise on {n} images (at most {STILL_RISING:.0%} where an attack has converged)."
+        f"{_too_few(light)}"
     )
     return light, sentence, evidence.ids[:n][excess > 0] if light in ("red", "amber") else NO_IDS
 
@@ -316,19 +317,13 @@ def logits_saturate(evidence: Evidence) -> Verdict:
     top = np.sort(evidence.logits.astype(np.float64), axis=1)
     gap, n = top[:, -1] - top[:, -2], len(top)
     median = float(np.median(gap))
-    light = (
-        "red"
-        if median > SOFTMAX_UNDERFLOWS
-        else "amber"
-        if median > LOSS_ROUNDS_TO_0
-        else "green"
-        if n >= FEWEST
-        else "not judged"
-    )
+    light = green_if_enough(n)
+    if median > LOSS_ROUNDS_TO_0:
+        light = "red" if median > SOFTMAX_UNDERFLOWS else "amber"
     sentence = (
         f"The two largest logits lie {median:.3g} apart (median of {n}); above "
-        f"{LOSS_ROUNDS_TO_0:.0f} the loss "
-        f"rounds to 0, above {SOFTMAX_UNDERFLOWS:.0f} the softmax does.{_too_few(light)}"
+        f"{LOSS_ROUNDS_TO_0:.0f} the loss rounds to 0, above {SOFTMAX_UNDERFLOWS:.0f} "
+        f"the softmax does.{_too_few(light)}"
     )
     return (
         light,
@@ -365,7 +360,10 @@ def answers_change(evidence: Evidence) -> Verdict:
     )
     n = len(differs)
     light = light_beyond(int(differs.sum()), n, 0.0)
-    sentence = f"A second pass over the same images gives other logits for {int(differs.sum())} of {n}.{_too_few(light)}"
+    sentence = (
+        f"A second pass over the same images gives other logits for {int(differs.sum())} of {n}."
+        f"{_too_few(light)}"
+    )
     return light, sentence, evidence.ids[differs]
 
 
@@ -389,7 +387,7 @@ def answers_are_useless(evidence: Evidence) -> Verdict:
             f"{classes[0]}.",
             evidence.ids,
         )
-    light = "green" if n >= FEWEST else "not judged"
+    light = green_if_enough(n)
     return (
         light,
         f"The logits of {n} images are finite and name {len(classes)} classes.{_too_few(light)}",
@@ -420,7 +418,7 @@ def apply_rules(evidence: Evidence) -> tuple[Finding, ...]:
     sick = not np.isfinite(evidence.logits).all()
     findings = []
     for name, rule in RULES.items():
-        verdict = ("not judged", "The network's logits are not finite.", NO_IDS)
+        verdict: Verdict = ("not judged", "The network's logits are not finite.", NO_IDS)
         if not sick or rule is answers_are_useless:
             verdict = rule(evidence)
         findings.append(Finding(name, verdict[0], verdict[1], tuple(int(i) for i in verdict[2])))
@@ -429,4 +427,5 @@ def apply_rules(evidence: Evidence) -> tuple[Finding, ...]:
 
 def worst_light(lights: list[Light]) -> Light:
     """Return the most serious light; what was not judged counts least."""
-    return next((light for light in ("red", "amber", "green") if light in lights), "not judged")
+    by_gravity: tuple[Light, ...] = ("red", "amber", "green")
+    return next((light for light in by_gravity if light in lights), "not judged")

@@ -92,9 +92,8 @@ PROBED_IMAGES = 200
 TRANSFER_PGD = (50, 0.1)
 
 
-AttackImages = Callable[
-    [str, int], Mapping[str, np.ndarray]
-]  # (attack, number of images) -> the arrays of `measure`
+#: (attack, number of images) -> the arrays of `measure_attack`.
+AttackImages = Callable[[str, int], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class Audit:
 
     title: str
     threat: Threat
-    ladder: pd.DataFrame
+    steps: pd.DataFrame
     findings: tuple[Finding, ...]
     examples: pd.DataFrame
     missing: dict[str, str]
@@ -135,13 +134,14 @@ class Audit:
     def caption(self) -> str:
         """Network, threat, the most serious light, time, and what was not run, in one line."""
         left = "".join(f" Not run: {name} ({why})." for name, why in self.missing.items())
-        return f"{self.title}, {self.threat}: {WORDS[self.light]}. {format_duration(self.seconds)}.{left}"
+        took = format_duration(self.seconds)
+        return f"{self.title}, {self.threat}: {WORDS[self.light]}. {took}.{left}"
 
     def record(self) -> dict:
         """Return all of it but the table of examples, as JSON values."""
         rows = {
             name: {key: None if pd.isna(value) else value for key, value in row.items()}
-            for name, row in self.ladder.astype(object).to_dict("index").items()
+            for name, row in self.steps.astype(object).to_dict("index").items()
         }
         return {
             "title": self.title,
@@ -164,15 +164,21 @@ class Audit:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{number}</td><td "
-            f"style='background:{COLOURS[finding.light]};color:#fff;white-space:nowrap'><b>{MARKS[finding.light].strip()}</b></td><td "
-            f"style='text-align:left'><b>{html.escape(finding.rule)}</b><br>{html.escape(finding.sentence + _some_ids(finding))}</td></tr>"
+            f"<tr><td>{number}</td>"
+            f"<td style='background:{COLOURS[finding.light]};color:#fff;white-space:nowrap'>"
+            f"<b>{MARKS[finding.light].strip()}</b></td>"
+            f"<td style='text-align:left'><b>{html.escape(finding.rule)}</b><br>"
+            f"{html.escape(finding.sentence + _some_ids(finding))}</td></tr>"
             for number, finding in enumerate(self.findings, 1)
         )
-        return f"<p>{html.escape(self.caption)}</p>{self._table().to_html(border=0)}<table><thead><tr><th>rule</th><th>light</th><th>finding</th></tr></thead><tbody>{rows}</tbody></table>"
+        return (
+            f"<p>{html.escape(self.caption)}</p>{self._table().to_html(border=0)}<table><thead>"
+            "<tr><th>rule</th><th>light</th><th>finding</th></tr>"
+            f"</thead><tbody>{rows}</tbody></table>"
+        )
 
     def _table(self) -> pd.DataFrame:
-        table = self.ladder
+        table = self.steps
         return pd.DataFrame(
             {
                 "accuracy": [f"{value:.1%}" for value in table["accuracy"]],
@@ -199,7 +205,7 @@ class Audit:
 STOPPED = "stopped"
 
 WORDS = {
-    "red": "red: it looks more robust than it is, or the ladder cannot tell",
+    "red": "red: it looks more robust than it is, or these attacks cannot tell",
     "amber": "amber: look closer",
     "green": "green: no sign of masking",
     "not judged": "nothing could be judged",
@@ -222,7 +228,8 @@ def _some_ids(finding: Finding) -> str:
     ids = finding.ids
     if not ids or finding.light not in ("red", "amber"):
         return ""
-    return f" Ids: {', '.join(map(str, ids[:5]))}{f' and {len(ids) - 5} more' if len(ids) > 5 else ''}."
+    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return f" Ids: {', '.join(map(str, ids[:5]))}{more}."
 
 
 def _or_dash(value: float, digits: str) -> str:
@@ -395,9 +402,10 @@ def choose_steps(
     if not quiet:
         dear = sorted(fits, key=expected.__getitem__)[:-4:-1]
         parts = ", ".join(f"{name} {format_duration(expected[name])}" for name in dear)
-        whole = format_duration(sum(expected[name] for name in fits))
+        total_time = format_duration(sum(expected[name] for name in fits))
         print(
-            f"about {whole} for {len(split)} images, less what is stored ({parts}, ...)", flush=True
+            f"about {total_time} for {len(split)} images, less what is stored ({parts}, ...)",
+            flush=True,
         )
     return [step for step in there if step.attack in fits], missing
 
@@ -469,7 +477,8 @@ def follow_losses(model: nn.Module, split: Split, threat: Threat) -> np.ndarray:
     steps, step = (ATTACKS["pgd100"].settings[name] for name in ("steps", "step"))
     along: list[Tensor] = []
     for rows in _batches(split):
-        y, path = split.y[rows], []
+        y = split.y[rows]
+        path: list[Tensor] = []
 
         def watch(
             t: int, x_t: Tensor, logits: Tensor, y: Tensor = y, path: list[Tensor] = path
@@ -495,9 +504,11 @@ def attack_unbounded(model: nn.Module, split: Split, threat: Threat) -> np.ndarr
 
     Returns (n,) bool: broken.
     """
-    whole = Threat(threat.norm, 1.0 if threat.norm == "linf" else split.images[0].numel() ** 0.5)
+    unbounded = Threat(
+        threat.norm, 1.0 if threat.norm == "linf" else split.images[0].numel() ** 0.5
+    )
     stronger: Attack = ATTACKS["pgd100"].but(stop_early=True)
-    return measure_attack(model, split, whole, stronger)["broken"]
+    return measure_attack(model, split, unbounded, stronger)["broken"]
 
 
 def transfer_images(
@@ -533,43 +544,43 @@ def transfer_images(
 def _report(
     title: str,
     threat: Threat,
-    evidence: dict[str, np.ndarray],
+    arrays: dict[str, np.ndarray],
     done: Mapping[str, Mapping[str, np.ndarray]],
     missing: dict[str, str],
     started: float,
 ) -> Audit:
     broken = {name: arrays["broken"] for name, arrays in done.items()}
-    seen = Evidence(**evidence, broken=broken)
+    evidence = Evidence(**arrays, broken=broken)
     return Audit(
         title,
         threat,
-        step_table(seen, done),
-        apply_rules(seen),
-        examples_table(seen),
+        step_table(evidence, done),
+        apply_rules(evidence),
+        examples_table(evidence),
         missing,
         time.monotonic() - started,
     )
 
 
-def step_table(seen: Evidence, done: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
+def step_table(evidence: Evidence, done: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
     """Build `Audit.steps`; the unions stand below the attacks and are compared with none."""
     rows, before = {}, None
-    for name, broken in seen.broken.items():
+    for name, broken in evidence.broken.items():
         rows[name] = (
             _accuracy(broken)
             | _mcnemar(before, broken)
             | {key: float(done[name][key].mean()) for key in ("forwards", "backwards")}
         )
         before = broken
-    if all(name in seen.broken for name in AUTOATTACK_PARTS):
-        rows["aa"] = _accuracy(seen.any_of(AUTOATTACK_PARTS, seen.common(AUTOATTACK_PARTS)))
-    if len(seen.broken) > 1:
+    if all(name in evidence.broken for name in AUTOATTACK_PARTS):
+        rows["aa"] = _accuracy(evidence.any_of(AUTOATTACK_PARTS, evidence.common(AUTOATTACK_PARTS)))
+    if len(evidence.broken) > 1:
         wide = [
             name
-            for name, broken in seen.broken.items()
-            if len(broken) >= min(FEWEST, len(seen.ids))
+            for name, broken in evidence.broken.items()
+            if len(broken) >= min(FEWEST, len(evidence.ids))
         ]
-        rows["worst case"] = _accuracy(worst_case(seen, seen.common(tuple(wide))))
+        rows["worst case"] = _accuracy(worst_case(evidence, evidence.common(tuple(wide))))
     columns = ["accuracy", "low", "high", "n", "gains", "loses", "p", "forwards", "backwards"]
     return (
         pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("attack")
@@ -578,10 +589,10 @@ def step_table(seen: Evidence, done: Mapping[str, Mapping[str, np.ndarray]]) -> 
     )
 
 
-def worst_case(seen: Evidence, count: int) -> np.ndarray:
+def worst_case(evidence: Evidence, count: int) -> np.ndarray:
     """Return (count,) bool: broken by any attack that was run on the image."""
     broken = np.zeros(count, dtype=bool)
-    for verdicts in seen.broken.values():
+    for verdicts in evidence.broken.values():
         broken[: len(verdicts)] |= verdicts[:count]
     return broken
 
@@ -605,12 +616,12 @@ def _mcnemar(before: np.ndarray | None, broken: np.ndarray) -> dict[str, float]:
     }
 
 
-def examples_table(seen: Evidence) -> pd.DataFrame:
+def examples_table(evidence: Evidence) -> pd.DataFrame:
     """Build `Audit.examples`; "by" is the first attack, in their order, that breaks the image."""
-    table = pd.DataFrame({"y": seen.y, "by": ""}, index=pd.Index(seen.ids, name="id"))
-    for name, broken in seen.broken.items():
+    table = pd.DataFrame({"y": evidence.y, "by": ""}, index=pd.Index(evidence.ids, name="id"))
+    for name, broken in evidence.broken.items():
         table[name] = pd.array(
-            [*broken.tolist(), *[None] * (len(seen.ids) - len(broken))], dtype="boolean"
+            [*broken.tolist(), *[None] * (len(evidence.ids) - len(broken))], dtype="boolean"
         )
         first = table[name].fillna(False).to_numpy(dtype=bool) & (table["by"] == "").to_numpy()
         table.loc[first, "by"] = name

@@ -58,7 +58,7 @@ def threads_for(model_name: str, device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-_SPARE_THREADS: contextvars.ContextVar[int] = contextvars.ContextVar("_SIDE_BY_SIDE", default=1)
+_SPARE_THREADS: contextvars.ContextVar[int] = contextvars.ContextVar("spare_threads", default=1)
 
 
 def spare_threads() -> int:

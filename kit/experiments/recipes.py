@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Annotated, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from kit.core.errors import KitError, unknown_name
 from kit.core.parameters import Count, Natural, NonNegative, Positive, Range, check_value
@@ -50,16 +50,15 @@ class Recipe:
     validation: Natural = 0  # training images held out to choose the best epoch
     train_size: Natural = 0  # 0 = all
     probe: Count = 256  # images of each split attacked after every epoch
-    precision: Precision = (
-        "auto"  # of the training attack's passes; auto is bf16 on GPUs, else fp32
-    )
+    # of the training attack's passes; auto is bf16 on GPUs, else fp32
+    precision: Precision = "auto"
 
     @cached_property
     def threat(self) -> Threat:
         """The norm and radius of its attacks."""
         return Threat(self.norm, self.eps)
 
-    def override(self, **changes) -> Recipe:
+    def override(self, **changes: Any) -> Recipe:
         """Return the recipe with fields changed and validated.
 
         Raises:

@@ -100,10 +100,8 @@ class Plan:
         if all(path.partition(".")[0] in slots for path in self.method.scheduled):
             slots.append("schedule")
         config["method"] |= dict.fromkeys(slots)
-        config |= {
-            "burn_in": None,
-            "reads_clean": self.method.reads_clean,
-        }  # a clean pass moves the batch norms
+        # a clean pass moves the batch norms
+        config |= {"burn_in": None, "reads_clean": self.method.reads_clean}
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -161,7 +159,7 @@ def resolve(spec: RunSpec) -> Plan:
     if not isinstance(spec.overrides, Mapping):
         raise KitError(
             f"overrides={describe_value(spec.overrides)} must be a dict of settings, such as "
-            f'{{"epochs": 30}}'
+            '{"epochs": 30}'
         )
     method, chosen = METHODS[spec.method], find_recipe(spec.recipe)
     choices = [*RECIPE_FIELDS, "burn_in", *method.hyper_parameters()]
@@ -291,9 +289,8 @@ def parse_value(text: str) -> Any:
         except (ValueError, OverflowError):
             raise KitError(f"{describe_value(text)} is too long a number") from None
     try:
-        return json.loads(
-            {"True": "true", "False": "false"}.get(text, text)
-        )  # "words" in quotes lose them
+        # "words" in quotes lose them
+        return json.loads({"True": "true", "False": "false"}.get(text, text))
     except (ValueError, RecursionError):
         try:
             return float(text)

@@ -9,7 +9,7 @@ the code.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
@@ -136,9 +136,8 @@ def discrepancy(probs_nat: Tensor, probs_adv: Tensor) -> Tensor:
     Source: VIR Eq. 6.
     """
     tiny = 1e-37  # 0 log 0 = 0; a q that underflows counts as 1e-37
-    return (probs_nat * (probs_nat.clamp_min(tiny).log() - probs_adv.clamp_min(tiny).log())).sum(
-        dim=1
-    )
+    log_ratio = probs_nat.clamp_min(tiny).log() - probs_adv.clamp_min(tiny).log()
+    return (probs_nat * log_ratio).sum(dim=1)
 
 
 def vulnerability_discrepancy(
@@ -195,7 +194,7 @@ class Criterion:
         """Compute the vulnerability, (N,): larger should weigh more."""
         return -self.safe_end * self.value(outputs)
 
-    def but(self, **changes) -> Criterion:
+    def but(self, **changes: Any) -> Criterion:
         """Return this row with some hyper-parameters of its quantity changed.
 
         Raises:

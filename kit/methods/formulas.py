@@ -98,7 +98,7 @@ FORMULAS: dict[str, str | tuple[str, Mapping]] = {
     # perturbation of the parameters, g the gradient
     "perturbed": r"W + \gamma_W \lVert W \rVert_2 \frac{g}{\lVert g \rVert_2},\quad \text{for "
     r"every weight tensor; its step is taken there}",
-    # timetables
+    # schedules
     "friendlier_first": r"\mathbf 1[t > t_1 T] + \mathbf 1[t > t_2 T]",
     "warm_up": r"\gamma_0 \mathbf 1[t > t_0 T]",
     "piecewise": r"\begin{cases} \lambda_1 & \text{if } t < \frac{90}{120} T \\ \lambda_2 & "
@@ -121,8 +121,8 @@ FORMULAS: dict[str, str | tuple[str, Mapping]] = {
     "friendly_pgd": (
         "loss",
         {
-            name: rf"\text{{PGD on the {words} until wrong at }} \tau + 1 \text{{ points, noise }} "
-            rf"\omega"
+            name: rf"\text{{PGD on the {words} until wrong at }} "
+            r"\tau + 1 \text{ points, noise } \omega"
             for name, words in {"ce": "cross-entropy", "kl": "KL", "margin": "CW loss"}.items()
         },
     ),
@@ -234,13 +234,10 @@ def formula(method: Method, *, epochs: Count = 120) -> Formula:
         )
 
     lines = _prediction_lines(method, numbered)
-    lines += [
-        (
-            SYMBOLS[getattr(method, slot).name][name],
-            numbered("schedule", part_formula(method.schedule)),
-        )
-        for slot, _, name in (path.partition(".") for path in timed)
-    ]
+    if method.schedule:
+        controlled = numbered("schedule", part_formula(method.schedule))
+        for slot, _, name in (path.partition(".") for path in timed):
+            lines.append((SYMBOLS[getattr(method, slot).name][name], controlled))
     lines += _weight_lines(method, numbered, epochs)
     lines.append((r"\ell", numbered("loss", _loss_lines(method))))
     if method.regulariser:
@@ -321,6 +318,7 @@ def _weight_lines(
     """Write the lines from the quantity to the weight past burn-in, and how long burn-in lasts."""
     lines, weight = [], ""
     if method.weight:
+        assert method.criterion is not None  # a weight is a function of its score
         name = axis_symbol(method.criterion)
         lines = [
             (name, numbered("criterion", criterion_formula(method.criterion))),

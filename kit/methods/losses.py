@@ -34,8 +34,10 @@ def trades(outputs: StepOutputs, *, beta: NonNegative = 6.0) -> tuple[Tensor, Te
 
     Source: TRADES; MAIL-TRADES.
     """
-    divergence = tensors.kl(outputs.logits_nat, outputs.logits_adv)
-    return beta * divergence, tensors.per_example_cross_entropy(outputs.logits_nat, outputs.y)
+    logits_nat, logits_adv = outputs.logits_nat, outputs.logits_adv
+    assert logits_nat is not None  # stated above
+    divergence = tensors.kl(logits_nat, logits_adv)
+    return beta * divergence, tensors.per_example_cross_entropy(logits_nat, outputs.y)
 
 
 @reads("logits_nat", "logits_adv", "y")
@@ -47,6 +49,7 @@ def mart(outputs: StepOutputs, *, beta: NonNegative = 5.0) -> tuple[Tensor, Tens
 
     Source: MART's code; MAIL's code.
     """
+    assert outputs.logits_nat is not None  # stated above
     y, probs_adv = outputs.y, outputs.logits_adv.softmax(dim=1)
     _, top_other = tensors.true_and_top_other(probs_adv, y)
     cross_entropy_adv = tensors.per_example_cross_entropy(outputs.logits_adv, y)
@@ -65,9 +68,11 @@ def gair_trades(outputs: StepOutputs, *, beta: NonNegative = 6.0) -> tuple[Tenso
 
     Source: GAIRAT's code (GAIR_RST).
     """
-    first = beta * tensors.kl(outputs.logits_nat, outputs.logits_adv)
-    second = beta * tensors.kl(outputs.logits_nat, outputs.logits_second)
-    plain = tensors.per_example_cross_entropy(outputs.logits_nat, outputs.y)
+    logits_nat, logits_second = outputs.logits_nat, outputs.logits_second
+    assert logits_nat is not None and logits_second is not None  # stated above
+    first = beta * tensors.kl(logits_nat, outputs.logits_adv)
+    second = beta * tensors.kl(logits_nat, logits_second)
+    plain = tensors.per_example_cross_entropy(logits_nat, outputs.y)
     return first - second, second + plain
 
 

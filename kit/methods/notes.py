@@ -200,6 +200,10 @@ def allowed_values(annotation: object) -> str:
         return allowed_values(inner[0])
     if kind is Literal:
         return "one of " + ", ".join(map(str, inner))
-    return {bool: "True or False", int: "a whole number", float: "a number", str: "text"}.get(
-        annotation, str(annotation)
-    )
+    words: dict[object, str] = {
+        bool: "True or False",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+    }
+    return words.get(annotation, str(annotation))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -40,6 +41,7 @@ class StepOutputs:
     @cached_property
     def probs_nat(self) -> Tensor:
         """Softmax of `logits_nat`, (N, K)."""
+        assert self.logits_nat is not None  # a part that reads it has stated so
         return self.logits_nat.softmax(dim=1)
 
     def detach(self) -> StepOutputs:
@@ -55,7 +57,9 @@ class StepOutputs:
     def take(self, rows: slice, streams: Streams) -> StepOutputs:
         """Return some of the examples, whose streams are `streams`."""
         values = {name: getattr(self, name) for name in FIELD_NAMES}
-        tensors = {name: value[rows] for name, value in values.items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {
+            name: value[rows] for name, value in values.items() if isinstance(value, Tensor)
+        }
         return replace(self, **tensors, streams=streams)
 
 
@@ -90,7 +94,8 @@ def reads(*names: str) -> Callable[[Function], Function]:
 
     def state(fn: Function) -> Function:
         check_fields(fn.__name__, names)
-        fn.reads = frozenset(names)
+        # functions take attributes, which their type does not say
+        fn.reads = frozenset(names)  # type: ignore[attr-defined]
         return fn
 
     return state

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ class Method:
     perturb: Part | None = None  # shifts the parameters before each step
     schedule: Part | None = None  # (epoch, epochs) -> {"weight.shift": -1.0, ...}
 
-    def but(self, title: str, source: str, **changes) -> Method:
+    def but(self, title: str, source: str, **changes: Any) -> Method:
         """Return a row that differs from this one in `changes`, under its own title and source."""
         return replace(self, title=title, source=source, **changes)
 
@@ -104,6 +105,7 @@ class Method:
         outputs = outputs.detach() if self.detach else outputs
         weights = torch.ones_like(outputs.logits_adv[:, 0])
         if self.weight is not None:
+            assert self.criterion is not None  # a weight is a function of its score
             weights = self.normaliser(self.weight(self.criterion.score(outputs)))
         if self.select is not None:
             weights = weights * self.select(outputs)
@@ -141,7 +143,7 @@ class Method:
 
     def hyper_parameters(self) -> dict[str, object]:
         """Return {dotted name: value} of every hyper-parameter that can be overridden."""
-        found = {}
+        found: dict[str, object] = {}
         for slot in PART_NAMES:
             chosen = getattr(self, slot)
             if chosen is not None:
@@ -508,7 +510,7 @@ def check_override(method: Method, path: str) -> None:
     Raises:
         KitError: The name is unknown, or its value follows the row's schedule.
     """
-    if path in method.scheduled:
+    if method.schedule is not None and path in method.scheduled:
         own = [name for name in method.hyper_parameters() if name.startswith("schedule.")]
         raise KitError(
             f"{path} follows the timetable {method.schedule.name}; change that: {', '.join(own)}"

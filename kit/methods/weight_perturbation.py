@@ -29,7 +29,9 @@ def perturb_weights(
     if gamma == 0:
         yield
         return
-    weights = [p for name, p in model.named_parameters() if name.endswith("weight") and p.dim() > 1]
+    weights: list[Tensor] = [
+        p for name, p in model.named_parameters() if name.endswith("weight") and p.dim() > 1
+    ]
     before = [buffer.clone() for buffer in model.buffers()]
     gradients = average_tensors(torch.autograd.grad(loss(), weights))
     with torch.no_grad():

@@ -87,9 +87,8 @@ def batch_mean(weights: Tensor) -> Tensor:
     Source: GAIRAT's code, MAIL's paper.
     """
     largest = weights.detach().max()
-    shares = weights / largest.where(
-        largest > 0, 1
-    )  # first to at most 1: sums of tiny weights would vanish
+    # first to at most 1: sums of tiny weights would vanish
+    shares = weights / largest.where(largest > 0, 1)
     return (shares * (len(weights) / shares.detach().sum())).where(
         largest > 0, torch.ones_like(weights)
     )
@@ -149,6 +148,7 @@ def drop_confused(
         if which == "multiple-matched"
         else (torch.ones_like(single), multiple.sum())
     )
+    assert outputs.streams is not None  # stated above
     # outside the pool: never among the first
     lottery = outputs.streams.uniform(outputs.probs_adv[:, 0]).where(pool, 2.0)
     rank = lottery.argsort().argsort()

@@ -47,9 +47,8 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
-    files: dict[str, str] = field(
-        default_factory=dict
-    )  # SHA-256 of each file written so far; done.json has them all
+    # SHA-256 of each file written so far; done.json has them all
+    files: dict[str, str] = field(default_factory=dict)
 
     def contents(self) -> dict:
         """Return what a checkpoint keeps."""

@@ -17,7 +17,7 @@ from kit.experiments.specification import Plan
 from kit.methods.step_outputs import StepOutputs
 from kit.models.stacking import stack_networks
 
-#: What looks at a network after each epoch, the same for every method: the recipe's steps, from
+#: The attack on a network after each epoch, the same for every method: the recipe's steps, from
 #: beside the image.
 PROBE = part(pgd, loss="ce", init="gaussian")
 

@@ -65,9 +65,8 @@ def compile_network(model: nn.Module, x: Tensor) -> bool:
     """
     modes = [(module, module.training) for module in model.modules()]
     try:
-        torch._dynamo.config.recompile_limit = (
-            64  # each batch size, mode and set of gradients is a program of its own
-        )
+        # each batch size, mode and set of gradients is a program of its own
+        torch._dynamo.config.recompile_limit = 64
         model.compile(dynamic=False)
         with torch.no_grad():
             model.eval()(x)

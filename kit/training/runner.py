@@ -46,11 +46,12 @@ def run(
         KitError: A name is unknown or a value unfit (before anything is trained), data cannot be
             read, or the training diverges; its last good checkpoint is kept.
     """
-    plan = method
-    if isinstance(method, str):
-        plan = resolve(RunSpec(method, recipe, seed, dict(overrides or {})))
+    if isinstance(method, Plan):
+        plan = method
     elif isinstance(method, RunSpec):
         plan = resolve(method)
+    else:
+        plan = resolve(RunSpec(method, recipe, seed, dict(overrides or {})))
     where = pick_device(device)
     with unfinished([plan]) as todo:
         if todo:
@@ -80,7 +81,8 @@ def run_many(
     """
     asked = [spec if isinstance(spec, Plan) else resolve(spec) for spec in specs]
     plans = {plan.key: plan for plan in asked}
-    where, failures, compiled = pick_device(device), {}, compile_choice(compiled)
+    where, compiled = pick_device(device), compile_choice(compiled)
+    failures: dict[str, str] = {}
     for small in (True, False):
         due = [
             plan
@@ -126,7 +128,7 @@ def _train_or_split(
         parts = [plans[:half], plans[half:]]
     else:
         return {}
-    failures = {}
+    failures: dict[str, str] = {}
     for part in parts:
         failures |= _train_or_split(part, device, quiet, compiled)
     return failures
