@@ -39,7 +39,7 @@ from kit.experiments.runs import Run, is_done
 ATTACK_BATCH = {"cpu": 256, "cuda": 2048, "mps": 512}
 
 #: {first image: arrays of a batch that begins there}.
-Pieces = dict[int, dict[str, np.ndarray]]
+BatchArrays = dict[int, dict[str, np.ndarray]]
 
 #: What an evaluation keeps that is not per example.
 NOT_PER_EXAMPLE = ("seconds", "settings", "run", "notes")
@@ -75,7 +75,7 @@ def measure_attack(
     for _ in range(threads):
         networks.put(model if threads == 1 else copy.deepcopy(model))
 
-    def work(begin: int, end: int) -> Pieces:
+    def work(begin: int, end: int) -> BatchArrays:
         network = networks.get()
         hook = network.register_forward_pre_hook(stop_if_abandoned)
         try:
@@ -113,7 +113,7 @@ def _batch_ranges(task: _AttackTask, gaps: list[tuple[int, int]]) -> Iterator[tu
             yield begin, (begin := min(begin + task.batch_size, end))
 
 
-def _attack_range(task: _AttackTask, network: nn.Module, begin: int, end: int) -> Pieces:
+def _attack_range(task: _AttackTask, network: nn.Module, begin: int, end: int) -> BatchArrays:
     """Attack the images begin to end; by halves, again and again, where memory runs out."""
     rows = torch.arange(begin, end, device=task.split.y.device)
     try:
@@ -133,12 +133,14 @@ def _attack_range(task: _AttackTask, network: nn.Module, begin: int, end: int) -
     return first | _attack_range(task, network, begin + size, end)
 
 
-def _kept_pieces(partial: Path | None, ids: np.ndarray) -> tuple[Pieces, list[tuple[int, int]]]:
+def _kept_pieces(
+    partial: Path | None, ids: np.ndarray
+) -> tuple[BatchArrays, list[tuple[int, int]]]:
     """Return the whole pieces that are kept in `partial`, and the gaps between them.
 
     They are {first image: piece}, and [(begin, end)] of the images in none of them.
     """
-    pieces: Pieces = {}
+    pieces: BatchArrays = {}
     gaps: list[tuple[int, int]] = []
     reached = 0
     for path in sorted(partial.glob("[0-9]*.npz")) if partial else ():
