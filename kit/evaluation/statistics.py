@@ -24,7 +24,10 @@ Interval = tuple[float, float, float]
 
 
 def wilson(successes: float, n: int, z: float = Z_95) -> tuple[float, float]:
-    """95 % interval of a share (Wilson, 1927); (0, 1) for n = 0."""
+    """95 % interval of a share; (0, 1) for n = 0.
+
+    Source: Wilson, 1927.
+    """
     if n == 0:
         return 0.0, 1.0
     share, square = successes / n, z * z
@@ -41,7 +44,7 @@ def share_with_interval(hit: np.ndarray) -> dict[str, float]:
 
 
 def ratio_interval(several: int, one: int) -> Interval:
-    """The ratio several / one, from Wilson's interval for the share; NaN and (0, inf) for 0 of 0."""
+    """Ratio several / one, from Wilson's interval for the share; NaN and (0, inf) for 0 of 0."""
     n = several + one
     if n == 0:
         return float("nan"), 0.0, float("inf")
@@ -195,8 +198,8 @@ def rank_trend(x: np.ndarray, accuracy: np.ndarray) -> tuple[float | None, float
     """(Spearman's ρ, two-sided p) of x (values,) and accuracy (values, seeds).
 
     Each seed's mean is taken off its accuracies. The test permutes each seed's values: networks are
-    shuffled, not images, so the noise of training counts. (None, 1)
-    for fewer than three values or accuracies that are all equal.
+    shuffled, not images, so the noise of training counts. It is (None, 1) for fewer than three
+    values or accuracies that are all equal.
     """
     from scipy.stats import rankdata
 

@@ -42,7 +42,7 @@ def compare_audits(audits: Mapping[str, Audit], setting: str = "") -> FigureData
     Raises:
         KitError: for no audits, or one in which nothing was attacked.
     """
-    if not audits or any(report.ladder.empty for report in audits.values()):
+    if not audits or any(report.steps.empty for report in audits.values()):
         raise KitError(
             "this figure needs audits in which at least one attack was run: "
             "compare_audits({'at': kit.audit(run)})"
@@ -86,11 +86,11 @@ def draw_audit_steps(data: FigureData) -> Drawing:
 
 def _draw_accuracies(axes: Axes, audits: Mapping[str, Audit]) -> None:
     last = ("aa", "worst case")
-    attacks = dict.fromkeys(name for report in audits.values() for name in report.ladder.index)
+    attacks = dict.fromkeys(name for report in audits.values() for name in report.steps.index)
     attacks = sorted(attacks, key=lambda name: last.index(name) + 1 if name in last else 0)
     place = {name: i for i, name in enumerate(attacks)}
     for number, (method, report) in enumerate(audits.items()):
-        table, shift = report.ladder, 0.16 * (number - (len(audits) - 1) / 2)
+        table, shift = report.steps, 0.16 * (number - (len(audits) - 1) / 2)
         axes.errorbar(
             [place[name] + shift for name in table.index],
             table["accuracy"],
@@ -162,7 +162,7 @@ def describe_audit_steps(data: FigureData) -> str:
 
 
 def _describe_audit(method: str, report: Audit) -> str:
-    last = report.ladder.iloc[-1]
+    last = report.steps.iloc[-1]
     doubts = [
         f"{finding.light}: {finding.rule}"
         for finding in report.findings
@@ -170,5 +170,5 @@ def _describe_audit(method: str, report: Audit) -> str:
     ]
     return (
         f"{s.label(method)}: {last['accuracy']:.1%} [{last['low']:.1%}, {last['high']:.1%}] in the "
-        f"{report.ladder.index[-1]} (n = {int(last['n'])}), {'; '.join(doubts) or 'no rule fires'}."
+        f"{report.steps.index[-1]} (n = {int(last['n'])}), {'; '.join(doubts) or 'no rule fires'}."
     )

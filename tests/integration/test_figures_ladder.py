@@ -75,7 +75,7 @@ def test_black_box_counts_what_evaluate_counts(quick, tiny_run, tmp_path):
                 [table.accuracy[attack], table.low[attack], table.high[attack]]
             )
         assert fact["spsa100"][3] == 10 and fact["source"] == other.method
-        transfer = audit(run, n=40, transfer=other, quiet=True).ladder.loc["transfer"]
+        transfer = audit(run, n=40, transfer=other, quiet=True).steps.loc["transfer"]
         assert fact["transfer"][0] == pytest.approx(transfer["accuracy"])
         broken = {
             name: table.attrs["examples"][name]["broken"].astype(float)
