@@ -41,7 +41,7 @@ def share_with_interval(hit: np.ndarray) -> dict[str, float]:
 
 
 def ratio_interval(several: int, one: int) -> Interval:
-    """The ratio several / one, from Wilson's interval for the share; NaN and (0, inf) for 0 of 0."""
+    """The ratio several / one, from Wilson's interval of the share; NaN and (0, inf) for 0 of 0."""
     n = several + one
     if n == 0:
         return float("nan"), 0.0, float("inf")
