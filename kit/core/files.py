@@ -89,10 +89,12 @@ def file_digest(path: Path) -> str:
 
 
 def write_json(path: Path, record: Any) -> str:
+    """Write a record as JSON in one step. -> the file's SHA-256."""
     return write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
+    """The record at `path`. `KitError` if it is missing or no JSON."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -107,9 +109,10 @@ def write_sealed_json(path: Path, record: dict[str, Any]) -> str:
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
-    """What `write_sealed` wrote.
+    """What `write_sealed_json` wrote.
 
-    `KitError` if a value in it was altered since, or the file had another name.
+    Raises:
+        KitError: if a value in it was altered since, or the file had another name.
     """
     record = read_json(path)
     if not isinstance(record, dict) or record.pop("sha256", None) != _seal(path, record):
@@ -126,9 +129,9 @@ def _seal(path: Path, record: dict[str, Any]) -> str:
 
 
 def save_checkpoint(path: Path, state: Any) -> str:
-    """A checkpoint:
+    """Write a checkpoint behind a SHA-256 of its bytes. -> the file's SHA-256.
 
-    tensors, numbers, text, lists and dicts, behind a SHA-256 of its bytes. -> the file's SHA-256.
+    It holds tensors, numbers, text, lists and dicts.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -144,19 +147,28 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Any:
     try:
         blob = path.read_bytes()
     except OSError as error:
-        raise KitError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+        raise KitError(
+            f"cannot read the checkpoint {path}: {error.strerror or error}. Restore it, or delete "
+            "its folder to start that work afresh"
+        ) from error
     head = len(MAGIC)
     seal, payload = blob[head : head + 32], blob[head + 32 :]
     if not blob.startswith(MAGIC):
-        raise KitError(f"{path} is no checkpoint of this kit")
+        raise KitError(
+            f"{path} is no checkpoint of this kit: it begins with other bytes. Restore it, or "
+            "delete its folder to start that work afresh"
+        )
     if hashlib.sha256(payload).digest() != seal:
-        raise KitError(f"the checkpoint {path} is damaged: its checksum does not match")
+        raise KitError(
+            f"the checkpoint {path} is damaged: its checksum does not match. Restore it, or delete "
+            "its folder to start that work afresh"
+        )
     try:
         return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
     except Exception as error:  # pickle, zip and torch each have their own
         raise KitError(
             f"{path} is a foreign checkpoint: it holds something else than tensors, numbers and "
-            f"text"
+            "text, and nothing of it was run"
         ) from error
 
 
@@ -181,11 +193,13 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold `folder` for this process. The operating system lets go when its owner dies, however it
-    dies.
+    """Hold `folder` for this process.
 
-    `waiting` is called once if somebody else holds it. Network file systems keep this promise only
-    as far as their flock does.
+    The operating system lets go when its owner dies, however it dies. `waiting` is called once if
+    somebody else holds it. Network file systems keep this promise only as far as their flock does.
+
+    Raises:
+        KitError: if nothing can be written there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

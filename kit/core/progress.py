@@ -1,5 +1,7 @@
-"""One line that says how far a long piece of work is: rewritten in a terminal and in a live
-notebook, written once at the end everywhere else (papermill, pipes, logs).
+"""One line that says how far a long piece of work is.
+
+It is rewritten in a terminal and in a live notebook, and written once at the end everywhere else
+(papermill, pipes, logs).
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class Progress:
         self.quiet, self.live, self.width = quiet, is_live(), 0
 
     def update(self, done: int, text: str = "") -> None:
+        """Say that `done` of the total are done, and `text` of the latest."""
         now = time.monotonic()
         if self.quiet or not self.live or (now - self.drawn < 0.5 and done < self.total):
             return
