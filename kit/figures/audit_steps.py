@@ -137,8 +137,8 @@ def decide_audit_steps(data: FigureData) -> list[Claim]:
             *interval, n = data.extras["above_at"][method]
             claims.append(
                 Claim(
-                    f"{s.label(method)} loses more than AT between PGD-100 and AutoAttack (MAIL s. "
-                    f"4.2, Table 2)",
+                    f"{s.label(method)} loses more than AT between PGD-100 and AutoAttack (MAIL "
+                    "s. 4.2, Table 2)",
                     printed,
                     f"{format_points(interval, ' points more than AT')}, n = {n}",
                     holds=interval[1] > 0,

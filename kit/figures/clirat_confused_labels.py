@@ -247,7 +247,7 @@ def _rows_to_show(ids: np.ndarray, chosen: int, allowed: torch.Tensor, what: str
         if not len(rows):
             raise KitError(
                 f"training image {chosen} has not {what} in this run; leave it out to have one "
-                f"chosen"
+                "chosen"
             )
     if not len(rows):
         raise KitError(f"no training image has {what} in this run; raise eps, or train less long")

@@ -240,7 +240,7 @@ def decide_opposite_trends(held: Mapping, symbol: str, seeds: int) -> Claim:
     )
     return Claim(
         f"{symbol} moves accuracy under PGD one way, on clean images and under CW, AA the other "
-        f"(CLIRAT Fig. 4)",
+        "(CLIRAT Fig. 4)",
         "curves, no numbers",
         f"ρ over {count} values, {seeds} seed(s): {words}{few}",
         holds=bool(products) and all(product < 0 for product in products),

@@ -242,10 +242,10 @@ def describe_training_stages(data: FigureData) -> str:
     """The caption: what CSA and CSE minimise, with this batch's numbers."""
     facts = data.facts
     return (
-        "CSA/CSE Fig. 1 draws the scheme; this is it at work on "
-        f"{len(data.extras['y'])} of {facts['n']} training images ({data.setting}). CSA minimises "
-        f"the mean of cross-entropy and expected cost, here {facts['mean']['ce']:.2f} + "
-        f"{facts['mean']['cost']:.2f}; mistakes with class {facts['protected']} cost "
-        f"{facts['cost']:g}. CSE minimises cross-entropy plus the fuzziness of its convolutions, "
-        "which Eq. 8 makes largest, ln 2, where all parameters are 0."
+        f"CSA/CSE Fig. 1 draws the scheme; this is it at work on {len(data.extras['y'])} of "
+        f"{facts['n']} training images ({data.setting}). CSA minimises the mean of cross-entropy "
+        f"and expected cost, here {facts['mean']['ce']:.2f} + {facts['mean']['cost']:.2f}; "
+        f"mistakes with class {facts['protected']} cost {facts['cost']:g}. CSE minimises "
+        "cross-entropy plus the fuzziness of its convolutions, which Eq. 8 makes largest, ln 2, "
+        "where all parameters are 0."
     )

@@ -144,8 +144,7 @@ class Explanation:
                 axes.legend()
         drawing.caption = (
             f"{self.name}: {self.method.weight} against {plain_text(axis_symbol(criterion))} from "
-            f"{low:g} to "
-            f"{high:.3g} ({safer}), before the normaliser."
+            f"{low:g} to {high:.3g} ({safer}), before the normaliser."
         )
         return drawing
 

@@ -159,8 +159,8 @@ def decide_rank_order(claim: str, found: dict, over: str) -> Claim:
         claim,
         printed,
         f"Spearman {found['lps']:.3f} for LPS, {found['pm']:.3f} for PM, difference "
-        f"{found['difference']:+.3f} "
-        f"[{found['low']:+.3f}, {found['high']:+.3f}], {found['n']} {over}",
+        f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], {found['n']} "
+        f"{over}",
         holds=found["low"] > 0,
         fails=found["high"] < 0,
     )

@@ -529,8 +529,8 @@ def _check_runs(name: str, row: FigureRow, given: list[Run]) -> None:
     for run in given:
         if not isinstance(run, Run):
             raise KitError(
-                f"draw('{name}', ...) takes runs, such as kit.run(\"{row.methods[0]}\"), "
-                f"not {type(run).__name__}"
+                f"draw('{name}', ...) takes runs, such as kit.run(\"{row.methods[0]}\"), not "
+                f"{type(run).__name__}"
             )
     if not given:
         raise KitError(f"draw('{name}', ...) was given no runs; make one with kit.run(...)")

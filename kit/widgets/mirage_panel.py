@@ -104,7 +104,7 @@ def apply_few_rules(run: Run, broken: Mapping[str, np.ndarray], n: int) -> list[
     if "test_logits_nat" not in final:
         raise KitError(
             f"{run.spec} stored no logits of clean test images; delete {run.folder} and train it "
-            f"again"
+            "again"
         )
     part = slice(0, n or None)
     logits = final["test_logits_nat"][part].astype(np.float64)

@@ -251,7 +251,7 @@ class Simplex(Panel):
         if self.classes < 3:
             raise KitError(
                 f"{run.plan.recipe.data} has two classes, where the margin alone says everything; "
-                f"take a run with three or more"
+                "take a run with three or more"
             )
         super().__init__(() if run is None else (run,))
 
