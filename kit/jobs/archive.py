@@ -109,7 +109,10 @@ def export_runs(path: Path, keys: Sequence[str] = ()) -> list[Run]:
     """
     folders = select_folders(keys)
     if not folders:
-        raise KitError("there are no stored runs to export")
+        raise KitError(
+            "there are no stored runs to export; `python -m kit train METHOD` makes one, and "
+            "KIT_HOME says where they are looked for"
+        )
     for folder in folders:
         if not is_done(folder):
             raise KitError(
@@ -117,7 +120,10 @@ def export_runs(path: Path, keys: Sequence[str] = ()) -> list[Run]:
                 "export"
             )
         if problems := verify_run(folder):
-            raise KitError(f"{folder.name} is damaged and was not exported: {problems[0]}")
+            raise KitError(
+                f"{folder.name} is damaged, nothing was exported: {problems[0]}. Restore it, or "
+                "name the runs to export"
+            )
     names = [(folder, name) for folder in folders for name in run_files(folder)]
     manifest = {
         f"{folder.name}/{name}": hashlib.sha256((folder / name).read_bytes()).hexdigest()
@@ -135,7 +141,10 @@ def export_runs(path: Path, keys: Sequence[str] = ()) -> list[Run]:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise KitError(f"cannot write {path}: {error.strerror or error}") from error
+        raise KitError(
+            f"cannot write {path}: {error.strerror or error}. Name a file in a folder that is "
+            "there and can be written"
+        ) from error
     return [find_run(folder.name) for folder in folders]
 
 
@@ -156,10 +165,14 @@ def import_runs(path: Path) -> list[tuple[str, str]]:
         for folder in folders:
             if problems := verify_run(folder):
                 raise KitError(
-                    f"{path}: {folder.name} is not whole, nothing was imported: {problems[0]}"
+                    f"{path}: {folder.name} is not whole, nothing was imported: {problems[0]}. "
+                    "Export it again where it comes from"
                 )
             if not is_done(folder):
-                raise KitError(f"{path}: {folder.name} is not finished, nothing was imported")
+                raise KitError(
+                    f"{path}: {folder.name} is not finished, nothing was imported. Export it again "
+                    "when it is"
+                )
         for folder in folders:
             target = runs_folder() / folder.name
             with lock_folder(target):
@@ -196,7 +209,7 @@ def _unpack_archive(path: Path, place: Path) -> list[Path]:
                 raise KitError(f"{path} is no archive of runs: it does not begin with a manifest")
             manifest = json.loads(_read_member(archive, first))
             if not isinstance(manifest, dict) or not manifest:
-                raise KitError(f"{path} is no archive of runs: its manifest is empty")
+                raise KitError(f"{path} is no archive of runs: its manifest is empty. {_EXPECTED}")
             left, largest = dict(manifest), path.stat().st_size
             while (member := archive.next()) is not None:
                 folder, _, name = member.name.partition("/")
@@ -217,14 +230,17 @@ def _unpack_archive(path: Path, place: Path) -> list[Path]:
                     )
                 blob = _read_member(archive, member)
                 if hashlib.sha256(blob).hexdigest() != left.pop(member.name):
-                    raise KitError(f"{path}: '{member.name}' is damaged; nothing was imported")
+                    raise KitError(
+                        f"{path}: '{member.name}' is damaged; nothing was imported. Copy the "
+                        "archive again, or export it again"
+                    )
                 write_bytes(place / PurePosixPath(member.name), blob)
     except FileNotFoundError as error:
-        raise KitError(f"there is no file {path}") from error
+        raise KitError(f"there is no file {path}. {_EXPECTED}") from error
     except KitError:
         raise
     except Exception as error:  # tarfile, json and the decoding of names each have their own
-        raise KitError(f"cannot read {path} as an archive of runs: {error}") from error
+        raise KitError(f"cannot read {path} as an archive of runs: {error}. {_EXPECTED}") from error
     if left:
         raise KitError(
             f"{path} lacks {len(left)} files of its manifest, say '{next(iter(left))}'; nothing "

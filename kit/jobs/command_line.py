@@ -268,6 +268,8 @@ def _reproduce(options: argparse.Namespace) -> int:
             f"--gpus {options.gpus} is for --plan, at least 0: a run takes the GPUs that the "
             "cluster has"
         )
+    if options.out and options.out.exists() and not options.out.is_dir():
+        raise KitError(f"--out {options.out} is a file; it must be a folder, there or not yet")
     jobs = plan_jobs(
         options.only,
         _given_settings(options),
@@ -312,10 +314,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     from kit.evaluation.accuracy import evaluate
     from kit.experiments.runs import find_run
 
+    attacks = split_names(options.attacks)
+    if not attacks:
+        raise KitError(
+            f"--attacks {options.attacks!r} names no attack; `python -m kit list attacks` has them"
+        )
     run = find_run(options.run)
     table = evaluate(
         run,
-        split_names(options.attacks),
+        attacks,
         split=options.split,
         n=options.n,
         device=options.device,

@@ -154,7 +154,9 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
     try:
         cells = json.loads(path.read_text())["cells"]
     except (OSError, ValueError, KeyError) as error:
-        raise KitError(f"{path} is no readable notebook ({type(error).__name__})") from error
+        raise KitError(
+            f"{path} is no readable notebook ({type(error).__name__}); restore it from the project"
+        ) from error
     for cell in cells:
         if "parameters" in cell.get("metadata", {}).get("tags", []):
             found = declared_parameters("".join(cell["source"]))
@@ -164,7 +166,7 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
                 f"{path.name}: its parameters cell must hold lines such as `seed: int = 0  # "
                 "meaning` only"
             )
-    raise KitError(f"{path.name} has no cell tagged 'parameters'")
+    raise KitError(f"{path.name} has no cell tagged 'parameters'; tag the one that declares them")
 
 
 def check_parameters(
