@@ -26,6 +26,8 @@ from kit.experiments.specification import RunSpec, resolve
 
 MANIFEST_NAME = "manifest.json"
 
+_EXPECTED = "Expected is a file that `python -m kit runs export` wrote"
+
 #: Files of a run that travel; what was quarantined, locked or half written stays.
 ARCHIVED_FILES = re.compile(
     r"(run|done|branched)\.json|history\.csv|final\.npz|[\w.-]+\.ckpt|(epochs|evaluations)/\w+\.npz|"
@@ -206,7 +208,9 @@ def _unpack_archive(path: Path, place: Path) -> list[Path]:
                 or not first.isreg()
                 or first.size > 2**26
             ):
-                raise KitError(f"{path} is no archive of runs: it does not begin with a manifest")
+                raise KitError(
+                    f"{path} is no archive of runs: it does not begin with a manifest. {_EXPECTED}"
+                )
             manifest = json.loads(_read_member(archive, first))
             if not isinstance(manifest, dict) or not manifest:
                 raise KitError(f"{path} is no archive of runs: its manifest is empty. {_EXPECTED}")
@@ -226,7 +230,7 @@ def _unpack_archive(path: Path, place: Path) -> list[Path]:
                 ):
                     raise KitError(
                         f"{path} holds '{member.name}', which is no file of a run; nothing was "
-                        "imported"
+                        f"imported. {_EXPECTED}"
                     )
                 blob = _read_member(archive, member)
                 if hashlib.sha256(blob).hexdigest() != left.pop(member.name):
@@ -244,6 +248,6 @@ def _unpack_archive(path: Path, place: Path) -> list[Path]:
     if left:
         raise KitError(
             f"{path} lacks {len(left)} files of its manifest, say '{next(iter(left))}'; nothing "
-            "was imported"
+            "was imported. Copy the archive again, or export it again"
         )
     return [folder for folder in sorted(place.iterdir()) if folder.is_dir()]

@@ -260,13 +260,13 @@ def _reproduce(options: argparse.Namespace) -> int:
         raise KitError(f"--jobs {options.jobs} must be at least 1, or 0 for one a core")
     if options.on is None and (options.address or options.gpus is not None):
         raise KitError(
-            f"--{'address' if options.address else 'gpus'} is of a cluster; add --on ray, or "
+            f"--{'address' if options.address else 'gpus'} is about a cluster; add --on ray, or "
             "leave it out"
         )
     if options.gpus is not None and (options.gpus < 0 or not options.plan):
         raise KitError(
-            f"--gpus {options.gpus} is for --plan, at least 0: a run takes the GPUs that the "
-            "cluster has"
+            f"--gpus {options.gpus} is for --plan alone, and at least 0; a run takes the GPUs "
+            "that the cluster has"
         )
     if options.out and options.out.exists() and not options.out.is_dir():
         raise KitError(f"--out {options.out} is a file; it must be a folder, there or not yet")
