@@ -338,7 +338,7 @@ def _draw_formula_and_text(axes: Axes, extras: dict) -> None:
 
 
 def _draw_growth(axes: Axes, before: np.ndarray, after: np.ndarray) -> None:
-    edges = np.linspace(0, max(before.max(), after.max()), 40)
+    edges = np.linspace(0, max(before.max(), after.max()), 40).tolist()
     axes.hist(
         before,
         edges,

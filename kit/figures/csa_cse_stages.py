@@ -101,7 +101,8 @@ def _choose_telling_images(
         wrong & (y != protected) & (predicted != protected),
         ~wrong & (y != protected),
     ]
-    queues, chosen = [kind.nonzero().flatten().tolist() for kind in kinds], []
+    queues = [kind.nonzero().flatten().tolist() for kind in kinds]
+    chosen: list[int] = []
     while len(chosen) < min(count, len(y)):
         for queue in queues:
             if queue and len(chosen) < count:
@@ -112,7 +113,7 @@ def _choose_telling_images(
 def draw_training_stages(data: FigureData) -> Drawing:
     """Draw the stages, the cost matrix, and fuzziness before and after training."""
     drawing = Drawing(7.6, 4.0)
-    left, right = drawing.subfigures(1, 2, width_ratios=(1.75, 1))
+    [[left, right]] = drawing.subfigures(1, 2, squeeze=False, width_ratios=(1.75, 1))
     _draw_stages(left, data.extras)
     top, bottom = right.subplots(2, 1, height_ratios=(1.35, 1))
     _draw_cost_matrix(top, data.extras["classes"], data.extras["protected"], data.facts["cost"])

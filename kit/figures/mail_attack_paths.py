@@ -60,7 +60,10 @@ def record_path(
 
     The points are those of image `follow`.
     """
-    path, loss, margin, points = AttackTrace(y, steps), [], [], []
+    path = AttackTrace(y, steps)
+    loss: list[Tensor] = []
+    margin: list[Tensor] = []
+    points: list[Tensor] = []
 
     def watch(t: int, x_t: Tensor, logits: Tensor) -> None:
         path(t, x_t, logits)
@@ -69,6 +72,7 @@ def record_path(
         points.append(x_t[follow])
 
     attack(watch)
+    assert path.lps is not None, "the attack has called its watch"
     return AttackPath(
         path.lps.cpu().numpy(),
         torch.stack(loss).cpu().numpy(),
@@ -262,7 +266,7 @@ def _draw_start_dots(axes: Axes, examples: dict[int, np.ndarray], steps: int) ->
         ylabel=f"LPS, {steps} = never",
         title=f"{starts} random starts",
     )
-    axes.set_xticklabels(list(examples))
+    axes.set_xticklabels([str(number) for number in examples])
 
 
 def decide_lps_starts(data: FigureData) -> list[Claim]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -59,10 +60,7 @@ def bin_margins(p_y: np.ndarray, margin: np.ndarray, k: int) -> list[dict]:
             ),
         }
         if len(mine):
-            span = bootstrap_interval(
-                lambda rows, mine=mine: float(np.subtract(*np.percentile(mine[rows], [95, 5]))),
-                len(mine),
-            )
+            span = bootstrap_interval(partial(_middle_width, mine), len(mine))
             entry |= {
                 "low": float(mine.min()),
                 "high": float(mine.max()),
@@ -72,6 +70,11 @@ def bin_margins(p_y: np.ndarray, margin: np.ndarray, k: int) -> list[dict]:
             }
         found.append(entry)
     return found
+
+
+def _middle_width(values: np.ndarray, rows: np.ndarray) -> float:
+    """The width of the middle 90 % of some values."""
+    return float(np.subtract(*np.percentile(values[rows], [95, 5])))
 
 
 def draw_margin_by_probability(data: FigureData) -> Drawing:

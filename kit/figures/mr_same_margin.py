@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ def compute_same_margin(
     p_y, p_2 = (values.numpy() for values in true_and_top_other(probs, y))
     margin, ratio = probabilistic_margin(probs, y).numpy(), top2_ratio(probs, y).numpy()
     pair = choose_same_margin(margin, weights["MR"], ids, first, second)
-    values = {
+    values: dict[str, Any] = {
         "id": ids,
         "y": y,
         "m": margin,
@@ -116,7 +116,7 @@ def sweep_top2_ratio(methods: dict[str, Method], k: int) -> dict[float, dict]:
     What is left is spread evenly over k - 2 classes. From p_y = p_2 + m and p_2 = o (1 - p_y)
     follows p_2 = o (1 - m)/(1 + o); p_y >= 0 asks for o >= -m.
     """
-    lines = {}
+    lines: dict[float, dict[str, Any]] = {}
     for m in (-0.8, -0.6, -0.4, -0.2, -0.1, 0.1, 0.2, 0.4, 0.6, 0.8):
         o = np.linspace(max(1 / (k - 1), -m), 1, 101)
         p_2 = o * (1 - m) / (1 + o)
@@ -178,7 +178,8 @@ def _draw_simplex_frame(axes: Axes, k: int) -> None:
                 fontsize=7,
                 color=s.GREEN,
             )
-    top = 1 / (k - 1)  # above it p_2 could not be the largest other
+    # Above it p_2 could not be the largest other.
+    top = 1 / (k - 1)
     axes.add_patch(
         Polygon(
             [(1, 0), (-top, HEIGHT * (1 - top)), (0, HEIGHT)],

@@ -216,7 +216,7 @@ class Mirage(Panel):
         self.bars = axes.bar(place, 0, 0.6, color=tints, alpha=0.85)
         self.stems = [axes.plot([], [], color=s.BLACK, linewidth=1.5)[0] for _ in self.runs]
         self.numbers = [
-            axes.text(x, 0, "", ha="center", va="bottom", fontsize=9.5, fontweight="bold")
+            axes.text(float(x), 0, "", ha="center", va="bottom", fontsize=9.5, fontweight="bold")
             for x in place
         ]
         for x, run in zip(place, self.runs, strict=True):

@@ -48,7 +48,9 @@ class Probe:
             outputs = replace(outputs, streams=Streams(ids, self.run.plan.seed, "whatif", epoch))
             self.read[epoch] = outputs, example_groups(outputs)
         outputs, groups = self.read[epoch]
-        fresh = Streams(outputs.streams.ids, *outputs.streams.parts)  # draws begin anew
+        assert outputs.streams is not None, "they were given above"
+        # Draws begin anew.
+        fresh = Streams(outputs.streams.ids, *outputs.streams.parts)
         return replace(outputs, streams=fresh), groups
 
     def weigh(self, row: Method, epoch: int, name: str) -> np.ndarray:
