@@ -1,6 +1,6 @@
-"""Attacks:
+"""Attacks are functions of (model, x, y, threat).
 
-functions of (model, x, y, threat); the table `ATTACKS` gives those for evaluation their settings.
+The table `ATTACKS` gives the attacks for evaluation their settings.
 """
 
 from kit.core.lazy import lazy_exports

@@ -1,6 +1,6 @@
-"""AutoAttack:
+"""AutoAttack, the parameter-free ensemble of APGD, FAB and Square.
 
-the parameter-free ensemble of APGD, FAB and Square, which can be interrupted at any time.
+It can be interrupted at any time.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from kit.core.parts import Part, part
 from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 
-#: The attacks of each version in their order; each sees what the ones before it left. "rand" is for
-#: randomised networks.
+#: The attacks of each version in their order; each is given what the ones before it left. "rand" is
+#: for randomised networks.
 VERSIONS: dict[str, dict[str, Part]] = {
     "standard": {
         "apgd-ce": part(apgd),
@@ -74,27 +74,34 @@ def autoattack(
     state: Path | str | None = None,
     seed: Natural = 0,
 ) -> AttackResult:
-    """AutoAttack (Croce and Hein, 2020), L-inf or L2: one attack after the other on what still
-    holds, see `VERSIONS`.
+    """AutoAttack, L-inf or L2: one attack after the other on the examples that still hold.
 
-    standard: APGD on cross-entropy, APGD-T, FAB-T and Square (5,000 queries), 100 steps each. plus:
-    five restarts of APGD on cross-entropy and on DLR, five of untargeted FAB, Square, APGD-T,
-    FAB-T. rand: APGD on both losses, each gradient the mean of 20 passes. mde: the ensemble of Ma
-    et al. (2023), with margin decomposition in the place of APGD-T and Square. `by` names the
-    attack that broke an example; passes are summed over the attacks, each of which looks at its
-    clean images once. x (N, C, H, W) in [0, 1], y (N,) int64; an attack is given at most
-    `batch_size` images at a time, and may pass several of each at once. Few classes: see `apgd`. No
-    attack knows of its mates or its batch, so neither changes a result, but for the last bit of
-    what a network computes on batches of different sizes.
+    The versions (see `VERSIONS`) are:
+
+        standard: APGD on cross-entropy, APGD-T, FAB-T and Square (5,000 queries), 100 steps each.
+        plus: five restarts of APGD on cross-entropy and on DLR, five of untargeted FAB, Square,
+            APGD-T, FAB-T.
+        rand: APGD on both losses, each gradient the mean of 20 passes.
+        mde: the ensemble of Ma et al. (2023), with margin decomposition in the place of APGD-T and
+            Square.
+
+    x (N, C, H, W) in [0, 1], y (N,) int64. An attack is given at most `batch_size` images at a
+    time, and may pass several of each at once. Few classes: see `apgd`. `by` names the attack that
+    broke an example; passes are summed over the attacks, each of which evaluates its clean images
+    once. No attack knows of its mates or its batch, so neither changes a result, but for the last
+    bit of what a network computes on batches of different sizes.
 
     `state` is a folder where each finished batch of each attack is written. The same call goes on
     there, in another process too, and ends with the result of an uninterrupted one; damaged files
-    are computed again. `seed` names the random streams, one for each example by its place in `x`,
-    unless `generator` brings streams with ids of its own.
+    are computed again. A network is known by its layers' names and sizes, and by the values of its
+    parameters and buffers. `seed` names the random streams, one for each example by its place in
+    `x`, unless `generator` holds streams with ids of its own.
 
-    Errors: `KitError` for settings out of range, a state that belongs to another network, images,
-    labels, threat, version or streams, and those of `check_inputs`. A network is known by its
-    layers' names and sizes, and by the values of its parameters and buffers.
+    Raises:
+        KitError: Settings are out of range; the state belongs to another network, images, labels,
+            threat, version or streams; or `check_inputs` refuses the inputs.
+
+    Source: Croce and Hein (2020); mde: Ma et al. (2023).
     """
     check_value("version", version, Literal["standard", "plus", "rand", "mde"])
     check_value("batch_size", batch_size, Count)
@@ -108,8 +115,7 @@ def autoattack(
     if not isinstance(streams, Streams) or len(streams.ids) != len(x):
         raise KitError(
             f"generator is no kit.core.random_streams.Streams over these {len(x)} images; leave it "
-            f"out, or make one with "
-            "Streams(ids, seed, ...), ids int64 (N,)"
+            "out, or make one with Streams(ids, seed, ...), ids int64 (N,)"
         )
     attacks, total = VERSIONS[version], empty_result(x)
     with open_journal(
@@ -152,8 +158,9 @@ def autoattack(
 
 
 def empty_result(x: Tensor) -> dict[str, Any]:
-    """The fields of an `AttackResult` before any attack; `place` (N,) is the number of the attack
-    that broke it, or -1.
+    """The fields of an `AttackResult` before any attack.
+
+    `place` (N,) is the number of the attack that broke an example, or -1.
     """
     zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     return {
@@ -188,16 +195,18 @@ def add_result(total: dict[str, Any], piece: dict[str, Any], place: int) -> None
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """The finished batches below `folder`, one file each, marked with the `key` of what they belong
-    to; None: no journal.
+    """The finished batches below `folder`, one file each; None: no journal.
+
+    Each is marked with the `key` of what it belongs to.
     """
 
     folder: Path | None
     key: str
 
     def finished(self, attack: str, device: torch.device) -> Iterator[dict[str, Any]]:
-        """Those of `attack` that are whole and belong here; what does not is computed anew and
-        overwritten.
+        """Yield the batches of `attack` that are whole and belong here.
+
+        What does not is computed anew and overwritten.
         """
         for path in sorted((self.folder / attack).glob("*.pt")) if self.folder else ():
             try:
@@ -208,6 +217,7 @@ class Pieces:
                 yield piece
 
     def keep(self, attack: str, piece: dict[str, Any]) -> None:
+        """Write the finished batch `piece` of `attack`, if there is a journal."""
         if self.folder:
             save_checkpoint(
                 self.folder / attack / f"{int(piece['rows'][0]):08d}.pt", {"key": self.key, **piece}
@@ -216,7 +226,11 @@ class Pieces:
 
 @contextmanager
 def open_journal(state: Path | str | None, belongs_to: dict[str, Any]) -> Iterator[Pieces]:
-    """The pieces below the folder `state`, locked. `KitError` if they belong to something else."""
+    """Lock the folder `state` and yield the pieces below it.
+
+    Raises:
+        KitError: The pieces belong to something else.
+    """
     key = hashlib.sha256(repr(belongs_to).encode()).hexdigest()
     if state is None:
         yield Pieces(None, key)
@@ -235,7 +249,7 @@ def open_journal(state: Path | str | None, belongs_to: dict[str, Any]) -> Iterat
             raise KitError(
                 f"the state {folder} belongs to another evaluation: its {', '.join(other)} differ"
                 f"{'s' if len(other) == 1 else ''}. Choose another folder, or delete this one to "
-                f"start afresh"
+                "start afresh"
             )
         yield Pieces(folder, key)
 
@@ -244,9 +258,8 @@ def call_digest(values: Tensor) -> str:
     """16 hex digits over a tensor's type, shape and bytes."""
     plain = values.detach().cpu().contiguous()
     words = f"{plain.dtype} {tuple(plain.shape)}".encode()
-    return hashlib.sha256(
-        words + plain.reshape(-1).view(torch.uint8).numpy().tobytes()
-    ).hexdigest()[:16]
+    values_bytes = plain.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(words + values_bytes).hexdigest()[:16]
 
 
 def digest_of(model: nn.Module) -> str:

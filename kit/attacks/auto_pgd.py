@@ -1,6 +1,6 @@
-"""Auto-PGD:
+"""Auto-PGD: projected gradient ascent with momentum and a step size of each example's own.
 
-projected gradient ascent with momentum, whose step size follows each example's own progress.
+The step size follows the example's progress.
 """
 
 from __future__ import annotations
@@ -40,22 +40,26 @@ def apgd(
     restarts: Count = 1,
     passes: Count = 1,
 ) -> AttackResult:
-    """Auto-PGD (Croce and Hein, 2020, Algorithm 1), with auto-attack's settings: `restarts` runs of
-    `steps` steps.
+    """Auto-PGD with auto-attack's settings: `restarts` runs of `steps` steps.
 
     Each run starts at a random point that touches the ball, with steps of 2 eps, and halves an
-    example's step at the checkpoints where its loss does not rise (see `ascend`). loss: "ce",
-    cross-entropy; "dlr", the difference of logits ratio; "targeted", the targeted DLR (APGD-T),
-    `restarts` runs for each of min(9, K - 1) targets. Where DLR (K < 3) or its targeted form (K <
-    4) is undefined, the margin takes its place and a note says so. `passes`: passes that a gradient
-    is averaged over, for randomised networks (EOT, Athalye et al., 2018). x (N, C, H, W) in [0, 1],
-    y (N,) int64.
+    example's step at the checkpoints where its loss does not rise (see `ascend_targets`). x (N, C,
+    H, W) in [0, 1], y (N,) int64.
 
-    An example leaves with the first image that breaks it, and no later run sees it; auto-attack
+    `loss`: "ce", cross-entropy; "dlr", the difference of logits ratio; "targeted", the targeted DLR
+    (APGD-T), `restarts` runs for each of min(9, K - 1) targets. Where DLR (K < 3) or its targeted
+    form (K < 4) is undefined, the margin takes its place and a note says so. `passes`: the passes
+    that a gradient is averaged over, for randomised networks (EOT, Athalye et al., 2018).
+
+    An example leaves with the first image that breaks it, and no later run includes it; auto-attack
     runs on and keeps the last one. All targets run at once (auto-attack: one after the other),
     which is quicker and finds the same examples. With `passes` above 1 the mean of the logits must
-    be wrong, where auto-attack looks at one pass. Errors: `KitError` for settings out of range, and
-    those of `check_inputs`.
+    be wrong, where auto-attack evaluates one pass.
+
+    Raises:
+        KitError: Settings are out of range, or `check_inputs` refuses the inputs.
+
+    Source: Croce and Hein (2020), Algorithm 1.
     """
     for name, value, kind in (
         ("steps", steps, Count),
@@ -83,8 +87,9 @@ def apgd(
 
 
 def at_once(rows: Tensor, copies: int) -> tuple[Tensor, ...]:
-    """`rows` in pieces, so that `copies` images of each fit into one pass; a pass is quickest on a
-    few hundred images on CPUs, on thousands on GPUs.
+    """Split `rows` into pieces, so that `copies` images of each fit into one pass.
+
+    A pass is quickest on a few hundred images on CPUs, on thousands on GPUs.
     """
     return rows.split(max(1, (324 if rows.device.type == "cpu" else 4500) // copies))
 
@@ -98,23 +103,26 @@ def ascend_targets(
     steps: int,
     passes: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One run from the points `x_t` (n, ...) of the examples `rows`. -> (rows, best loss, its
-    image) of those that hold.
+    """Run once from the points `x_t` (n, ...) of the examples `rows`, towards the classes `target`.
+
+    It returns (rows, best loss, its image) of the examples that still hold.
 
     `objective(logits, y, target)` is ascended, `target` (n,). An example may have several runs at
     once, which differ in their targets and starts, and all end where one succeeds. A step is x + α
-    d + the momentum's 0.25 (x_t - x_{t-1}), see `moved`. At a checkpoint α is halved, and the
-    example goes back to its best image, where (1) the loss rose in no more than 0.75 of the steps
-    since the last checkpoint, or (2) the best loss is what it was there and α was not halved then.
-    Quirks of auto-attack's code, kept: the first step's loss is compared with 0, rises count where
-    single precision sees them, rule (2) never acts at the first checkpoint, and x_{t-1} stays as it
-    was when an example goes back.
+    d + the momentum's 0.25 (x_t - x_{t-1}), see `next_iterate`. At a checkpoint α is halved, and
+    the example goes back to its best image, where (1) the loss rose in no more than 0.75 of the
+    steps since the last checkpoint, or (2) the best loss is what it was there and α was not halved
+    then.
 
-    Long, because all that is known of an example lives here and is packed anew whenever examples
-    break.
+    Quirks of auto-attack's code, kept: the first step's loss is compared with 0, rises count where
+    single precision tells them, rule (2) never acts at the first checkpoint, and x_{t-1} stays as
+    it was when an example goes back.
+
+    The function is long, because all that is known of an example lives here and is packed anew
+    whenever examples break.
     """
 
-    def look_at(x_t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate_gradient(x_t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         gradient, loss, _ = tracker.gradient(
             x_t, rows, lambda logits, y: objective(logits, y, target), passes
         )
@@ -122,14 +130,11 @@ def ascend_targets(
 
     if not len(rows):
         return rows, x_t.new_zeros(0), x_t
-    gradient, loss = look_at(x_t, rows)
+    gradient, loss = evaluate_gradient(x_t, rows)
     step = tensors.per_example(torch.full_like(loss, 2 * tracker.threat.eps), x_t)
     x_old, x_best, gradient_best, best, best_then = x_t, x_t, gradient, loss, loss
-    before, rises, halved = (
-        torch.zeros_like(loss),
-        torch.zeros_like(rows),
-        torch.ones_like(rows, dtype=torch.bool),
-    )
+    before, rises = torch.zeros_like(loss), torch.zeros_like(rows)
+    halved = torch.ones_like(rows, dtype=torch.bool)
     interval, since = max(int(0.22 * steps), 1), 0
     for t in range(steps):
         (
@@ -164,19 +169,9 @@ def ascend_targets(
         )
         if not len(rows):
             break
-        x_t, x_old = (
-            next_iterate(
-                x_t,
-                x_old,
-                tracker.x.index_select(0, rows),
-                gradient,
-                step,
-                tracker.threat,
-                0.75 if t else 1.0,
-            ),
-            x_t,
-        )
-        gradient, loss = look_at(x_t, rows)
+        x, share = tracker.x.index_select(0, rows), 0.75 if t else 1.0
+        x_t, x_old = next_iterate(x_t, x_old, x, gradient, step, tracker.threat, share), x_t
+        gradient, loss = evaluate_gradient(x_t, rows)
         better = loss > best
         best, x_best = loss.where(better, best), tensors.where(better, x_t, x_best)
         gradient_best = tensors.where(better, gradient, gradient_best)
@@ -184,13 +179,12 @@ def ascend_targets(
         if since == interval:
             halved = (rises <= RISING * interval) | (~halved & (best_then >= best))
             step = step * tensors.per_example(1 - 0.5 * halved.to(step.dtype), step)
-            x_t, gradient = (
-                tensors.where(halved, x_best, x_t),
-                tensors.where(halved, gradient_best, gradient),
-            )
+            x_t = tensors.where(halved, x_best, x_t)
+            gradient = tensors.where(halved, gradient_best, gradient)
             best_then, rises, since = best, torch.zeros_like(rises), 0
             interval = max(interval - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
-    return tensors.select_rows(~tracker.broken[rows], rows, best, x_best)
+    rows, best, x_best = tensors.select_rows(~tracker.broken[rows], rows, best, x_best)
+    return rows, best, x_best
 
 
 def next_iterate(
@@ -202,17 +196,18 @@ def next_iterate(
     threat: Threat,
     share: float,
 ) -> Tensor:
-    """P(x_t + share · (P(x_t + step · direction) - x_t) + (1 - share) · (x_t - x_old)), P onto ball
-    and [0, 1].
+    """P(x_t + share · (P(x_t + step · direction) - x_t) + (1 - share) · (x_t - x_old)).
+
+    P is the projection onto ball and [0, 1].
     """
     ahead = tensors.project(x_t + step * tensors.ascent_direction(gradient, threat.norm), x, threat)
     return tensors.project(x_t + share * (ahead - x_t) + (1 - share) * (x_t - x_old), x, threat)
 
 
 def touching(x: Tensor, threat: Threat, source: Streams) -> Tensor:
-    """Random points (N, C, H, W) at distance eps before they are clipped to [0, 1]:
+    """Random points (N, C, H, W) at distance eps before they are clipped to [0, 1].
 
-    a scaled box or a Gaussian direction.
+    Their direction is that of a scaled box or a Gaussian one.
     """
     direction = (
         2 * draw_noise(source, "uniform", x) - 1
@@ -235,8 +230,9 @@ def targets_of(tracker: AttackTracker) -> list[Tensor]:
 
 
 def apgd_objective(tracker: AttackTracker, loss: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """What `loss` ascends, as a function (logits, y, target) -> (n,), on a network with so many
-    classes.
+    """What `loss` ascends, as a function of (logits, y, target) that returns (n,).
+
+    It depends on how many classes the network knows.
     """
     fewest = {"ce": 2, "dlr": 3, "targeted": 4}[loss]
     if tracker.num_classes < fewest:

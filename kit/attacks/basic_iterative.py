@@ -26,14 +26,19 @@ def bia(
     step_size: NonNegative = 0.05,
     l2: bool = False,
 ) -> AttackResult:
-    """Basic iterative attack (Kurakin et al., 2017), as LinfBIA or L2BIA by the threat's norm. See
-    `mifgsm` for the rest.
+    """Basic iterative attack, as LinfBIA or L2BIA by the threat's norm.
 
     Gradient steps from the clean image. L2BIA clips to [0, 1] first and then shortens the
     perturbation to the ball, as advertorch does; the result lies in both sets, because shortening
     moves it towards x. The defaults are advertorch's; a step of 0.05 is longer than many a radius.
     With `l2` it is L2BIA under any threat, in the L2 ball whose radius is the number eps, as
     CSA/CSE's tables have it: it hardly leaves the image, and accuracy stays near the clean one.
+    See `mifgsm` for the rest.
+
+    Raises:
+        KitError: Settings are out of range, or `check_inputs` refuses the inputs.
+
+    Source: Kurakin et al. (2017).
     """
     check_value("l2", l2, bool)
     threat = Threat("l2", threat.eps) if l2 else threat

@@ -28,18 +28,24 @@ def cw_l2(
     initial_const: Positive = 0.001,
     abort_early: bool = True,
 ) -> AttackResult:
-    """Carlini and Wagner's L2 attack (2017, s. VI-D) at confidence 0. Draws nothing.
+    """Carlini and Wagner's L2 attack at confidence 0; it draws nothing.
 
-    Minimises ‖x' - x‖² + c max(z_y - max_{j≠y} z_j, 0) by Adam (rate `lr`) over w with x' = (tanh w
-    + 1) / 2; c starts at `initial_const` and in `search_steps` rounds of `steps` steps is bisected,
-    or multiplied by 10 until something breaks. `abort_early` ends an example's round when its loss
-    has not fallen in a tenth of the steps; the decision is each example's own, where Carlini's and
-    advertorch's look at the sum over the batch. x (N, C, H, W) in [0, 1]; y (N,) int64.
+    It minimises ‖x' - x‖² + c max(z_y - max_{j≠y} z_j, 0) by Adam (rate `lr`) over w with x' =
+    (tanh w + 1) / 2. c starts at `initial_const` and in `search_steps` rounds of `steps` steps is
+    bisected, or multiplied by 10 until something breaks. `abort_early` ends an example's round when
+    its loss has not fallen in a tenth of the steps; the decision is each example's own, where
+    Carlini's and advertorch's code decides by the sum over the batch. x (N, C, H, W) in [0, 1]; y
+    (N,) int64.
 
     The distance is L2 whatever the threat is: so is `size`, and the nearest image is the nearest in
-    L2. `broken` always means that a misclassified image inside the given ball was met on the way.
-    With an L-inf threat that is no measure of robustness, as nothing looks for such images; a note
-    says so. Errors: `KitError` for settings out of range, and those of `check_inputs`.
+    L2. `broken` always means that a misclassified image inside the given ball was found on the way.
+    With an L-inf threat that is no measure of robustness, as nothing searches for such images; a
+    note says so.
+
+    Raises:
+        KitError: Settings are out of range, or `check_inputs` refuses the inputs.
+
+    Source: Carlini and Wagner (2017), s. VI-D.
     """
     for name, value, kind in (
         ("steps", steps, Count),
@@ -53,8 +59,7 @@ def cw_l2(
         if threat.norm != "l2":
             tracker.notes.append(
                 "CW-L2 minimises the L2 norm and its sizes are L2 norms; that it met no image "
-                "within "
-                f"{threat} does not mean that there is none"
+                f"within {threat} does not mean that there is none"
             )
         rows = tracker.unbroken()
         const = x.new_full((len(rows),), initial_const)
@@ -69,11 +74,10 @@ def cw_l2(
 def _descend(
     tracker: AttackTracker, rows: Tensor, const: Tensor, steps: int, lr: float, abort_early: bool
 ) -> Tensor:
-    """One round with the constants `const` (n,). -> (n,) bool: was anything misclassified?"""
+    """Run one round with the constants `const` (n,): was anything misclassified, (n,) bool?"""
     found = torch.zeros_like(rows, dtype=torch.bool)
-    w_0 = torch.atanh(
-        (2 * tracker.x[rows] - 1) * 0.999999
-    )  # else pixels of 0 and 1 would be at infinity
+    # without the factor, pixels of 0 and 1 would be at infinity
+    w_0 = torch.atanh((2 * tracker.x[rows] - 1) * 0.999999)
     w, x_0, moments = w_0, (w_0.tanh() + 1) / 2, torch.zeros_like(torch.stack([w_0, w_0]))
     before, active = torch.full_like(const, torch.inf), torch.arange(len(rows), device=rows.device)
     for t in range(steps):
@@ -85,11 +89,8 @@ def _descend(
         found[active] |= logits.argmax(dim=1) != tracker.y[rows[active]]
         loss = const[active] * hinge + tensors.norm(x_t - x_0[active], "l2") ** 2
         # d x_t / d w = (1 - tanh²) / 2
-        downhill = (
-            (tensors.per_example(const[active], x_t) * gradient + 2 * (x_t - x_0[active]))
-            * (1 - tanh**2)
-            / 2
-        )
+        slope = tensors.per_example(const[active], x_t) * gradient + 2 * (x_t - x_0[active])
+        downhill = slope * (1 - tanh**2) / 2
         step, moments = tensors.adam_step(downhill, moments, t + 1)
         w = w - lr * step
         if abort_early and t % max(steps // 10, 1) == 0:

@@ -25,6 +25,10 @@ def natural(
     generator: Streams | None = None,
     validate: bool = True,
 ) -> AttackResult:
-    """No attack: who is right on the clean images?"""
+    """No attack: who is right on the clean images?
+
+    Raises:
+        KitError: `check_inputs` refuses the inputs.
+    """
     with track_attack(model, x, y, threat, validate=validate) as tracker:
         return tracker.result("natural")

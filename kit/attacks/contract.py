@@ -19,8 +19,9 @@ from kit.models.input_gradients import fast_input_gradients
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode and without parameter gradients; each module's own mode and flags come
-    back.
+    """Within, the model is in eval mode and without parameter gradients.
+
+    Each module's own mode and flags come back.
     """
     modes = [(module, module.training) for module in model.modules()]
     wanted = [p for p in model.parameters() if p.requires_grad]
@@ -38,9 +39,14 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def check_inputs(model: nn.Module, x: Tensor, y: Tensor) -> tuple[str, ...]:
-    """Refuses images, labels and models that would give a wrong number: see the errors of
-    `kit.core.tensors`. -> what is no error and yet must be known: a network that answers
+    """Refuse images, labels and models that would give a wrong number.
+
+    It returns notes: what is no error and yet must be known, such as a network that answers
     differently each time, or alike to everything.
+
+    Raises:
+        KitError: There are no images or another number of labels, or a check of `kit.core.tensors`
+            fails.
     """
     tensors.check_images(x)
     if len(x) != len(y):
@@ -52,20 +58,17 @@ def check_inputs(model: nn.Module, x: Tensor, y: Tensor) -> tuple[str, ...]:
     tensors.check_logits(logits, len(x[:256]))
     tensors.check_labels(y, logits.shape[1])
     notes = []
-    if float((again - logits[:16]).abs().max()) > 1e-3 * max(
-        1.0, float(logits.abs().max())
-    ):  # rounding is far below
+    tolerance = 1e-3 * max(1.0, float(logits.abs().max()))  # rounding stays far below
+    if float((again - logits[:16]).abs().max()) > tolerance:
         notes.append(
             "the network answers the same images differently each time, and one pass may miss what "
-            "another finds: "
-            "attack it with AutoAttack's version rand, or average its logits"
+            "another finds: attack it with AutoAttack's version rand, or average its logits"
         )
     given = logits.argmax(dim=1)
     if len(y) > 1 and bool((given == given[0]).all()) and not bool((y[:256] == y[0]).all()):
         notes.append(
             f"the network gives every image class {int(given[0])}: its accuracy is the share of "
-            f"that class, and no "
-            "attack can lower it"
+            "that class, and no attack can lower it"
         )
     return tuple(notes)
 
@@ -78,7 +81,8 @@ class AttackTrace:
 
     kappa (N,): points classified correctly, 0..steps (GAIRAT). lps (N,): first misclassified point,
     `steps` where none was (the least perturbation steps of MAIL's text). The two differ where a
-    path crosses back. p_flip (N,): p_y at that point; NaN where none was.
+    path crosses back. p_flip (N,): p_y at that point; NaN where none was. All three are None before
+    the first evaluation point.
     """
 
     y: Tensor
@@ -90,7 +94,7 @@ class AttackTrace:
     def __call__(self, t: int, x_t: Tensor, logits: Tensor) -> None:
         """Take in the evaluation point `t`: images (N, C, H, W) and their logits (N, K)."""
         p_true = logits.softmax(dim=1).gather(1, self.y[:, None]).squeeze(1)
-        if self.kappa is None:
+        if self.kappa is None or self.lps is None or self.p_flip is None:
             self.kappa, self.lps = torch.zeros_like(self.y), torch.full_like(self.y, self.steps)
             self.p_flip = torch.full_like(p_true, torch.nan)
         # NaN anywhere makes every probability NaN
@@ -102,5 +106,6 @@ class AttackTrace:
 
     def flip_probability(self, logits_adv: Tensor) -> Tensor:
         """Return p_y at the first misclassified point, (N,); at x_adv itself where none was."""
+        assert self.lps is not None and self.p_flip is not None  # an attack has called this watch
         p_last = logits_adv.detach().softmax(dim=1).gather(1, self.y[:, None]).squeeze(1)
         return self.p_flip.where(self.lps < self.steps, p_last)

@@ -1,11 +1,11 @@
-"""FAB:
+"""FAB, the fast adaptive boundary attack.
 
-the fast adaptive boundary attack, which looks for the closest adversarial image along the
-linearised boundary.
+It searches for the closest adversarial image along the linearised boundary.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -40,8 +40,7 @@ def fab(
     targeted: bool = True,
     goal: Literal["nearest", "inside"] = "nearest",
 ) -> AttackResult:
-    """Fast adaptive boundary attack (Croce and Hein, 2020b, Algorithm 1) in the threat's norm, with
-    auto-attack's settings.
+    """Fast adaptive boundary attack in the threat's norm, with auto-attack's settings.
 
     `steps` times: linearise the network's decision at x_t, project x_t and x onto that hyperplane
     within [0, 1] (see `to_hyperplane`), and go to a mean of the two, which leans to x's projection
@@ -52,9 +51,14 @@ def fab(
     search of the paper is left out, as in auto-attack's code. x (N, C, H, W) in [0, 1], y (N,)
     int64; `size` in pixels.
 
-    goal: "nearest" searches to the end and keeps the closest misclassified image, whatever its
+    `goal`: "nearest" searches to the end and keeps the closest misclassified image, whatever its
     distance; "inside" is only after the flags: an example leaves once something breaks it inside
-    the ball. Errors: `KitError` for settings out of range, and those of `check_inputs`.
+    the ball.
+
+    Raises:
+        KitError: Settings are out of range, or `check_inputs` refuses the inputs.
+
+    Source: Croce and Hein (2020b), Algorithm 1.
     """
     for name, value, kind in (
         ("steps", steps, Count),
@@ -66,7 +70,7 @@ def fab(
     with track_attack(model, x, y, threat, goal=goal, validate=validate) as tracker:
         streams, wanted = tracker.streams(generator, "fab"), tracker.unbroken()
         targets = torch.stack(targets_of(tracker)) if targeted else None
-        copies = len(targets) if targeted else 1
+        copies = 1 if targets is None else len(targets)
         for restart in range(restarts):
             x_0 = torch.stack(
                 [
@@ -79,7 +83,7 @@ def fab(
                     tracker,
                     x_0[:, rows].flatten(0, 1),
                     rows.repeat(copies),
-                    targets[:, rows].flatten() if targeted else None,
+                    None if targets is None else targets[:, rows].flatten(),
                     steps,
                 )
         return tracker.result("fab")
@@ -88,13 +92,13 @@ def fab(
 def search_boundary(
     tracker: AttackTracker, x_t: Tensor, rows: Tensor, target: Tensor | None, steps: int
 ) -> None:
-    """One search from the points `x_t` (n, C, H, W) of the examples `rows` (n,), which may be named
-    repeatedly, for the classes `target` (n,).
+    """Search once from the points `x_t` (n, C, H, W), for the classes `target` (n,).
 
-    A step is a gradient and a pass that tells whether its end is misclassified. If not, the next
-    gradient is taken at the same point; this second pass of it is not saved, as most steps cross
-    the boundary. If so, the gradient's pass also tells whether the point gone back to is
-    misclassified: auto-attack's code misses those.
+    The points are images of the examples `rows` (n,), which may be named repeatedly. A step is a
+    gradient and a pass that tells whether its end is misclassified. If not, the next gradient is
+    taken at the same point; this second pass of it is not saved, as most steps cross the boundary.
+    If so, the gradient's pass also tells whether the point gone back to is misclassified:
+    auto-attack's code misses such points.
     """
     for _ in range(steps):
         if not len(rows):
@@ -113,8 +117,10 @@ def search_boundary(
 def linearise(
     tracker: AttackTracker, x_t: Tensor, rows: Tensor, target: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """(z_t - z_y (n,), its gradient) at `x_t`, for the classes `target` (n,); None: for the class
-    whose linearised boundary |z_j - z_y| / ‖gradient‖_dual is nearest.
+    """(z_t - z_y (n,), its gradient) at `x_t`, for the classes `target` (n,).
+
+    Without a target it is the class whose linearised boundary |z_j - z_y| / ‖gradient‖_dual is
+    nearest.
     """
     if target is not None:
         gradient, value, _ = tracker.gradient(
@@ -125,21 +131,21 @@ def linearise(
     value, gradient = torch.zeros_like(nearest), torch.zeros_like(x_t)
     for other in range(1, tracker.num_classes):
         rival = (tracker.y[rows] + other) % tracker.num_classes
-        slope, lead, _ = tracker.gradient(
-            x_t, rows, lambda z, y, rival=rival: tensors.targeted_margin(z, y, rival)
+        slope, excess, _ = tracker.gradient(
+            x_t, rows, partial(tensors.targeted_margin, target=rival)
         )
         dual = (slope * tensors.ascent_direction(slope, tracker.threat.norm)).flatten(1).sum(dim=1)
-        distance = lead.abs() / dual.clamp_min(1e-12)
+        distance = excess.abs() / dual.clamp_min(1e-12)
         closer = distance < nearest
-        nearest, value = distance.where(closer, nearest), lead.where(closer, value)
+        nearest, value = distance.where(closer, nearest), excess.where(closer, value)
         gradient = tensors.where(closer, slope, gradient)
     return value, gradient
 
 
 def step_to_boundary(x_t: Tensor, x: Tensor, value: Tensor, gradient: Tensor, norm: str) -> Tensor:
-    """FAB's next point:
+    """FAB's next point: (1 - α) (x_t + 1.05 d_t) + α (x + 1.05 d), clipped to [0, 1].
 
-    (1 - α) (x_t + 1.05 d_t) + α (x + 1.05 d), clipped, with α = min(‖d_t‖ / (‖d_t‖ + ‖d‖), 0.1).
+    α = min(‖d_t‖ / (‖d_t‖ + ‖d‖), 0.1).
     """
     at_x = value + (gradient * (x - x_t)).flatten(1).sum(dim=1)  # the linearisation's value at x
     d_t, d = to_hyperplane(x_t, gradient, value, norm), to_hyperplane(x, gradient, at_x, norm)
@@ -149,13 +155,13 @@ def step_to_boundary(x_t: Tensor, x: Tensor, value: Tensor, gradient: Tensor, no
 
 
 def to_hyperplane(points: Tensor, w: Tensor, value: Tensor, norm: str) -> Tensor:
-    """The shortest d (n, ...) with value + ⟨w, d⟩ = 0 and points + d in [0, 1]; towards the corner
-    where no d reaches it.
+    """The shortest d (n, ...) with value + ⟨w, d⟩ = 0 and points + d in [0, 1].
 
-    With u = 1 (L-inf) or |w| (L2), d_i = ± min(λ u_i, room_i), room being the way to the wall. What
-    d achieves, Σ |w_i| min(λ u_i, room_i), is concave and piecewise linear in λ, so that Newton's
-    method from λ = 0 rises to the root and is there after finitely many steps, mostly five. Croce
-    and Hein sort the pixels instead, which costs several times as much.
+    Where no d reaches the plane, it leads towards the corner. With u = 1 (L-inf) or |w| (L2), d_i =
+    ± min(λ u_i, room_i), room being the way to the wall. What d achieves, Σ |w_i| min(λ u_i,
+    room_i), is concave and piecewise linear in λ, so that Newton's method from λ = 0 rises to the
+    root and is there after finitely many steps, mostly five. Croce and Hein sort the pixels
+    instead, which costs several times as much.
     """
     shape, points, w, value = points.shape, points.flatten(1), w.flatten(1), value.nan_to_num()
     sign, w = w.sign() * (2 * (value < 0).to(w.dtype) - 1)[:, None], w.abs()
@@ -166,9 +172,8 @@ def to_hyperplane(points: Tensor, w: Tensor, value: Tensor, norm: str) -> Tensor
     most, gain, wall = (w * room, w, room) if norm == "linf" else (w * room, w * w, room / w)
     scale, full, free = torch.zeros_like(wanted), torch.empty_like(w), torch.empty_like(w)
     while True:
-        torch.le(
-            wall, scale[:, None], out=full
-        )  # masks of numbers: `where` is many times slower on CPUs
+        # masks of numbers: `where` is many times slower on CPUs
+        torch.le(wall, scale[:, None], out=full)
         torch.gt(wall, scale[:, None], out=free)
         slope = torch.linalg.vecdot(gain, free)
         higher = (wanted - torch.linalg.vecdot(most, full)) / slope

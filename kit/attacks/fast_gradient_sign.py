@@ -22,7 +22,10 @@ def fgsm(
 ) -> Tensor:
     """One step of length eps from the clean image (Goodfellow et al., 2015).
 
-    Draws nothing. -> x_adv (N, C, H, W).
+    It draws nothing and returns x_adv (N, C, H, W). See `pgd` for the rest.
+
+    Raises:
+        KitError: `check_inputs` refuses the inputs.
     """
     return pgd(
         model,

@@ -1,7 +1,7 @@
-"""Attacks that look for the closest adversarial image, however far it is: FMN and CW-L2.
+"""FMN, an attack that searches for the closest adversarial image, however far it is.
 
-Their results keep the nearest misclassified image found, in or out of the threat's ball; `size` is
-its distance, infinite where none was found. They go on after a success, for a nearer one.
+Its result keeps the nearest misclassified image found, in or out of the threat's ball; `size` is
+its distance, infinite where none was found. It goes on after a success, for a nearer one.
 """
 
 from __future__ import annotations
@@ -38,28 +38,30 @@ def fmn(
     validate: bool = True,
     steps: Count = 100,
 ) -> AttackResult:
-    """Fast minimum-norm attack (Pintor et al., 2021, Algorithm 1) in the threat's norm, L-inf or
-    L2. Draws nothing.
+    """Fast minimum-norm attack in the threat's norm, L-inf or L2; it draws nothing.
 
-    From the clean image, `steps` normalised gradient steps (L2-normalised in either norm) against
+    From the clean image, `steps` normalised gradient steps (L2-normalised in both norms) against
     the margin, within a ball whose radius shrinks by γ after a success and grows by γ otherwise;
     before the first success it is the linearised distance to the boundary. Step lengths fall from 1
     to 0.01 and γ from 0.05 to 0.001 as cosines. x (N, C, H, W) in [0, 1]; y (N,) int64. `size` in
-    pixels. Errors: `KitError` for settings out of range, and those of `check_inputs`.
+    pixels.
 
     The linearised distance is taken a ten-thousandth longer than printed. Else an example that
     comes to lie on the boundary but for a rounding, as every one may where the network is linear,
     stays there and counts as unbreakable.
+
+    Raises:
+        KitError: Settings are out of range, or `check_inputs` refuses the inputs.
+
+    Source: Pintor et al. (2021), Algorithm 1.
     """
     check_value("steps", steps, Count)
     with track_attack(model, x, y, threat, goal="nearest", validate=validate) as tracker:
-        rows = (
-            tracker.unbroken()
-        )  # the clean image is the nearest there is where it is misclassified
+        # where the clean image is misclassified, it is the nearest there is
+        rows = tracker.unbroken()
         x_0, x_t = x[rows], x[rows]
-        radius = x_0.new_full(
-            (len(rows),), torch.inf
-        )  # [0, 1] bounds every step, so no cap is needed
+        # [0, 1] bounds every step, so no cap is needed
+        radius = x_0.new_full((len(rows),), torch.inf)
         for t in range(steps if len(rows) else 0):
             falling = (1 + math.cos(math.pi * t / steps)) / 2
             gradient, _, logits = tracker.gradient(
@@ -84,12 +86,10 @@ def _next_radius(
 ) -> Tensor:
     """FMN's radius for the next step, (n,)."""
     norm, nearest = tracker.threat.norm, tracker.size[rows]
-    steepness = (
-        (gradient * tensors.ascent_direction(gradient, norm)).flatten(1).sum(dim=1)
-    )  # the gradient's dual norm
-    distance = tensors.norm(moved, norm) + tensors.margin(
-        logits, tracker.y[rows]
-    ).abs() / steepness.clamp_min(TINY_NORM)
+    # the gradient's dual norm
+    steepness = (gradient * tensors.ascent_direction(gradient, norm)).flatten(1).sum(dim=1)
+    margin = tensors.margin(logits, tracker.y[rows])
+    distance = tensors.norm(moved, norm) + margin.abs() / steepness.clamp_min(TINY_NORM)
     wrong = logits.argmax(dim=1) != tracker.y[rows]
     seeking = (radius * (1 + gamma)).where(nearest.isfinite(), distance * (1 + OVERSHOOT))
     return torch.minimum(radius * (1 - gamma), nearest).where(wrong, seeking)
@@ -100,6 +100,5 @@ def _shorten(delta: Tensor, radius: Tensor, norm: str) -> Tensor:
     radius = tensors.per_example(radius, delta)
     if norm == "linf":
         return delta.clamp(-radius, radius)
-    return delta * (
-        radius / tensors.per_example(tensors.norm(delta, "l2"), delta).clamp_min(TINY_NORM)
-    ).clamp_max(1)
+    length = tensors.per_example(tensors.norm(delta, "l2"), delta)
+    return delta * (radius / length.clamp_min(TINY_NORM)).clamp_max(1)

@@ -34,10 +34,15 @@ def friendly_pgd(
 ) -> Tensor:
     """PGD in which an example stops once it was misclassified at τ + 1 evaluation points.
 
-    The start is one of them. Every start is clipped to [0, 1], and each step adds ω N(0, 1) before the projection. Examples
-    keep their places (FAT's code returns them in the order in which they stop); one that has
-    stopped costs no more passes. `trained_loss` is what every training attack is handed; this one
-    does not use it. See `pgd` for the rest. Source: FAT and its code.
+    The start is one of them. Every start is clipped to [0, 1], and each step adds ω N(0, 1) before
+    the projection. Examples keep their places (FAT's code returns them in the order in which they
+    stop); one that has stopped costs no more passes. `trained_loss` is what every training attack
+    is handed; this one does not use it. See `pgd` for the rest.
+
+    Raises:
+        KitError: `check_inputs` refuses the inputs.
+
+    Source: FAT and its code.
     """
     if validate:
         check_inputs(model, x, y)
@@ -46,7 +51,8 @@ def friendly_pgd(
         with torch.no_grad():
             logits_nat = model(x) if loss == "kl" else None
         x_t, patience = start_point(x, threat, init, generator).clamp(0, 1), torch.full_like(y, tau)
-        rows, seen = torch.arange(len(y), device=y.device), None
+        rows = torch.arange(len(y), device=y.device)
+        latest: Tensor | None = None  # (N, K) logits of each example's last pass
         for t in range(steps):
             active = x_t[rows].detach().requires_grad_(True)
             with torch.enable_grad():
@@ -55,9 +61,10 @@ def friendly_pgd(
                 (gradient,) = torch.autograd.grad(
                     OBJECTIVES[loss](logits, y[rows], clean).sum(), active
                 )
-            seen = logits.detach() if seen is None else seen.index_copy(0, rows, logits.detach())
+            answers = logits.detach()
+            latest = answers if latest is None else latest.index_copy(0, rows, answers)
             if watch is not None:
-                watch(t, x_t, seen)
+                watch(t, x_t, latest)
             wrong = logits.argmax(dim=1) != y[rows]
             goes_on = ~wrong | (patience[rows] > 0)
             patience[rows] -= wrong.long()

@@ -1,5 +1,4 @@
-"""Iterated gradient steps that remember: momentum (MI-FGSM), the basic iterative attacks, and
-LM-PGD.
+"""Iterated gradient steps with a memory of their own: MI-FGSM, the basic iterative attacks, LM-PGD.
 
 Unlike `kit.attacks.projected_gradient_descent.pgd` they return an `AttackResult`. Each drops an
 example where it breaks, unless a `watch` is given: a path is then walked to its end. The start is
@@ -31,8 +30,12 @@ def iterate_steps(
     steps: int,
     step_size: float,
 ) -> AttackResult:
-    """`steps` times the cross-entropy's gradient and `move(x_t, gradient, rows)`; the last point is
-    evaluated, too.
+    """Take the cross-entropy's gradient and `move(x_t, gradient, rows)`, `steps` times.
+
+    The last point is evaluated, too.
+
+    Raises:
+        KitError: Settings are out of range, or `check_inputs` refuses the inputs.
     """
     check_value("steps", steps, Count)
     check_value("step_size", step_size, NonNegative)

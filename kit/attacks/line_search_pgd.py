@@ -30,15 +30,19 @@ def lmpgd(
     step_size: NonNegative | None = None,
     momentum: Share = 0.9,
 ) -> AttackResult:
-    """LM-PGD: PGD with Nesterov momentum and a line search for each example's step. The kit's own
-    definition.
+    """LM-PGD: PGD with Nesterov momentum and a line search for each example's step.
 
-    MAIL (s. 2.2, Fig. 1a) gives no more than "line-searched step and Nesterov momentum". Here the
-    gradient of the cross-entropy is taken at the look-ahead point P(x_t + momentum · (x_t -
-    x_{t-1})), P being the projection onto ball and [0, 1]; from there each example takes the one of
-    the steps `step_size` · {1/4, 1/2, 1, 2, 4} after which its cross-entropy is largest. A step
-    costs six passes and one gradient. `step_size` defaults to 2.5 eps / steps. `watch` is told of
-    x_0 = x and of what the line searches chose. See `mifgsm` for the rest.
+    This is the kit's own definition; MAIL gives no more than "line-searched step and Nesterov
+    momentum". Here the gradient of the cross-entropy is taken at the point ahead, P(x_t + momentum
+    · (x_t - x_{t-1})), P being the projection onto ball and [0, 1]; from there each example takes
+    the one of the steps `step_size` · {1/4, 1/2, 1, 2, 4} after which its cross-entropy is largest.
+    A step costs six passes and one gradient. `step_size` defaults to 2.5 eps / steps. `watch` is
+    told of x_0 = x and of what the line searches chose. See `mifgsm` for the rest.
+
+    Raises:
+        KitError: Settings are out of range, or `check_inputs` refuses the inputs.
+
+    Source: MAIL, s. 2.2 and Fig. 1a.
     """
     check_value("steps", steps, Count)
     check_value("momentum", momentum, Share)
@@ -67,15 +71,13 @@ def lmpgd(
 def _line_search(
     tracker: AttackTracker, rows: Tensor, ahead: Tensor, direction: Tensor, step_size: float
 ) -> tuple[Tensor, Tensor]:
-    """(points (n, C, H, W), their logits):
+    """(points (n, C, H, W), their logits) after the steps with the largest cross-entropy.
 
-    of each example the step with the largest cross-entropy; the first of equals.
+    Each example has a step of its own; the first of equals counts.
     """
-    best, x_best, logits_best = (
-        torch.full((len(rows),), -torch.inf, dtype=ahead.dtype, device=ahead.device),
-        ahead,
-        None,
-    )
+    best = torch.full((len(rows),), -torch.inf, dtype=ahead.dtype, device=ahead.device)
+    x_best = ahead
+    logits_best: Tensor | None = None
     for factor in LINE_SEARCH:
         tried = tensors.project(
             ahead + factor * step_size * direction, tracker.x[rows], tracker.threat
@@ -86,4 +88,5 @@ def _line_search(
         best = loss.where(better, best)
         x_best = tensors.where(better, tried, x_best)
         logits_best = logits if logits_best is None else logits.where(better[:, None], logits_best)
+    assert logits_best is not None  # LINE_SEARCH is not empty
     return x_best, logits_best

@@ -1,9 +1,10 @@
-"""Margin decomposition: MD and its multi-targeted form MDMT, which attack one term of the margin
-before the whole.
+"""Margin decomposition: MD and its multi-targeted form MDMT.
 
-Ma et al., "Imbalanced Gradients: a subtle cause of overestimated adversarial robustness" (2023).
-Where one term of z_j - z_y has a much larger gradient than the other, the margin's gradient
-misleads; so a first stage ascends a single term.
+They attack one term of the margin before the whole. Where one term of z_j - z_y has a much larger
+gradient than the other, the margin's gradient misleads; so a first stage ascends a single term.
+
+Source: Ma et al., "Imbalanced Gradients: a subtle cause of overestimated adversarial robustness"
+(2023).
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ def md(
     change_point: Count = 20,
     dlr: bool = False,
 ) -> AttackResult:
-    """Margin decomposition attack (Ma et al., 2023): two runs of `steps` steps, each from a start
-    drawn in the ball.
+    """Margin decomposition attack: two runs of `steps` steps, each from a start drawn in the ball.
 
     A run first raises z_y for one step, then until step `change_point` ascends one term of the
     margin, -z_y in the first run and max_{j≠y} z_j in the second, and from there on the margin z_j
@@ -46,8 +46,12 @@ def md(
     auto-attack's difference of the first and the third, and where the sum is negative the second
     stage descends. With two classes it is the margin. The code knows L-inf only; in L2 the kit
     takes normalised gradients of the same lengths. Its starts may leave [0, 1], ours are clipped.
-    Errors: `KitError` for settings out of range, change_point >= steps, and those of
-    `check_inputs`.
+
+    Raises:
+        KitError: Settings are out of range, change_point >= steps, or `check_inputs` refuses the
+            inputs.
+
+    Source: Ma et al. (2023).
     """
     check_value("dlr", dlr, bool)
     _check_stages(steps, change_point)
@@ -57,21 +61,16 @@ def md(
             tracker.notes.append(
                 "MD's DLR divides the margin by the sum of the logits, as MDAttack's code does"
                 if divided
-                else "DLR needs three classes; with two, MD's second stage ascends the margin "
-                "itself"
+                else "DLR needs three classes; "
+                "with two, MD's second stage ascends the margin itself"
             )
         streams = tracker.streams(generator, "md")
         for raise_rival in (False, True):
             x_0 = start_point(x, threat, "uniform", streams)
-            decompose(
-                tracker,
-                x_0,
-                partial(
-                    stage_objective, raise_rival=raise_rival, change_point=change_point, dlr=divided
-                ),
-                steps,
-                change_point,
+            ascended = partial(
+                stage_objective, raise_rival=raise_rival, change_point=change_point, dlr=divided
             )
+            decompose(tracker, x_0, ascended, steps, change_point)
         return tracker.result("md")
 
 
@@ -86,13 +85,17 @@ def mdmt(
     steps: Count = 50,
     change_point: Count = 20,
 ) -> AttackResult:
-    """Multi-targeted margin decomposition (Ma et al., 2023): MD's two runs against each of min(10,
-    K) targets in turn.
+    """Multi-targeted margin decomposition: MD's two runs against each of min(10, K) targets.
 
-    See `md`; a target's logit takes the place of max_{j≠y} z_j. The targets are those of MDAttack's
-    code: the classes of rank 9, 8, ..., 1 in the clean logits, then the least likely one (with K <
-    10 classes ranks K - 1 to 1 and the last). Where the target is the label itself, as rank 1 is
-    for whatever is classified correctly, only the first stage moves.
+    One target follows the other. See `md`; a target's logit takes the place of max_{j≠y} z_j. The
+    targets are those of MDAttack's code: the classes of rank 9, 8, ..., 1 in the clean logits, then
+    the least likely one (with K < 10 classes ranks K - 1 to 1 and the last). Where the target is
+    the label itself, as rank 1 is for whatever is classified correctly, only the first stage moves.
+
+    Raises:
+        KitError: As in `md`.
+
+    Source: Ma et al. (2023).
     """
     _check_stages(steps, change_point)
     with track_attack(model, x, y, threat, validate=validate) as tracker:
@@ -106,26 +109,22 @@ def mdmt(
             target = ascending[:, -rank]  # rank 0 is index 0, the least likely class
             for raise_rival in (False, True):
                 x_0 = start_point(x, threat, "uniform", streams)
-                decompose(
-                    tracker,
-                    x_0,
-                    partial(
-                        stage_objective,
-                        raise_rival=raise_rival,
-                        change_point=change_point,
-                        target=target,
-                    ),
-                    steps,
-                    change_point,
+                ascended = partial(
+                    stage_objective,
+                    raise_rival=raise_rival,
+                    change_point=change_point,
+                    target=target,
                 )
+                decompose(tracker, x_0, ascended, steps, change_point)
         return tracker.result("mdmt")
 
 
 def decompose(
     tracker: AttackTracker, x_t: Tensor, ascended: partial, steps: int, change_point: int
 ) -> None:
-    """One run from the points `x_t` (N, C, H, W), of the examples that still hold; the last point
-    is evaluated, too.
+    """Run once from the points `x_t` (N, C, H, W), on the examples that still hold.
+
+    The last point is evaluated, too.
     """
     rows = tracker.unbroken()
     x_t = x_t[rows]
@@ -145,8 +144,9 @@ def decompose(
 
 
 def step_length(t: int, steps: int, change_point: int, eps: float) -> float:
-    """eps (1 + cos π(t - 1) / (steps - change_point)), with t counted anew after the change point;
-    at it still the old.
+    """The step length eps (1 + cos π(t - 1) / (steps - change_point)).
+
+    t is counted anew after the change point; at the change point it is still the old count.
     """
     since = t - change_point if t > change_point else t
     return eps * (1 + math.cos(math.pi * (since - 1) / (steps - change_point)))
@@ -163,8 +163,9 @@ def stage_objective(
     target: Tensor | None = None,
     dlr: bool = False,
 ) -> Tensor:
-    """(n,) what step `t` ascends; `target` (N,) are classes for the whole batch, None the strongest
-    other class.
+    """What step `t` ascends, (n,).
+
+    `target` (N,) are classes for the whole batch; None means the strongest other class.
     """
     true, rival = tensors.true_and_top_other(logits, y)
     if target is not None:
@@ -182,5 +183,5 @@ def _check_stages(steps: int, change_point: int) -> None:
     if change_point >= steps:
         raise KitError(
             f"change_point={change_point} leaves no step of {steps} for the margin; it must be "
-            f"below steps"
+            "below steps"
         )

@@ -27,22 +27,24 @@ def mifgsm(
     step_size: NonNegative = 0.01,
     decay: NonNegative = 1.0,
 ) -> AttackResult:
-    """Momentum iterative attack, MI-FGSM or MIA (Dong et al., 2018, Eq. 6 to 8): g ← decay · g +
-    ∇CE / ‖∇CE‖₁.
+    """Momentum iterative attack, MI-FGSM or MIA: g ← decay · g + ∇CE / ‖∇CE‖₁.
 
     x (N, C, H, W) in [0, 1]; y (N,) int64; `step_size` in pixels. Each step follows the steepest
     ascent along g, then projects onto the ball and [0, 1]. The defaults are advertorch's. `watch(t,
     x_t, logits_t)` is called at the `steps` evaluation points, the start included; the point after
-    the last step is evaluated, too, but not shown. Errors: `KitError` for settings out of range and
-    those of `check_inputs`.
+    the last step is evaluated, too, but not shown.
+
+    Raises:
+        KitError: Settings are out of range, or `check_inputs` refuses the inputs.
+
+    Source: Dong et al. (2018), Eq. 6 to 8.
     """
     check_value("decay", decay, NonNegative)
     momentum = torch.zeros_like(x)
 
     def move(x_t: Tensor, gradient: Tensor, rows: Tensor) -> Tensor:
-        largest = tensors.per_example(
-            tensors.norm(gradient, "linf"), x
-        )  # first, for tiny gradients have a sum that underflows
+        # divided by it first, because the sum of tiny gradients underflows
+        largest = tensors.per_example(tensors.norm(gradient, "linf"), x)
         scaled = gradient / largest.where(largest > 0, 1)
         total = tensors.per_example(scaled.flatten(1).abs().sum(dim=1), x)
         momentum[rows] = decay * momentum[rows] + scaled / total.where(total > 0, 1)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 
 def padded_size(n: int) -> int:
-    """The least size of a batch that is no smaller than `n` and one of sixteen between two powers
-    of two.
+    """The least allowed size of a batch that is no smaller than `n`.
+
+    Sixteen sizes are allowed between two powers of two.
     """
     grain = max(2 ** n.bit_length() // 32, 1)
     return -(-n // grain) * grain
@@ -19,10 +20,11 @@ def padded_size(n: int) -> int:
 
 @contextmanager
 def padded_batch_sizes(model: nn.Module) -> Iterator[None]:
-    """Within, the model's batches on CPUs are filled up to a `padded_size` with their last image,
-    and its logits are cut.
+    """Within, the model's batches on CPUs are filled up to a `padded_size` with their last image.
+
+    The logits of the images added are cut off.
     """
-    sizes = []
+    sizes: list[int] = []
 
     def fill(model: nn.Module, inputs: tuple) -> tuple:
         x, *rest = inputs

@@ -1,4 +1,4 @@
-"""What evaluation asks first: the clean images, and PGD with restarts, every pass counted."""
+"""PGD with restarts as evaluation asks for it, every pass counted."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ def pgd_search(
     init: Literal["none", "uniform", "gaussian"] = "uniform",
     stop_early: bool = False,
 ) -> AttackResult:
-    """PGD as an evaluation: broken if any iterate of any start is misclassified; `step` in units of
-    eps.
+    """PGD as an evaluation: broken if any iterate of any start is misclassified.
 
-    `prediction` is the class of the first start's last iterate, which most papers count. With
-    `stop_early` an example leaves where it breaks: the same examples are broken, with fewer passes,
-    and `prediction` is the class that it was taken for. x (N, C, H, W) in [0, 1]; y (N,) int64.
-    Errors: `KitError` for settings out of range, and those of `check_inputs`.
+    `step` in units of eps. `prediction` is the class of the first start's last iterate, which most
+    papers count. With `stop_early` an example leaves where it breaks: the same examples are broken,
+    with fewer passes, and `prediction` is the class that it was taken for. x (N, C, H, W) in [0,
+    1]; y (N,) int64.
+
+    Raises:
+        KitError: Settings are out of range, or `check_inputs` refuses the inputs.
     """
     for name, value, kind in (
         ("steps", steps, Count),

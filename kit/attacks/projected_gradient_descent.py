@@ -18,16 +18,22 @@ from kit.core.threat import Threat
 #: (step, images (N, C, H, W), logits (N, K)) at each evaluation point of an attack.
 Watch = Callable[[int, Tensor, Tensor], None]
 
-#: (logits (N, K), labels (N,)) -> (N,): the loss that a method trains with.
+#: The loss (N,) that a method trains with, of (logits (N, K), labels (N,)).
 TrainedLoss = Callable[[Tensor, Tensor], Tensor]
 
-#: What PGD ascends, per example: (logits of x_t, labels, logits of x) -> (N,). "kl" is TRADES' inner
-#: loss KL(p(x) ‖ p(x_t)), whose clean side is constant. "margin" is max_{j≠y} z_j - z_y, the "CW
-#: loss" of the robustness papers, never clamped: MAIL's and GAIRAT's clamp at a confidence of 50 is
-#: reached only where the example is already wrong by more than 50 logits.
+
+def _divergence(logits: Tensor, y: Tensor, logits_nat: Tensor | None) -> Tensor:
+    assert logits_nat is not None  # every caller passes the clean logits for this loss
+    return tensors.kl(logits_nat, logits)
+
+
+#: What PGD ascends per example, (N,), of (logits of x_t, labels, logits of x). "kl" is TRADES'
+#: inner loss KL(p(x) ‖ p(x_t)), whose clean side is constant. "margin" is max_{j≠y} z_j - z_y, the
+#: "CW loss" of the robustness papers, never clamped: MAIL's and GAIRAT's clamp at a confidence of
+#: 50 is reached only where the example is already wrong by more than 50 logits.
 OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "ce": lambda logits, y, _: tensors.per_example_cross_entropy(logits, y),
-    "kl": lambda logits, _, logits_nat: tensors.kl(logits_nat, logits),
+    "kl": _divergence,
     "margin": lambda logits, y, _: -tensors.margin(logits, y),
 }
 
@@ -50,19 +56,19 @@ def pgd(
     """Projected gradient ascent; returns the last iterate x_adv, in the ball and in [0, 1].
 
     x (N, C, H, W) in [0, 1]; y (N,) int64; `step_size` in pixels (default 2.5 eps / steps). `loss`:
-    a name of `OBJECTIVES`, or a function of the same arguments. `init`: none (x), uniform (in the ball, then
-    clipped), gaussian (x + 0.001 N(0, 1), not clipped before the first gradient, as the TRADES
-    family's code does), or a start perturbation shaped like x. `watch(t, x_t, logits_t)` is called
-    at the `steps` evaluation points, the start included and the returned point not: that one has
-    had no forward pass. `trained_loss` is what every training attack is handed; this one does not
-    use it. The model is attacked in eval mode and handed back as it was.
-    `validate=False` is for a caller that has checked its data once, as the training loop has.
-
-    Source: Madry et al., 2018.
+    a name of `OBJECTIVES`, or a function of the same arguments. `init`: none (x), uniform (in the
+    ball, then clipped), gaussian (x + 0.001 N(0, 1), not clipped before the first gradient, as the
+    TRADES family's code does), or a start perturbation shaped like x. `watch(t, x_t, logits_t)` is
+    called at the `steps` evaluation points, the start included and the returned point not: that one
+    has had no forward pass. `trained_loss` is what every training attack is handed; this one does
+    not use it. The model is attacked in eval mode and handed back as it was. `validate=False` is
+    for a caller that has checked its data once, as the training loop has.
 
     Raises:
         KitError: Images lie outside [0, 1], the model does not know a label, returns NaN or
             probabilities, or a setting is out of its range.
+
+    Source: Madry et al., 2018.
     """
     if validate:
         check_inputs(model, x, y)

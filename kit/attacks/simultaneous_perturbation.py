@@ -1,6 +1,6 @@
-"""SPSA:
+"""SPSA, an attack that uses no gradient of the network.
 
-an attack that sees no gradient, but estimates one from the network's answers along random signs.
+It estimates one from the network's answers along random signs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ def spsa(
     lr: Positive = 0.01,
     samples: Count = 256,
 ) -> AttackResult:
-    """Simultaneous perturbation stochastic approximation (Uesato et al., 2018): Adam on an
-    estimated gradient.
+    """Simultaneous perturbation stochastic approximation: Adam on an estimated gradient.
 
     From the clean image, `steps` steps of Adam (rate `lr`, in pixels) that lower the margin z_y -
     max_{j≠y} z_j, each followed by the projection onto the ball and [0, 1]. The gradient is the
@@ -43,8 +42,12 @@ def spsa(
     counted and never returned. x (N, C, H, W) in [0, 1]; y (N,) int64. The defaults are VIR's.
 
     Each example has its own directions, drawn from its own stream; advertorch's batch mates share
-    theirs. The original knows L-inf only; in L2 the projection alone differs. Errors: `KitError`
-    for settings out of range, and those of `check_inputs`.
+    theirs. The original knows L-inf only; in L2 the projection alone differs.
+
+    Raises:
+        KitError: Settings are out of range, or `check_inputs` refuses the inputs.
+
+    Source: Uesato et al. (2018).
     """
     for name, value, kind in (
         ("steps", steps, Count),
@@ -58,12 +61,11 @@ def spsa(
         rows = tracker.unbroken()
         x_t, moments = x[rows], x.new_zeros(2, *x[rows].shape)
         for t in range(1, steps + 1):
+            parts = torch.arange(len(rows), device=x.device).split(IMAGES // (2 * BLOCK))
             gradient = torch.cat(
                 [
                     estimate(tracker, x_t[part], rows[part], streams, t, delta, samples)
-                    for part in torch.arange(len(rows), device=x.device).split(
-                        IMAGES // (2 * BLOCK)
-                    )
+                    for part in parts
                 ]
             )
             step, moments = tensors.adam_step(gradient, moments, t)
@@ -85,23 +87,21 @@ def estimate(
     delta: float,
     samples: int,
 ) -> Tensor:
-    """The estimated gradient of the margin at `x_t` (n, C, H, W), in step `t`, of the examples
-    `rows`.
+    """Estimate the gradient of the margin at `x_t` (n, C, H, W) in step `t`.
+
+    `x_t` are images of the examples `rows` (n,).
     """
     own = Streams(streams.ids.to(rows.device)[rows], *streams.parts, "directions", t)
     total, shape = torch.zeros_like(x_t), x_t.shape[1:]
     for first in range(0, samples, BLOCK):
         block = min(BLOCK, samples - first)
-        signs = (
-            1 - 2 * own.uniform(x_t[:, None].expand(-1, block, *shape)).round()
-        )  # (n, block, C, H, W)
+        # (n, block, C, H, W)
+        signs = 1 - 2 * own.uniform(x_t[:, None].expand(-1, block, *shape)).round()
         sides = torch.stack([x_t[:, None] + delta * signs, x_t[:, None] - delta * signs])
         asked = rows[:, None].expand(-1, block).flatten().repeat(2)
-        margin = tensors.margin(tracker.probe(sides.flatten(0, 2), asked), tracker.y[asked]).view(
-            2, len(rows), block
-        )
-        slope = ((margin[0] - margin[1]) / (2 * delta)).nan_to_num(
-            0, 0, 0
-        )  # a NaN beside x_t must not spread to x_t
+        margin = tensors.margin(tracker.probe(sides.flatten(0, 2), asked), tracker.y[asked])
+        above, below = margin.view(2, len(rows), block)
+        # a NaN beside x_t must not spread to x_t
+        slope = ((above - below) / (2 * delta)).nan_to_num(0, 0, 0)
         total += (slope.view(*slope.shape, *[1] * len(shape)) * signs).sum(dim=1)
     return total / samples

@@ -41,8 +41,7 @@ def square(
     queries: Count = 5000,
     share: Share = 0.8,
 ) -> AttackResult:
-    """Square attack (Andriushchenko et al., 2020, Algorithms 1 to 3) on the margin z_y - max_{j≠y}
-    z_j; no gradients.
+    """Square attack on the margin z_y - max_{j≠y} z_j, which uses no gradients.
 
     From a random start (L-inf: vertical stripes of ±eps; L2: a grid of bumps) `queries` proposals,
     each of which changes a square window that covers `share` of the image at first (see
@@ -53,35 +52,38 @@ def square(
     Each example has windows and signs of its own, drawn from its own stream; in auto-attack's code
     all images of a batch share one window a query. Windows reach the last row and column as the
     paper has it; the code's never do. The walk is that of one proposal after the other, but several
-    go through the network at once, and those that change no pixel do not. Errors: `KitError` for
-    settings out of range or images that are not (N, C, H, W), and those of `check_inputs`.
+    go through the network at once, and those that change no pixel do not.
+
+    Raises:
+        KitError: Settings are out of range, images are not (N, C, H, W), or `check_inputs` refuses
+            the inputs.
+
+    Source: Andriushchenko et al. (2020), Algorithms 1 to 3.
     """
     check_value("queries", queries, Count)
     check_value("share", share, Share)
     if x.dim() != 4:
         raise KitError(
             f"images have shape {tuple(x.shape)}; Square needs (N, C, H, W), for its windows have "
-            f"two sides"
+            "two sides"
         )
     with track_attack(model, x, y, threat, validate=validate) as tracker:
         streams, rows = tracker.streams(generator, "square"), tracker.unbroken()
         if not len(rows):
             return tracker.result("square")
         best_x = (stripes if threat.norm == "linf" else bumps)(x, threat, streams)
-        best = x.new_full((len(x),), torch.inf).index_copy(
-            0, rows, tracker.margins(best_x[rows], rows)
-        )
+        margins = tracker.margins(best_x[rows], rows)
+        best = x.new_full((len(x),), torch.inf).index_copy(0, rows, margins)
         edges = {0, queries, *(edge + 1 for edge in HALVINGS), *range(0, queries, BLOCK)}
         for begin, end in pairwise(sorted(edge for edge in edges if edge <= queries)):
-            # drawn for every example, that none may see what became of its mates
+            # drawn for every example, so that none depends on what became of its mates
             drawn = draw_noise(streams, "uniform", x.new_empty(len(x), end - begin, 5 + x.shape[1]))
             side, ahead = window_side(begin, x, share), AHEAD if begin else 1
             for some in at_once(tracker.unbroken(rows), ahead):
                 search_squares(tracker, some, best_x, best, drawn, side, ahead)
+        # once more, because a walk tells the tracker of broken examples alone
         if len(left := tracker.unbroken(rows)):
-            tracker.margins(
-                best_x[left], left
-            )  # once more: a walk tells the oracle of broken examples alone
+            tracker.margins(best_x[left], left)
         return tracker.result("square")
 
 
@@ -94,12 +96,14 @@ def search_squares(
     side: int,
     ahead: int,
 ) -> None:
-    """Proposals with windows of one `side`, made from the numbers `drawn` (N, proposals, 5 + C) in
-    [0, 1), for the examples `rows` (n,). It goes on from the images `best_x` (N, C, H, W) with the
-    margins `best` (N,), and brings both up to date. The oracle is told of what breaks.
+    """Try the proposals of one block, with windows of one `side`, for the examples `rows` (n,).
+
+    They are made from the numbers `drawn` (N, proposals, 5 + C) in [0, 1). The search goes on from
+    the images `best_x` (N, C, H, W) with the margins `best` (N,), and brings both up to date. The
+    tracker is told of what breaks.
 
     A pass tries the next `ahead` proposals of each example. Most lower no margin; where one does,
-    the example moves there, and those behind it, which were made for another image, are made and
+    the example moves there, and the ones behind it, which were made for another image, are made and
     tried again.
     """
     propose = repaint if tracker.threat.norm == "linf" else shift_mass
@@ -120,9 +124,8 @@ def search_squares(
             if len(lower):
                 before = who[lower].roll(1)
                 before[0] = -1
-                first = lower[
-                    who[lower] != before
-                ]  # of each example the first proposal that lowers its margin
+                # of each example the first proposal that lowers its margin
+                first = lower[who[lower] != before]
                 best_x[its[first]], best[its[first]] = tried[first], margin[first]
                 place[who[first]] += nth[first] + 1 - ahead
                 if bool((margin[first] <= 0).any()):
@@ -133,9 +136,9 @@ def search_squares(
 
 
 def window_side(query: int, x: Tensor, share: float) -> int:
-    """The side in pixels of the windows of proposal 0, 1, ...:
+    """The side in pixels of the windows of proposal 0, 1, ...
 
-    they cover `share` of the image, halved at `HALVINGS`.
+    They cover `share` of the image, halved at `HALVINGS`.
     """
     height, width = x.shape[2:]
     covered = share / 2 ** sum(query > edge for edge in HALVINGS)
@@ -143,38 +146,40 @@ def window_side(query: int, x: Tensor, share: float) -> int:
 
 
 def window_at(its: Tensor, x: Tensor, side: int, u_row: Tensor, u_column: Tensor) -> Tensor:
-    """Places (n, C, side, side) of windows, one in each of the images `its` (n,), among all pixels
-    of `x` (N, C, H, W) in their order; u (n,) in [0, 1) tell where they lie.
+    """Places (n, C, side, side) of windows, one in each of the images `its` (n,).
+
+    The places count all pixels of `x` (N, C, H, W) in their order; `u_row` and `u_column` (n,) in
+    [0, 1) tell where the windows lie.
     """
     channels, height, width = x.shape[1:]
     along = torch.arange(side, device=x.device)
-    inside = (
-        torch.arange(channels, device=x.device)[:, None, None] * height + along[:, None]
-    ) * width + along
-    row, column = (
-        (u * (size - side + 1)).long() for u, size in ((u_row, height), (u_column, width))
-    )
+    channel = torch.arange(channels, device=x.device)[:, None, None]
+    inside = (channel * height + along[:, None]) * width + along
+    row = (u_row * (height - side + 1)).long()
+    column = (u_column * (width - side + 1)).long()
     return (its * x[0].numel() + row * width + column)[:, None, None, None] + inside
 
 
 def signs(u: Tensor) -> Tensor:
+    """Signs -1 or +1 of the numbers `u` in [0, 1), with equal chance."""
     return 1 - 2 * (u < 0.5).to(u.dtype)
 
 
-# -----------------------------------------------------------------------------------------------inf
+# -------------------------------------------------------------------------------------------- L-inf
 
 
 def stripes(x: Tensor, threat: Threat, streams: Streams) -> Tensor:
-    """x + eps times a random sign for each channel and column."""
+    """Add eps times a random sign for each channel and column to `x`."""
     return (x + threat.eps * signs(draw_noise(streams, "uniform", x[:, :, :1]))).clamp(0, 1)
 
 
 def repaint(
     best_x: Tensor, x: Tensor, its: Tensor, side: int, u: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """A window at a random place gets x ± eps, the sign drawn for each channel; u (n, 5 + C) in [0,
-    1), for the examples `its` (n,). -> (images (m, C, H, W), places (m,)) of those among the n that
-    change a pixel; small windows often do not.
+    """Give a window at a random place x ± eps, the sign drawn for each channel.
+
+    u (n, 5 + C) in [0, 1), for the examples `its` (n,). It returns (images (m, C, H, W), places
+    (m,)) of the ones among the n that change a pixel; small windows often do not.
 
     Adding ±2 eps to the window and clipping to the ball, as the paper writes it, comes to the same.
     """
@@ -191,8 +196,9 @@ def repaint(
 
 
 def bumps(x: Tensor, threat: Threat, streams: Streams) -> Tensor:
-    """A grid of about 5 x 5 patterns (see `pattern`) with random signs and directions, at radius
-    eps.
+    """A grid of about 5 x 5 patterns with random signs and directions, at radius eps.
+
+    See `square_pattern`.
     """
     n, channels, height, width = x.shape
     side = max(min(height, width) // 5, 1)
@@ -209,12 +215,13 @@ def bumps(x: Tensor, threat: Threat, streams: Streams) -> Tensor:
 def shift_mass(
     best_x: Tensor, x: Tensor, its: Tensor, side: int, u: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Algorithm 3: the mass of a second window, and what the radius has left, goes into a pattern
-    in the first.
+    """Move the mass of a second window, and what the radius has left, into a pattern in the first.
 
     u (n, 5 + C) in [0, 1): the two windows' places, the pattern's direction, its signs; for the
-    examples `its` (n,). Sides are odd and at least 3. -> (images (n, C, H, W), places (n,)) as of
-    `repaint`; all change.
+    examples `its` (n,). Sides are odd and at least 3. It returns (images (n, C, H, W), places (n,))
+    as `repaint` does; all change.
+
+    Source: Andriushchenko et al. (2020), Algorithm 3.
     """
     side, places = min(max(side, 3) | 1, *x.shape[2:]), torch.arange(len(its), device=its.device)
     first, second = (window_at(places, x, side, u[:, i], u[:, i + 1]) for i in (0, 2))
@@ -223,42 +230,44 @@ def shift_mass(
     pixels, covered = delta.view(-1), torch.zeros_like(delta)
     covered.view(-1)[first] = covered.view(-1)[second] = 1
     mass = channel_norm(delta * covered) ** 2
-    unused = (eps**2 - tensors.per_example(tensors.norm(delta, "l2"), x) ** 2).clamp_min(
-        0
-    ) / x.shape[1]
+    used = tensors.per_example(tensors.norm(delta, "l2"), x) ** 2
+    unused = (eps**2 - used).clamp_min(0) / x.shape[1]
     old = pixels[first]
-    new = turned(x, side, u[:, 4]) * signs(u[:, 5:])[:, :, None, None] + old / (
-        channel_norm(old) + 1e-12
-    )
+    pattern = turned(x, side, u[:, 4]) * signs(u[:, 5:])[:, :, None, None]
+    new = pattern + old / (channel_norm(old) + 1e-12)
     pixels[second] = 0
     pixels[first] = new / (channel_norm(new) + 1e-12) * (unused + mass).sqrt()
     return at_radius(delta, x, eps), places
 
 
 def channel_norm(values: Tensor) -> Tensor:
-    """L2 norm of each channel, (n, C, 1, 1)."""
+    """The L2 norm of each channel, (n, C, 1, 1)."""
     return (values**2).sum(dim=(2, 3), keepdim=True).sqrt()
 
 
 def at_radius(delta: Tensor, x: Tensor, eps: float) -> Tensor:
-    return (
-        x + eps * delta / tensors.per_example(tensors.norm(delta, "l2"), x).clamp_min(1e-12)
-    ).clamp(0, 1)
+    """Images `x` + `delta` scaled to L2 norm `eps`, clipped to [0, 1]."""
+    length = tensors.per_example(tensors.norm(delta, "l2"), x).clamp_min(1e-12)
+    return (x + eps * delta / length).clamp(0, 1)
 
 
 def turned(x: Tensor, side: int, u: Tensor) -> Tensor:
-    """`pattern(side)` (n, 1, side, side) like `x`, transposed where u (n,) is above a half."""
+    """The pattern of `square_pattern`, (n, 1, side, side), like `x`.
+
+    It is transposed where u (n,) is above a half.
+    """
     upright = square_pattern(side).to(x)
     return torch.where((u > 0.5)[:, None, None, None], upright.T, upright)
 
 
 @cache
 def square_pattern(side: int) -> Tensor:
-    """(side, side) of norm 1: two bumps, one above the other, the lower one negative. Eq. 2 and s.
-    3.3 of the paper.
+    """The pattern (side, side) of norm 1: two bumps, one above the other, the lower one negative.
 
     Each bump is highest at its centre: at Chebyshev distance d from there it is Σ 1 / (k + 1)², k
     from d to the farthest d.
+
+    Source: Andriushchenko et al. (2020), Eq. 2 and s. 3.3.
     """
     upper = side // 2
     halves = []

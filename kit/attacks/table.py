@@ -1,9 +1,8 @@
-"""Attacks are functions of `(model, x, y, threat, ...)`; the table `ATTACKS` gives those for
-evaluation their settings.
+"""The table `ATTACKS` gives the attacks for evaluation their settings.
 
-`fgsm`, `pgd` and their kin in `gradient` return x_adv and are what methods train on; all that
-search return an `AttackResult`, which says of each example whether, by what, when and how far it
-was broken, and what that cost.
+Attacks are functions of `(model, x, y, threat, ...)`. `fgsm`, `pgd` and their kin return x_adv and
+are what methods train on; all that search return an `AttackResult`, which says of each example
+whether, by what, when and how far it was broken, and what that cost.
 """
 
 from __future__ import annotations
@@ -39,8 +38,9 @@ from kit.core.threat import Threat
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack with the settings that it is run with; the threat comes from the run that is
-    evaluated.
+    """An attack with the settings that it is run with.
+
+    The threat comes from the run that is evaluated.
     """
 
     title: str
@@ -51,13 +51,8 @@ class Attack:
     @property
     def defaults(self) -> dict[str, Any]:
         """All settings that the function knows, with its defaults."""
-        aside = (
-            "generator",
-            "validate",
-            "watch",
-            "state",
-            "batch_size",
-        )  # of no influence on what it does
+        # these have no influence on what it does
+        aside = ("generator", "validate", "watch", "state", "batch_size")
         return {
             p.name: p.default
             for p in signature(self.fn).parameters.values()
@@ -65,8 +60,10 @@ class Attack:
         }
 
     def but(self, **changes: Any) -> Attack:
-        """The attack with other settings, say ATTACKS["pgd20"].but(steps=40); unknown or unfit ones
-        raise `KitError`.
+        """The attack with other settings, say ATTACKS["pgd20"].but(steps=40).
+
+        Raises:
+            KitError: A setting is unknown or out of range.
         """
         hints, defaults, checked = get_type_hints(self.fn, include_extras=True), self.defaults, {}
         for name, value in changes.items():

@@ -1,7 +1,6 @@
-"""What a searching attack sees of a network: it asks for logits and gradients, and every answer is
-noted.
+"""The tracker that a searching attack asks for logits and gradients; it notes every answer.
 
-An attack that looks through an `Oracle` need not count its passes, remember what broke, or guard
+An attack that asks an `AttackTracker` need not count its passes, remember what broke, or guard
 against NaN. It may drop examples whose search is over (`unbroken`): the examples of a batch never
 influence each other.
 """
@@ -33,39 +32,47 @@ ROUNDING = 1e-6
 STEEP = 1e30
 
 
-Objective = Callable[[Tensor, Tensor], Tensor]  # (logits (n, K), labels (n,)) -> (n,) to ascend
+#: What to ascend, (n,), of (logits (n, K), labels (n,)).
+Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What an attack did, per example. `x_adv` is misclassified where an adversarial example was
-    found, else the most harmful image that was tried; only a minimal-norm attack's may lie outside
-    the ball.
+    """What an attack did, per example.
+
+    `x_adv` is misclassified where an adversarial example was found, else the most harmful image
+    that was tried; only a minimal-norm attack's may lie outside the ball.
     """
 
-    x_adv: Tensor  # (N, C, H, W) in [0, 1]
-    broken: Tensor  # (N,) bool: misclassified inside the threat's ball, the clean image included
-    by: tuple[str, ...]  # (N,) the attack that broke it first; "clean" or "" (nothing did)
-    # (N,) int64 passes after the clean one until it was first misclassified: 0 clean, -1 never
+    #: (N, C, H, W) in [0, 1]
+    x_adv: Tensor
+    #: (N,) bool: misclassified inside the threat's ball, the clean image included
+    broken: Tensor
+    #: (N,) the attack that broke it first; "clean" or "" (nothing did)
+    by: tuple[str, ...]
+    #: (N,) int64 passes after the clean one until it was first misclassified: 0 clean, -1 never
     step: Tensor
-    margin: Tensor  # (N,) z_y - max_{j≠y} z_j at x_adv
-    # (N,) norm of x_adv - x, in the threat's norm (CW-L2: always L2); inf: nothing found
+    #: (N,) z_y - max_{j≠y} z_j at x_adv
+    margin: Tensor
+    #: (N,) norm of x_adv - x, in the threat's norm (CW-L2: always L2); inf: nothing found
     size: Tensor
-    forwards: Tensor  # (N,) int64 images of it that were passed through the network
-    backwards: Tensor  # (N,) int64 gradients taken
-    prediction: Tensor  # (N,) int64 class given to x_adv; -1 where the logits are not finite
-    notes: tuple[
-        str, ...
-    ] = ()  # departures that a reader must know of, say fewer targets than usual
+    #: (N,) int64 images of it that were passed through the network
+    forwards: Tensor
+    #: (N,) int64 gradients taken
+    backwards: Tensor
+    #: (N,) int64 class given to x_adv; -1 where the logits are not finite
+    prediction: Tensor
+    #: departures that a reader must know of, say fewer targets than usual
+    notes: tuple[str, ...] = ()
 
     @property
     def robust(self) -> Tensor:
-        """(N,) bool."""
+        """(N,) bool: nothing broke the example."""
         return ~self.broken
 
 
 class AttackTracker:
-    """Wraps a frozen network, images and labels for one attack call. Make one with `oracle`.
+    """A frozen network, images and labels for one attack call. Make one with `track_attack`.
 
     goal "inside": of each example the image with the lowest margin is kept. goal "nearest": the
     closest misclassified one, wherever it lies; `norm` is what its distance and all sizes are
@@ -82,14 +89,8 @@ class AttackTracker:
         goal: Literal["inside", "nearest"],
         norm: Literal["linf", "l2"],
     ):
-        self.model, self.x, self.y, self.threat, self.goal, self.norm = (
-            model,
-            x,
-            y,
-            threat,
-            goal,
-            norm,
-        )
+        self.model, self.x, self.y = model, x, y
+        self.threat, self.goal, self.norm = threat, goal, norm
         n, zeros = len(x), torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.rows = torch.arange(n, device=x.device)
         self.forwards, self.backwards, self.step = zeros, zeros.clone(), zeros - 1
@@ -103,38 +104,43 @@ class AttackTracker:
 
     @property
     def num_classes(self) -> int:
+        """The number of classes that the network knows."""
         return self.logits_nat.shape[1]
 
     def streams(self, given: Streams | None, name: str) -> Streams:
-        """`given`, or streams named `name` that are numbered by place in the batch."""
+        """`given`, or streams named `name` that are numbered by place in the batch.
+
+        Raises:
+            KitError: `given` are no streams over these images.
+        """
         if given is None:
             return Streams(self.rows, name)
         if not isinstance(given, Streams) or len(given.ids) != len(self.rows):
             raise KitError(
                 f"generator is no kit.core.random_streams.Streams over these {len(self.rows)} "
-                f"images; make one with "
-                "Streams(ids, seed, ...), ids int64 (N,)"
+                "images; make one with Streams(ids, seed, ...), ids int64 (N,)"
             )
         return given
 
     def unbroken(self, rows: Tensor | None = None) -> Tensor:
-        """Those of `rows` (all) that are still classified correctly inside the ball."""
+        """The rows among `rows` (all) that are still classified correctly inside the ball."""
         rows = self.rows if rows is None else rows
         return rows[~self.broken[rows]]
 
     def logits(self, x_t: Tensor, rows: Tensor) -> Tensor:
-        """(n, K) logits of `x_t` (n, C, H, W), images of the examples `rows` (n,)."""
+        """The logits (n, K) of `x_t` (n, C, H, W), images of the examples `rows` (n,)."""
         logits = self.probe(x_t, rows)
         self.keep(x_t, logits, rows)
         return logits
 
     def margins(self, x_t: Tensor, rows: Tensor) -> Tensor:
-        """(n,) margins z_y - max_{j≠y} z_j of `x_t`, -inf where a logit is not finite."""
+        """The margins z_y - max_{j≠y} z_j (n,) of `x_t`, -inf where a logit is not finite."""
         return self.keep(x_t, self.probe(x_t, rows), rows)
 
     def probe(self, x_t: Tensor, rows: Tensor) -> Tensor:
-        """Logits of images that may lie anywhere; they are counted and, unless an attack hands them
-        to `keep`, forgotten.
+        """The logits (n, K) of images that may lie anywhere.
+
+        They are counted and, unless an attack hands them to `keep`, forgotten.
         """
         self.forwards.index_add_(0, rows, torch.ones_like(rows))
         with torch.no_grad():
@@ -143,26 +149,24 @@ class AttackTracker:
     def gradient(
         self, x_t: Tensor, rows: Tensor, objective: Objective, passes: int = 1
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(gradient of the objective with respect to `x_t`, the objective (n,), logits (n, K));
-        none carries a graph.
+        """(gradient of the objective with respect to `x_t`, the objective (n,), logits (n, K)).
 
-        All three are means over `passes` passes, for networks that answer differently each time;
-        the mean logits decide what is broken. A gradient's NaN counts as 0 and its infinity as
-        `STEEP`, else the example would be lost and called robust.
+        None carries a graph. All three are means over `passes` passes, for networks that answer
+        differently each time; the mean logits decide what is broken. A gradient's NaN counts as 0
+        and its infinity as `STEEP`, else the example would be lost and called robust.
         """
-        x_t, sums = x_t.detach().requires_grad_(True), None
+        x_t = x_t.detach().requires_grad_(True)
+        sums: list[Tensor] = []
         for _ in range(passes):
             with torch.enable_grad():
                 logits = self.model(x_t)
                 values = objective(logits, self.y[rows])
                 # summed, not averaged: an example's gradient must not depend on its batch's size
                 (gradient,) = torch.autograd.grad(values.sum(), x_t)
-            answers = (gradient, values.detach(), logits.detach())
-            sums = (
-                answers
-                if sums is None
-                else [total + more for total, more in zip(sums, answers, strict=True)]
-            )
+            answers = [gradient, values.detach(), logits.detach()]
+            if sums:
+                answers = [total + more for total, more in zip(sums, answers, strict=True)]
+            sums = answers
         gradient, values, logits = sums if passes == 1 else [total / passes for total in sums]
         once = torch.ones_like(rows)
         self.backwards.index_add_(0, rows, once, alpha=passes)
@@ -171,33 +175,34 @@ class AttackTracker:
         return gradient.nan_to_num(0.0, STEEP, -STEEP), values, logits
 
     def margin_of(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """(n,) margins, -inf where a logit is not finite."""
+        """The margins (n,) of logits, -inf where a logit is not finite."""
         margin = tensors.margin(logits, self.y[rows]).to(self.margin.dtype)
         if math.isfinite(float(logits.sum())):
             return margin
         return margin.where(logits.isfinite().all(dim=1), -torch.inf)
 
     def keep(self, x_t: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
-        """Keep what images found whose pass has been counted. -> margins (n,), as `margin_of`."""
+        """Keep what images found whose pass has been counted, and return their margins (n,).
+
+        See `margin_of`.
+        """
         margin = self.margin_of(logits, rows)
-        # most passes find nothing new, and only what might be new is measured; a margin of 0 may be
-        # wrong, so <=
+        # Most passes find nothing new, and only what might be new is measured.
+        # A margin of 0 may be wrong, so <=.
         found = (margin <= (self.margin[rows] if self.goal == "inside" else 0)).nonzero().squeeze(1)
         if len(found):
             self._keep(*(values.index_select(0, found) for values in (x_t, logits, margin, rows)))
         return margin
 
     def _keep(self, x_t: Tensor, logits: Tensor, margin: Tensor, rows: Tensor) -> None:
-        given, whole = predicted_classes(logits), self.x.index_select(0, rows)
+        given, x = predicted_classes(logits), self.x.index_select(0, rows)
         wrong, broken = given != self.y[rows], self.broken[rows]
-        size = tensors.norm(x_t - whole, self.norm)
-        within = (
-            size if self.norm == self.threat.norm else tensors.norm(x_t - whole, self.threat.norm)
-        )
+        size = tensors.norm(x_t - x, self.norm)
+        same_norm = self.norm == self.threat.norm
+        within = size if same_norm else tensors.norm(x_t - x, self.threat.norm)
         inside = within <= self.threat.eps + ROUNDING
-        if (
-            self.goal == "inside"
-        ):  # an adversarial image never gives way to one that is classified correctly
+        if self.goal == "inside":
+            # an adversarial image never gives way to one that is classified correctly
             key, better = margin, inside & (margin < self.margin[rows]) & (wrong | ~broken)
         else:
             key, better = size, wrong & (size < self.size[rows])
@@ -206,11 +211,8 @@ class AttackTracker:
         best = best[better[best]]
         kept = rows[best]
         self.x_adv[kept] = x_t.index_select(0, best)
-        self.margin[kept], self.size[kept], self.prediction[kept] = (
-            margin[best],
-            size[best],
-            given[best],
-        )
+        self.margin[kept], self.size[kept] = margin[best], size[best]
+        self.prediction[kept] = given[best]
         if len(first):
             self.step[first] = self.forwards[first] - 1
             self.broken[first] = True
@@ -236,8 +238,9 @@ class AttackTracker:
 
 
 def best_of_each(rows: Tensor, key: Tensor, count: int) -> Tensor:
-    """Of the places (n,) that name the same one of `count` examples the one with the least `key`,
-    the first if they tie.
+    """Of the places (n,) that name the same of `count` examples, the one with the least `key`.
+
+    The first counts if they tie.
     """
     place = torch.arange(len(rows), device=rows.device)
     if bool((rows[1:] > rows[:-1]).all()):  # each is named once
@@ -248,7 +251,10 @@ def best_of_each(rows: Tensor, key: Tensor, count: int) -> Tensor:
 
 
 def predicted_classes(logits: Tensor) -> Tensor:
-    """(N,) most likely class, -1 where a logit is not finite: such an example is never correct."""
+    """The most likely class (N,), -1 where a logit is not finite.
+
+    An example without finite logits is never correct.
+    """
     return logits.argmax(dim=1).where(logits.isfinite().all(dim=1), -1)
 
 
@@ -263,10 +269,12 @@ def track_attack(
     norm: Literal["linf", "l2"] | None = None,
     validate: bool = True,
 ) -> Iterator[AttackTracker]:
-    """An `Oracle` over the model in eval mode without parameter gradients; the model is handed back
-    as it was.
+    """Yield an `AttackTracker` over the model in eval mode without parameter gradients.
 
-    Errors: those of `check_inputs`, unless `validate` is False.
+    The model is handed back as it was.
+
+    Raises:
+        KitError: `check_inputs` refuses the inputs; it is not asked where `validate` is False.
     """
     notes = check_inputs(model, x, y) if validate else ()
     with frozen(model), padded_batch_sizes(model):

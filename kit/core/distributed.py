@@ -1,12 +1,13 @@
-"""One network trained by several processes, of one machine or many, with PyTorch's
-DistributedDataParallel.
+"""One network trained by several processes, on one machine or on many.
+
+PyTorch's DistributedDataParallel connects them:
 
     torchrun --nproc-per-node 2 -m kit train vir-trades --recipe cifar10:paper
 
-Each process attacks and passes its share of every batch. What was seen is then put together again,
-so that criterion, weights and loss are those of the whole batch, as in one process, and every
-process has them. The first process leads: it alone reads checkpoints and writes files. In one
-process all of this does nothing.
+Each process attacks its share of every batch and passes it through the network. What the processes
+computed is then gathered, so that every process has the criterion, weights and loss of the whole
+batch, as in one process. The main process alone reads checkpoints and writes files. In one process
+all of this does nothing.
 """
 
 from __future__ import annotations
@@ -26,15 +27,17 @@ from torch.nn.parallel import DistributedDataParallel
 from kit.core.environment import launched_process
 from kit.core.errors import KitError
 
-#: A leader may wait long for a run that somebody else trains.
+#: The main process may wait long for a run that somebody else trains.
 JOIN_TIMEOUT = timedelta(days=7)
 
 
 @contextlib.contextmanager
 def join_processes(device: str) -> Iterator[str]:
-    """Join the processes that torchrun started, if it did. -> the device of this one.
+    """Join the processes that torchrun started, if it did, and yield the device of this one.
 
-    `KitError` where torchrun started more processes than there are GPUs to train on.
+    Raises:
+        KitError: torchrun started more processes than there are GPUs to train on, or `device` is
+            neither "auto", "cpu" nor "cuda".
     """
     count, place = launched_process()
     if count == 1:
@@ -47,8 +50,7 @@ def join_processes(device: str) -> Iterator[str]:
         if place >= gpus:
             raise KitError(
                 f"process {place + 1} of this machine has no GPU of its own: there are {gpus}; "
-                f"start torchrun "
-                f"with --nproc-per-node {gpus or 1}, or pass --device cpu"
+                f"start torchrun with --nproc-per-node {gpus or 1}, or pass --device cpu"
             )
         device = f"cuda:{place}"
         torch.cuda.set_device(place)
@@ -63,10 +65,12 @@ def join_processes(device: str) -> Iterator[str]:
 
 
 def process_count() -> int:
+    """The number of processes that train together; 1 where torchrun started none."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
+    """Is this the main process, the one that reads checkpoints and writes files?"""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
@@ -78,7 +82,7 @@ def barrier() -> None:
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """The leader goes through the block before the others: it downloads, they find the files."""
+    """The main process runs the block first: it downloads, and the others find the files."""
     if not is_main():
         barrier()
     yield
@@ -87,9 +91,9 @@ def main_first() -> Iterator[None]:
 
 
 def broadcast(value: Any, device: torch.device | str = "cpu") -> Any:
-    """The leader's value in every process:
+    """Return the main process's value in every process.
 
-    tensors, which come to `device`, numbers, text, lists and dicts.
+    `value`: tensors, which come to `device`, numbers, text, lists and dicts.
     """
     if process_count() == 1:
         return value
@@ -116,10 +120,10 @@ def _split_rows(n: int) -> list[slice]:
 
 
 def gather(values: Tensor, n: int) -> Tensor:
-    """(n, ...) of all processes from each one's share, in order.
+    """Gather the shares of all processes, in order, as one tensor (n, ...).
 
-    A gradient reaches this process's rows alone, `count()` times as large: the mean over processes,
-    which DistributedDataParallel takes, is then the gradient of the whole batch.
+    A gradient reaches this process's rows alone, `process_count()` times as large. The mean over
+    processes, which DistributedDataParallel takes, is then the gradient of the whole batch.
     """
     if process_count() == 1:
         return values
@@ -139,25 +143,32 @@ def gather(values: Tensor, n: int) -> Tensor:
 
 
 def wrap_distributed(model: nn.Module) -> nn.Module:
-    """The network behind DistributedDataParallel, which averages its gradients in every backward
-    pass. Batch norms use each process's images; their running statistics are averaged by `average`.
+    """Wrap the network in DistributedDataParallel.
+
+    It averages the network's gradients in every backward pass. Batch norms use each process's
+    images; their running statistics are averaged by `average_tensors`.
     """
     if process_count() == 1:
         return model
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # newer versions have another name for it, older ones do not
+        # newer versions have another name for it, older ones do not
+        warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(model, broadcast_buffers=False)
 
 
 def unwrap_distributed(network: nn.Module) -> nn.Module:
-    """Without DistributedDataParallel: for passes whose gradients are not the parameters'."""
+    """The network without DistributedDataParallel.
+
+    It is for passes whose gradients are not the parameters'.
+    """
     return network.module if isinstance(network, DistributedDataParallel) else network
 
 
 def average_tensors(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Each tensor's mean over processes, in place; whole numbers are left alone. -> tensors."""
+    """Replace each tensor by its mean over processes, in place, and return the tensors.
+
+    Whole numbers are left alone.
+    """
     if process_count() > 1:
         for tensor in filter(torch.is_floating_point, tensors):
             dist.all_reduce(tensor)

@@ -74,9 +74,12 @@ def is_kernel_attended() -> bool:
 
 
 class LaunchedProcess(NamedTuple):
-    """This process among those that torchrun started: how many in all, its place on its host."""
+    """This process among the ones that torchrun started.
 
-    count: int
+    `world_size`: how many there are in all. `local_rank`: the place of this one on its host.
+    """
+
+    world_size: int
     local_rank: int
 
 
@@ -129,9 +132,10 @@ def notebook_variables(folder: Path | str, stamp: str, compiled: bool) -> dict[s
 
 
 def ray_variables(retries: int, loopback: bool) -> dict[str, str]:
-    """What Ray finds when it starts: no reports to its makers, and how often to begin a task again.
+    """The variables that Ray finds when it starts.
 
-    `loopback`: it listens to this machine alone.
+    It sends no reports to its makers, and begins a failed task again `retries` times. `loopback`:
+    Ray listens to this machine alone.
     """
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -152,7 +156,7 @@ def ray_task_variables(checkout: Path, home: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def changed_environment(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Within, the variables are as `wanted`, for this process and those that it starts."""
+    """Within, the variables are as `wanted`, for this process and for the ones that it starts."""
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:

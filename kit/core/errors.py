@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class KitError(ValueError):
-    """Something a user can mend: what is wrong, what was expected, what to do."""
+    """An error that a user can mend: what is wrong, what was expected, what to do."""
 
     def _render_traceback_(self) -> list[str]:
         # IPython's hook: in a notebook the sentence is enough

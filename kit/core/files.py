@@ -1,8 +1,8 @@
-"""Files that survive: atomic writes, checksums and locks. Knows nothing of training.
+"""Files that survive: atomic writes, checksums and locks. It knows nothing of training.
 
 Everything lives below `home()`: `data/` for data sets, `data/runs/<name>-<key>/` for runs. A file
 is written beside its place and moved there in one step, so that a reader sees the old one or the
-new one, never half of either.
+new one, never half of one.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ def home() -> Path:
 
 
 def locate(path: str) -> Path:
-    """A path as a user writes it; a relative one is looked for here, then in `home()`.
+    """The path that a user wrote; a relative one is searched for here, then in `home()`.
 
-    `KitError` if there can be none.
+    Raises:
+        KitError: This machine can have no such path.
     """
     try:
         found = Path(path).expanduser()
@@ -56,9 +57,10 @@ def locate(path: str) -> Path:
 
 
 def write_bytes(path: Path, payload: bytes) -> str:
-    """Write `payload` to `path` in one step, and only return when it is on the disk.
+    """Write `payload` to `path` in one step and return its SHA-256 once it is on the disk.
 
-    -> its SHA-256.
+    Raises:
+        KitError: The file cannot be written; what was saved before is intact.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -73,14 +75,17 @@ def write_bytes(path: Path, payload: bytes) -> str:
             temporary.unlink()
         raise KitError(
             f"cannot write {path}: {error.strerror or error}. What was saved before is intact; "
-            f"make room "
-            "or choose another folder with KIT_HOME"
+            "make room or choose another folder with KIT_HOME"
         ) from error
     return hashlib.sha256(payload).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of the file at `path`."""
+    """The SHA-256 of the file at `path`, in hex digits.
+
+    Raises:
+        KitError: The file cannot be read.
+    """
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -89,12 +94,16 @@ def file_digest(path: Path) -> str:
 
 
 def write_json(path: Path, record: Any) -> str:
-    """Write a record as JSON in one step. -> the file's SHA-256."""
+    """Write `record` as JSON to `path`, in one step, and return the file's SHA-256."""
     return write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """The record at `path`. `KitError` if it is missing or no JSON."""
+    """The record in the JSON file at `path`.
+
+    Raises:
+        KitError: The file is missing or is no JSON.
+    """
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -104,22 +113,24 @@ def read_json(path: Path) -> Any:
 
 
 def write_sealed_json(path: Path, record: dict[str, Any]) -> str:
-    """A JSON file that begins with the SHA-256 of its name and the rest."""
+    """Write a JSON file that begins with the SHA-256 of its name and the rest.
+
+    It returns the SHA-256 of the file.
+    """
     return write_json(path, {"sha256": _seal(path, record), **record})
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
-    """What `write_sealed_json` wrote.
+    """The record that `write_sealed_json` wrote.
 
     Raises:
-        KitError: if a value in it was altered since, or the file had another name.
+        KitError: A value in it was altered since, or the file had another name.
     """
     record = read_json(path)
     if not isinstance(record, dict) or record.pop("sha256", None) != _seal(path, record):
         raise KitError(
             f"{path} was altered, or comes from a version of the kit that wrote no checksum into "
-            f"it; restore it, "
-            "or delete its folder to start that work afresh"
+            "it; restore it, or delete its folder to start that work afresh"
         )
     return record
 
@@ -129,9 +140,9 @@ def _seal(path: Path, record: dict[str, Any]) -> str:
 
 
 def save_checkpoint(path: Path, state: Any) -> str:
-    """Write a checkpoint behind a SHA-256 of its bytes. -> the file's SHA-256.
+    """Write a checkpoint behind a SHA-256 of its bytes, and return the file's SHA-256.
 
-    It holds tensors, numbers, text, lists and dicts.
+    `state`: tensors, numbers, text, lists and dicts.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -140,9 +151,10 @@ def save_checkpoint(path: Path, state: Any) -> str:
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Any:
-    """The checkpoint at `path`.
+    """The checkpoint at `path`, on `device`. No code from it is run.
 
-    `KitError` if it is missing, truncated, altered or foreign. Runs no code from it.
+    Raises:
+        KitError: The file is missing, truncated, altered or foreign.
     """
     try:
         blob = path.read_bytes()
@@ -173,14 +185,21 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Any:
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> str:
-    """Named arrays as one .npz (each entry carries a CRC). -> the file's SHA-256."""
+    """Write named arrays as one .npz, and return the file's SHA-256.
+
+    Each entry carries a CRC.
+    """
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # numpy declares allow_pickle beside them
     return write_bytes(path, buffer.getvalue())
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays at `path`. `KitError` if it is missing or damaged."""
+    """The arrays at `path`, by name.
+
+    Raises:
+        KitError: The file is missing or damaged.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
@@ -199,7 +218,7 @@ def lock_folder(folder: Path, waiting: Callable[[], None] | None = None) -> Iter
     somebody else holds it. Network file systems keep this promise only as far as their flock does.
 
     Raises:
-        KitError: if nothing can be written there.
+        KitError: The folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

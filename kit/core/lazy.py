@@ -11,9 +11,9 @@ from importlib import import_module
 
 
 def lazy_exports(package: str, places: Mapping[str, str]) -> tuple[Callable, Callable]:
-    """(`__getattr__`, `__dir__`) for the package `package`.
+    """Make (`__getattr__`, `__dir__`) for the package `package`.
 
-    `places`: {public name: "module" or "module:its name there"}, modules below `package`; a name
+    `places`: {public name: "module" or "module:its name there"}, modules below `package`. A name
     whose place ends with ":" is the module itself.
     """
 

@@ -25,7 +25,7 @@ SUPPLIED = frozenset({"generator", "watch", "steps", "step_size", "validate", "t
 def list_hyper_parameters(fn: Callable) -> Mapping[str, tuple[Any, Any]]:
     """List the hyper-parameters of a part's function as {name: (annotation, default)}.
 
-    They are its keyword-only parameters without those of `SUPPLIED`.
+    They are its keyword-only parameters without the ones in `SUPPLIED`.
     """
     hints = get_type_hints(fn, include_extras=True)
     return MappingProxyType(
@@ -45,6 +45,7 @@ class Part(partial):
 
     @property
     def fn(self) -> Callable:
+        """The function."""
         return self.func
 
     @property
@@ -54,6 +55,7 @@ class Part(partial):
 
     @property
     def name(self) -> str:
+        """The function's name."""
         return self.func.__name__
 
     def but(self, **changes: Any) -> Part:
@@ -108,7 +110,7 @@ def controls(*paths: str) -> Callable[[Function], Function]:
     """State which hyper-parameters a schedule controls, by their dotted names."""
 
     def state(schedule: Function) -> Function:
-        schedule.controls = paths
+        schedule.controls = paths  # type: ignore[attr-defined]  # a function takes any attribute
         return schedule
 
     return state

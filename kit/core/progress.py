@@ -22,7 +22,7 @@ def is_live() -> bool:
 
 
 def format_duration(seconds: float) -> str:
-    """12 s, 3 min 05 s, 2 h 10 min."""
+    """A duration as people write it: 12 s, 3 min 05 s, 2 h 10 min."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -34,7 +34,7 @@ def format_duration(seconds: float) -> str:
 
 
 class Progress:
-    """`update` as often as you like; it redraws at most twice a second.
+    """A line of progress: `update` it as often as you like, it is redrawn at most twice a second.
 
     `quiet` writes nothing at all.
     """
@@ -45,7 +45,7 @@ class Progress:
         self.quiet, self.live, self.width = quiet, is_live(), 0
 
     def update(self, done: int, text: str = "") -> None:
-        """Say that `done` of the total are done, and `text` of the latest."""
+        """Show that `done` of the total is done, with a word on it."""
         now = time.monotonic()
         if self.quiet or not self.live or (now - self.drawn < 0.5 and done < self.total):
             return
@@ -61,7 +61,7 @@ class Progress:
         self._write(f"\r{self.title}  {bar} {done}/{self.total}  {text}{left}")
 
     def close(self, text: str) -> None:
-        """The last line, which stays."""
+        """Write the last line, which stays."""
         if not self.quiet:
             self._write(("\r" if self.live else "") + f"{self.title}  {text}", end="\n")
 

@@ -16,9 +16,9 @@ from kit.core.errors import KitError
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from anything printable:
+    """Derive a 63-bit seed from anything printable.
 
-    the same words give the same stream on every machine.
+    The same words give the same stream on every machine.
     """
     digest = hashlib.sha256("\0".join(map(str, parts)).encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
@@ -59,7 +59,11 @@ class Streams:
         self.ids, self.parts, self.draws = ids, parts, 0
 
     def uniform(self, like: Tensor) -> Tensor:
-        """U[0, 1) in the shape and dtype of `like` (N, ...), 24 bits each."""
+        """Draw U[0, 1) in the shape and dtype of `like` (N, ...), 24 bits each.
+
+        Raises:
+            KitError: There are more or fewer ids than examples.
+        """
         if len(like) != len(self.ids):
             raise KitError(f"{len(self.ids)} example ids cannot seed a batch of {len(like)}")
         width = math.prod(like.shape[1:])
@@ -78,20 +82,22 @@ class Streams:
         return streams
 
     def normal(self, like: Tensor) -> Tensor:
-        """N(0, 1) in the shape of `like`, by Box and Muller."""
+        """Draw N(0, 1) in the shape of `like`, by Box and Muller."""
         radius = (-2 * torch.log1p(-self.uniform(like))).sqrt()
         return radius * torch.cos(2 * math.pi * self.uniform(like))
 
 
 class JoinedStreams(Streams):
-    """The streams of several batches that go through a program as one, the first batch's examples
-    first.
+    """The streams of several batches that go through a program as one.
+
+    The first batch's examples come first.
     """
 
     def __init__(self, several: Sequence[Streams]):
         self.several, self.ids = several, torch.cat([streams.ids for streams in several])
 
     def uniform(self, like: Tensor) -> Tensor:
+        """Draw U[0, 1) like `like` (N, ...), each batch's part from its own streams."""
         parts = like.split([len(streams.ids) for streams in self.several])
         return torch.cat(
             [streams.uniform(part) for streams, part in zip(self.several, parts, strict=True)]
@@ -101,8 +107,9 @@ class JoinedStreams(Streams):
 def draw_noise(
     source: Streams | torch.Generator | None, kind: Literal["uniform", "normal"], like: Tensor
 ) -> Tensor:
-    """U[0, 1) or N(0, 1) like `like`, from per-example streams, a generator, or torch's global one
-    (None).
+    """Draw U[0, 1) or N(0, 1) in the shape of `like`.
+
+    `source`: per-example streams, a generator, or None for torch's global one.
     """
     if isinstance(source, Streams):
         return getattr(source, kind)(like)

@@ -25,7 +25,7 @@ class Registry(dict):
         raise unknown_name(self.kind, name, self)
 
     def rows(self) -> list[tuple[str, str]]:
-        """(name, one line about it) of each row."""
+        """List (name, one line about it) of each row."""
         return [(name, describe_row(row)) for name, row in self.items()]
 
     def __repr__(self) -> str:

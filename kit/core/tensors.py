@@ -1,7 +1,7 @@
-"""Per-example mathematics of logits and of perturbations. Everything returns shape (N,) or an image
-batch.
+"""Per-example mathematics of logits and of perturbations.
 
-Cross-entropy and KL stay in log space: a softmax that underflows costs no gradient.
+Everything returns shape (N,) or an image batch. Cross-entropy and KL stay in log space: a softmax
+that underflows costs no gradient.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """-(z_y - max_{j≠y} z_j) / (z_(1) - z_(3)), (N,) to ascend; K >= 3. Croce and Hein (2020), Eq.
-    6.
+    """-(z_y - max_{j≠y} z_j) / (z_(1) - z_(3)), (N,) to ascend; K >= 3.
 
-    z_(k) is the k-th largest. Shifting or scaling the logits changes nothing. 1e-12 is added to the
-    denominator, as in auto-attack.
+    z_(k) is the k-th largest logit. Shifting or scaling the logits changes nothing. 1e-12 is added
+    to the denominator, as in auto-attack.
+
+    Source: Croce and Hein (2020), Eq. 6.
     """
     top = logits.topk(3, dim=1).values
     return -margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
@@ -57,7 +58,9 @@ def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2), (N,) to ascend; K >= 4.
 
-    Croce and Hein (2020), Eq. 7. See `dlr`.
+    See `dlr`.
+
+    Source: Croce and Hein (2020), Eq. 7.
     """
     top = logits.topk(4, dim=1).values
     return targeted_margin(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
@@ -67,7 +70,7 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:
-    """(N,) -> (N, 1, 1, 1) so that it broadcasts over images."""
+    """Reshape values (N,) to (N, 1, 1, 1), so that they broadcast over the images `like`."""
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
@@ -78,7 +81,7 @@ def norm(delta: Tensor, which: str) -> Tensor:
 
 
 def project(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
-    """`x_adv` pulled back into the threat's ball around `x`, then into [0, 1].
+    """Pull `x_adv` back into the threat's ball around `x`, then into [0, 1].
 
     Both sets are convex and hold `x`; the clip to [0, 1] only shortens an L-inf or L2 perturbation,
     so the result lies in both.
@@ -94,15 +97,17 @@ def project(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
 
 
 def where(which: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """The images `a` where `which` (N,) bool holds, else those of `b`; both finite. `torch.where`
-    takes several times as long on CPUs.
+    """The images `a` where `which` (N,) bool holds, else the images `b`; both must be finite.
+
+    `torch.where` takes several times as long on CPUs.
     """
     return b.lerp(a, per_example(which.to(a.dtype), a))
 
 
 def select_rows(which: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-    """Of each of `values` (N, ...) the places where `which` (N,) bool holds; the values themselves
-    if that is everywhere.
+    """Select from each of `values` (N, ...) the places where `which` (N,) bool holds.
+
+    Where that is everywhere, the values themselves are returned.
     """
     places = which.nonzero().squeeze(1)
     return (
@@ -113,26 +118,26 @@ def select_rows(which: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
 
 
 def ascent_direction(gradient: Tensor, which: str) -> Tensor:
-    """Steepest ascent of unit length in the norm:
+    """The steepest ascent of unit length in the norm.
 
-    the sign (L-inf) or the normalised gradient (L2).
+    It is the gradient's sign (L-inf) or the normalised gradient (L2).
     """
     if which == "linf":
         return gradient.sign()
     largest = per_example(norm(gradient, "linf"), gradient)
-    scaled = gradient / largest.where(
-        largest > 0, 1
-    )  # a confident network's gradients would vanish when squared
+    # a confident network's gradients would vanish when squared
+    scaled = gradient / largest.where(largest > 0, 1)
     length = per_example(norm(scaled, "l2"), gradient)
     return scaled / length.where(length > 0, 1)
 
 
 def adam_step(gradient: Tensor, moments: Tensor, t: int) -> tuple[Tensor, Tensor]:
-    """(direction to subtract, new moments) of Adam's step t = 1, 2, ... (Kingma and Ba, 2015,
-    Algorithm 1).
+    """Return (direction to subtract, new moments) of Adam's step t = 1, 2, ...
 
     `moments` (2, N, ...) start as zeros. A function and no optimizer, so that an attack can drop
     examples on the way.
+
+    Source: Kingma and Ba (2015), Algorithm 1.
     """
     moments = torch.stack(
         [0.9 * moments[0] + 0.1 * gradient, 0.999 * moments[1] + 0.001 * gradient**2]
@@ -144,6 +149,11 @@ def adam_step(gradient: Tensor, moments: Tensor, t: int) -> tuple[Tensor, Tensor
 
 
 def check_labels(y: Tensor, num_classes: int) -> None:
+    """Refuse labels that are not int64 (N,) or not below `num_classes`.
+
+    Raises:
+        KitError: The labels do not fit.
+    """
     if y.dtype != torch.int64 or y.dim() != 1:
         raise KitError(
             f"labels have dtype {y.dtype} and shape {tuple(y.shape)}; expected int64 (N,)"
@@ -156,6 +166,11 @@ def check_labels(y: Tensor, num_classes: int) -> None:
 
 
 def check_images(x: Tensor) -> None:
+    """Refuse images that are not floats (N, C, H, W) in [0, 1].
+
+    Raises:
+        KitError: The images do not fit.
+    """
     if not x.is_floating_point() or x.dim() < 2:
         raise KitError(
             f"images have dtype {x.dtype} and shape {tuple(x.shape)}; expected floats (N, C, H, W)"
@@ -168,7 +183,11 @@ def check_images(x: Tensor) -> None:
 
 
 def check_logits(logits: Tensor, n: int) -> None:
-    """Refuses a model's output that is no finite batch of logits (N, K), K >= 2."""
+    """Refuse a model's output that is no finite batch of logits (N, K), K >= 2.
+
+    Raises:
+        KitError: The output has another shape, is not finite, or holds probabilities.
+    """
     if logits.dim() != 2 or logits.shape[0] != n or logits.shape[1] < 2:
         raise KitError(
             f"the model returned shape {tuple(logits.shape)} for {n} images; expected logits (N, K)"

@@ -15,19 +15,19 @@ class _Abandoned(Exception):
 
 
 def stop_if_abandoned(*_: Any) -> None:
-    """Called now and then by work that takes long; it ends here if whoever asked for it has gone.
+    """Stop this work where whoever asked for it has gone.
 
-    A forward hook, too.
+    Work that takes long calls it now and then. It serves as a forward hook, too.
     """
     if getattr(_current, "gone", None) is not None and _current.gone.is_set():
         raise _Abandoned
 
 
 def run_in_threads(work: Callable[..., Any], jobs: Iterable[tuple], threads: int) -> Iterator[Any]:
-    """`work(*job)` of each job, as they are done; with one thread in order, each when its answer is
-    asked for.
+    """Yield `work(*job)` of each job, as they are done.
 
-    Whoever stops listening, by Ctrl-C say, stops the threads where they next call `still_wanted`.
+    With one thread they come in order, each computed when its answer is asked for. Whoever stops
+    listening, by Ctrl-C say, stops the threads where they next call `stop_if_abandoned`.
     """
     if threads <= 1:
         yield from (work(*job) for job in jobs)

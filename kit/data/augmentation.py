@@ -16,10 +16,10 @@ Augment = Literal["none", "crop", "crop-flip"]
 
 
 def augment(x: Tensor, which: Augment, streams: Streams) -> Tensor:
-    """Random crops of the image padded by 4 black pixels, and mirror images, for a whole batch at
-    once.
+    """Crop each image at random from itself padded by 4 black pixels, and mirror it at random.
 
-    What happens to an image depends on its id and the stream's name alone. x (N, C, H, W).
+    It is done for a whole batch at once. What happens to an image depends on its id and the
+    stream's name alone. x (N, C, H, W).
     """
     if which == "none":
         return x

@@ -17,6 +17,10 @@ MIXTURE_SIZES = {"train": 5_000, "test": 10_000}
 
 
 def digits_arrays(root: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
+    """The digits of scikit-learn as (training arrays, test arrays, classes); `root` is not used.
+
+    The grey values 0 to 16 become 0 to 255.
+    """
     from sklearn.datasets import load_digits
 
     bundle = load_digits()
@@ -31,6 +35,10 @@ def digits_arrays(root: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
 
 
 def mixture_arrays(root: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
+    """The data set `mixture` as (training arrays, test arrays, classes); `root` is not used.
+
+    See `kit.data.gaussian_mixture`.
+    """
     parts = []
     for part, n in MIXTURE_SIZES.items():
         x, labels = sample_mixture(MIXTURE, n, named_generator("mixture", part))

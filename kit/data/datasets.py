@@ -4,7 +4,7 @@ Names: digits (inside scikit-learn, the default), mnist, fashion-mnist, cifar10,
 (downloaded and verified by torchvision into `data/`), mixture (two Gaussian classes, drawn here;
 see `kit.data.gaussian_mixture`), and folder:<path>, any tree with train/<class>/ and test/<class>/
 images, or TinyImageNet as it is unpacked. +npz:<file> behind any of them adds generated images to
-those for training.
+the training images.
 """
 
 from __future__ import annotations
@@ -51,12 +51,15 @@ def base_of(name: str) -> str:
 
 
 def folder_path(name: str) -> Path:
-    """The path of a `folder:<path>` name; a relative one is looked for here, then beside `data/`."""
+    """The path of a `folder:<path>` name.
+
+    A relative one is searched for here, then beside `data/`.
+    """
     return locate(base_of(name).removeprefix("folder:"))
 
 
 def generated_path(name: str) -> Path | None:
-    """The file of a `<data set>+npz:<file>` name, found like a folder; None where there is none."""
+    """The file of a `<data set>+npz:<file>` name, found like a folder, or None."""
     return locate(name.partition("+npz:")[2]) if "+npz:" in name else None
 
 
@@ -68,7 +71,11 @@ def absolute_name(name: str) -> str:
 
 
 def check_data_name(name: str) -> None:
-    """`KitError` unless `load` knows it; a folder and a file must exist."""
+    """Refuse a name that `load_dataset` does not know; a folder and a file must exist.
+
+    Raises:
+        KitError: The name is unknown, names no folder or no file, or its folder or file is missing.
+    """
     base, file = base_of(name), generated_path(name)
     if base == "folder:":
         raise KitError(
@@ -84,14 +91,14 @@ def check_data_name(name: str) -> None:
         if not folder_path(base).is_dir():
             raise KitError(
                 f"there is no folder {folder_path(base)}; expected one with train/<class>/ and "
-                f"test/<class>/"
+                "test/<class>/"
             )
     elif base not in DATA:
         raise unknown_name("data set", base, [*DATA, "folder:<path>", "<data set>+npz:<file>"])
     if file and not file.is_file():
         raise KitError(
             f"there is no file {file}; expected an .npz of generated images, with arrays image and "
-            f"label"
+            "label"
         )
 
 
@@ -100,9 +107,8 @@ def _make_split(name: str, part: str, arrays: Arrays, first_id: int, num_classes
     if images.dtype != np.uint8 or len(images) != len(labels) or not len(labels):
         raise KitError(
             f"{name}, {part}: {len(images)} images of type {images.dtype} and {len(labels)} "
-            f"labels; "
-            "expected as many labels as uint8 images, and at least one. Delete the files and run "
-            "again"
+            "labels; expected as many labels as uint8 images, and at least one. Delete the files "
+            "and run again"
         )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise KitError(
@@ -116,30 +122,36 @@ def _make_split(name: str, part: str, arrays: Arrays, first_id: int, num_classes
 def load_dataset(
     name: str, *, validation: int = 0, train_size: int = 0, root: Path | None = None
 ) -> DataSet:
-    """The data set `name` on the CPU, with `validation` training images held out and at most
-    `train_size` (0 = all) used.
+    """Load the data set `name` on the CPU.
 
-    The held-out and the used images are a fixed random choice, the same for every seed. Test ids
-    follow the training ids, and those of generated images the test ids; they are in `train` only.
-    Errors: `KitError` for an unknown name, and for missing, truncated or foreign files.
+    `validation` training images are held out, and at most `train_size` (0 = all) of the others are
+    used. The held-out and the used images are a fixed random choice, the same for every seed. Test
+    ids follow the training ids, and the ids of generated images follow the test ids; generated
+    images are in `train` only.
+
+    Raises:
+        KitError: The name is unknown, a file is missing, truncated or foreign, or the data set has
+            fewer training images than are asked for.
     """
     check_data_name(name)
     base, file = base_of(name), generated_path(name)
     if base.startswith("folder:"):
-        train, test, classes = load_folder(folder_path(base))
+        train_arrays, test_arrays, classes = load_folder(folder_path(base))
     else:
-        train, test, classes = DATA[base](root or home() / "data")
+        train_arrays, test_arrays, classes = DATA[base](root or home() / "data")
     for part, arrays, expected in zip(
-        ("train", "test"), (train, test), EXPECTED.get(base, (None, None)), strict=True
+        ("train", "test"),
+        (train_arrays, test_arrays),
+        EXPECTED.get(base, (None, None)),
+        strict=True,
     ):
         if expected is not None and len(arrays[1]) != expected:
             raise KitError(
                 f"{base}, {part}: {len(arrays[1])} images, expected {expected}; the file is "
-                f"truncated or "
-                f"foreign. Delete it below {root or home() / 'data'} and run again"
+                f"truncated or foreign. Delete it below {root or home() / 'data'} and run again"
             )
-    train = _make_split(base, "train", train, 0, len(classes))
-    test = _make_split(base, "test", test, len(train), len(classes))
+    train = _make_split(base, "train", train_arrays, 0, len(classes))
+    test = _make_split(base, "test", test_arrays, len(train), len(classes))
     if validation + 1 > len(train) or (
         train_size and not file and validation + train_size > len(train)
     ):

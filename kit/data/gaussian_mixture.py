@@ -1,12 +1,11 @@
-"""Two Gaussian classes, one harder than the other: what a linear classifier risks on each, in
-closed form.
+"""Two Gaussian classes, and what a linear classifier risks on each, in closed form.
 
-VIR's appendix A argues with such a mixture. This is our reading of it, the construction of Xu et
-al. (2021, "To be Robust or to be Fair", s. 3; Ma et al., 2022, use it too), with class -1 as the
-harder one:
+One class is harder than the other. VIR's appendix A argues with such a mixture. This is our reading
+of it, the construction of Xu et al. (2021, "To be Robust or to be Fair", s. 3; Ma et al., 2022, use
+it too), with class -1 as the harder one:
 
-    y = -1 or +1 with equal chance,  x ~ N(yθ, σ_y² I),  θ = (η, ..., η) in R^d,  σ_+ = σ,  σ_- = Kσ
-    with K >= 1.
+    y = -1 or +1 with equal chance,  x ~ N(yθ, σ_y² I),  θ = (η, ..., η) in R^d,
+    σ_+ = σ,  σ_- = Kσ with K >= 1.
 
 y(⟨w, x⟩ + b) is normal with mean ⟨w, θ⟩ + yb and standard deviation σ_y ‖w‖₂, and the worst
 perturbation of size ε takes ε‖w‖_* from it: the dual norm, ‖w‖₁ against L∞ and ‖w‖₂ against L2. So
@@ -44,7 +43,8 @@ SPREADS = 4  # how many σ_- beyond the hard class's mean [0, 1] reaches
 class Mixture:
     """The mixture's numbers; `dimension` is a square, so that a point is an image.
 
-    `KitError` for any that do not fit.
+    Raises:
+        KitError: A number does not fit.
     """
 
     dimension: Count = 64
@@ -60,17 +60,17 @@ class Mixture:
         if math.isqrt(self.dimension) ** 2 != self.dimension:
             raise KitError(
                 f"Mixture.dimension={self.dimension} must be a square such as 64, for images of "
-                f"8x8 pixels"
+                "8x8 pixels"
             )
 
     @property
     def sigmas(self) -> np.ndarray:
-        """(σ_-, σ_+)."""
+        """(σ_-, σ_+), the standard deviations of the two classes."""
         return np.array([self.ratio * self.sigma, self.sigma])
 
     @property
     def scale(self) -> float:
-        """Pixels per unit of x:
+        """Pixels per unit of x.
 
         [0, 1] shows |x| <= η + 4σ_-; at most 2Φ(-4) = 0.006 % of all pixels lie beyond.
         """
@@ -96,11 +96,15 @@ def risks(
     eps: float = 0.0,
     norm: Literal["linf", "l2"] = "linf",
 ) -> np.ndarray:
-    """(2,) float64: how often sign(⟨w, x⟩ + b) errs on class -1 and on +1 under the worst
-    perturbation of size eps.
+    """The risks (2,) of sign(⟨w, x⟩ + b) on class -1 and on +1, float64.
 
-    w (d,) and b in any common unit, eps in the mixture's. Xu et al. (2021), s. 3, for any w and K.
-    `KitError` for a w of another length, all zeros, or anything that is no number.
+    A risk is how often it errs under the worst perturbation of size eps. w (d,) and b in any common
+    unit; the perturbation's size eps in the mixture's unit. It holds for any w and K.
+
+    Raises:
+        KitError: w has another length or is all zeros, or a value is no number.
+
+    Source: Xu et al. (2021), s. 3.
     """
     w = np.asarray(w, dtype=np.float64)
     check_value("b", b, Real)
@@ -114,14 +118,22 @@ def risks(
 
 
 def best_offset(mixture: Mixture, eps: float = 0.0, norm: Literal["linf", "l2"] = "linf") -> float:
-    """The b with the least mean of both classes' risks under eps, for w = (1, ..., 1), which no
-    other direction beats.
+    """The b with the least mean of both classes' risks under eps, for w = (1, ..., 1).
 
-    With m = dη - ε‖w‖_* and s = σ√d, the derivative is 0 where φ((m + b) / s) = φ((m - b) / (Ks)) /
-    K, a quadratic in b: (K² - 1) b² + 2 (K² + 1) m b + (K² - 1) m² - 2 K² s² ln K = 0. The larger
-    root is the minimum; it is written below without the difference that cancels near K = 1. It
-    falls in m: training against eps > 0 raises b, which lowers the easy class's natural risk and
-    raises the hard one's. `KitError` where eps moves one mean onto the other or beyond (m <= 0).
+    No other direction beats this w. With m = dη - ε‖w‖_* and s = σ√d, the derivative is 0 where
+
+        φ((m + b) / s) = φ((m - b) / (Ks)) / K,
+
+    a quadratic in b:
+
+        (K² - 1) b² + 2 (K² + 1) m b + (K² - 1) m² - 2 K² s² ln K = 0.
+
+    The larger root is the minimum; it is written below without the difference that cancels near K =
+    1. It falls in m: training against eps > 0 raises b, which lowers the easy class's natural risk
+    and raises the hard one's.
+
+    Raises:
+        KitError: eps moves one mean onto the other or beyond (m <= 0).
     """
     check_mixture_threat(eps, norm)
     ones = np.ones(mixture.dimension)
@@ -143,12 +155,15 @@ def best_offset(mixture: Mixture, eps: float = 0.0, norm: Literal["linf", "l2"] 
 def optimal_risks(
     mixture: Mixture, eps: float, norm: Literal["linf", "l2"] = "linf"
 ) -> pd.DataFrame:
-    """Natural and robust risk of each class at the optimum of standard and of adversarial training,
-    eps in x's units.
+    """Natural and robust risk of each class at the optimum of standard and of adversarial training.
 
-    Rows (training, class), columns natural and robust. Errors as in `best_offset`.
+    eps in x's units. Rows (training, class), columns natural and robust.
+
+    Raises:
+        KitError: As in `best_offset`.
     """
-    rows, ones = {}, np.ones(mixture.dimension)
+    rows: dict[tuple[str, str], dict[str, float]] = {}
+    ones = np.ones(mixture.dimension)
     for training, trained_eps in (("standard", 0.0), ("adversarial", eps)):
         b = best_offset(mixture, trained_eps, norm)
         natural, robust = risks(mixture, ones, b), risks(mixture, ones, b, eps, norm)
@@ -160,6 +175,11 @@ def optimal_risks(
 
 
 def check_mixture_threat(eps: float, norm: str) -> None:
+    """Refuse a size of perturbation below 0, or an unknown norm.
+
+    Raises:
+        KitError: `eps` or `norm` does not fit.
+    """
     check_value("eps", eps, NonNegative)
     check_value("norm", norm, Literal["linf", "l2"])
 
@@ -170,51 +190,46 @@ def check_mixture_threat(eps: float, norm: str) -> None:
 def sample_mixture(
     mixture: Mixture, n: int, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """n points, as many of either class (one more of -1 where n is odd).
+    """Draw n points and return (x (n, d) float64, labels (n,) int64).
 
-    -> x (n, d) float64, labels (n,) int64.
+    Both classes have as many points, but class -1 has one more where n is odd.
     """
     check_value("n", n, Natural)
     labels = torch.arange(n) % 2
     noise = torch.randn(n, mixture.dimension, generator=generator, dtype=torch.float64)
-    return (2 * labels[:, None] - 1) * mixture.eta + torch.from_numpy(mixture.sigmas)[labels][
-        :, None
-    ] * noise, labels
+    sigmas = torch.from_numpy(mixture.sigmas)[labels][:, None]
+    return (2 * labels[:, None] - 1) * mixture.eta + sigmas * noise, labels
 
 
 def mixture_images(mixture: Mixture, x: Tensor) -> Tensor:
-    """x (n, d) as (n, √d, √d) uint8: 1/2 + scale · x, clipped to [0, 1] and rounded to 1/255.
+    """Show points x (n, d) as uint8 images (n, √d, √d): 1/2 + scale · x, clipped and rounded.
 
-    Rounding adds noise of variance (1 / (255 scale))² / 12 to each coordinate. For `MIXTURE` that
-    is 0.04 % of σ² and moves no class's risk by more than 0.00005; on 5,000 images chance moves the
-    smallest of them by 0.001.
+    Clipped to [0, 1] and rounded to 1/255. Rounding adds noise of variance (1 / (255 scale))² / 12
+    to each coordinate. For `MIXTURE` that is 0.04 % of σ² and moves no class's risk by more than
+    0.00005; on 5,000 images chance moves the smallest of them by 0.001.
     """
     side = math.isqrt(mixture.dimension)
-    return (
-        ((0.5 + mixture.scale * x).clamp(0, 1) * 255)
-        .round()
-        .to(torch.uint8)
-        .view(len(x), side, side)
-    )
+    levels = ((0.5 + mixture.scale * x).clamp(0, 1) * 255).round()
+    return levels.to(torch.uint8).view(len(x), side, side)
 
 
 # --------------------------------------------------------------------------------- trained networks
 
 
 def linear_rule(run: Any, which: str = "last") -> tuple[np.ndarray, float]:
-    """(w (d,), b) in the mixture's units: the network that `run` (a `kit.Run`) trained says +1
-    where ⟨w, x⟩ + b > 0.
+    """(w (d,), b) in the mixture's units of the network that `run` (a `kit.Run`) trained.
 
-    x = 0 is the image that is 1/2 everywhere: b is the difference of the logits there, and w
-    follows from its gradient. `KitError` for data other than `mixture`, or a network that is not
-    linear.
+    The network says +1 where ⟨w, x⟩ + b > 0. x = 0 is the image that is 1/2 everywhere: b is the
+    difference of the logits there, and w follows from its gradient.
+
+    Raises:
+        KitError: The data are other than `mixture`, or the network is not linear.
     """
     recipe, side = run.plan.recipe, math.isqrt(MIXTURE.dimension)
     if (recipe.data, recipe.model) != ("mixture", "linear"):
         raise KitError(
             f"{run.spec}: a closed form is known for model=linear on data=mixture, not for "
-            f"{recipe.model} on "
-            f"{recipe.data}; take recipe=mixture"
+            f"{recipe.model} on {recipe.data}; take recipe=mixture"
         )
     grey = torch.full((1, 1, side, side), 0.5, requires_grad=True)
     minus, plus = run.model(which)(grey).squeeze(0)

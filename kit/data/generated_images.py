@@ -30,8 +30,7 @@ def _open_archive(file: Path) -> Iterator[zipfile.ZipFile]:
     except Exception as error:  # zipfile, zlib, struct, tokenize and numpy each have their own
         raise KitError(
             f"{file} is not a readable .npz ({type(error).__name__}: {error}); it is cut short, "
-            f"damaged or "
-            "something else. Expected what numpy.savez writes; get it again"
+            "damaged or something else. Expected what numpy.savez writes; get it again"
         ) from error
 
 
@@ -52,11 +51,15 @@ def _read_header(
 
 
 def _read_labels(file: Path, picture: tuple[int, ...], num_classes: int) -> np.ndarray:
-    """The labels (N,) of a file of generated images, once what both arrays' headers say is right.
+    """The labels (N,) of a file of generated images, once both arrays' headers are found right.
 
-    Errors: `KitError`.
+    Raises:
+        KitError: An array is missing, or has another shape, type or order than expected.
     """
-    wanted = f"expected image (N, {', '.join(map(str, picture))}) of uint8 and label (N,) of integers, in C order"
+    wanted = (
+        f"expected image (N, {', '.join(map(str, picture))}) of uint8 and label (N,) of integers, "
+        "in C order"
+    )
     with _open_archive(file) as archive:
         here = sorted(member.removesuffix(".npy") for member in archive.namelist())
         if missing := sorted({"image", "label"} - set(here)):
@@ -75,8 +78,7 @@ def _read_labels(file: Path, picture: tuple[int, ...], num_classes: int) -> np.n
         ):
             raise KitError(
                 f"{file} has image {pixels} of {kind}{' in Fortran order' if fortran else ''} and "
-                f"label {shape} "
-                f"of {integers}; {wanted}"
+                f"label {shape} of {integers}; {wanted}"
             )
         labels = np.frombuffer(stream.read(), integers).reshape(shape)
     if labels.min() < 0 or labels.max() >= num_classes:
@@ -88,9 +90,9 @@ def _read_labels(file: Path, picture: tuple[int, ...], num_classes: int) -> np.n
 
 
 def _read_images(file: Path, rows: np.ndarray, into: Tensor) -> None:
-    """The file's images `rows` (sorted) to `into` (len(rows), C, H, W), in chunks:
+    """Read the file's images `rows` (sorted) into `into` (len(rows), C, H, W).
 
-    the file may exceed the memory.
+    They are read in chunks: the file may exceed the memory.
     """
     with _open_archive(file) as archive:
         stream, (n, *picture), _, _ = _read_header(archive, "image")
@@ -110,8 +112,13 @@ def _read_images(file: Path, rows: np.ndarray, into: Tensor) -> None:
 def add_generated_images(
     base: Split, file: Path, num_classes: int, first_id: int, train_size: int
 ) -> Split:
-    """`base` and behind it the file's images, with ids from `first_id`; of both `train_size` at
-    random (0 = all).
+    """Add the file's images behind `base`, with ids from `first_id`.
+
+    Of both, `train_size` are kept at random (0 = all).
+
+    Raises:
+        KitError: The file does not fit, there are fewer than `train_size` images, or the images do
+            not fit into the memory.
     """
     channels, *size = base.images.shape[1:]
     labels = torch.from_numpy(

@@ -18,6 +18,14 @@ Samples = list[tuple[str, int]]  # (file, label)
 
 
 def load_folder(path: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
+    """Load a folder of images as (training arrays, test arrays, classes).
+
+    `path` holds train/<class>/ and test/<class>/, or is TinyImageNet as it is unpacked.
+
+    Raises:
+        KitError: A folder is missing, the two have different classes, or an image cannot be read or
+            has another size.
+    """
     train, classes = _classified(path, "train")
     test = _tested(path, classes)
     parts = [
@@ -37,15 +45,15 @@ def _classified(path: Path, part: str) -> tuple[Samples, tuple[str, ...]]:
     except FileNotFoundError as error:
         raise KitError(
             f"{path / part} is not a folder of images; expected {path}/train/<class>/*.png (or "
-            f".jpg) "
-            f"and {path}/test/<class>/*.png: {error}"
+            f".jpg) and {path}/test/<class>/*.png: {error}"
         ) from error
     return tree.samples, tuple(tree.classes)
 
 
 def _tested(path: Path, classes: tuple[str, ...]) -> Samples:
-    """The images of test/ or, where it holds none of the classes (TinyImageNet's has no labels), of
-    val/.
+    """The images of test/, or of val/ where test/ holds none of the classes.
+
+    TinyImageNet's test/ has no labels.
     """
     part = next(
         (p for p in ("test", "val") if any((path / p / name).is_dir() for name in classes)), ""
@@ -57,20 +65,20 @@ def _tested(path: Path, classes: tuple[str, ...]) -> Samples:
         odd = sorted(set(found) ^ set(classes))
         raise KitError(
             f"{path}: train/ and {part or 'test'}/ have different classes ({', '.join(odd[:5])} is "
-            f"in one only)"
+            "in one only)"
         )
     return samples
 
 
 def _annotated(folder: Path, classes: tuple[str, ...]) -> Samples:
-    """TinyImageNet's val/:
+    """The images of TinyImageNet's val/.
 
-    images/ and a table of file, class ("wnid") and bounding box, with tabs between.
+    It holds images/ and a table of file, class ("wnid") and bounding box, with tabs between.
     """
-    table, labels = folder / ANNOTATIONS, {}
-    for number, line in enumerate(
-        table.read_text(encoding="utf-8", errors="replace").splitlines(), 1
-    ):
+    table = folder / ANNOTATIONS
+    labels: dict[str, int] = {}
+    lines = table.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
         file, wnid = [*line.split("\t"), ""][:2]
         if wnid not in classes or file in labels:
             wrong = (
@@ -78,17 +86,15 @@ def _annotated(folder: Path, classes: tuple[str, ...]) -> Samples:
             )
             raise KitError(
                 f"{table}, line {number}: {wrong}. Expected for each image a line of its name, one "
-                f"of the "
-                f"{len(classes)} wnids of train/ and a box, with tabs between; unpack the archive "
-                f"again"
+                f"of the {len(classes)} wnids of train/ and a box, with tabs between; unpack the "
+                "archive again"
             )
         labels[file] = classes.index(wnid)
     found = {file.name for file in (folder / "images").glob("*.JPEG")}
     if odd := sorted(found ^ set(labels)):
         raise KitError(
             f"{folder}: {odd[0]} is in {'images/' if odd[0] in found else ANNOTATIONS} only; "
-            f"expected every "
-            f"image in images/ and in {ANNOTATIONS}. Unpack the archive again"
+            f"expected every image in images/ and in {ANNOTATIONS}. Unpack the archive again"
         )
     if not labels:
         raise KitError(
@@ -102,13 +108,14 @@ def _pixels(samples: Samples) -> np.ndarray:
     from PIL import Image
     from torchvision.datasets.folder import default_loader
 
-    images = None
+    images: np.ndarray = np.empty(0, np.uint8)  # until the first image tells the size
     for row, (file, _) in enumerate(samples):
         try:
             with Image.open(file) as picture:
                 picture.verify()  # compares a PNG's checksums, which decoding does not
             image = np.asarray(default_loader(file))
-            images = np.empty((len(samples), *image.shape), np.uint8) if images is None else images
+            if row == 0:
+                images = np.empty((len(samples), *image.shape), np.uint8)
         except Exception as error:
             raise KitError(
                 f"{file} is not a readable image ({type(error).__name__}); delete or replace it"

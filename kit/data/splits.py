@@ -14,8 +14,9 @@ CHUNK = 4096  # images read or counted at a time
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W) uint8, labels (N,) int64, and ids (N,) int64 that never change for an
-    image.
+    """Images with their labels and ids.
+
+    Images (N, C, H, W) uint8, labels (N,) int64, and ids (N,) int64 that never change for an image.
     """
 
     images: Tensor
@@ -26,13 +27,15 @@ class Split:
         return len(self.y)
 
     def x(self, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Float images in [0, 1]."""
+        """Float images in [0, 1] of `rows`, (n, C, H, W)."""
         return self.images[rows].float() / 255
 
     def take(self, rows: Tensor | slice) -> Split:
+        """The images `rows` with their labels and ids."""
         return Split(self.images[rows], self.y[rows], self.ids[rows])
 
     def to(self, device: torch.device) -> Split:
+        """The split on `device`."""
         return Split(self.images.to(device), self.y.to(device), self.ids.to(device))
 
 
@@ -51,9 +54,12 @@ class DataSet:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return tuple(self.train.images.shape[1:])
+        """(C, H, W) of one image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
 
     def to(self, device: torch.device) -> DataSet:
+        """The data set on `device`."""
         return replace(
             self,
             train=self.train.to(device),
@@ -66,24 +72,19 @@ class DataSet:
         digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
             for tensor in (split.images, split.y):
-                digest.update(tensor.cpu().contiguous().view(-1).numpy())
+                digest.update(tensor.cpu().contiguous().view(-1).numpy().data)
         return digest.hexdigest()[:12]
 
     def mean_std(self) -> tuple[Tensor, Tensor]:
-        """Per channel, over the training images, in [0, 1]."""
+        """Mean and standard deviation of each channel, (C,), over the training images in [0, 1]."""
         levels = torch.arange(256, dtype=torch.float64) / 255
-        counts = sum(
-            torch.stack(
-                [
-                    channel.flatten().bincount(minlength=256)
-                    for channel in images.transpose(0, 1).cpu()
-                ]
-            )
-            for images in self.train.images.split(CHUNK)
-        ).double()
-        counts = counts / counts.sum(dim=1, keepdim=True)
-        mean = (counts * levels).sum(dim=1)
-        variance = (counts * (levels - mean[:, None]) ** 2).sum(dim=1)
+        counts = torch.zeros(self.shape[0], len(levels), dtype=torch.int64)
+        for images in self.train.images.split(CHUNK):
+            for count, channel in zip(counts, images.transpose(0, 1).cpu(), strict=True):
+                count += channel.flatten().bincount(minlength=256)
+        shares = counts.double() / counts.double().sum(dim=1, keepdim=True)
+        mean = (shares * levels).sum(dim=1)
+        variance = (shares * (levels - mean[:, None]) ** 2).sum(dim=1)
         return mean.float(), variance.sqrt().clamp_min(1e-6).float()
 
 
@@ -91,5 +92,6 @@ Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N, H, W) or (N, H, W, C)
 
 
 def channels_first(images: np.ndarray) -> Tensor:
+    """Images (N, H, W) or (N, H, W, C) as a tensor (N, C, H, W)."""
     tensor = torch.from_numpy(np.ascontiguousarray(images))
     return tensor[:, None] if tensor.dim() == 3 else tensor.permute(0, 3, 1, 2).contiguous()

@@ -1,1 +1,1 @@
-"""What finished networks show: accuracies under attack, audits, counterfactual weights, statistics."""
+"""What finished networks show: accuracies, audits, counterfactual weights, statistics."""

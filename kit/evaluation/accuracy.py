@@ -1,9 +1,8 @@
-"""How often is the network right, under which attack, and how sure is that? Counted per example and
-kept.
+"""How often is the network right, under which attack, and how sure is that?
 
-An attack's verdicts are stored in the run's folder under a key of their own: asking again costs
-nothing, and a new attack retrains nothing. Random starts depend on the example's id, so batch size
-and order change no result.
+It is counted per example and kept. An attack's verdicts are stored in the run's folder under a key
+of their own: asking again costs nothing, and a new attack retrains nothing. Random starts depend on
+the example's id, so batch size and order change no result.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -38,6 +38,9 @@ from kit.experiments.runs import Run, is_done
 
 ATTACK_BATCH = {"cpu": 256, "cuda": 2048, "mps": 512}
 
+#: {first image: arrays of a batch that begins there}.
+BatchArrays = dict[int, dict[str, np.ndarray]]
+
 #: What an evaluation keeps that is not per example.
 NOT_PER_EXAMPLE = ("seconds", "settings", "run", "notes")
 
@@ -52,59 +55,37 @@ def measure_attack(
     partial: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, np.ndarray]:
-    """Attack every image of `split`. -> per example (n,): the fields of `AttackResult` but x_adv,
-    and y and ids; and notes, words on what `check_inputs` found odd.
+    """Attack every image of `split`, and return what the attack found per example.
 
-    With a folder `partial`, finished batches are kept there and an interrupted call does the
-    others; random starts depend on an example's id alone, so the result is the same. Where a
-    device's memory runs out, batches are halved. A small network's batches go through copies of it
-    in `spare_threads` side by side. Errors: `KitError` for a model that returns probabilities or
-    NaN, or labels that it does not know.
+    The arrays (n,) are the fields of `AttackResult` but x_adv, and y and ids; "notes" are words on
+    what `check_inputs` found odd. With a folder `partial`, finished batches are kept there and an
+    interrupted call does the others; random starts depend on an example's id alone, so the result
+    is the same. Where a device's memory runs out, batches are halved. A small network's batches go
+    through copies of it in `spare_threads` side by side.
+
+    Raises:
+        KitError: The model returns probabilities or NaN, or there are labels that it does not know.
     """
     notes = check_inputs(model, split.x(slice(0, 256)), split.y[:256])
     pieces, gaps = _kept_pieces(partial, split.ids.cpu().numpy())
-    size = min(ATTACK_BATCH[split.y.device.type], -(-len(split) // spare_threads()))
-
-    def batches() -> Iterator[tuple[int, int]]:
-        for begin, end in gaps:
-            while begin < end:
-                yield begin, (begin := min(begin + size, end))
-
-    def attacked(
-        network: nn.Module, begin: int, end: int
-    ) -> list[tuple[int, dict[str, np.ndarray]]]:
-        nonlocal size
-        rows = torch.arange(begin, end, device=split.y.device)
-        try:
-            piece = _measure_batch(network, split, rows, threat, attack, seed)
-        except torch.OutOfMemoryError:
-            if end - begin == 1:
-                raise KitError(
-                    "one image alone does not fit into the device's memory; take device=cpu"
-                ) from None
-        else:
-            if partial:
-                save_arrays(partial / f"{begin:06d}.npz", piece)
-            return [(begin, piece)]
-        size = (end - begin) // 2
-        print(f"out of memory; going on with {size} images at a time", flush=True)
-        return attacked(network, begin, begin + size) + attacked(network, begin + size, end)
-
-    threads, networks = spare_threads(), SimpleQueue()
+    threads = spare_threads()
+    size = min(ATTACK_BATCH[split.y.device.type], -(-len(split) // threads))
+    task = _AttackTask(split, threat, attack, seed, partial, size)
+    networks: SimpleQueue[nn.Module] = SimpleQueue()
     for _ in range(threads):
         networks.put(model if threads == 1 else copy.deepcopy(model))
 
-    def work(begin: int, end: int) -> list[tuple[int, dict[str, np.ndarray]]]:
+    def work(begin: int, end: int) -> BatchArrays:
         network = networks.get()
         hook = network.register_forward_pre_hook(stop_if_abandoned)
         try:
-            return attacked(network, begin, end)
+            return _attack_range(task, network, begin, end)
         finally:
             hook.remove()
             networks.put(network)
 
-    for found in run_in_threads(work, batches(), threads):
-        pieces |= dict(found)
+    for found in run_in_threads(work, _batch_ranges(task, gaps), threads):
+        pieces |= found
         if progress is not None:
             progress.update(sum(len(piece["y"]) for piece in pieces.values()))
     ordered = [pieces[begin] for begin in sorted(pieces)]
@@ -113,18 +94,60 @@ def measure_attack(
     }
 
 
+@dataclass
+class _AttackTask:
+    """What an evaluation attacks, and the size of its batches, which halves where memory ends."""
+
+    split: Split
+    threat: Threat
+    attack: Attack
+    seed: int
+    partial: Path | None
+    batch_size: int
+
+
+def _batch_ranges(task: _AttackTask, gaps: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield (begin, end) of each batch; the size is read anew for each of them."""
+    for begin, end in gaps:
+        while begin < end:
+            yield begin, (begin := min(begin + task.batch_size, end))
+
+
+def _attack_range(task: _AttackTask, network: nn.Module, begin: int, end: int) -> BatchArrays:
+    """Attack the images begin to end; by halves, again and again, where memory runs out."""
+    rows = torch.arange(begin, end, device=task.split.y.device)
+    try:
+        piece = _measure_batch(network, task.split, rows, task.threat, task.attack, task.seed)
+    except torch.OutOfMemoryError:
+        if end - begin == 1:
+            raise KitError(
+                "one image alone does not fit into the device's memory; take device=cpu"
+            ) from None
+    else:
+        if task.partial:
+            save_arrays(task.partial / f"{begin:06d}.npz", piece)
+        return {begin: piece}
+    size = task.batch_size = (end - begin) // 2
+    print(f"out of memory; going on with {size} images at a time", flush=True)
+    first = _attack_range(task, network, begin, begin + size)
+    return first | _attack_range(task, network, begin + size, end)
+
+
 def _kept_pieces(
     partial: Path | None, ids: np.ndarray
-) -> tuple[dict[int, dict[str, np.ndarray]], list[tuple[int, int]]]:
-    """({place:
+) -> tuple[BatchArrays, list[tuple[int, int]]]:
+    """Return the whole pieces that are kept in `partial`, and the gaps between them.
 
-    piece} of the whole pieces in `partial`, [(begin, end)] of the images in none of them).
+    They are {first image: piece}, and [(begin, end)] of the images in none of them.
     """
-    pieces, gaps, reached = {}, [], 0
+    pieces: BatchArrays = {}
+    gaps: list[tuple[int, int]] = []
+    reached = 0
     for path in sorted(partial.glob("[0-9]*.npz")) if partial else ():
         with contextlib.suppress(KitError):
             piece, begin = load_arrays(path), int(path.stem)
-            if np.array_equal(piece.get("ids"), ids[begin:][: len(piece.get("ids", ()))]):
+            kept = piece.get("ids")
+            if kept is not None and np.array_equal(kept, ids[begin:][: len(kept)]):
                 pieces[begin] = piece
     for begin in sorted(pieces):
         if begin > reached:
@@ -151,8 +174,9 @@ def _measure_batch(
 
 
 class ExampleArrays(dict):
-    """{attack: per-example arrays} as a table's attribute. pandas compares and copies attributes at
-    will; these are equal to themselves alone, and shared.
+    """{attack: per-example arrays} as a table's attribute.
+
+    pandas compares and copies attributes at will; these are equal to themselves alone, and shared.
     """
 
     __hash__ = dict.__hash__
@@ -174,7 +198,7 @@ def evaluate(
     device: str = "auto",
     quiet: bool = False,
 ) -> pd.DataFrame:
-    """Accuracy of a run under attacks, one row each, with the run's own threat.
+    """Measure the accuracy of a run under attacks, one row each, with the run's own threat.
 
     Columns: accuracy (no iterate of any restart misclassified; the stricter count), low and high
     (its Wilson 95 % interval), last_iterate (accuracy as most papers count: only the last iterate
@@ -185,8 +209,10 @@ def evaluate(
     read with care: a network that answers differently each time, or gives all images one class.
 
     split: train, validation or test; n: only the first n images (0 = all); which: last or best
-    network, or that of an epoch in `run.snapshots`. Errors: `KitError` for unknown names, an empty
-    split, or a network that cannot be evaluated.
+    network, or that of an epoch in `run.snapshots`.
+
+    Raises:
+        KitError: A name is unknown, the split is empty, or the network cannot be evaluated.
     """
     names = [attacks] if isinstance(attacks, str) else list(attacks)
     for name in names:
@@ -198,25 +224,24 @@ def evaluate(
     if not is_done(run.folder):
         raise KitError(
             f"{run.spec} is not trained to its end; an evaluation would be kept as that of the "
-            f"finished network. "
-            "Train it first"
+            "finished network. Train it first"
         )
     where = pick_device(device)
-    model, images = None, None
-    rows, examples, notes = {}, ExampleArrays(), {}
+    model: nn.Module | None = None
+    images: Split | None = None
+    rows, examples = {}, ExampleArrays()
+    notes: dict[str, None] = {}
     for name in names:
         attack = ATTACKS[name]
         settings, path = evaluation_file(run, name, split=split, n=n, which=which)
         if not path.exists():
-            if model is None:
+            if model is None or images is None:
                 model = run.model(which, where)
                 images = getattr(run.data(), split).take(slice(0, n or None)).to(where)
                 if not len(images):
                     raise KitError(f"{run.spec} holds out no {split} images; choose another split")
-            progress, started = (
-                Progress(f"{name} on {run.spec}", len(images), quiet=quiet),
-                time.monotonic(),
-            )
+            progress = Progress(f"{name} on {run.spec}", len(images), quiet=quiet)
+            started = time.monotonic()
             partial = path.with_suffix(".partial")
             with threads_for(run.plan.recipe.model, where):
                 arrays = measure_attack(
@@ -271,7 +296,7 @@ def evaluate(
 def evaluation_file(
     run: Run, attack: str, *, split: str = "test", n: int = 0, which: str | int = "last"
 ) -> tuple[dict, Path]:
-    """(all that decides an evaluation, the file that keeps it once it is made)."""
+    """Return all that decides an evaluation, and the file that keeps it once it is made."""
     settings = {
         "attack": ATTACKS[attack].config(),
         "threat": str(run.plan.recipe.threat),
@@ -287,9 +312,10 @@ def _settings_digest(settings: dict) -> str:
 
 
 def read_evaluation(path: Path, key: str) -> dict[str, np.ndarray]:
-    """What `evaluate` kept at `path` of the run with that key.
+    """Read what `evaluate` kept at `path` of the run with that key.
 
-    `KitError` if it is damaged or of something else.
+    Raises:
+        KitError: The file is damaged or of something else.
     """
     try:
         arrays = load_arrays(path)

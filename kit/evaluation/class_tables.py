@@ -14,7 +14,11 @@ from kit.experiments.runs import Run
 
 
 def per_class(table: pd.DataFrame, attack: str) -> pd.DataFrame:
-    """Accuracy, interval and n of each class under one attack of an `evaluate` table."""
+    """Tabulate accuracy, interval and n of each class under one attack of an `evaluate` table.
+
+    Raises:
+        KitError: The table lacks the per-example arrays, or has no such attack.
+    """
     examples = _attack_examples(table, attack)
     rows = []
     for label, name in enumerate(table.attrs["classes"]):
@@ -34,11 +38,13 @@ def per_class(table: pd.DataFrame, attack: str) -> pd.DataFrame:
 
 
 def confusion(table: pd.DataFrame, attack: str) -> np.ndarray:
-    """(K, K) counts, rows true and columns predicted, of the last iterates under one attack. The
-    sum is n.
+    """Count the last iterates under one attack: (K, K), rows true and columns predicted.
 
-    A prediction that is no number (-1) is counted in no column; `measure` refuses networks that
-    make them.
+    The sum is n. A prediction that is no number (-1) is counted in no column; `measure_attack`
+    refuses networks that make them.
+
+    Raises:
+        KitError: The table lacks the per-example arrays, or has no such attack.
     """
     examples, k = _attack_examples(table, attack), len(table.attrs["classes"])
     matrix = np.zeros((k, k), dtype=np.int64)
@@ -50,10 +56,10 @@ def confusion(table: pd.DataFrame, attack: str) -> np.ndarray:
 def protected_table(
     runs: Mapping[str, Run], attacks: Sequence[str] = ("natural", "fgsm", "pgd20")
 ) -> pd.DataFrame:
-    """Accuracy of the protected class and of all classes, per method and attack, with n and Wilson
-    intervals.
+    """Tabulate the accuracy of the protected class and of all classes, per method and attack.
 
-    The protected class is that of the first run whose loss has one (class 0 where none does).
+    n and Wilson intervals stand beside them. The protected class is that of the first run whose
+    loss has one (class 0 where none does).
     """
     losses = [run.plan.method.loss.params for run in runs.values()]
     protected = next((int(params["protected"]) for params in losses if "protected" in params), 0)
@@ -77,8 +83,7 @@ def _attack_examples(table: pd.DataFrame, attack: str) -> dict[str, np.ndarray]:
     if "examples" not in table.attrs:
         raise KitError(
             "this table has no per-example arrays: pandas drops them where tables of different "
-            "calls are joined; "
-            "ask a table as kit.evaluate returned it"
+            "calls are joined; ask a table as kit.evaluate returned it"
         )
     found = table.attrs["examples"]
     if attack not in found:

@@ -1,13 +1,13 @@
 """What would another method have weighed?
 
-Any method's weights from a run's stored logits, nothing trained again.
+Any method's weights are computed from a run's stored logits; nothing is trained again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from kit.core.parameters import Natural, check_value
 from kit.core.random_streams import Streams
 from kit.experiments.runs import Run
 from kit.methods.criteria import confused_labels
-from kit.methods.step_outputs import StepOutputs
+from kit.methods.step_outputs import StepOutputs, fields_read_by
 from kit.methods.table import METHODS, Method
 from kit.methods.weights import check_weights
 
@@ -34,12 +34,11 @@ def counterfactual_weights(
     reference: str = "",
     counted: Literal["frozen", "on the fly", "final"] = "frozen",
 ) -> pd.DataFrame:
-    """The weights that `methods` would have given to training images of `run`; one row per epoch
-    and method.
+    """Tabulate the weights that `methods` would have given to training images of `run`.
 
-    counted: "frozen", the probe with the network as it stood after each epoch; "on the fly", all
-    images as the training steps of the epoch saw them; "final", all images with the finished
-    network (epoch is then the last).
+    There is one row per epoch and method. counted: "frozen", the probe with the network as it stood
+    after each epoch; "on the fly", all images as the training steps of the epoch computed them;
+    "final", all images with the finished network (epoch is then the last).
 
     Columns: mean_weight; effective_sample_share, (Σw)²/(n Σw²); spearman, the rank correlation with
     the weights of `reference` (by default the first method that reweights); top_overlap, the share
@@ -51,10 +50,12 @@ def counterfactual_weights(
     `.attrs["by_class"]` is {"epoch method": [K shares of the total weight]}.
 
     What it cannot know: under other weights the network would have become another one. Batch
-    normalisers see all images as one batch. Errors: `KitError` for unknown methods, epochs that are
-    not stored, a reference that is not among the methods, a method that needs what the source
-    lacks, say clean logits on the fly where training never took them, or weights that are no finite
-    numbers >= 0.
+    normalisers get all images as one batch.
+
+    Raises:
+        KitError: A method is unknown, an epoch is not stored, the reference is not among the
+            methods, a method needs what the source lacks, say clean logits on the fly where
+            training never took them, or weights are no finite numbers >= 0.
     """
     rows = _method_rows(methods)
     reference = reference or next(
@@ -70,9 +71,8 @@ def counterfactual_weights(
         weights = {}
         for name, row in rows.items():
             _check_stored(name, row, outputs, f"'{counted}' in epoch {epoch}")
-            streams = Streams(
-                ids, run.plan.seed, "whatif", epoch
-            )  # of its own: no method's draws depend on another
+            # of its own: no method's draws depend on another
+            streams = Streams(ids, run.plan.seed, "whatif", epoch)
             drawn = replace(outputs, streams=streams)
             weights[name] = checked_weights(
                 row.at(epoch, total_epochs), drawn, f"{name}, epoch {epoch},"
@@ -112,8 +112,9 @@ def _method_rows(methods: Iterable[str] | str) -> dict[str, Method]:
 
 
 def _check_epochs(run: Run, epochs: Sequence[int] | None, counted: str) -> list[int]:
-    """The epochs asked for, checked; all by default, the last alone where only the finished network
-    is looked at.
+    """Return the epochs asked for, checked.
+
+    By default they are all, and the last alone where only the finished network counts.
     """
     last = len(run.history)
     if epochs is None:
@@ -128,16 +129,18 @@ def _check_epochs(run: Run, epochs: Sequence[int] | None, counted: str) -> list[
     ]
     if counted == "final" and chosen != [last]:
         raise KitError(
-            f"epochs={chosen}: 'final' looks at the finished network, epoch {last}; leave epochs "
-            f"out"
+            f"epochs={chosen}: 'final' is of the finished network, epoch {last}; leave epochs out"
         )
     return chosen
 
 
 def stored_outputs(run: Run, epoch: int, counted: str) -> tuple[StepOutputs, torch.Tensor]:
-    """What was stored of the images, whole numbers too in float64, and their ids.
+    """Load what was stored of the images, and their ids (n,).
 
-    What was not stored is None.
+    All numbers are float64, whole numbers too. What was not stored is None.
+
+    Raises:
+        KitError: The file lacks the images, or a value in it is not finite.
     """
     prefix = "seen_" if counted == "frozen" else "train_"
     arrays = run.final if counted == "final" else run.epoch(epoch)
@@ -153,51 +156,50 @@ def stored_outputs(run: Run, epoch: int, counted: str) -> tuple[StepOutputs, tor
     if "y" not in stored or "logits_adv" not in stored:
         raise KitError(
             f"{run.folder.name}, epoch {epoch} keeps no images '{counted}': its file was changed. "
-            f"Delete the "
-            "folder to train the run afresh"
+            "Delete the folder to train the run afresh"
         )
     names = ("logits_adv", "logits_nat", "kappa", "lps", "p_flip")
-    numbers = {name: stored[name].double() for name in names if name in stored}
+    numbers: dict[str, Any] = {name: stored[name].double() for name in names if name in stored}
     if not all(bool(values.isfinite().all()) for values in numbers.values()):
         raise KitError(
             f"{run.folder.name}, epoch {epoch}: what it kept '{counted}' is not finite (half "
-            f"precision ends at "
-            "65,504), so no weight can be told; take another epoch or another way of counting"
+            "precision ends at 65,504), so no weight can be told; take another epoch or another "
+            "way of counting"
         )
-    if (
-        "kappa" not in stored
-    ):  # nothing was attacked: what trained the network were the clean images
+    # without κ nothing was attacked: what trained the network were the clean images
+    if "kappa" not in stored:
         numbers = {"logits_adv": None, "logits_nat": numbers["logits_adv"]}
     # the second attack's images are not stored; no method's weights read them
-    return StepOutputs(stored["y"].long(), **numbers, steps=run.plan.recipe.steps), stored[
-        "ids"
-    ].long()
+    outputs = StepOutputs(stored["y"].long(), **numbers, steps=run.plan.recipe.steps)
+    return outputs, stored["ids"].long()
 
 
 def _check_stored(name: str, row: Method, outputs: StepOutputs, source: str) -> None:
-    """`KitError` unless all is there that the row's weights and the table's groups read."""
-    readers = [reader for reader in (row.criterion, row.select) if reader is not None]
-    needed = {field.replace("probs", "logits") for reader in readers for field in reader.reads} | {
-        "logits_adv"
-    }
+    """Refuse a row whose weights, or the table's groups, read what is not there."""
+    names = set() if row.criterion is None else set(row.criterion.reads)
+    if row.select is not None:
+        names |= fields_read_by(row.select.func)
+    needed = {field.replace("probs", "logits") for field in names} | {"logits_adv"}
     missing = sorted(field for field in needed - {"streams"} if getattr(outputs, field) is None)
     if missing:
         raise KitError(
             f"{name} needs {', '.join(missing)}, which this run did not keep {source}: its own "
-            f"method "
-            'did not look at it in training. Take counted="frozen" or "final", where everything is '
-            "kept"
+            'method did not compute it in training. Take counted="frozen" or "final", where '
+            "everything is kept"
         )
 
 
 def checked_weights(row: Method, outputs: StepOutputs, name: str) -> np.ndarray:
-    """(n,) float64, finite and >= 0; `KitError` for a row that gives anything else."""
+    """Compute the row's weights, (n,) float64.
+
+    Raises:
+        KitError: They are not one finite number >= 0 an image.
+    """
     weights = row.weigh(outputs).double()
     if weights.shape != outputs.y.shape:
         raise KitError(
             f"{name} gave weights of shape {tuple(weights.shape)}; criterion and weight function "
-            f"must return one "
-            f"number an image, ({len(outputs.y)},)"
+            f"must return one number an image, ({len(outputs.y)},)"
         )
     if bool((weights != 0).any()):  # zeros alone are an answer here, if a poor one
         check_weights(weights, name)
@@ -205,6 +207,10 @@ def checked_weights(row: Method, outputs: StepOutputs, name: str) -> np.ndarray:
 
 
 def example_groups(outputs: StepOutputs) -> dict[str, np.ndarray]:
+    """Return {name: mask (n,) bool} of three groups of examples.
+
+    They are right under attack, or wrong with one, or with several confused labels.
+    """
     count = confused_labels(outputs.probs_adv, outputs.y).numpy()
     right = (outputs.logits_adv.argmax(dim=1) == outputs.y).numpy()
     return {
@@ -215,29 +221,29 @@ def example_groups(outputs: StepOutputs) -> dict[str, np.ndarray]:
 
 
 class WeightOrder:
-    """Ranks of weights and who is in their top tenth; computed once where many are compared with
-    one.
+    """The ranks of weights (n,) and who is in their top tenth.
+
+    They are computed once where many are compared with one.
     """
 
     def __init__(self, w: np.ndarray):
-        w = (w / (w.max() or 1.0)).astype(
-            np.float32
-        )  # vectorised kernels round the last bit by where a number lies
+        # vectorised kernels round the last bit by where a number lies
+        w = (w / (w.max() or 1.0)).astype(np.float32)
         self.constant = bool(np.ptp(w) == 0)
         ranks = rankdata(w)
         self.centred = ranks - ranks.mean()
         tenth = max(1, len(w) // 10)
         cut = np.partition(w, -tenth)[-tenth]
         above, equal = w > cut, w == cut
-        self.inside = above + equal * (
-            (tenth - above.sum()) / equal.sum()
-        )  # of equals at the cut each has a share
+        # of equals at the cut each has a share
+        self.inside = above + equal * ((tenth - above.sum()) / equal.sum())
         self.tenth = tenth
 
 
 def summarise_weights(
     w: np.ndarray, reference: WeightOrder, groups: dict[str, np.ndarray]
 ) -> dict[str, float]:
+    """Compute a row of the table of `counterfactual_weights` from weights (n,)."""
     total, n, own = w.sum(), len(w), WeightOrder(w)
     blank = own.constant or reference.constant
     shares = w / total if total else w * np.nan

@@ -1,7 +1,7 @@
 """Masked networks: an honest network with a fault planted in it, which `kit.audit` must find.
 
-None of these networks is more robust than the one inside, to an attacker who looks closely; all
-look so to some attack.
+To an attacker who knows the fault none of these networks is more robust than the one inside; to
+some attack each seems to be.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ class FunctionLayer(nn.Module):
         self.fn = fn
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the function to a batch."""
         return self.fn(x)
 
 
 def quantised_network(model: nn.Module, levels: int = 256) -> nn.Module:
-    """Pixels are rounded to `levels` grey levels first, and rounding has the gradient 0.
+    """Round pixels to `levels` grey levels first; rounding has the gradient 0.
 
     With 256 levels no stored image changes. Every attack that follows the input's gradient stays
     where it starts; black boxes and transferred images do not mind. "gradients do not vanish" must
@@ -44,18 +45,16 @@ def quantised_network(model: nn.Module, levels: int = 256) -> nn.Module:
 
 
 def saturated_network(model: nn.Module, factor: float = 1e3) -> nn.Module:
-    """Logits times `factor`: the softmax is 0 or 1 to the last bit, and the cross-entropy has no
-    slope in float32.
+    """Multiply the logits by `factor`: the softmax is then 0 or 1 to the last bit.
 
-    No prediction changes, and neither does the margin's sign; DLR was made to see through this
-    (Croce and Hein, 2020). "logits do not saturate" must fire.
+    The cross-entropy has no slope in float32. No prediction changes, and neither does the margin's
+    sign; DLR was made for such networks (Croce and Hein, 2020). "logits do not saturate" must fire.
     """
     return nn.Sequential(model, FunctionLayer(lambda logits: factor * logits)).eval()
 
 
 def noisy_network(model: nn.Module, spread: float = 0.1) -> nn.Module:
-    """Gaussian noise of standard deviation `spread` is added to the pixels, drawn anew in each
-    pass.
+    """Add Gaussian noise of standard deviation `spread` to the pixels, drawn anew in each pass.
 
     The passes are numbered, so that a whole audit can be repeated. "two passes agree" must fire.
     """
@@ -73,8 +72,7 @@ def noisy_network(model: nn.Module, spread: float = 0.1) -> nn.Module:
 
 
 def flat_network(model: nn.Module, bend: float = 8.0) -> nn.Module:
-    """Logits are squashed into [-1, 0], which keeps their order: the top one becomes 0, the lowest
-    -1.
+    """Squash logits into [-1, 0], which keeps their order: the top one becomes 0, the lowest -1.
 
     As after strong label smoothing no class is ever far ahead and the loss is nearly flat. The
     squashing, -(e^{b u} - 1) / (e^b - 1) with u the distance to the top logit in units of the whole

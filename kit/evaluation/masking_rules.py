@@ -1,10 +1,11 @@
-"""Ten rules that tell robustness from masking: what an attack could not find from what is not
-there.
+"""Ten rules that tell robustness from masking: what attacks cannot find from what is not there.
 
-Athalye et al., "Obfuscated gradients give a false sense of security" (2018, s. 3.1), Carlini et
-al., "On evaluating adversarial robustness" (2019), and the warnings of auto-attack's code say what
-to look for; the thresholds are the kit's, each with its reason. A rule that lacks an attack or has
-too few images says "not judged": it is never green for want of evidence.
+What to check is taken from the sources below; the thresholds are the kit's, each with its reason. A
+rule that lacks an attack or has too few images says "not judged": it is never green for want of
+evidence.
+
+Source: Athalye et al., "Obfuscated gradients give a false sense of security" (2018, s. 3.1);
+Carlini et al., "On evaluating adversarial robustness" (2019); the warnings of auto-attack's code.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ SAME = 1e-3
 
 PGD_ATTACKS = ("fgsm", "pgd10", "pgd20", "pgd100")
 
-#: AutoAttack's four; the first three see gradients.
+#: AutoAttack's four; the first three use gradients.
 AUTOATTACK_PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 MARGIN_ATTACKS = ("cw20", "md")
@@ -76,7 +77,7 @@ BLACK_BOXES = ("square", "spsa100", "transfer")
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the rules look at.
+    """What the rules read.
 
     Arrays are of the first images of the split; those that were not made are None.
     """
@@ -91,14 +92,14 @@ class Evidence:
     unbounded: np.ndarray | None = None  # (m,) bool, broken by PGD-100 where every image is allowed
 
     def common(self, names: tuple[str, ...]) -> int:
-        """On how many images were all of `names` run, those aside that were not run at all?
+        """Count the images on which all of `names` were run.
 
-        0: none was.
+        Attacks that were not run at all do not count; it is 0 where none was run.
         """
         return min((len(self.broken[name]) for name in names if name in self.broken), default=0)
 
     def any_of(self, names: tuple[str, ...], count: int) -> np.ndarray:
-        """(count,) bool: broken by any of `names`."""
+        """Return (count,) bool: broken by any of `names`."""
         return np.any([self.broken[name][:count] for name in names if name in self.broken], axis=0)
 
 
@@ -112,6 +113,7 @@ class Finding:
     ids: tuple[int, ...] = ()
 
     def record(self) -> dict:
+        """Return it as JSON values."""
         return {
             "rule": self.rule,
             "light": self.light,
@@ -126,7 +128,7 @@ NO_IDS = np.zeros(0, dtype=np.int64)
 
 
 def light_beyond(count: int, n: int, tolerated: float) -> Light:
-    """Do `count` of `n` images exceed the share `tolerated`?
+    """Judge whether `count` of `n` images exceed the share `tolerated`.
 
     red: not by chance (exact binomial test); amber: perhaps.
     """
@@ -136,6 +138,11 @@ def light_beyond(count: int, n: int, tolerated: float) -> Light:
             if binomtest(count, n, tolerated, alternative="greater").pvalue < SURE
             else "amber"
         )
+    return green_if_enough(n)
+
+
+def green_if_enough(n: int) -> Light:
+    """Return green for a rule that found nothing, if it had enough images to find it."""
     return "green" if n >= FEWEST else "not judged"
 
 
@@ -148,10 +155,12 @@ def _too_few(light: Light) -> str:
 
 
 def stronger_leaves_more(evidence: Evidence) -> Verdict:
-    """PGD-20 does what FGSM does and more, PGD-100 more still; where they break fewer, the
-    gradients mislead.
+    """PGD-20 does what FGSM does and more, PGD-100 more still.
+
+    Where they break fewer images, the gradients mislead.
     """
-    lights, words, ids, n = [], [], NO_IDS, 0
+    lights: list[Light] = []
+    words, ids, n = [], NO_IDS, 0
     for weak, strong in (("fgsm", "pgd20"), ("pgd20", "pgd100"), ("fgsm", "pgd100")):
         if weak not in evidence.broken or strong not in evidence.broken:
             continue
@@ -163,19 +172,14 @@ def stronger_leaves_more(evidence: Evidence) -> Verdict:
             if lost.any()
             else 1.0
         )
-        lights.append(
-            "red"
-            if p < SURE
-            else "amber"
-            if p < DOUBT
-            else "green"
-            if n >= FEWEST
-            else "not judged"
-        )
+        if p < DOUBT:
+            lights.append("red" if p < SURE else "amber")
+        else:
+            lights.append(green_if_enough(n))
         if p < DOUBT:
             words.append(
-                f"{strong} misses {int(lost.sum())} images that {weak} breaks and breaks {won} "
-                f"others"
+                f"{strong} misses {int(lost.sum())} images that {weak} breaks "
+                f"and breaks {won} others"
             )
             ids = np.union1d(ids, evidence.ids[:n][lost])
     if not lights:
@@ -195,12 +199,14 @@ def stronger_leaves_more(evidence: Evidence) -> Verdict:
 
 
 def black_beats_white(evidence: Evidence) -> Verdict:
-    """An attack that sees no gradient knows less; where it finds more, the gradients hide
-    something.
+    """An attack that uses no gradient knows less.
+
+    Where it finds more, the gradients hide something.
     """
     if "pgd20" not in evidence.broken and "pgd100" not in evidence.broken:
         return "not judged", "Needs pgd20 or pgd100.", NO_IDS
-    lights, words, ids = [], [], NO_IDS
+    lights: list[Light] = []
+    words, ids = [], NO_IDS
     for name in BLACK_BOXES:
         if name in evidence.broken:
             n = evidence.common((*WHITE_BOXES, name))
@@ -220,7 +226,7 @@ def black_beats_white(evidence: Evidence) -> Verdict:
 
 
 def margin_beats_cross_entropy(evidence: Evidence) -> Verdict:
-    """Reweighting can make the cross-entropy a poor guide:
+    """Reweighting can make the cross-entropy a poor guide.
 
     PGD on it then stops short of what the margin finds.
     """
@@ -231,7 +237,7 @@ def margin_beats_cross_entropy(evidence: Evidence) -> Verdict:
         else MARGIN_ATTACKS
     )
     n = min(evidence.common((pgd,)), evidence.common(named)) if pgd else 0
-    if not n:
+    if pgd is None or not n:
         return (
             "not judged",
             "Needs pgd20 or pgd100, and AutoAttack's four or an attack on the margin (cw20, md).",
@@ -250,15 +256,19 @@ def margin_beats_cross_entropy(evidence: Evidence) -> Verdict:
 
 
 def unbounded_fails(evidence: Evidence) -> Verdict:
-    """Where any image is allowed everything can be broken; an attack that cannot is blind, at every
-    eps.
+    """Where any image is allowed everything can be broken.
+
+    An attack that cannot do so is blind, at every eps.
     """
     if evidence.unbounded is None:
         return "not judged", "PGD-100 without a bound was not run.", NO_IDS
     n, left = len(evidence.unbounded), ~evidence.unbounded
     chance = 1 / evidence.logits.shape[1]
     light = light_beyond(int(left.sum()), n, chance)
-    sentence = f"Where any image is allowed PGD-100 leaves {int(left.sum())} of {n} (chance: {chance:.0%}).{_too_few(light)}"
+    sentence = (
+        f"Where any image is allowed PGD-100 leaves {int(left.sum())} of {n} "
+        f"(chance: {chance:.0%}).{_too_few(light)}"
+    )
     return light, sentence, evidence.ids[:n][left]
 
 
@@ -269,15 +279,15 @@ def gradients_vanish(evidence: Evidence) -> Verdict:
     light = light_beyond(int(gone.sum()), n, VANISHED_SHARE)
     sentence = (
         f"The loss has a gradient of exactly 0 at {zero} of {n} clean images, and one below "
-        f"{VANISHED:g} at "
-        f"{int(gone.sum())}.{_too_few(light)}"
+        f"{VANISHED:g} at {int(gone.sum())}.{_too_few(light)}"
     )
     return light, sentence, evidence.ids[gone]
 
 
 def loss_still_rises(evidence: Evidence) -> Verdict:
-    """An attack whose loss still rises when it ends was stopped too early, or its steps lead
-    nowhere for long.
+    """An attack whose loss still rises when it ends was stopped too early.
+
+    Or its steps lead nowhere for long.
     """
     if evidence.losses is None:
         return "not judged", "The loss along PGD-100 was not recorded.", NO_IDS
@@ -288,41 +298,32 @@ def loss_still_rises(evidence: Evidence) -> Verdict:
         return "not judged", f"The loss does not rise along PGD-100 on any of {n} images.", NO_IDS
     excess = late - STILL_RISING * total
     sure = excess.mean() > 2.33 * excess.std() / math.sqrt(n)  # one-sided 1 %
-    light = (
-        ("red" if sure else "amber")
-        if excess.mean() > 0
-        else "green"
-        if n >= FEWEST
-        else "not judged"
-    )
+    light = green_if_enough(n)
+    if excess.mean() > 0:
+        light = "red" if sure else "amber"
     sentence = (
         f"The last tenth of PGD-100's steps brings {late.mean() / total.mean():.1%} of the loss's "
-        f"rise on {n} "
-        f"images (at most {STILL_RISING:.0%} where an attack has converged).{_too_few(light)}"
+        f"rise on {n} images (at most {STILL_RISING:.0%} where an attack has converged)."
+        f"{_too_few(light)}"
     )
     return light, sentence, evidence.ids[:n][excess > 0] if light in ("red", "amber") else NO_IDS
 
 
 def logits_saturate(evidence: Evidence) -> Verdict:
-    """Very large logits make the softmax 0 or 1 to the last bit; then the cross-entropy has no
-    slope in float32.
+    """Very large logits make the softmax 0 or 1 to the last bit.
+
+    Then the cross-entropy has no slope in float32.
     """
     top = np.sort(evidence.logits.astype(np.float64), axis=1)
     gap, n = top[:, -1] - top[:, -2], len(top)
     median = float(np.median(gap))
-    light = (
-        "red"
-        if median > SOFTMAX_UNDERFLOWS
-        else "amber"
-        if median > LOSS_ROUNDS_TO_0
-        else "green"
-        if n >= FEWEST
-        else "not judged"
-    )
+    light = green_if_enough(n)
+    if median > LOSS_ROUNDS_TO_0:
+        light = "red" if median > SOFTMAX_UNDERFLOWS else "amber"
     sentence = (
         f"The two largest logits lie {median:.3g} apart (median of {n}); above "
-        f"{LOSS_ROUNDS_TO_0:.0f} the loss "
-        f"rounds to 0, above {SOFTMAX_UNDERFLOWS:.0f} the softmax does.{_too_few(light)}"
+        f"{LOSS_ROUNDS_TO_0:.0f} the loss rounds to 0, above {SOFTMAX_UNDERFLOWS:.0f} "
+        f"the softmax does.{_too_few(light)}"
     )
     return (
         light,
@@ -332,9 +333,9 @@ def logits_saturate(evidence: Evidence) -> Verdict:
 
 
 def square_gains(evidence: Evidence) -> Verdict:
-    """AutoAttack's own warning:
+    """Square, AutoAttack's last member, should find next to nothing that the three before it left.
 
-    Square, its last member, should find next to nothing that the three before it left.
+    This is AutoAttack's own warning.
     """
     if any(name not in evidence.broken for name in AUTOATTACK_PARTS):
         return "not judged", f"Needs {', '.join(AUTOATTACK_PARTS)}.", NO_IDS
@@ -343,29 +344,33 @@ def square_gains(evidence: Evidence) -> Verdict:
     light = light_beyond(int(gained.sum()), n, BLACK_BOX_GAIN)
     sentence = (
         f"After {', '.join(AUTOATTACK_PARTS[:3])} Square breaks {int(gained.sum())} more of {n} "
-        f"images "
-        f"({100 * gained.mean():.1f} points; tolerated: "
+        f"images ({100 * gained.mean():.1f} points; tolerated: "
         f"{100 * BLACK_BOX_GAIN:.1f}).{_too_few(light)}"
     )
     return light, sentence, evidence.ids[:n][gained]
 
 
 def answers_change(evidence: Evidence) -> Verdict:
-    """A network that answers differently each time blurs gradients; it needs attacks that average
-    (aa-rand).
+    """A network that answers differently each time blurs gradients.
+
+    It needs attacks that average (aa-rand).
     """
     differs = ~(
         np.abs(evidence.logits - evidence.again).max(axis=1) <= SAME * np.abs(evidence.logits).max()
     )
     n = len(differs)
     light = light_beyond(int(differs.sum()), n, 0.0)
-    sentence = f"A second pass over the same images gives other logits for {int(differs.sum())} of {n}.{_too_few(light)}"
+    sentence = (
+        f"A second pass over the same images gives other logits for {int(differs.sum())} of {n}."
+        f"{_too_few(light)}"
+    )
     return light, sentence, evidence.ids[differs]
 
 
 def answers_are_useless(evidence: Evidence) -> Verdict:
-    """A network that says the same class of every image is as robust as it is useless; NaN is no
-    answer at all.
+    """A network that names the same class for every image is as robust as it is useless.
+
+    NaN is no answer at all.
     """
     sick = ~np.isfinite(evidence.logits).all(axis=1)
     if sick.any():
@@ -382,7 +387,7 @@ def answers_are_useless(evidence: Evidence) -> Verdict:
             f"{classes[0]}.",
             evidence.ids,
         )
-    light = "green" if n >= FEWEST else "not judged"
+    light = green_if_enough(n)
     return (
         light,
         f"The logits of {n} images are finite and name {len(classes)} classes.{_too_few(light)}",
@@ -406,14 +411,14 @@ RULES: Mapping[str, Callable[[Evidence], Verdict]] = {
 
 
 def apply_rules(evidence: Evidence) -> tuple[Finding, ...]:
-    """The rules' findings, in order.
+    """Return the rules' findings, in order.
 
     Where logits are no numbers only the last rule has anything to say.
     """
     sick = not np.isfinite(evidence.logits).all()
     findings = []
     for name, rule in RULES.items():
-        verdict = ("not judged", "The network's logits are not finite.", NO_IDS)
+        verdict: Verdict = ("not judged", "The network's logits are not finite.", NO_IDS)
         if not sick or rule is answers_are_useless:
             verdict = rule(evidence)
         findings.append(Finding(name, verdict[0], verdict[1], tuple(int(i) for i in verdict[2])))
@@ -421,5 +426,6 @@ def apply_rules(evidence: Evidence) -> tuple[Finding, ...]:
 
 
 def worst_light(lights: list[Light]) -> Light:
-    """The most serious one; what was not judged counts least."""
-    return next((light for light in ("red", "amber", "green") if light in lights), "not judged")
+    """Return the most serious light; what was not judged counts least."""
+    by_gravity: tuple[Light, ...] = ("red", "amber", "green")
+    return next((light for light in by_gravity if light in lights), "not judged")

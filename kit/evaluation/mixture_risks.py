@@ -10,12 +10,14 @@ from kit.data.gaussian_mixture import MIXTURE, MIXTURE_CLASSES, linear_rule, ris
 
 
 def class_risks(run: Any, which: str = "last") -> pd.DataFrame:
-    """Natural and robust risk of each class, in closed form, of the network that `run` (a
-    `kit.Run`) trained on `mixture`.
+    """Compute the natural and robust risk of each class, in closed form.
 
-    Rows are the classes, as in `kit.per_class`, whose accuracies are the measured side: 1 - risk is
-    what they estimate under "natural" and "pgd20", with the run's own norm and eps. Errors as in
-    `linear_rule`.
+    `run` is a `kit.Run` that was trained on `mixture`. Rows are the classes, as in `kit.per_class`,
+    whose accuracies are the measured side: 1 - risk is what they estimate under "natural" and
+    "pgd20", with the run's own norm and eps.
+
+    Raises:
+        KitError: As `linear_rule`.
     """
     w, b = linear_rule(run, which)
     robust = risks(MIXTURE, w, b, run.plan.recipe.eps / MIXTURE.scale, run.plan.recipe.norm)

@@ -1,6 +1,6 @@
-"""A grid of runs as a table:
+"""A grid of runs as a table: methods by attacks, over seeds, with intervals.
 
-methods by attacks, over seeds, with intervals; as a DataFrame, Markdown, LaTeX and CSV.
+It is shown as a DataFrame, Markdown, LaTeX and CSV.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from kit.experiments.runs import Run
 
 @dataclass(frozen=True)
 class ResultTable:
-    """`cells` has one row a method and attack: mean, sd (of the seeds' accuracies), low, high,
-    seeds, n, note. Accuracies are shares in [0, 1]; an image counts as right if no iterate of the
-    attack breaks it.
+    """A table of results over seeds; `cells` has one row a method and attack.
+
+    Its columns are mean, sd (of the seeds' accuracies), low, high, seeds, n, note. Accuracies are
+    shares in [0, 1]; an image counts as right if no iterate of the attack breaks it.
     """
 
     title: str
@@ -55,6 +56,7 @@ class ResultTable:
 
     @property
     def caption(self) -> str:
+        """What the numbers are: seeds, images, half-width, and the runs that are missing."""
         seeds, n = self.cells["seeds"], self.cells["n"]
         lost = "".join(f" Not trained: {name} ({why})." for name, why in self.missing.items())
         return (
@@ -64,6 +66,7 @@ class ResultTable:
         )
 
     def markdown(self) -> str:
+        """Write the table as Markdown, with its caption."""
         rows = [
             [name, *map(str, row)]
             for name, row in zip(self.wide.index, self.wide.to_numpy(), strict=True)
@@ -72,7 +75,7 @@ class ResultTable:
         return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{self.caption}\n"
 
     def latex(self) -> str:
-        """A tabular for booktabs."""
+        """Write the table as a tabular for booktabs."""
         lines = [" & ".join(map(_escape_latex, ("method", *self.wide.columns))) + r" \\ \midrule"]
         lines += [
             " & ".join(map(_escape_latex, (name, *row))) + r" \\"
@@ -87,7 +90,7 @@ class ResultTable:
         )
 
     def save(self, folder: Path, name: str) -> None:
-        """NAME.md, NAME.tex, NAME.csv (the cells), and NAME.json with the runs behind it."""
+        """Write NAME.md, NAME.tex, NAME.csv (the cells), and NAME.json with the runs behind it."""
         record = {
             "table": name,
             "title": self.title,
@@ -132,11 +135,13 @@ def result_table(
     missing: dict[str, str] | None = None,
     device: str = "auto",
 ) -> ResultTable:
-    """Evaluate `runs` under `attacks` (kept with each run: asking again costs nothing) and lay them
-    out.
+    """Evaluate `runs` under `attacks` and lay the results out.
 
-    Runs of one method that differ in their seed alone are one row. Errors: `KitError` for no runs
-    at all, unknown attacks.
+    Results are kept with each run: asking again costs nothing. Runs of one method that differ in
+    their seed alone are one row.
+
+    Raises:
+        KitError: There are no runs at all, or an attack is unknown.
     """
     if not runs:
         raise KitError(
@@ -175,7 +180,7 @@ def result_table(
 
 
 def format_span(values: pd.Series) -> str:
-    """ "3", or "1 to 3" where they differ."""
+    """Write "3", or "1 to 3" where the values differ."""
     low, high = int(values.min()), int(values.max())
     return str(low) if low == high else f"{low} to {high}"
 

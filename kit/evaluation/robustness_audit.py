@@ -1,9 +1,8 @@
-"""Is this network as robust as it looks? One ladder of attacks on the same images, and ten rules
-about what it shows.
+"""Is this network as robust as it seems? Attacks in order of strength, and ten rules.
 
-`audit` takes a run and keeps every verdict with it, as `evaluate` does; `audit_model` takes any
-network. The rules are in `kit.evaluation.masking_rules`, networks that break them in
-`kit.evaluation.masked_networks`.
+All attacks are on the same images; the rules judge what they show. `audit` takes a run and keeps
+every verdict with it, as `evaluate` does; `audit_model` takes any network. The rules are in
+`kit.evaluation.masking_rules`, networks that break them in `kit.evaluation.masked_networks`.
 """
 
 from __future__ import annotations
@@ -48,9 +47,10 @@ from kit.experiments.runs import Run
 
 @dataclass(frozen=True)
 class AuditStep:
-    """An attack of the ladder. `forwards` and `backwards`: passes of an image that nothing breaks,
-    at ten classes (Square's one for each proposal, about); `most`: images that it is run on, 0 =
-    all.
+    """An attack of the audit, and its cost.
+
+    `forwards` and `backwards`: passes of an image that nothing breaks, at ten classes (Square's one
+    for each proposal, about); `most`: images that it is run on, 0 = all.
     """
 
     attack: str
@@ -92,26 +92,25 @@ PROBED_IMAGES = 200
 TRANSFER_PGD = (50, 0.1)
 
 
-AttackImages = Callable[
-    [str, int], Mapping[str, np.ndarray]
-]  # (attack, number of images) -> the arrays of `measure`
+#: (attack, number of images) -> the arrays of `measure_attack`.
+AttackImages = Callable[[str, int], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What `audit` found. Print it, or look at its parts.
+    """What `audit` found; print it, or read its parts.
 
-    ladder: a row an attack: accuracy, low and high (Wilson, 95 %), n; gains and loses, images that
-    it breaks and the attack above does not, and the other way round; p of that difference (McNemar,
-    exact, two-sided). "aa" is the union of AutoAttack's four, "worst case" of all attacks, on the
-    images that all but the costliest looked at. findings: the ten rules. examples: a row an image
-    (by id): y, broken by ("" where nothing breaks it), and each attack's verdict (missing where it
-    was not asked). missing: what was not run, and why.
+    steps: a row an attack, in order of strength: accuracy, low and high (Wilson, 95 %), n; gains
+    and loses, images that it breaks and the attack above does not, and the other way round; p of
+    that difference (McNemar, exact, two-sided). "aa" is the union of AutoAttack's four, "worst
+    case" of all attacks, on the images on which all but the costliest were run. findings: the ten
+    rules. examples: a row an image (by id): y, broken by ("" where nothing breaks it), and each
+    attack's verdict (missing where it was not asked). missing: what was not run, and why.
     """
 
     title: str
     threat: Threat
-    ladder: pd.DataFrame
+    steps: pd.DataFrame
     findings: tuple[Finding, ...]
     examples: pd.DataFrame
     missing: dict[str, str]
@@ -124,23 +123,25 @@ class Audit:
 
     @property
     def stopped(self) -> bool:
-        """Was it interrupted?"""
+        """Tell whether it was interrupted."""
         return STOPPED in self.missing.values()
 
     def finding(self, rule: str) -> Finding:
-        """The finding of the rule whose name begins with `rule`."""
+        """Return the finding of the rule whose name begins with `rule`."""
         return next(finding for finding in self.findings if finding.rule.startswith(rule))
 
     @cached_property
     def caption(self) -> str:
+        """Network, threat, the most serious light, time, and what was not run, in one line."""
         left = "".join(f" Not run: {name} ({why})." for name, why in self.missing.items())
-        return f"{self.title}, {self.threat}: {WORDS[self.light]}. {format_duration(self.seconds)}.{left}"
+        took = format_duration(self.seconds)
+        return f"{self.title}, {self.threat}: {WORDS[self.light]}. {took}.{left}"
 
     def record(self) -> dict:
-        """All of it but the table of examples, as JSON values."""
+        """Return all of it but the table of examples, as JSON values."""
         rows = {
             name: {key: None if pd.isna(value) else value for key, value in row.items()}
-            for name, row in self.ladder.astype(object).to_dict("index").items()
+            for name, row in self.steps.astype(object).to_dict("index").items()
         }
         return {
             "title": self.title,
@@ -163,20 +164,21 @@ class Audit:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{number}</td><td "
-            f"style='background:{COLOURS[finding.light]};color:#fff;white-space:nowrap'><b>"
-            f"{MARKS[finding.light].strip()}</b></td><td "
-            f"style='text-align:left'><b>{html.escape(finding.rule)}</b><br>"
+            f"<tr><td>{number}</td>"
+            f"<td style='background:{COLOURS[finding.light]};color:#fff;white-space:nowrap'>"
+            f"<b>{MARKS[finding.light].strip()}</b></td>"
+            f"<td style='text-align:left'><b>{html.escape(finding.rule)}</b><br>"
             f"{html.escape(finding.sentence + _some_ids(finding))}</td></tr>"
             for number, finding in enumerate(self.findings, 1)
         )
         return (
-            f"<p>{html.escape(self.caption)}</p>{self._table().to_html(border=0)}"
-            f"<table><thead><tr><th>rule</th><th>light</th><th>finding</th></tr></thead><tbody>{rows}</tbody></table>"
+            f"<p>{html.escape(self.caption)}</p>{self._table().to_html(border=0)}<table><thead>"
+            "<tr><th>rule</th><th>light</th><th>finding</th></tr>"
+            f"</thead><tbody>{rows}</tbody></table>"
         )
 
     def _table(self) -> pd.DataFrame:
-        table = self.ladder
+        table = self.steps
         return pd.DataFrame(
             {
                 "accuracy": [f"{value:.1%}" for value in table["accuracy"]],
@@ -203,7 +205,7 @@ class Audit:
 STOPPED = "stopped"
 
 WORDS = {
-    "red": "red: it looks more robust than it is, or the ladder cannot tell",
+    "red": "red: it looks more robust than it is, or these attacks cannot tell",
     "amber": "amber: look closer",
     "green": "green: no sign of masking",
     "not judged": "nothing could be judged",
@@ -222,11 +224,12 @@ COLOURS = {"red": "#B34700", "amber": "#8F6200", "green": "#00694D", "not judged
 
 
 def _some_ids(finding: Finding) -> str:
-    """The first few ids behind a warning, in words."""
+    """Name the first few ids behind a warning, in words."""
     ids = finding.ids
     if not ids or finding.light not in ("red", "amber"):
         return ""
-    return f" Ids: {', '.join(map(str, ids[:5]))}{f' and {len(ids) - 5} more' if len(ids) > 5 else ''}."
+    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return f" Ids: {', '.join(map(str, ids[:5]))}{more}."
 
 
 def _or_dash(value: float, digits: str) -> str:
@@ -246,17 +249,18 @@ def audit(
     transfer: Run | None = None,
     quiet: bool = False,
 ) -> Audit:
-    """Attack a run's test images with the whole ladder, and judge what it shows by ten rules.
+    """Attack a run's test images in steps of rising strength, and judge the results by ten rules.
 
     n: only the first n images (0 = all); the costly attacks take at most 200 of them, SPSA 20 (see
-    `LADDER`). which: last or best network. budget: minutes; attacks that are not expected to fit,
-    the costliest first, are left out. transfer: another run on the same data, whose adversarial
-    images are tried on this one. The expected time is printed first. Verdicts are kept by
-    `evaluate`: asking again is quick, and after Ctrl-C, which gives what is there by then, it goes
-    on.
+    `AUDIT_STEPS`). which: last or best network. budget: minutes; attacks that are not expected to
+    fit, the costliest first, are left out. transfer: another run on the same data, whose
+    adversarial images are tried on this one. The expected time is printed first. Verdicts are kept
+    by `evaluate`: asking again is quick, and after Ctrl-C, which gives what is there by then, it
+    goes on.
 
-    Errors: `KitError` for settings out of range, a transfer from another data set or from the run
-    itself, and those of `evaluate`, but for NaN logits: those are a finding.
+    Raises:
+        KitError: A setting is out of range, the transfer is from another data set or from the run
+            itself, or `evaluate` refuses. NaN logits are not refused: they are a finding.
     """
     _check_settings(n, budget)
     if transfer is not None and (
@@ -264,8 +268,7 @@ def audit(
     ):
         raise KitError(
             f"transfer={transfer.spec}: images are transferred from another run on "
-            f"{run.plan.recipe.data}, with "
-            "another method, seed or setting"
+            f"{run.plan.recipe.data}, with another method, seed or setting"
         )
     where = pick_device(device)
     split = run.data().test.to(where)
@@ -307,8 +310,12 @@ def audit_model(
     title: str = "a network",
     quiet: bool = False,
 ) -> Audit:
-    """`audit` for any network on the images of `split`, on the device that both are on; nothing is
-    kept. See `audit`.
+    """Take `audit` of any network on the images of `split`, on the device that both are on.
+
+    Nothing is kept. See `audit`.
+
+    Raises:
+        KitError: A setting is out of range, or the network cannot be attacked.
     """
     _check_settings(n, budget)
 
@@ -340,7 +347,7 @@ def _run_audit(
     transfer: nn.Module | None,
     quiet: bool,
 ) -> Audit:
-    """The audit itself; `ask` attacks."""
+    """Do the audit itself; `ask` attacks."""
     started, split = time.monotonic(), split.take(slice(0, n or None))
     evidence = pass_images(model, split)
     todo: dict[str, Callable] = {
@@ -375,9 +382,9 @@ def _run_audit(
 def choose_steps(
     model: nn.Module, split: Split, threat: Threat, budget: float | None, quiet: bool
 ) -> tuple[list[AuditStep], dict[str, str]]:
-    """(rungs to climb, {rung left out:
+    """Return the steps to take, and {step left out: why}.
 
-    why}). Says what it will cost: passes, times images, times a pass's measured time.
+    Prints what it will cost: passes, times images, times a pass's measured time.
     """
     there = [step for step in AUDIT_STEPS if step.attack in ATTACKS]
     missing = {step.attack: "no such attack" for step in AUDIT_STEPS if step.attack not in ATTACKS}
@@ -395,16 +402,18 @@ def choose_steps(
     if not quiet:
         dear = sorted(fits, key=expected.__getitem__)[:-4:-1]
         parts = ", ".join(f"{name} {format_duration(expected[name])}" for name in dear)
-        whole = format_duration(sum(expected[name] for name in fits))
+        total_time = format_duration(sum(expected[name] for name in fits))
         print(
-            f"about {whole} for {len(split)} images, less what is stored ({parts}, ...)", flush=True
+            f"about {total_time} for {len(split)} images, less what is stored ({parts}, ...)",
+            flush=True,
         )
     return [step for step in there if step.attack in fits], missing
 
 
 def seconds_of_a_pass(model: nn.Module, split: Split, threat: Threat) -> float:
-    """Seconds of a forward pass of one image, attack and all, from PGD-10 on a batch (a gradient
-    counts two more).
+    """Measure the seconds of a forward pass of one image, attack and all, from PGD-10 on a batch.
+
+    A gradient counts two more.
     """
     some = split.take(slice(0, ATTACK_BATCH[split.y.device.type]))
     for _ in range(2):  # the first warms up
@@ -422,11 +431,14 @@ def _batches(split: Split) -> tuple[Tensor, ...]:
 
 
 def pass_images(model: nn.Module, split: Split) -> dict[str, np.ndarray]:
-    """ids, y, logits and again (n, K) of two passes, and slope (n,): the largest |∂ cross-entropy /
-    ∂ pixel|; clean images.
+    """Pass clean images twice through the network, once with a gradient.
 
-    Errors: `KitError` for no images, labels or a shape that do not fit, and an output that no
-    gradient leads back from.
+    Returns ids and y (n,), logits and again (n, K) of two passes, and slope (n,): the largest |∂
+    cross-entropy / ∂ pixel|.
+
+    Raises:
+        KitError: There are no images, the labels or a shape do not fit, or no gradient leads back
+            from the output.
     """
     if not len(split):
         raise KitError("there are no images to audit; choose another split")
@@ -439,9 +451,8 @@ def pass_images(model: nn.Module, split: Split) -> dict[str, np.ndarray]:
                 if not logits.requires_grad:
                     raise KitError(
                         "no gradient leads from the network's output back to its input, so nothing "
-                        "but black "
-                        "boxes could attack it. Look for no_grad, detach or whole numbers in its "
-                        "forward pass"
+                        "but black boxes could attack it. Look for no_grad, detach or whole "
+                        "numbers in its forward pass"
                     )
                 if bool(logits.isfinite().all()):
                     check_inputs(model, x.detach(), split.y[rows])
@@ -459,13 +470,15 @@ def pass_images(model: nn.Module, split: Split) -> dict[str, np.ndarray]:
 
 
 def follow_losses(model: nn.Module, split: Split, threat: Threat) -> np.ndarray:
-    """(n, 100) cross-entropy in nats at PGD-100's points, the start first; settings as in the
-    ladder.
+    """Return the cross-entropy at PGD-100's points, (n, 100) in nats, the start first.
+
+    Its settings are those of the audit's step.
     """
     steps, step = (ATTACKS["pgd100"].settings[name] for name in ("steps", "step"))
     along: list[Tensor] = []
     for rows in _batches(split):
-        y, path = split.y[rows], []
+        y = split.y[rows]
+        path: list[Tensor] = []
 
         def watch(
             t: int, x_t: Tensor, logits: Tensor, y: Tensor = y, path: list[Tensor] = path
@@ -487,18 +500,23 @@ def follow_losses(model: nn.Module, split: Split, threat: Threat) -> np.ndarray:
 
 
 def attack_unbounded(model: nn.Module, split: Split, threat: Threat) -> np.ndarray:
-    """(n,) bool: broken by PGD-100 in the ball of the threat's norm that holds every image."""
-    whole = Threat(threat.norm, 1.0 if threat.norm == "linf" else split.images[0].numel() ** 0.5)
+    """Run PGD-100 in the ball of the threat's norm that holds every image.
+
+    Returns (n,) bool: broken.
+    """
+    unbounded = Threat(
+        threat.norm, 1.0 if threat.norm == "linf" else split.images[0].numel() ** 0.5
+    )
     stronger: Attack = ATTACKS["pgd100"].but(stop_early=True)
-    return measure_attack(model, split, whole, stronger)["broken"]
+    return measure_attack(model, split, unbounded, stronger)["broken"]
 
 
 def transfer_images(
     source: nn.Module, model: nn.Module, split: Split, threat: Threat
 ) -> dict[str, np.ndarray]:
-    """Are the last iterates of PGD against `source` misclassified by `model`?
+    """Try the last iterates of PGD against `source` on `model`.
 
-    The clean image counts, too.
+    Returns (n,) arrays: broken, forwards, backwards. The clean image counts, too.
     """
     check_inputs(source, split.x(slice(0, 256)), split.y[:256])
     steps, step = TRANSFER_PGD
@@ -526,43 +544,43 @@ def transfer_images(
 def _report(
     title: str,
     threat: Threat,
-    evidence: dict[str, np.ndarray],
+    arrays: dict[str, np.ndarray],
     done: Mapping[str, Mapping[str, np.ndarray]],
     missing: dict[str, str],
     started: float,
 ) -> Audit:
     broken = {name: arrays["broken"] for name, arrays in done.items()}
-    seen = Evidence(**evidence, broken=broken)
+    evidence = Evidence(**arrays, broken=broken)
     return Audit(
         title,
         threat,
-        step_table(seen, done),
-        apply_rules(seen),
-        examples_table(seen),
+        step_table(evidence, done),
+        apply_rules(evidence),
+        examples_table(evidence),
         missing,
         time.monotonic() - started,
     )
 
 
-def step_table(seen: Evidence, done: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
-    """`Audit.ladder`. The unions stand below the attacks and are compared with none."""
+def step_table(evidence: Evidence, done: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
+    """Build `Audit.steps`; the unions stand below the attacks and are compared with none."""
     rows, before = {}, None
-    for name, broken in seen.broken.items():
+    for name, broken in evidence.broken.items():
         rows[name] = (
             _accuracy(broken)
             | _mcnemar(before, broken)
             | {key: float(done[name][key].mean()) for key in ("forwards", "backwards")}
         )
         before = broken
-    if all(name in seen.broken for name in AUTOATTACK_PARTS):
-        rows["aa"] = _accuracy(seen.any_of(AUTOATTACK_PARTS, seen.common(AUTOATTACK_PARTS)))
-    if len(seen.broken) > 1:
+    if all(name in evidence.broken for name in AUTOATTACK_PARTS):
+        rows["aa"] = _accuracy(evidence.any_of(AUTOATTACK_PARTS, evidence.common(AUTOATTACK_PARTS)))
+    if len(evidence.broken) > 1:
         wide = [
             name
-            for name, broken in seen.broken.items()
-            if len(broken) >= min(FEWEST, len(seen.ids))
+            for name, broken in evidence.broken.items()
+            if len(broken) >= min(FEWEST, len(evidence.ids))
         ]
-        rows["worst case"] = _accuracy(worst_case(seen, seen.common(tuple(wide))))
+        rows["worst case"] = _accuracy(worst_case(evidence, evidence.common(tuple(wide))))
     columns = ["accuracy", "low", "high", "n", "gains", "loses", "p", "forwards", "backwards"]
     return (
         pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("attack")
@@ -571,10 +589,10 @@ def step_table(seen: Evidence, done: Mapping[str, Mapping[str, np.ndarray]]) -> 
     )
 
 
-def worst_case(seen: Evidence, count: int) -> np.ndarray:
-    """(count,) bool: broken by any attack that looked at the image."""
+def worst_case(evidence: Evidence, count: int) -> np.ndarray:
+    """Return (count,) bool: broken by any attack that was run on the image."""
     broken = np.zeros(count, dtype=bool)
-    for verdicts in seen.broken.values():
+    for verdicts in evidence.broken.values():
         broken[: len(verdicts)] |= verdicts[:count]
     return broken
 
@@ -586,7 +604,7 @@ def _accuracy(broken: np.ndarray) -> dict[str, float]:
 
 
 def _mcnemar(before: np.ndarray | None, broken: np.ndarray) -> dict[str, float]:
-    """gains, loses and p of `broken` against the attack before, on the images that both looked at."""
+    """Compare `broken` with the attack before, on the images of both: gains, loses and p."""
     if before is None:
         return {}
     n = min(len(before), len(broken))
@@ -598,12 +616,12 @@ def _mcnemar(before: np.ndarray | None, broken: np.ndarray) -> dict[str, float]:
     }
 
 
-def examples_table(seen: Evidence) -> pd.DataFrame:
-    """`Audit.examples`; "by" is the first attack of the ladder that breaks the image."""
-    table = pd.DataFrame({"y": seen.y, "by": ""}, index=pd.Index(seen.ids, name="id"))
-    for name, broken in seen.broken.items():
+def examples_table(evidence: Evidence) -> pd.DataFrame:
+    """Build `Audit.examples`; "by" is the first attack, in their order, that breaks the image."""
+    table = pd.DataFrame({"y": evidence.y, "by": ""}, index=pd.Index(evidence.ids, name="id"))
+    for name, broken in evidence.broken.items():
         table[name] = pd.array(
-            [*broken.tolist(), *[None] * (len(seen.ids) - len(broken))], dtype="boolean"
+            [*broken.tolist(), *[None] * (len(evidence.ids) - len(broken))], dtype="boolean"
         )
         first = table[name].fillna(False).to_numpy(dtype=bool) & (table["by"] == "").to_numpy()
         table.loc[first, "by"] = name

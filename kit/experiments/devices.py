@@ -14,9 +14,12 @@ from kit.models.architectures import SMALL
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """auto is CUDA where there is one, then Apple's MPS, then the CPU.
+    """Pick the device of that name.
 
-    `KitError` for one that is not there.
+    auto is CUDA where there is one, then Apple's MPS, then the CPU.
+
+    Raises:
+        KitError: The name is unknown, or this machine has no such device.
     """
     there = {
         "cpu": True,
@@ -37,9 +40,10 @@ def pick_device(name: str = "auto") -> torch.device:
 
 @contextlib.contextmanager
 def threads_for(model_name: str, device: torch.device) -> Iterator[None]:
-    """Small networks run fastest on one thread, and then do not depend on how many there are.
+    """Compute small networks on one thread inside, where they run fastest.
 
-    See `spare_threads`. Within, freed memory is kept for the next pass.
+    Then their results do not depend on how many threads there are. See `spare_threads`. Freed
+    memory is kept for the next pass.
     """
     before = torch.get_num_threads()
     alone = device.type == "cpu" and model_name in SMALL
@@ -54,12 +58,12 @@ def threads_for(model_name: str, device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-_SPARE_THREADS: contextvars.ContextVar[int] = contextvars.ContextVar("_SIDE_BY_SIDE", default=1)
+_SPARE_THREADS: contextvars.ContextVar[int] = contextvars.ContextVar("spare_threads", default=1)
 
 
 def spare_threads() -> int:
-    """How many threads may work side by side:
+    """Return how many threads may work side by side.
 
-    as many as PyTorch had where `threads_for` took it down to one, else 1.
+    That is as many as PyTorch had where `threads_for` took it down to one, else 1.
     """
     return _SPARE_THREADS.get()

@@ -16,7 +16,10 @@ from kit.core.files import CHECKOUT, PACKAGE
 
 @lru_cache(maxsize=1)
 def kit_version() -> str:
-    """The kit's version, which pyproject.toml states; of a checkout that is not installed, too."""
+    """Return the kit's version, which pyproject.toml states.
+
+    A checkout that is not installed has one, too.
+    """
     try:
         return metadata.version("irat-kit")
     except metadata.PackageNotFoundError:
@@ -27,7 +30,7 @@ def kit_version() -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions that a run or a picture was made with."""
+    """Return the versions that a run or a picture was made with."""
     return {
         "kit": kit_version(),
         "python": platform.python_version(),
@@ -38,7 +41,7 @@ def versions() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def git_commit() -> str:
-    """The checkout's git commit, "+" behind it if files were changed, "" outside a checkout."""
+    """Return the checkout's git commit, with "+" if files were changed; "" outside a checkout."""
 
     def git(*words: str) -> str:
         try:

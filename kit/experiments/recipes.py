@@ -1,16 +1,16 @@
-"""The table of recipes: data, network, threat and schedule. `<data>` is quick, `<data>:paper` the
-papers' scale.
+"""The table of recipes: data, network, threat and schedule.
 
-Quick recipes teach on a laptop. Paper recipes carry the printed schedule, and train on all images
-for a fixed number of epochs (so there is no "best" epoch: validation = 0). Images of one's own and
-generated ones come in by name, see `recipe`.
+`<data>` is quick, `<data>:paper` has the papers' scale. Quick recipes teach on a laptop. Paper
+recipes carry the printed schedule, and train on all images for a fixed number of epochs (so there
+is no "best" epoch: validation = 0). Images of one's own and generated ones come in by name, see
+`find_recipe`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Annotated, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from kit.core.errors import KitError, unknown_name
 from kit.core.parameters import Count, Natural, NonNegative, Positive, Range, check_value
@@ -26,7 +26,10 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run needs beside its method. Every field changes the result. Pixels are in [0, 1]."""
+    """What a run needs beside its method; every field changes the result.
+
+    Pixels are in [0, 1], and `eps` counts in their units.
+    """
 
     title: str
     data: str
@@ -47,16 +50,20 @@ class Recipe:
     validation: Natural = 0  # training images held out to choose the best epoch
     train_size: Natural = 0  # 0 = all
     probe: Count = 256  # images of each split attacked after every epoch
-    precision: Precision = (
-        "auto"  # of the training attack's passes; auto is bf16 on GPUs, else fp32
-    )
+    # of the training attack's passes; auto is bf16 on GPUs, else fp32
+    precision: Precision = "auto"
 
     @cached_property
     def threat(self) -> Threat:
+        """The norm and radius of its attacks."""
         return Threat(self.norm, self.eps)
 
-    def override(self, **changes) -> Recipe:
-        """The recipe with fields changed and validated; `KitError` names the field and its range."""
+    def override(self, **changes: Any) -> Recipe:
+        """Return the recipe with fields changed and validated.
+
+        Raises:
+            KitError: A field is unknown or its value unfit; it names the field and its range.
+        """
         hints = get_type_hints(type(self), include_extras=True)
         checked = {}
         for name, value in changes.items():
@@ -73,6 +80,7 @@ class Recipe:
         return changed
 
     def config(self) -> dict:
+        """Return all fields that change the result, as JSON values."""
         return {
             name: list(v) if isinstance(v := getattr(self, name), tuple) else v
             for name in RECIPE_FIELDS
@@ -97,8 +105,7 @@ _CIFAR = Recipe(
 
 _CIFAR_PAPER = Recipe(
     "CIFAR-10 as CLIRAT, MAIL and MR train it: ResNet-18, 120 epochs; folder:<path>:paper is this "
-    "on any "
-    "folder of images, TinyImageNet's too",
+    "on any folder of images, TinyImageNet's too",
     "cifar10",
     "resnet18",
     epochs=120,
@@ -194,9 +201,13 @@ RECIPES = Registry(
 
 
 def find_recipe(name: str) -> Recipe:
-    """The row of `RECIPES`; for folder:<path>[:paper] CIFAR-10's row on that folder, and for
-    <data>+npz:<file>[:paper] the row of <data> with the file's generated images. Errors: `KitError`
-    for an unknown name or path.
+    """Return the row of `RECIPES` of that name, or one made for a folder or generated images.
+
+    folder:<path>[:paper] is CIFAR-10's row on that folder, and <data>+npz:<file>[:paper] the row of
+    <data> with the file's generated images.
+
+    Raises:
+        KitError: The name is unknown, or there is nothing at the path.
     """
     if not name.startswith("folder:") and "+npz:" not in name:
         if name not in RECIPES:

@@ -1,9 +1,11 @@
-"""A `Run` is a handle on the folder of one training: its network, its history, what it saw of every
-example.
+"""A `Run`, the handle on the folder of one training, and what its files hold.
 
-run.json           settings, names, versions            last.ckpt, best.ckpt   network (and optimizer)
-history.csv        one line an epoch                    epochs/0001.npz        logits after that epoch
-final.npz          a pass over all images at the end    done.json              written last, with all checksums
+run.json                settings, names, versions
+history.csv             one line an epoch
+epochs/0001.npz         logits after that epoch
+last.ckpt, best.ckpt    network (and optimizer)
+final.npz               a pass over all images at the end
+done.json               written last, with all checksums
 """
 
 from __future__ import annotations
@@ -29,20 +31,21 @@ from kit.models.architectures import build_network
 
 @lru_cache(maxsize=4)
 def cached_dataset(name: str, validation: int, train_size: int, home: Path) -> DataSet:
-    """`data.load`, remembered:
+    """Take `load_dataset`, remembered: the notebooks of a process share one copy.
 
-    the notebooks of a process share one copy. `home` is part of the key.
+    `home` is part of the key.
     """
     return load_dataset(name, validation=validation, train_size=train_size, root=home / "data")
 
 
 def open_dataset(plan: Plan) -> DataSet:
+    """Return the images that a plan trains and tests on."""
     r = plan.recipe
     return cached_dataset(r.data, r.validation, r.train_size, home())
 
 
 def initial_network(plan: Plan, dataset: DataSet) -> nn.Module:
-    """The plan's network at its initial parameters."""
+    """Build the plan's network at its initial parameters."""
     normalise = dataset.mean_std() if plan.recipe.normalise else None
     return build_network(
         plan.recipe.model, dataset.shape, len(dataset.classes), seed=plan.seed, normalise=normalise
@@ -51,21 +54,24 @@ def initial_network(plan: Plan, dataset: DataSet) -> nn.Module:
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run. `spec` is the name it was asked for by, `folder` where it lives."""
+    """A trained run: `spec` is the name it was asked for by, `folder` where its files are."""
 
     spec: RunSpec
     folder: Path
 
     @cached_property
     def plan(self) -> Plan:
+        """Its resolved specification."""
         return resolve(self.spec)
 
     @property
     def key(self) -> str:
+        """The 12 hex digits of its settings."""
         return self.plan.key
 
     @property
     def method(self) -> str:
+        """The name of its method."""
         return self.spec.method
 
     def __repr__(self) -> str:
@@ -77,18 +83,19 @@ class Run:
 
     @cached_property
     def record(self) -> dict:
-        """run.json: settings, versions, device, fingerprint of the data."""
+        """What run.json says: settings, versions, device, fingerprint of the data."""
         return read_run_record(self.folder, "run.json")
 
     @cached_property
     def done(self) -> dict:
-        """done.json: seconds, epochs, and the SHA-256 of every file."""
+        """What done.json says: seconds, epochs, and the SHA-256 of every file."""
         return read_run_record(self.folder, "done.json")
 
     def file(self, name: str) -> Path:
-        """The path of one of its files.
+        """Return the path of one of its files.
 
-        Once the training is done, `KitError` unless it is what the training wrote.
+        Raises:
+            KitError: The training is done, and the file is not what it wrote.
         """
         path = self.folder / name
         if is_done(self.folder) and file_digest(path) != read_run_record(self.folder, "done.json")[
@@ -96,34 +103,38 @@ class Run:
         ].get(name):
             raise KitError(
                 f"{path} is damaged, or not what the training wrote; restore it, or delete "
-                f"{self.folder} to "
-                "train again"
+                f"{self.folder} to train again"
             )
         return path
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """One row an epoch:
+        """One row an epoch.
 
-        loss, clean and robust accuracy of the held-out probe, mean weight, seconds, ...
+        Its columns are loss, clean and robust accuracy of the held-out probe, mean weight, seconds,
+        ...
         """
         return pd.read_csv(self.file("history.csv"))
 
     def data(self) -> DataSet:
-        """Its data set. `KitError` if the images are not those it was trained on."""
+        """Open its data set.
+
+        Raises:
+            KitError: The images are not those that it was trained on.
+        """
         found = open_dataset(self.plan)
         if found.fingerprint() != self.record["data_fingerprint"]:
             raise KitError(
                 f"{self.plan.recipe.data} has changed since {self.folder.name} was trained on it; "
-                f"restore the "
-                f"images, or delete {self.folder} to train again"
+                f"restore the images, or delete {self.folder} to train again"
             )
         return found
 
     @cached_property
     def snapshots(self) -> list[int]:
-        """The epochs after which the network was kept, for learning curves under any attack; about
-        twelve.
+        """The epochs after which the network was kept, about twelve.
+
+        They are for learning curves under any attack.
         """
         return sorted(
             int(path.stem)
@@ -132,15 +143,18 @@ class Run:
         )
 
     def model(self, which: str | int = "last", device: torch.device | str = "cpu") -> nn.Module:
-        """The network in eval mode; `which` is last, best (on the held-out images), initial, or an
-        epoch in `snapshots`.
+        """Load its network in eval mode.
+
+        `which` is last, best (on the held-out images), initial, or an epoch in `snapshots`.
+
+        Raises:
+            KitError: There is no such network, or its file is damaged.
         """
         if which not in ("last", "best", "initial", *self.snapshots) or isinstance(which, bool):
             kept = ", ".join(map(str, self.snapshots)) or "none"
             raise KitError(
                 f"{self.spec} has no network {which!r}. Choices: last, best, initial, or an epoch "
-                f"that was kept: "
-                f"{kept}"
+                f"that was kept: {kept}"
             )
         net = initial_network(self.plan, self.data())
         if which != "initial":
@@ -149,8 +163,12 @@ class Run:
         return net.to(device).eval()
 
     def epoch(self, number: int) -> dict[str, np.ndarray]:
-        """What was stored after epoch `number` (1-based); the names are those of
-        `kit.training.observation.observe_split`.
+        """Load what was stored after epoch `number` (1-based).
+
+        The names are those of `kit.training.observation.observe_split`.
+
+        Raises:
+            KitError: There is no such epoch, or its file is damaged.
         """
         if not 1 <= number <= len(self.history):
             raise KitError(f"{self.folder.name} has epochs 1 to {len(self.history)}, not {number}")
@@ -158,30 +176,36 @@ class Run:
 
     @cached_property
     def final(self) -> dict[str, np.ndarray]:
-        """The pass over all images with the finished network; names as in `epoch`, all training
-        images included.
+        """The pass over all images with the finished network.
+
+        The names are those of `epoch`; all training images are included.
         """
         return load_arrays(self.file("final.npz"))
 
 
 def run_of(plan: Plan) -> Run:
-    """The handle of a plan's run, whose spec is not resolved again."""
+    """Return the handle of a plan's run, whose spec is not resolved again."""
     found = Run(plan.spec, run_folder(plan))
     vars(found)["plan"] = plan  # where `cached_property` keeps it
     return found
 
 
 def run_folder(plan: Plan) -> Path:
+    """Return the folder of a plan's run, whether it is there or not."""
     return runs_folder() / plan.folder_name
 
 
 def is_done(folder: Path) -> bool:
-    """Did the training in a run's folder come to its end? done.json is written last."""
+    """Tell whether the training in a run's folder came to its end; done.json is written last."""
     return (folder / "done.json").exists()
 
 
 def read_run_record(folder: Path, name: str) -> dict:
-    """run.json or done.json of a run's folder. `KitError` if it was altered or is another run's."""
+    """Read run.json or done.json of a run's folder.
+
+    Raises:
+        KitError: The file was altered, or is another run's.
+    """
     record = read_sealed_json(folder / name)
     if not folder.name.endswith(f"-{record.get('key')}"):
         raise KitError(
@@ -192,7 +216,11 @@ def read_run_record(folder: Path, name: str) -> dict:
 
 
 def find_run(key: str) -> Run:
-    """The stored run whose key or folder begins with `key`. `KitError` if none or several do."""
+    """Return the stored run whose key or folder begins with `key`.
+
+    Raises:
+        KitError: None or several do; it names those that there are.
+    """
     matches = [
         f
         for f in run_folders()
@@ -205,11 +233,12 @@ def find_run(key: str) -> Run:
 
 
 def runs_folder() -> Path:
+    """Return the folder in which all runs are."""
     return home() / "data" / "runs"
 
 
 def run_folders() -> list[Path]:
-    """Every run folder, oldest first by name; a folder without run.json is none."""
+    """Return every run folder, oldest first by name; a folder without run.json is none."""
     root = runs_folder()
     return sorted(path.parent for path in root.glob("*/run.json")) if root.is_dir() else []
 

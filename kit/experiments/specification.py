@@ -1,5 +1,4 @@
-"""From words to a plan: a `RunSpec` names a run, `resolve` checks every word of it and fixes all
-numbers.
+"""From words to a plan: a `RunSpec` names a run, `resolve` checks every word and fixes all numbers.
 
 This is the one place where names become objects. A run's key hashes what is resolved, not what it
 is called: two names for the same settings share a run, and a changed default never reuses an old
@@ -36,8 +35,10 @@ OWN_FIELDS = ("lr", "momentum", "weight_decay", "milestones", "lr_factor")
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run as a user names it. `overrides`: recipe fields ("epochs"), hyper-parameters of the
-    method's parts ("weight.slope") or "burn_in", the number of epochs in which all weights are 1.
+    """A run as a user names it.
+
+    `overrides` changes fields of the recipe ("epochs"), hyper-parameters of the method's parts
+    ("weight.slope") or "burn_in", the number of epochs in which all weights are 1.
     """
 
     method: str
@@ -46,7 +47,7 @@ class RunSpec:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def words(self) -> dict[str, Any]:
-        """As JSON values, which `RunSpec(**words)` takes back."""
+        """Return it as JSON values, which `RunSpec(**words)` takes back."""
         return {
             "method": self.method,
             "recipe": self.recipe,
@@ -70,10 +71,11 @@ class Plan:
 
     @property
     def seed(self) -> int:
+        """The seed of all that is random in it."""
         return self.spec.seed
 
     def config(self) -> dict:
-        """All that decides the result, as JSON values."""
+        """Return all that decides the result, as JSON values."""
         return {
             "revision": REVISION,
             "seed": self.seed,
@@ -89,19 +91,17 @@ class Plan:
 
     @cached_property
     def burn_in_key(self) -> str:
-        """12 hex digits of what it computes while every weight is 1:
+        """12 hex digits of what it computes while every weight is 1.
 
-        runs that differ in their weights alone share it.
+        Runs that differ in their weights alone share it.
         """
         config = self.config()
         slots = ["criterion", "weight", "normaliser", "select"]
         if all(path.partition(".")[0] in slots for path in self.method.scheduled):
             slots.append("schedule")
         config["method"] |= dict.fromkeys(slots)
-        config |= {
-            "burn_in": None,
-            "reads_clean": self.method.reads_clean,
-        }  # a clean pass moves the batch norms
+        # a clean pass moves the batch norms
+        config |= {"burn_in": None, "reads_clean": self.method.reads_clean}
         return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -111,11 +111,10 @@ class Plan:
 
     @cached_property
     def stack_key(self) -> str:
-        """12 hex digits of what runs have in common that can be trained as one program; "" if it is
-        trained alone.
+        """12 hex digits of what runs have in common that can be trained as one program.
 
-        Data, sizes, threat and attack are shared; rates, seeds, weights, losses and class costs are
-        each network's own.
+        It is "" if the run is trained alone. Data, sizes, threat and attack are shared; rates,
+        seeds, weights, losses and class costs are each network's own.
         """
         method = self.method
         timed = {path.partition(".")[0] for path in method.scheduled}
@@ -141,6 +140,7 @@ class Plan:
 
     @property
     def folder_name(self) -> str:
+        """The name of the run's folder: its data and its key."""
         places = self.recipe.data.removeprefix("folder:").split("+npz:")
         data = re.sub(
             r"[^\w.-]+", "-", "-".join(place.rstrip("/").split("/")[-1] for place in places)
@@ -149,13 +149,17 @@ class Plan:
 
 
 def resolve(spec: RunSpec) -> Plan:
-    """The plan of a spec. `KitError` for any unknown name or unfit value, with the choices."""
+    """Resolve a spec: check every name and value, and fix all numbers.
+
+    Raises:
+        KitError: A name is unknown or a value unfit; it names the choices.
+    """
     for name, kind in (("method", str), ("recipe", str), ("seed", Natural)):
         check_value(name, getattr(spec, name), kind)
     if not isinstance(spec.overrides, Mapping):
         raise KitError(
             f"overrides={describe_value(spec.overrides)} must be a dict of settings, such as "
-            f'{{"epochs": 30}}'
+            '{"epochs": 30}'
         )
     method, chosen = METHODS[spec.method], find_recipe(spec.recipe)
     choices = [*RECIPE_FIELDS, "burn_in", *method.hyper_parameters()]
@@ -183,8 +187,10 @@ def resolve(spec: RunSpec) -> Plan:
 
 
 def burn_in_leaders_first(plans: Iterable[Plan]) -> list[Plan]:
-    """In an order in which every shared burn-in is trained once: of runs that differ in their
-    weights alone, first one that reweights, for it leaves its burn-in to the others.
+    """Return the plans in an order in which every shared burn-in is trained once.
+
+    Of runs that differ in their weights alone the first is one that reweights, for it leaves its
+    burn-in to the others.
     """
     plans = list(plans)
     first = list(_leaders(plans).values())
@@ -192,6 +198,7 @@ def burn_in_leaders_first(plans: Iterable[Plan]) -> list[Plan]:
 
 
 def _leaders(plans: Iterable[Plan]) -> dict[str, Plan]:
+    """Return {burn-in key: the plan that trains it, one that reweights if there is any}."""
     leaders: dict[str, Plan] = {}
     for plan in plans:
         if plan.burn_in_key not in leaders or (
@@ -204,8 +211,9 @@ def _leaders(plans: Iterable[Plan]) -> dict[str, Plan]:
 def group_for_stacking(
     plans: Sequence[Plan], most: int
 ) -> tuple[list[list[Plan]], list[list[Plan]]]:
-    """`plans` in lists of at most `most` that are trained as one program each: first those that
-    leave their burn-in to the others, then these.
+    """Group `plans` into lists of at most `most` that are trained as one program each.
+
+    Returns the lists of those that leave their burn-in to the others, then the lists of these.
     """
     leading = {plan.key for plan in _leaders(plans).values()}
     waves: tuple[dict[str, list[Plan]], ...] = ({}, {})
@@ -219,7 +227,10 @@ def group_for_stacking(
 
 
 def split_settings(text: str) -> list[str]:
-    """The words of "weight.slope=5 milestones=[75, 90]": spaces part them, but not in a list."""
+    """Return the words of a text such as "weight.slope=5 milestones=[75, 90]".
+
+    Spaces part them, but not inside a list.
+    """
     words: list[str] = []
     depth = 0  # of brackets in a value that begins with one
     for part in text.split():
@@ -235,10 +246,10 @@ def split_settings(text: str) -> list[str]:
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
-    """{name: value} of "weight.slope=5 eps=8/255 milestones=[75, 90]".
+    """Return {name: value} of "weight.slope=5 eps=8/255 milestones=[75, 90]".
 
     Raises:
-        KitError: for a word that is no name=value, a list that does not end, or a name given twice.
+        KitError: A word is no name=value, a list does not end, or a name is given twice.
     """
     pairs: dict[str, Any] = {}
     words: dict[str, str] = {}
@@ -264,7 +275,11 @@ def parse_overrides(text: str) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """A number, fraction, True/False, [list] or else the text itself."""
+    """Return a number, fraction, True/False, [list] or else the text itself.
+
+    Raises:
+        KitError: A fraction divides by zero or has too many digits.
+    """
     if re.fullmatch(r"[+-]?\d+(\.\d*)?/\d+", text):
         number, _, divisor = text.partition("/")
         try:
@@ -274,9 +289,8 @@ def parse_value(text: str) -> Any:
         except (ValueError, OverflowError):
             raise KitError(f"{describe_value(text)} is too long a number") from None
     try:
-        return json.loads(
-            {"True": "true", "False": "false"}.get(text, text)
-        )  # "words" in quotes lose them
+        # "words" in quotes lose them
+        return json.loads({"True": "true", "False": "false"}.get(text, text))
     except (ValueError, RecursionError):
         try:
             return float(text)

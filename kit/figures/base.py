@@ -1,7 +1,4 @@
-"""A `Drawing` is a matplotlib Figure that knows what it shows:
-
-facts, caption, and where it came from.
-"""
+"""What a figure is made of: what it computed, what it decides, and the drawing with both."""
 
 from __future__ import annotations
 
@@ -10,9 +7,10 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,9 +26,26 @@ from kit.figures.style import styled
 
 
 @dataclass(frozen=True)
+class FigureData:
+    """What a figure computed: the facts, and what its picture and its words need beside them.
+
+    `facts` are the numbers that decide the claims, with n, seeds and intervals; they are saved with
+    the picture. `setting` (data, network, threat, seed) and `method` describe the run, or the first
+    of several. `extras` are arrays, names and counts that are shown and not saved.
+    """
+
+    facts: dict[str, Any]
+    setting: str = ""
+    method: str = ""
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Claim:
-    """What a paper says, what these runs show, and the rule's verdict; neither `holds` nor `fails`
-    is undecided.
+    """What a paper says, what these runs show, and the rule's verdict.
+
+    Neither `holds` nor `fails` is undecided. `number` is the claim's row in kit/papers/claims.csv,
+    None for a statement that is not there.
     """
 
     claim: str
@@ -38,13 +53,17 @@ class Claim:
     here: str
     holds: bool
     fails: bool
+    number: int | None = None
 
     @property
     def verdict(self) -> str:
+        """One of holds, fails and undecided."""
         return "holds" if self.holds else "fails" if self.fails else "undecided"
 
-    def record(self) -> dict[str, str]:
+    def record(self) -> dict[str, Any]:
+        """The claim with its verdict, as JSON values."""
         return {
+            "number": self.number,
             "claim": self.claim,
             "printed": self.printed,
             "here": self.here,
@@ -53,8 +72,9 @@ class Claim:
 
 
 class Drawing(Figure):
-    """A Figure with `facts` (the numbers that decide the claims), `claims`, `caption`, and `files`
-    once it is saved.
+    """A matplotlib Figure that carries its `facts`, `claims` and `caption`.
+
+    `width` and `height` are inches. `files` are the paths that `save` wrote.
     """
 
     def __init__(self, width: float = 7.0, height: float = 3.0):
@@ -66,22 +86,26 @@ class Drawing(Figure):
         self.files: list[Path] = []
 
     def png(self) -> bytes:
+        """The picture at 150 dots per inch, the caption in its metadata."""
         buffer = io.BytesIO()
         with styled():
             self.savefig(buffer, format="png", dpi=150, metadata={"Description": self.caption})
         return buffer.getvalue()
 
     def svg(self) -> bytes:
+        """The picture with its text as text, the caption in its metadata."""
         buffer = io.BytesIO()
         with styled():
             self.savefig(buffer, format="svg", metadata={"Date": None, "Description": self.caption})
         return buffer.getvalue()
 
     def slide(self, path: Path | str) -> Path:
-        """Save for a dark slide, as PNG or SVG by the path's ending: colours keep their hue, light
-        and dark change places.
+        """Save for a dark slide: colours keep their hue, light and dark change places.
 
-        Errors: `KitError` for another ending.
+        PNG or SVG by the path's ending.
+
+        Raises:
+            KitError: for another ending.
         """
         path = Path(path)
         if path.suffix not in (".png", ".svg"):
@@ -119,7 +143,7 @@ class Drawing(Figure):
         options: dict,
         seconds: float,
     ) -> None:
-        """NAME.png, NAME.svg, and NAME.json with everything needed to know and to make it again."""
+        """Write NAME.png, NAME.svg, and NAME.json with all that is needed to make it again."""
         record = {
             "figure": name,
             "title": title,
@@ -160,8 +184,9 @@ class Drawing(Figure):
 
 
 def swap_lightness(colours: np.ndarray) -> np.ndarray:
-    """RGB (..., 3) uint8 with lightness l turned into 1 - l, hue and saturation kept (HLS); black
-    would be #121212.
+    """RGB (..., 3) uint8 with lightness l turned into 1 - l, hue and saturation kept (HLS).
+
+    White becomes #121212 instead of black, which is softer on a slide.
     """
     wide = colours.astype(np.int16)
     swapped = wide + 255 - wide.max(axis=-1, keepdims=True) - wide.min(axis=-1, keepdims=True)
@@ -182,8 +207,20 @@ def _description(text: str) -> PngInfo:
     return info
 
 
-def plain(value):
-    """numpy and pandas values as JSON values."""
+def format_points(interval: tuple[float, float, float], unit: str = "") -> str:
+    """A difference of shares and its 95 % interval in points, such as "+1.5 [-0.2, +3.1]"."""
+    middle, low, high = (100 * value for value in interval)
+    return f"{middle:+.1f}{unit} [{low:+.1f}, {high:+.1f}]"
+
+
+def format_counted(share: dict[str, float]) -> str:
+    """A counted share with its interval, such as "3 of 20 (15.0% [5.2%, 36.0%])"."""
+    interval = f"[{share['low']:.1%}, {share['high']:.1%}]"
+    return f"{share['k']} of {share['n']} ({share['share']:.1%} {interval})"
+
+
+def plain(value: Any) -> Any:
+    """Values of NumPy and pandas as JSON values, floats rounded to 6 digits."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):

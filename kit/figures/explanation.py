@@ -1,7 +1,4 @@
-"""What exactly is this method?
-
-Formula, parts, numbers, where paper and code disagree, and a picture of its weights.
-"""
+"""`kit.explain`: a method's formula, parts, numbers and weights; where paper and code disagree."""
 
 from __future__ import annotations
 
@@ -45,8 +42,9 @@ ORDER = (
 
 @dataclass(frozen=True)
 class Explanation:
-    """A row of METHODS in words; it prints as text, and in a notebook as formula, picture and
-    table.
+    """A row of METHODS in words.
+
+    It prints as text, and in a notebook as formula, picture and table.
     """
 
     name: str
@@ -54,14 +52,12 @@ class Explanation:
 
     @property
     def formula(self) -> Formula:
+        """Its loss and weights, with the burn-in in epochs of the papers' runs."""
         return formula(self.method, epochs=EPOCHS)
 
     @property
     def parts(self) -> dict[str, str]:
-        """{what it is:
-
-        in words} of the parts that it has, in the order in which a training step comes to them.
-        """
+        """{what it is: in words} of its parts, in the order in which a training step runs them."""
         m = self.method
         found = {
             slot: _wrap_words(chosen)
@@ -79,9 +75,9 @@ class Explanation:
 
     @property
     def hyper_parameters(self) -> dict[str, tuple[object, str]]:
-        """{dotted name, as overrides take it:
+        """{dotted name, as overrides take it: (value, in words)}.
 
-        (value, its letter, what is allowed and whether the row sets it)}.
+        The words are its letter, what is allowed, and whether the row sets it.
         """
         found = {}
         for path, value in self.method.hyper_parameters().items():
@@ -114,8 +110,9 @@ class Explanation:
 
     @cached_property
     def picture(self) -> Drawing | None:
-        """The weight, before the normaliser, over the range of the paper's own quantity; None where
-        nothing is weighted.
+        """The weight, before the normaliser, over the range of the paper's own quantity.
+
+        None where nothing is weighted.
         """
         if self.method.weight is None:
             return None
@@ -235,17 +232,18 @@ class Explanation:
 
 
 def explain(name: str) -> Explanation:
-    """The row `name` of METHODS:
+    """Formula, words and a picture of the row `name` of METHODS.
 
-    formula, words and a picture. `KitError` for a name that is not there.
+    Raises:
+        KitError: for a name that is not there.
     """
     return Explanation(name, METHODS[name])
 
 
 def _weights_in_time(method: Method) -> dict[str, Part]:
-    """{epoch in words:
+    """{epoch in words: weight function}, early, in the middle and at the end.
 
-    weight function}, one where no timetable changes it, else early, in the middle and at the end.
+    One alone where no schedule changes it.
     """
     first = round(method.burn_in * EPOCHS) + 1
     found: dict[str, Part] = {}
@@ -260,8 +258,7 @@ def _wrap_words(chosen: Part | Criterion) -> str:
     if not isinstance(chosen, Criterion):
         about = inspect.getdoc(chosen.fn) or "of one's own"
         return f"{chosen.name}: {' '.join(about.split(chr(10) * 2)[0].split())}"
-    name, end = (
-        plain_text(axis_symbol(chosen)),
-        "safer" if chosen.safe_end > 0 else "more vulnerable",
-    )
-    return f"score s = {'-' if chosen.safe_end > 0 else ''}{name}; {chosen.title}, {chosen.source}; larger {name} is {end}"
+    name = plain_text(axis_symbol(chosen))
+    end = "safer" if chosen.safe_end > 0 else "more vulnerable"
+    sign = "-" if chosen.safe_end > 0 else ""
+    return f"score s = {sign}{name}; {chosen.title}, {chosen.source}; larger {name} is {end}"

@@ -1,16 +1,16 @@
-"""One look for all figures:
-
-colour-blind safe, readable on a slide and in a column, SVG text as text.
-"""
+"""One look for all figures, colour-blind safe, and what several of them draw alike."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import matplotlib
 import matplotlib.ticker
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
 # Okabe and Ito (2008); their yellow (#F0E442) is darkened, for lines on white
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
@@ -25,6 +25,9 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
 )
 
 GREY = "#8A8A8A"
+
+#: Bars and marks that stand behind what a picture is about, and small print.
+PALE, SMALL_PRINT = "#C9CDD2", "#555555"
 
 
 #: The same method has the same colour and dash in every figure (AT, MAIL-AT and CLIRAT near CLIRAT
@@ -128,17 +131,22 @@ _RC = {
 
 
 @contextmanager
-def styled():
+def styled() -> Iterator[None]:
     """The kit's look inside, the user's own untouched outside."""
     with matplotlib.rc_context(_RC):
         yield
 
 
+# -------------------------------------------------------------------------------- names and colours
+
+
 def colour(method: str) -> str:
+    """The method's colour, the same in every figure; black for a method of one's own."""
     return _METHODS.get(method, (BLACK, "-"))[0]
 
 
-def dash(method: str):
+def dash(method: str) -> str | tuple:
+    """The method's line style, the same in every figure."""
     return _METHODS.get(method, (BLACK, "-"))[1]
 
 
@@ -147,15 +155,108 @@ def label(method: str) -> str:
     return _NAMES.get(method, method.upper())
 
 
-def share_axis(axes: Axes, name: str = "y") -> None:
-    """Percent on an axis that runs in shares."""
-    axis = axes.yaxis if name == "y" else axes.xaxis
-    axis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
-
-
 def attack_label(name: str) -> str:
     """PGD-100 for pgd100, CW-20 for cw20, FGSM for fgsm; natural stays as it is."""
     if name == "natural":
         return name
     match = re.fullmatch(r"([a-z]+)(\d+)(x\d+)?", name)
     return f"{match[1].upper()}-{match[2]}{match[3] or ''}" if match else name.upper()
+
+
+def class_rotation(classes: Sequence[str], long: int) -> int:
+    """The angle of the classes' names along an axis: `long` degrees where they have 3 letters."""
+    return 0 if len(str(classes[0])) < 3 else long
+
+
+# ------------------------------------------------------------------------------- parts of a picture
+
+
+def share_axis(axes: Axes, name: str = "y") -> None:
+    """Write percent on an axis that runs in shares."""
+    axis = axes.yaxis if name == "y" else axes.xaxis
+    axis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+
+
+def whole_numbers(axes: Axes) -> None:
+    """Put ticks along x at whole numbers alone, such as epochs."""
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def write_above(
+    axes: Axes, x: float, y: float, text: str, *, offset: float = 2, size: float = 7.5
+) -> None:
+    """Write `text` centred above a point, `offset` points higher."""
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(0, offset),
+        textcoords="offset points",
+        ha="center",
+        fontsize=size,
+    )
+
+
+def legend_patch(tint: str, text: str) -> Patch:
+    """A filled square for a legend."""
+    return Patch(facecolor=tint, label=text)
+
+
+def spread_labels(heights: Sequence[float], gap: float) -> list[float]:
+    """The heights moved as little as keeps neighbours `gap` apart, their order kept.
+
+    Labels that touch become a stack around their mean.
+    """
+    order = np.argsort(heights, kind="stable")
+    stacks: list[list[float]] = []
+    for place in order:
+        stacks.append([heights[place]])
+        while len(stacks) > 1 and _touch(stacks[-2], stacks[-1], gap):
+            stacks[-2:] = [stacks[-2] + stacks[-1]]
+    spread = [
+        _mean(stack) + gap * (i - (len(stack) - 1) / 2)
+        for stack in stacks
+        for i in range(len(stack))
+    ]
+    moved = [0.0] * len(spread)
+    for place, height in zip(order, spread, strict=True):
+        moved[place] = height
+    return moved
+
+
+def _touch(below: list[float], above: list[float], gap: float) -> bool:
+    return _mean(above) - _mean(below) < gap * (len(above) + len(below)) / 2
+
+
+def _mean(stack: list[float]) -> float:
+    return sum(stack) / len(stack)
+
+
+def draw_confusion(
+    panel: Axes, counts: np.ndarray, classes: Sequence[str], *, square: bool = True
+) -> None:
+    """Draw a confusion matrix, true classes down, in percent of the row.
+
+    Numbers are written in the cells of up to 10 classes.
+    """
+    import seaborn  # it takes a second to import, and two figures need it
+
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    seaborn.heatmap(
+        share * 100,
+        ax=panel,
+        cmap="Blues",
+        vmin=0,
+        vmax=100,
+        cbar=False,
+        square=square,
+        annot=len(classes) <= 10,
+        fmt=".0f",
+        annot_kws={"fontsize": 6},
+        xticklabels=classes,
+        yticklabels=classes,
+        linewidths=0.3,
+        linecolor="white",
+    )
+    panel.set_xlabel("predicted class")
+    panel.tick_params(labelsize=6.5, length=0, labelrotation=class_rotation(classes, 90))
+    panel.tick_params(axis="y", labelrotation=0)

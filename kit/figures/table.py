@@ -1,7 +1,4 @@
-"""Figures read finished runs and draw them; none starts a training.
-
-`kit.draw(name, runs)` is the way in.
-"""
+"""The table of figures, and `kit.draw`, which draws them from finished runs."""
 
 from __future__ import annotations
 
@@ -10,50 +7,82 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from pathlib import Path
+from typing import Any
 
 from kit.core.errors import KitError, unknown_name
 from kit.core.registry import Registry
 from kit.experiments.devices import pick_device, threads_for
 from kit.experiments.runs import Run, output_folder
-from kit.figures.ablation import slope_and_offset
-from kit.figures.audit_steps import black_box, draw_step
-from kit.figures.base import Drawing
-from kit.figures.classes import by_method, weights
-from kit.figures.confused import histogram, leave_out, per_epoch, softmax_pair, two_margins
-from kit.figures.confusion import matrices
-from kit.figures.curves import COMPARED, learning_curves, learning_curves_each
-from kit.figures.gallery import curves, pictures
-from kit.figures.margins import critical_lps, pgd_against_cw, pm_by_lps
-from kit.figures.minmax import fuzziness_curves, fuzziness_layers, parameters
-from kit.figures.oneloop import every_method, every_weight, mini_batch
-from kit.figures.paths import plane, starts, two_attacks
-from kit.figures.readings import (
-    clirat_burn_in,
-    fuzziness_force,
-    mail_normalisation,
+from kit.figures import (
+    attack_curves,
+    audit_steps,
+    clirat_confused_labels,
+    clirat_learning_curves,
+    clirat_leave_out,
+    clirat_slope_and_offset,
+    csa_cse_attack_gallery,
+    csa_cse_fuzziness,
+    csa_cse_parameters,
+    csa_cse_stages,
+    every_method,
+    mail_attack_paths,
+    mail_attack_steps,
+    mail_decision_plane,
+    mail_margin_regions,
+    mail_pgd_against_cw,
+    mr_margin_by_probability,
+    mr_same_margin,
     mr_signs,
-    vir_scale,
+    mr_similarity,
+    one_batch,
+    print_and_code,
+    vir_black_box,
+    vir_class_gains,
+    vir_class_weights,
+    vir_confusion,
 )
-from kit.figures.similarity import margin_by_probability, similarity_by_error, similarity_pair
-from kit.figures.simplex import regions, same_margin
-from kit.figures.stages import walk_through
+from kit.figures.base import Claim, Drawing, FigureData
 from kit.figures.style import styled
 from kit.papers.printed_data import figures_by_number
 
 
+def decide_nothing(data: FigureData) -> list[Claim]:
+    """The claims of a figure that decides none."""
+    return []
+
+
 @dataclass(frozen=True)
 class FigureRow:
-    """`draw(runs, **options)` fills a Drawing from {method:
+    """A figure: what it computes, how it is drawn, its caption, and what it decides.
 
-    Run}; `methods` are those that the paper's figure shows.
+    `compute(runs, **options)` takes {method: Run} of `methods`, those that the paper's figure
+    shows; a single run if `one`; or a list if `any`. What it returns, `draw`, `caption` and
+    `decide` take.
     """
 
     title: str
     source: str
-    draw: Callable[..., Drawing]
+    compute: Callable[..., FigureData]
+    draw: Callable[[FigureData], Drawing]
+    caption: Callable[[FigureData], str]
+    decide: Callable[[FigureData], list[Claim]]
     methods: tuple[str, ...]
     one: bool = False  # draws any single run, whatever its method
     any: bool = False  # draws whatever runs it is given, several seeds of a method among them
+
+    @property
+    def options(self) -> set[str]:
+        """The names of what `kit.draw` takes beside the runs."""
+        parameters = signature(self.compute).parameters.values()
+        return {p.name for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
+
+    def make(self, runs: Run | list[Run] | Mapping[str, Run], **options: Any) -> Drawing:
+        """The drawing with its facts, claims and caption; nothing is saved."""
+        data = self.compute(runs, **options)
+        drawing = self.draw(data)
+        drawing.facts, drawing.claims = data.facts, self.decide(data)
+        drawing.caption = self.caption(data)
+        return drawing
 
 
 FIGURES = Registry(
@@ -62,17 +91,30 @@ FIGURES = Registry(
         "confused-labels": FigureRow(
             "misclassified training examples with one and with several confused labels",
             "CLIRAT Fig. 1A",
-            per_epoch,
+            clirat_confused_labels.compute_confused_labels,
+            clirat_confused_labels.draw_confused_labels,
+            clirat_confused_labels.describe_confused_labels,
+            clirat_confused_labels.decide_confused_labels,
             ("mail-at",),
             one=True,
         ),
         "confused-label-counts": FigureRow(
-            "how many labels beat the true one", "CLIRAT Fig. 1A", histogram, ("mail-at",), one=True
+            "how many labels beat the true one",
+            "CLIRAT Fig. 1A",
+            clirat_confused_labels.compute_label_counts,
+            clirat_confused_labels.draw_label_counts,
+            clirat_confused_labels.describe_label_counts,
+            decide_nothing,
+            ("mail-at",),
+            one=True,
         ),
         "leave-out": FigureRow(
             "robustness when a set of examples is left out",
             "CLIRAT Fig. 1B",
-            leave_out,
+            clirat_leave_out.compute_leave_out,
+            clirat_leave_out.draw_leave_out,
+            clirat_leave_out.describe_leave_out,
+            clirat_leave_out.decide_leave_out,
             (
                 "mail-at",
                 "clirat-drop-single",
@@ -84,211 +126,348 @@ FIGURES = Registry(
         "softmax-pair": FigureRow(
             "two examples of equal margin, one and several confused labels",
             "CLIRAT Figs. 1C, 1D",
-            softmax_pair,
+            clirat_confused_labels.compute_softmax_pair,
+            clirat_confused_labels.draw_softmax_pair,
+            clirat_confused_labels.describe_softmax_pair,
+            decide_nothing,
             ("mail-at",),
             one=True,
         ),
         "pm-and-cl-pm": FigureRow(
             "the margin against the confused-label margin",
             "CLIRAT Fig. 2",
-            two_margins,
+            clirat_confused_labels.compute_two_margins,
+            clirat_confused_labels.draw_two_margins,
+            clirat_confused_labels.describe_two_margins,
+            clirat_confused_labels.decide_two_margins,
             ("mail-at",),
             one=True,
         ),
         "critical-lps": FigureRow(
             "examples by attack steps survived, and how many of the safe are critical",
             "MAIL Fig. 1b",
-            critical_lps,
+            mail_attack_steps.compute_critical_lps,
+            mail_attack_steps.draw_critical_lps,
+            mail_attack_steps.describe_critical_lps,
+            mail_attack_steps.decide_critical_lps,
             ("at",),
             one=True,
         ),
         "pm-by-lps": FigureRow(
             "probabilistic margin by attack steps survived",
             "MAIL Fig. 4",
-            pm_by_lps,
+            mail_attack_steps.compute_pm_by_lps,
+            mail_attack_steps.draw_pm_by_lps,
+            mail_attack_steps.describe_pm_by_lps,
+            mail_attack_steps.decide_pm_by_lps,
             ("at",),
             one=True,
         ),
         "margin-regions": FigureRow(
             "safe, boundary and wrong region by margin, and the training data in each",
             "MAIL Fig. 3",
-            regions,
+            mail_margin_regions.compute_margin_regions,
+            mail_margin_regions.draw_margin_regions,
+            mail_margin_regions.describe_margin_regions,
+            mail_margin_regions.decide_margin_regions,
             ("mail-at",),
             one=True,
         ),
         "pgd-against-cw": FigureRow(
             "AT and GAIRAT under PGD, CW and AutoAttack",
             "MAIL Fig. 1c",
-            pgd_against_cw,
+            mail_pgd_against_cw.compute_pgd_against_cw,
+            mail_pgd_against_cw.draw_pgd_against_cw,
+            mail_pgd_against_cw.describe_pgd_against_cw,
+            mail_pgd_against_cw.decide_pgd_against_cw,
             ("at", "gairat"),
         ),
         "same-margin": FigureRow(
             "examples of equal margin, sized by MAIL's and by MR's weight",
             "MR Fig. 1",
-            same_margin,
+            mr_same_margin.compute_same_margin,
+            mr_same_margin.draw_same_margin,
+            mr_same_margin.describe_same_margin,
+            mr_same_margin.decide_same_margin,
             ("at",),
             one=True,
         ),
         "margin-by-probability": FigureRow(
             "margin against the true class's probability",
             "MR Fig. 2",
-            margin_by_probability,
+            mr_margin_by_probability.compute_margin_by_probability,
+            mr_margin_by_probability.draw_margin_by_probability,
+            mr_margin_by_probability.describe_margin_by_probability,
+            mr_margin_by_probability.decide_margin_by_probability,
             ("at",),
             one=True,
         ),
         "similarity-pair": FigureRow(
             "softmax with and without its true class, for an unsure and a sure example",
             "MR Fig. 3",
-            similarity_pair,
+            mr_similarity.compute_similarity_pair,
+            mr_similarity.draw_similarity_pair,
+            mr_similarity.describe_similarity_pair,
+            mr_similarity.decide_similarity_pair,
             ("at",),
             one=True,
         ),
         "similarity-by-error": FigureRow(
             "similarity against the incorrect rate",
             "MR Fig. 4",
-            similarity_by_error,
+            mr_similarity.compute_similarity_by_error,
+            mr_similarity.draw_similarity_by_error,
+            mr_similarity.describe_similarity_by_error,
+            mr_similarity.decide_similarity_by_error,
             ("at",),
             one=True,
         ),
         "training-stages": FigureRow(
             "one mini-batch through CSA's stages and costs, and CSE's fuzziness",
             "CSA/CSE Fig. 1",
-            walk_through,
+            csa_cse_stages.compute_training_stages,
+            csa_cse_stages.draw_training_stages,
+            csa_cse_stages.describe_training_stages,
+            decide_nothing,
             ("csa", "cse"),
         ),
         "parameters": FigureRow(
-            "first-layer parameters", "CSA/CSE Fig. 3", parameters, ("adv", "csa")
+            "first-layer parameters",
+            "CSA/CSE Fig. 3",
+            csa_cse_parameters.compute_parameters,
+            csa_cse_parameters.draw_parameters,
+            csa_cse_parameters.describe_parameters,
+            csa_cse_parameters.decide_parameters,
+            ("adv", "csa"),
         ),
         "parameters-l2": FigureRow(
             "first-layer parameters with an L2 term",
             "CSA/CSE Fig. 4",
-            parameters,
+            csa_cse_parameters.compute_parameters,
+            csa_cse_parameters.draw_parameters,
+            csa_cse_parameters.describe_parameters,
+            csa_cse_parameters.decide_parameters,
             ("adv", "csa-l2", "csa"),
         ),
         "fuzziness": FigureRow(
             "loss, fuzziness and robustness over training",
             "CSA/CSE Fig. 5",
-            fuzziness_curves,
+            csa_cse_fuzziness.compute_fuzziness,
+            csa_cse_fuzziness.draw_fuzziness,
+            csa_cse_fuzziness.describe_fuzziness,
+            csa_cse_fuzziness.decide_fuzziness,
             ("std", "cse"),
         ),
         "fuzziness-layers": FigureRow(
-            "fuzziness of every convolution", "CSA/CSE Fig. 6", fuzziness_layers, ("std", "cse")
+            "fuzziness of every convolution",
+            "CSA/CSE Fig. 6",
+            csa_cse_fuzziness.compute_fuzziness_layers,
+            csa_cse_fuzziness.draw_fuzziness_layers,
+            csa_cse_fuzziness.describe_fuzziness_layers,
+            csa_cse_fuzziness.decide_fuzziness_layers,
+            ("std", "cse"),
         ),
         "mini-batch": FigureRow(
             "one mini-batch under attack, and the weights of several methods",
             "-",
-            mini_batch,
+            one_batch.compute_mini_batch,
+            one_batch.draw_mini_batch,
+            one_batch.describe_mini_batch,
+            decide_nothing,
             ("mail-at",),
             one=True,
         ),
         "every-weight": FigureRow(
-            "all methods' weights on the same examples", "-", every_weight, ("mail-at",), one=True
+            "all methods' weights on the same examples",
+            "-",
+            one_batch.compute_every_weight,
+            one_batch.draw_every_weight,
+            one_batch.describe_every_weight,
+            decide_nothing,
+            ("mail-at",),
+            one=True,
         ),
         "every-method": FigureRow(
-            "accuracy of every method, clean and under attack", "-", every_method, (), any=True
+            "accuracy of every method, clean and under attack",
+            "-",
+            every_method.compute_every_method,
+            every_method.draw_every_method,
+            every_method.describe_every_method,
+            decide_nothing,
+            (),
+            any=True,
         ),
         "mr-signs": FigureRow(
             "MR's weights with the signs as printed and mended",
             "MR Eqs. 4, 14-16, Alg. 1",
-            mr_signs,
+            mr_signs.compute_mr_signs,
+            mr_signs.draw_mr_signs,
+            mr_signs.describe_mr_signs,
+            mr_signs.decide_mr_signs,
             ("mail-at",),
             one=True,
         ),
         "fuzziness-force": FigureRow(
             "where minimising fuzziness drives parameters",
             "CSE Eqs. 8-9",
-            fuzziness_force,
+            csa_cse_fuzziness.compute_fuzziness_force,
+            csa_cse_fuzziness.draw_fuzziness_force,
+            csa_cse_fuzziness.describe_fuzziness_force,
+            csa_cse_fuzziness.decide_fuzziness_force,
             ("cse",),
             one=True,
         ),
         "vir-scale": FigureRow(
             "VIR-AT beside AT with VIR's scale alone",
             "VIR Eq. 8",
-            vir_scale,
+            print_and_code.compute_weight_scale,
+            print_and_code.draw_weight_scale,
+            print_and_code.describe_weight_scale,
+            print_and_code.decide_vir_scale,
             ("at", "at-scaled", "vir-at"),
         ),
         "clirat-burn-in": FigureRow(
             "CLIRAT with its burn-in and as printed",
             "CLIRAT Alg. 1",
-            clirat_burn_in,
+            print_and_code.compute_weight_scale,
+            print_and_code.draw_weight_scale,
+            print_and_code.describe_weight_scale,
+            print_and_code.decide_clirat_burn_in,
             ("clirat", "clirat-printed"),
         ),
         "mail-normalisation": FigureRow(
             "MAIL's weights as printed and as released",
             "MAIL Alg. 1 and its code",
-            mail_normalisation,
+            print_and_code.compute_weight_scale,
+            print_and_code.draw_weight_scale,
+            print_and_code.describe_weight_scale,
+            print_and_code.decide_mail_normalisation,
             ("mail-at", "mail-at-printed"),
         ),
         "attack-gallery": FigureRow(
             "images under each attack at several radii",
             "CSA/CSE Fig. 2",
-            pictures,
+            csa_cse_attack_gallery.compute_attack_gallery,
+            csa_cse_attack_gallery.draw_attack_gallery,
+            csa_cse_attack_gallery.describe_attack_gallery,
+            csa_cse_attack_gallery.decide_attack_gallery,
             ("at",),
             one=True,
         ),
         "attack-curves": FigureRow(
-            "accuracy against the radius, per attack", "-", curves, ("at",), one=True
+            "accuracy against the radius, per attack",
+            "-",
+            attack_curves.compute_attack_curves,
+            attack_curves.draw_attack_curves,
+            attack_curves.describe_attack_curves,
+            attack_curves.decide_attack_curves,
+            ("at",),
+            one=True,
         ),
         "pgd-against-lmpgd": FigureRow(
-            "LPS and margin under PGD and LM-PGD", "MAIL Fig. 1a", two_attacks, ("at",), one=True
+            "LPS and margin under PGD and LM-PGD",
+            "MAIL Fig. 1a",
+            mail_attack_paths.compute_two_attacks,
+            mail_attack_paths.draw_two_attacks,
+            mail_attack_paths.describe_two_attacks,
+            mail_attack_paths.decide_two_attacks,
+            ("at",),
+            one=True,
         ),
         "lps-starts": FigureRow(
-            "LPS over random starts", "MAIL Fig. 1a", starts, ("at",), one=True
+            "LPS over random starts",
+            "MAIL Fig. 1a",
+            mail_attack_paths.compute_lps_starts,
+            mail_attack_paths.draw_lps_starts,
+            mail_attack_paths.describe_lps_starts,
+            mail_attack_paths.decide_lps_starts,
+            ("at",),
+            one=True,
         ),
         "decision-plane": FigureRow(
             "two attack paths on the plane through their ends",
             "MAIL Fig. 2",
-            plane,
+            mail_decision_plane.compute_decision_plane,
+            mail_decision_plane.draw_decision_plane,
+            mail_decision_plane.describe_decision_plane,
+            decide_nothing,
             ("at",),
             one=True,
         ),
         "attack-ladder": FigureRow(
             "audits side by side: the ladder of attacks and ten rules",
             "MAIL s. 4.2, VIR s. 5.5",
-            draw_step,
+            audit_steps.compute_audit_steps,
+            audit_steps.draw_audit_steps,
+            audit_steps.describe_audit_steps,
+            audit_steps.decide_audit_steps,
             (),
             any=True,
         ),
         "black-box": FigureRow(
             "accuracy without gradients: Square, SPSA, images made for another network",
             "VIR Table 5",
-            black_box,
+            vir_black_box.compute_black_box,
+            vir_black_box.draw_black_box,
+            vir_black_box.describe_black_box,
+            vir_black_box.decide_black_box,
             (),
             any=True,
         ),
         "confusion": FigureRow(
             "confusion matrices, natural and under attack",
             "VIR Fig. 1",
-            matrices,
+            vir_confusion.compute_confusion,
+            vir_confusion.draw_confusion_matrices,
+            vir_confusion.describe_confusion,
+            vir_confusion.decide_confusion,
             ("at", "trades", "mart"),
         ),
         "classes-by-method": FigureRow(
             "VIR's confusion matrices, and whom it helps",
             "VIR Fig. 2",
-            by_method,
+            vir_class_gains.compute_class_gains,
+            vir_class_gains.draw_class_gains,
+            vir_class_gains.describe_class_gains,
+            vir_class_gains.decide_class_gains,
             ("at", "trades", "vir-at", "vir-trades"),
         ),
         "class-weights": FigureRow(
-            "the weight that each class gets", "VIR Fig. 3", weights, ("vir-at", "vir-trades")
+            "the weight that each class gets",
+            "VIR Fig. 3",
+            vir_class_weights.compute_class_weights,
+            vir_class_weights.draw_class_weights,
+            vir_class_weights.describe_class_weights,
+            vir_class_weights.decide_class_weights,
+            ("vir-at", "vir-trades"),
         ),
         "learning-curves": FigureRow(
             "AT, MAIL-AT and CLIRAT along the way",
             "CLIRAT Fig. 3",
-            learning_curves,
-            COMPARED,
+            clirat_learning_curves.compute_learning_curves,
+            clirat_learning_curves.draw_learning_curves,
+            clirat_learning_curves.describe_learning_curves,
+            clirat_learning_curves.decide_learning_curves,
+            clirat_learning_curves.COMPARED,
             any=True,
         ),
         "learning-curves-each": FigureRow(
             "the same, one panel a criterion",
             "CLIRAT Fig. 5",
-            learning_curves_each,
-            COMPARED,
+            clirat_learning_curves.compute_learning_curves,
+            clirat_learning_curves.draw_learning_curves_each,
+            clirat_learning_curves.describe_learning_curves_each,
+            clirat_learning_curves.decide_learning_curves_each,
+            clirat_learning_curves.COMPARED,
             any=True,
         ),
         "slope-and-offset": FigureRow(
             "accuracies over gamma and beta",
             "CLIRAT Fig. 4",
-            slope_and_offset,
+            clirat_slope_and_offset.compute_slope_and_offset,
+            clirat_slope_and_offset.draw_slope_and_offset,
+            clirat_slope_and_offset.describe_slope_and_offset,
+            clirat_slope_and_offset.decide_slope_and_offset,
             ("clirat",),
             any=True,
         ),
@@ -305,15 +484,16 @@ def draw(
     runs: Run | Iterable[Run] | Mapping[str, Run],
     *,
     folder: Path | str | None = None,
-    **options,
+    **options: Any,
 ) -> Drawing:
-    """Draw a figure of `FIGURES` from finished runs, and save it as PNG, SVG and JSON provenance in
-    `folder`.
+    """Draw a figure from finished runs, and save PNG, SVG and JSON provenance in `folder`.
 
     `name` is a row of FIGURES, or a paper's own number, such as mail-4 or clirat-1a. `options` are
-    those of the drawing function. -> a matplotlib Figure with .facts, .caption and .files. Errors:
-    `KitError` for an unknown figure or option, or runs that are missing, with the command that
-    makes them.
+    those of the row's `compute`. -> a matplotlib Figure with .facts, .claims, .caption and .files.
+
+    Raises:
+        KitError: for an unknown figure or option, or runs that are missing, with the command that
+            makes them.
     """
     name = NUMBERS.get(name, name)
     row = FIGURES[name]
@@ -322,38 +502,16 @@ def draw(
         if isinstance(runs, Run)
         else list(runs.values() if isinstance(runs, Mapping) else runs)
     )
-    for run in given:
-        if not isinstance(run, Run):
-            raise KitError(
-                f"draw('{name}', ...) takes runs, such as kit.run(\"{row.methods[0]}\"), "
-                f"not {type(run).__name__}"
-            )
-    by_method = {run.method: run for run in given}
-    if not given:
-        raise KitError(f"draw('{name}', ...) was given no runs; make one with kit.run(...)")
-    if row.one and len(given) != 1:
-        raise KitError(f"'{name}' draws exactly one run, it was given {len(given)}")
-    if not row.one and not row.any:
-        missing = [method for method in row.methods if method not in by_method]
-        if missing:
-            like = f" --recipe {given[0].spec.recipe} --seed {given[0].spec.seed}" if given else ""
-            raise KitError(
-                f"'{name}' also needs a run of {', '.join(missing)}: "
-                + "; ".join(f"python -m kit train {method}{like}" for method in missing)
-            )
-    known = {
-        p.name for p in signature(row.draw).parameters.values() if p.kind is Parameter.KEYWORD_ONLY
-    }
+    _check_runs(name, row, given)
     for option in options:
-        if option not in known:
-            raise unknown_name(f"option of '{name}'", option, known)
+        if option not in row.options:
+            raise unknown_name(f"option of '{name}'", option, row.options)
     started = time.monotonic()
     with (
         styled(),
         threads_for(given[0].plan.recipe.model, pick_device("cpu")),
     ):  # some figures attack
-        runs = given[0] if row.one else given if row.any else {m: by_method[m] for m in row.methods}
-        drawing = row.draw(runs, **options)
+        drawing = row.make(_arrange_runs(row, given), **options)
     drawing.save(
         Path(folder) if folder else output_folder(given[0].spec.recipe),
         name,
@@ -364,3 +522,35 @@ def draw(
         seconds=time.monotonic() - started,
     )
     return drawing
+
+
+def _check_runs(name: str, row: FigureRow, given: list[Run]) -> None:
+    """`KitError` unless these are the runs that the figure takes."""
+    for run in given:
+        if not isinstance(run, Run):
+            raise KitError(
+                f"draw('{name}', ...) takes runs, such as kit.run(\"{row.methods[0]}\"), "
+                f"not {type(run).__name__}"
+            )
+    if not given:
+        raise KitError(f"draw('{name}', ...) was given no runs; make one with kit.run(...)")
+    if row.one and len(given) != 1:
+        raise KitError(f"'{name}' draws exactly one run, it was given {len(given)}")
+    there = {run.method for run in given}
+    missing = [method for method in row.methods if method not in there]
+    if missing and not row.one and not row.any:
+        like = f" --recipe {given[0].spec.recipe} --seed {given[0].spec.seed}"
+        raise KitError(
+            f"'{name}' also needs a run of {', '.join(missing)}: "
+            + "; ".join(f"python -m kit train {method}{like}" for method in missing)
+        )
+
+
+def _arrange_runs(row: FigureRow, given: list[Run]) -> Run | list[Run] | dict[str, Run]:
+    """The runs as `row.compute` takes them."""
+    if row.one:
+        return given[0]
+    if row.any:
+        return given
+    by_method = {run.method: run for run in given}
+    return {method: by_method[method] for method in row.methods}

@@ -2,14 +2,14 @@
 
 The functions return the paper's quantity under its own name and sign. A `Criterion` row says which
 sign is the safe one, and `Criterion.score` turns it round where needed: a score is always
-*vulnerability*, larger should weigh more, so the papers' sign clashes cannot enter the rest of the
-code.
+*vulnerability*, larger should weigh more. So the papers' clashing signs cannot enter the rest of
+the code.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
@@ -21,53 +21,69 @@ from kit.methods.step_outputs import StepOutputs, check_fields
 
 
 def probabilistic_margin(probs: Tensor, y: Tensor) -> Tensor:
-    """PM = p_y - max_{j≠y} p_j in [-1, 1], (N,). MAIL Eq. 4."""
-    return tensors.margin(probs, y)
+    """PM = p_y - max_{j≠y} p_j.
+
+    Returns (N,) in [-1, 1] from probabilities (N, K).
+
+    Source: MAIL Eq. 4.
+    """
+    true, other = tensors.true_and_top_other(probs, y)
+    return true - other
 
 
 def margin_difference(probs_nat: Tensor, y: Tensor, p_flip: Tensor) -> Tensor:
-    """PM_dif = p_y(x) - p_y(x + δ^t) at the first misclassified step t, in [-1, 1], (N,). MAIL Eq.
-    7.
+    """PM_dif = p_y(x) - p_y(x + δ^t) at the first misclassified step t.
 
-    Small means that little probability had to be moved. The paper gives the range [0, 1]; an attack
-    step can also raise p_y, so it is [-1, 1].
+    Returns (N,) in [-1, 1]; `p_flip` (N,) is the second term. Small means that little probability
+    had to be moved. The paper gives the range [0, 1]; an attack step can also raise p_y, so it is
+    [-1, 1].
+
+    Source: MAIL Eq. 7.
     """
     return probs_nat.gather(1, y[:, None]).squeeze(1) - p_flip
 
 
 def confused_labels(probs: Tensor, y: Tensor) -> Tensor:
-    """How many labels have p_j > p_y:
+    """Number of labels with p_j > p_y.
 
-    0 where correct, else 1..K-1, (N,) int64. CLIRAT section 1.
+    Returns (N,) int64: 0 where the prediction is correct, else 1 to K-1.
+
+    Source: CLIRAT section 1.
     """
     return (probs > probs.gather(1, y[:, None])).sum(dim=1)
 
 
 def confused_label_margin(probs: Tensor, y: Tensor) -> Tensor:
-    """CL-PM:
+    """CL-PM = PM where no label beats y, else Σ_{j: p_j > p_y} (p_y - p_j).
 
-    PM where no label beats y, else Σ_{j: p_j > p_y} (p_y - p_j); in [-1, 1], (N,). CLIRAT Eq. 7.
+    Returns (N,) in [-1, 1].
+
+    Source: CLIRAT Eq. 7.
     """
     gaps = (probs.gather(1, y[:, None]) - probs).clamp_max(0).sum(dim=1)
     return gaps.where(gaps < 0, probabilistic_margin(probs, y))
 
 
 def geometry_value(kappa: Tensor, steps: int) -> Tensor:
-    """(κ - ⌊K/2⌋) / ⌊K/2⌋ in [-1, 1] for even K, (N,): GAIRAT's κ of K attack steps, centred and
-    scaled.
+    """(κ - ⌊K/2⌋) / ⌊K/2⌋: GAIRAT's κ of K attack steps, centred and scaled.
 
-    κ counts the attack's evaluation points (the start included, the end not) that are still
-    classified correctly; it is not the step of the first crossing, which is LPS. GAIRAT; VIR Eq. 2.
+    Returns (N,) float64, in [-1, 1] for even K. κ counts the attack's evaluation points (the start
+    included, the end not) that are still classified correctly. It is not the step of the first
+    crossing, which is LPS.
+
+    Source: GAIRAT; VIR Eq. 2.
     """
     half = max(steps // 2, 1)
     return (kappa.double() - half) / half
 
 
 def top2_ratio(probs: Tensor, y: Tensor) -> Tensor:
-    """o = p_2 / (1 - p_y) in [1/(K-1), 1], (N,): 1 when one class takes all the error mass. MR Eq.
-    7.
+    """Ratio o = p_2 / (1 - p_y): 1 when one class takes all the error mass.
 
-    Where p_y = 1 the ratio is 0/0 and its lower end 1/(K-1) is returned.
+    Returns (N,) in [1/(K-1), 1]. Where p_y = 1 the ratio is 0/0 and its lower end 1/(K-1) is
+    returned.
+
+    Source: MR Eq. 7.
     """
     _, other = tensors.true_and_top_other(probs, y)
     rest = probs.scatter(1, y[:, None], 0).sum(dim=1)
@@ -75,9 +91,11 @@ def top2_ratio(probs: Tensor, y: Tensor) -> Tensor:
 
 
 def true_class_similarity(probs: Tensor, y: Tensor) -> Tensor:
-    """c = cosine of p and p with its true entry zeroed = ‖p_{-y}‖ / ‖p‖, in [0, 1], (N,).
+    """Cosine c of p and p with its true entry zeroed: ‖p_{-y}‖ / ‖p‖.
 
-    MR Eq. 11.
+    Returns (N,) in [0, 1].
+
+    Source: MR Eq. 11.
     """
     return probs.scatter(1, y[:, None], 0).norm(dim=1) / probs.norm(dim=1)
 
@@ -85,10 +103,12 @@ def true_class_similarity(probs: Tensor, y: Tensor) -> Tensor:
 def reweighted_margin(
     probs: Tensor, y: Tensor, *, tau: Annotated[float, Range(2)] = 2.0, similarity: bool = True
 ) -> Tensor:
-    """m̃ = PM · (τ - o) · c, or without c, (N,). MR Eq. 14, with the margin's sign as p_y - p_2.
+    """m̃ = PM · (τ - o) · c, or without c.
 
-    Eq. 4 prints the margin with the other sign; with Eqs. 15-16 it would give safe examples the
-    large weight.
+    Returns (N,). The margin's sign is that of p_y - p_2: Eq. 4 prints it with the other sign, and
+    with Eqs. 15-16 that would give safe examples the large weight.
+
+    Source: MR Eq. 14.
     """
     scale = tau - top2_ratio(probs, y)
     if similarity:
@@ -99,16 +119,25 @@ def reweighted_margin(
 def vulnerability(
     probs_nat: Tensor, y: Tensor, *, alpha: Positive = 7.0, gamma: Positive = 10.0
 ) -> Tensor:
-    """S_v = α exp(-γ p_y(x)) in (0, α], (N,). VIR Eq. 5."""
+    """S_v = α exp(-γ p_y(x)).
+
+    Returns (N,) in (0, α].
+
+    Source: VIR Eq. 5.
+    """
     return alpha * (-gamma * probs_nat.gather(1, y[:, None]).squeeze(1)).exp()
 
 
 def discrepancy(probs_nat: Tensor, probs_adv: Tensor) -> Tensor:
-    """S_d = KL(p(x) ‖ p(x_adv)) >= 0, (N,) nats. VIR Eq. 6."""
+    """S_d = KL(p(x) ‖ p(x_adv)).
+
+    Returns (N,) >= 0, in nats.
+
+    Source: VIR Eq. 6.
+    """
     tiny = 1e-37  # 0 log 0 = 0; a q that underflows counts as 1e-37
-    return (probs_nat * (probs_nat.clamp_min(tiny).log() - probs_adv.clamp_min(tiny).log())).sum(
-        dim=1
-    )
+    log_ratio = probs_nat.clamp_min(tiny).log() - probs_adv.clamp_min(tiny).log()
+    return (probs_nat * log_ratio).sum(dim=1)
 
 
 def vulnerability_discrepancy(
@@ -119,12 +148,22 @@ def vulnerability_discrepancy(
     alpha: Positive = 7.0,
     gamma: Positive = 10.0,
 ) -> Tensor:
-    """S_v S_d >= 0, (N,). VIR Eqs. 5-6; its β is the weight function's offset."""
+    """S_v S_d; the paper's β is the weight function's offset.
+
+    Returns (N,) >= 0.
+
+    Source: VIR Eqs. 5-6.
+    """
     return vulnerability(probs_nat, y, alpha=alpha, gamma=gamma) * discrepancy(probs_nat, probs_adv)
 
 
 def entropy(probs: Tensor) -> Tensor:
-    """H(p) in [0, log K], (N,) nats. EWAT, as its abstract describes it."""
+    """H(p) = -Σ_j p_j log p_j.
+
+    Returns (N,) in [0, log K], in nats.
+
+    Source: EWAT, as its abstract describes it.
+    """
     return -(probs * probs.clamp_min(1e-37).log()).sum(dim=1)
 
 
@@ -147,15 +186,20 @@ class Criterion:
         check_fields(self.title, self.reads)
 
     def value(self, outputs: StepOutputs) -> Tensor:
-        """The paper's own quantity, (N,), in the precision of the logits."""
+        """Compute the paper's own quantity, (N,), in the precision of the logits."""
         arguments = [getattr(outputs, name) for name in self.reads]
         return self.quantity(*arguments).to(outputs.logits_adv.dtype)
 
     def score(self, outputs: StepOutputs) -> Tensor:
-        """Vulnerability, (N,): larger should weigh more."""
+        """Compute the vulnerability, (N,): larger should weigh more."""
         return -self.safe_end * self.value(outputs)
 
-    def but(self, **changes) -> Criterion:
+    def but(self, **changes: Any) -> Criterion:
+        """Return this row with some hyper-parameters of its quantity changed.
+
+        Raises:
+            KitError: A name is unknown or a value is out of its range.
+        """
         return replace(self, quantity=self.quantity.but(**changes))
 
 

@@ -1,9 +1,8 @@
 """What a method computes, as formulas: LaTeX for a notebook, one line of Unicode for a terminal.
 
 The papers' notations differ; `NOTATION` is the one for all of them. The numbers after a line belong
-to that line: papers give the same letter to different things. tests/test_formulas.py evaluates
-every formula and compares it with the code, so a formula here keeps to the LaTeX that its evaluator
-knows.
+to that line: papers give the same letter to different things. A test evaluates every formula and
+compares it with the code, so a formula here keeps to the LaTeX that the test's evaluator knows.
 """
 
 from __future__ import annotations
@@ -22,12 +21,10 @@ from kit.methods.table import Method
 
 NOTATION = (
     "p is the prediction (softmax) for the clean x, p̂ for the image trained on, p̃ for a second "
-    "attack's; y is the "
-    "label; j runs over classes, i over the m examples of a batch, t over T epochs; κ of K attack "
-    "steps are "
-    "survived; s is the vulnerability (larger weighs more), v its weight, w what multiplies the "
-    "loss, ℓ the loss of "
-    "an example. The numbers after a line are that line's."
+    "attack's; y is the label; j runs over classes, i over the m examples of a batch, t over T "
+    "epochs; κ of K attack steps are survived; s is the vulnerability (larger weighs more), v its "
+    "weight, w what multiplies the loss, ℓ the loss of an example. The numbers after a line are "
+    "that line's."
 )
 
 
@@ -51,8 +48,7 @@ FORMULAS: dict[str, str | tuple[str, Mapping]] = {
     r"} t",
     "confused_labels": r"\sum_{j} \mathbf 1[q_j > q_y]",
     "confused_label_margin": rf"\begin{{cases}} \sum_{{j : q_j > q_y}} (q_y - q_j) & \text{{if }} "
-    rf"q_y < \max_{{j \ne y}} q_j"
-    rf" \\ {_MARGIN} & \text{{otherwise}} \end{{cases}}",
+    rf"q_y < \max_{{j \ne y}} q_j \\ {_MARGIN} & \text{{otherwise}} \end{{cases}}",
     "geometry_value": r"\frac{\kappa}{\max(1, \lfloor K/2 \rfloor)} - 1",
     "top2_ratio": _RATIO,
     "true_class_similarity": _COSINE,
@@ -92,8 +88,7 @@ FORMULAS: dict[str, str | tuple[str, Mapping]] = {
     ),
     # regularisers
     "conv_fuzziness": r"-\gamma \operatorname{mean}(\rho \log \rho + (1 - \rho) \log(1 - "
-    r"\rho)),\quad "
-    r"\rho = \frac{1}{1 + \exp(|W|)},\quad \text{over all convolutions}",
+    r"\rho)),\quad \rho = \frac{1}{1 + \exp(|W|)},\quad \text{over all convolutions}",
     "weight_norms": r"\gamma \sum_{l} \lVert W_l \rVert_2,\quad \text{over all tensors named "
     r"weight}",
     "conv_l1_minus_l2": r"\gamma \sum_{l \le n} (\lVert W_l \rVert_1 - \lVert W_l \rVert_2),\quad "
@@ -101,15 +96,13 @@ FORMULAS: dict[str, str | tuple[str, Mapping]] = {
     "conv_kurtosis": r"-\gamma \sum_{l \le n} \left( \frac{\operatorname{mean}((W_l - \bar W_l)^4)}"
     r"{(\operatorname{mean}((W_l - \bar W_l)^2))^2} - 3 \right),\quad \text{over convolutions}",
     # perturbation of the parameters, g the gradient
-    "perturbed": r"W + \gamma_W \lVert W \rVert_2 \frac{g}{\lVert g \rVert_2},\quad \text{for "
-    r"every weight tensor; "
-    r"its step is taken there}",
-    # timetables
+    "perturb_weights": r"W + \gamma_W \lVert W \rVert_2 \frac{g}{\lVert g \rVert_2},\quad \text{for "
+    r"every weight tensor; its step is taken there}",
+    # schedules
     "friendlier_first": r"\mathbf 1[t > t_1 T] + \mathbf 1[t > t_2 T]",
     "warm_up": r"\gamma_0 \mathbf 1[t > t_0 T]",
     "piecewise": r"\begin{cases} \lambda_1 & \text{if } t < \frac{90}{120} T \\ \lambda_2 & "
-    r"\text{if } t < \frac{110}{120} T"
-    r" \\ \lambda_3 & \text{otherwise} \end{cases}",
+    r"\text{if } t < \frac{110}{120} T \\ \lambda_3 & \text{otherwise} \end{cases}",
     "linear": r"\lambda_0 - \frac{t}{T} (\lambda_0 - \lambda_1)",
     # what \hat p belongs to, in words
     "clean": r"x",
@@ -128,8 +121,8 @@ FORMULAS: dict[str, str | tuple[str, Mapping]] = {
     "friendly_pgd": (
         "loss",
         {
-            name: rf"\text{{PGD on the {words} until wrong at }} \tau + 1 \text{{ points, noise }} "
-            rf"\omega"
+            name: rf"\text{{PGD on the {words} until wrong at }} "
+            r"\tau + 1 \text{ points, noise } \omega"
             for name, words in {"ce": "cross-entropy", "kl": "KL", "margin": "CW loss"}.items()
         },
     ),
@@ -174,7 +167,7 @@ SYMBOLS: dict[str, dict[str, str]] = {
         name: {"strength": r"\gamma", "layers": "n"}
         for name in ("conv_l1_minus_l2", "conv_kurtosis")
     },
-    "perturbed": {"gamma": r"\gamma_W"},
+    "perturb_weights": {"gamma": r"\gamma_W"},
     "friendly_pgd": {"tau": r"\tau", "omega": r"\omega"},
     "friendlier_first": {"first": "t_1", "second": "t_2"},
     "warm_up": {"until": "t_0", "gamma": r"\gamma_0"},
@@ -214,17 +207,19 @@ class Formula:
 
 
 def formula(method: Method, *, epochs: Count = 120) -> Formula:
-    """The formulas of a row of METHODS with its numbers; burn-in is shown for a run of `epochs`
-    (the papers' 120).
+    """Write down the formulas of a row of METHODS with its numbers.
 
-    A part that the tables above do not have, say a criterion of one's own, appears as its
-    function's name. `KitError` where `epochs` is no whole number above 0.
+    Burn-in is shown for a run of `epochs` (the papers' 120). A part that the tables above do not
+    have, say a criterion of one's own, appears as its function's name.
+
+    Raises:
+        KitError: `epochs` is no whole number above 0.
     """
     check_value("epochs", epochs, Count)
     timed = method.scheduled
 
     def numbered(slot: str, text: str) -> str:
-        """`text`, then the numbers of the part in that slot, but for those that follow a timetable."""
+        """Add the numbers of the slot's part to `text`, without those that follow a schedule."""
         chosen = getattr(method, slot)
         part = chosen.quantity if isinstance(chosen, Criterion) else chosen
         names = (
@@ -239,13 +234,10 @@ def formula(method: Method, *, epochs: Count = 120) -> Formula:
         )
 
     lines = _prediction_lines(method, numbered)
-    lines += [
-        (
-            SYMBOLS[getattr(method, slot).name][name],
-            numbered("schedule", part_formula(method.schedule)),
-        )
-        for slot, _, name in (path.partition(".") for path in timed)
-    ]
+    if method.schedule:
+        controlled = numbered("schedule", part_formula(method.schedule))
+        for slot, _, name in (path.partition(".") for path in timed):
+            lines.append((SYMBOLS[getattr(method, slot).name][name], controlled))
     lines += _weight_lines(method, numbered, epochs)
     lines.append((r"\ell", numbered("loss", _loss_lines(method))))
     if method.regulariser:
@@ -259,8 +251,9 @@ def formula(method: Method, *, epochs: Count = 120) -> Formula:
 
 
 def part_formula(part: Part) -> str:
-    """The formula of one part in general letters; for a function that FORMULAS does not have its
-    name and arguments.
+    """Return the formula of one part in general letters.
+
+    For a function that FORMULAS does not have it is the function's name and arguments.
     """
     found = FORMULAS.get(part.name) if _ours(part) else None
     if found is None:
@@ -269,7 +262,7 @@ def part_formula(part: Part) -> str:
 
 
 def criterion_formula(criterion: Criterion) -> str:
-    """A criterion's quantity in the predictions that its row hands over."""
+    """Return a criterion's quantity in the predictions that its row hands over."""
     pairs = zip(argument_names(criterion.quantity.fn), criterion.reads, strict=True)
     letters = {
         PREDICTIONS[name]: PREDICTIONS[field] for name, field in pairs if name in PREDICTIONS
@@ -282,7 +275,7 @@ def criterion_formula(criterion: Criterion) -> str:
 
 
 def axis_symbol(criterion: Criterion) -> str:
-    """The quantity's letter, as LaTeX."""
+    """Return the quantity's letter, as LaTeX."""
     if criterion.quantity.name in LETTERS:
         return LETTERS[criterion.quantity.name]
     return (
@@ -293,7 +286,10 @@ def axis_symbol(criterion: Criterion) -> str:
 
 
 def format_number(value: float) -> str:
-    """A number in LaTeX, exactly: a short decimal, a fraction of small numbers, a power of ten."""
+    """Write a number in LaTeX, exactly.
+
+    It becomes a short decimal, a fraction of small numbers, or a power of ten.
+    """
     shortest = f"{value:g}" if float(f"{value:g}") == value else repr(value)
     ratio = Fraction(value).limit_denominator(999)
     if len(shortest) > 8 and float(ratio) == value:
@@ -303,7 +299,7 @@ def format_number(value: float) -> str:
 
 
 def _prediction_lines(method: Method, numbered: Callable[[str, str], str]) -> list[tuple[str, str]]:
-    """Which images the letters stand for, in words."""
+    """Say which images the letters stand for, in words."""
     text = rf"\text{{prediction for }} {part_formula(method.stages)}"
     if method.attack and r"\hat x" in text:
         text += rf" \text{{, found by }} {numbered('attack', part_formula(method.attack))}"
@@ -319,9 +315,10 @@ def _prediction_lines(method: Method, numbered: Callable[[str, str], str]) -> li
 def _weight_lines(
     method: Method, numbered: Callable[[str, str], str], epochs: int
 ) -> list[tuple[str, str]]:
-    """From the quantity to the weight past burn-in, and how long burn-in lasts."""
+    """Write the lines from the quantity to the weight past burn-in, and how long burn-in lasts."""
     lines, weight = [], ""
     if method.weight:
+        assert method.criterion is not None  # a weight is a function of its score
         name = axis_symbol(method.criterion)
         lines = [
             (name, numbered("criterion", criterion_formula(method.criterion))),
@@ -346,7 +343,7 @@ def _weight_lines(
 
 
 def _loss_lines(method: Method) -> str:
-    """The loss of one example: the part that a weight multiplies, then the plain one."""
+    """Write the loss of one example: the part that a weight multiplies, then the plain one."""
     weighted, bare = (
         LOSS_FORMULAS.get(method.loss.name, ("", "")) if _ours(method.loss) else ("", "")
     )
@@ -358,7 +355,7 @@ def _loss_lines(method: Method) -> str:
 
 
 def _ours(part: Part) -> bool:
-    """Is it the kit's function, and not one of a user's that happens to have its name?"""
+    """Tell whether it is the kit's function, and not a user's that happens to have its name."""
     return (part.fn.__module__ or "").split(".")[0] == "kit"
 
 
@@ -420,7 +417,10 @@ _ACCENTS = {"hat": "\u0302", "tilde": "\u0303", "bar": "\u0304"}
 
 
 def plain_text(latex: str) -> str:
-    """The kit's LaTeX as one line of Unicode. Subscripts of several letters keep their braces."""
+    """Write the kit's LaTeX as one line of Unicode.
+
+    Subscripts of several letters keep their braces.
+    """
     text = re.sub(r"\\(hat|tilde|bar) ?(\w)", lambda found: found[2] + _ACCENTS[found[1]], latex)
     text = (
         text.replace(r"\begin{cases}", "⟦")

@@ -18,25 +18,38 @@ from kit.methods.step_outputs import StepOutputs, reads
 
 @reads("logits_adv", "y")
 def cross_entropy(outputs: StepOutputs) -> tuple[Tensor, Tensor]:
-    """CE(x_adv), (N,): standard training where the stage is clean, AT where it is adversarial."""
+    """CE(x_adv): standard training where the stage is clean, AT where it is adversarial.
+
+    Returns (N,), and 0 as the plain part.
+    """
     loss = tensors.per_example_cross_entropy(outputs.logits_adv, outputs.y)
     return loss, loss.new_zeros(())
 
 
 @reads("logits_nat", "logits_adv", "y")
 def trades(outputs: StepOutputs, *, beta: NonNegative = 6.0) -> tuple[Tensor, Tensor]:
-    """CE(x) + β KL(p(x) ‖ p(x_adv)); a weight multiplies the KL. TRADES; MAIL-TRADES."""
-    divergence = tensors.kl(outputs.logits_nat, outputs.logits_adv)
-    return beta * divergence, tensors.per_example_cross_entropy(outputs.logits_nat, outputs.y)
+    """CE(x) + β KL(p(x) ‖ p(x_adv)); a weight multiplies the KL.
+
+    Returns two (N,), in nats.
+
+    Source: TRADES; MAIL-TRADES.
+    """
+    logits_nat, logits_adv = outputs.logits_nat, outputs.logits_adv
+    assert logits_nat is not None  # stated above
+    divergence = tensors.kl(logits_nat, logits_adv)
+    return beta * divergence, tensors.per_example_cross_entropy(logits_nat, outputs.y)
 
 
 @reads("logits_nat", "logits_adv", "y")
 def mart(outputs: StepOutputs, *, beta: NonNegative = 5.0) -> tuple[Tensor, Tensor]:
     """BCE(x_adv) + β KL(p(x) ‖ p(x_adv)) (1 - p_y(x)); a weight multiplies the BCE only.
 
-    So it is in MAIL's code. The three small constants are those of MART's code; they keep
-    logarithms finite.
+    Returns two (N,), in nats. The weight is where MAIL's code has it. The three small constants are
+    those of MART's code; they keep logarithms finite.
+
+    Source: MART's code; MAIL's code.
     """
+    assert outputs.logits_nat is not None  # stated above
     y, probs_adv = outputs.y, outputs.logits_adv.softmax(dim=1)
     _, top_other = tensors.true_and_top_other(probs_adv, y)
     cross_entropy_adv = tensors.per_example_cross_entropy(outputs.logits_adv, y)
@@ -51,11 +64,15 @@ def mart(outputs: StepOutputs, *, beta: NonNegative = 5.0) -> tuple[Tensor, Tens
 def gair_trades(outputs: StepOutputs, *, beta: NonNegative = 6.0) -> tuple[Tensor, Tensor]:
     """CE(x) + β [w KL(p(x) ‖ p(x_KL)) + (1-w) KL(p(x) ‖ p(x_CW))], with two attacks.
 
+    Returns two (N,), in nats.
+
     Source: GAIRAT's code (GAIR_RST).
     """
-    first = beta * tensors.kl(outputs.logits_nat, outputs.logits_adv)
-    second = beta * tensors.kl(outputs.logits_nat, outputs.logits_second)
-    plain = tensors.per_example_cross_entropy(outputs.logits_nat, outputs.y)
+    logits_nat, logits_second = outputs.logits_nat, outputs.logits_second
+    assert logits_nat is not None and logits_second is not None  # stated above
+    first = beta * tensors.kl(logits_nat, outputs.logits_adv)
+    second = beta * tensors.kl(logits_nat, logits_second)
+    plain = tensors.per_example_cross_entropy(logits_nat, outputs.y)
     return first - second, second + plain
 
 
@@ -65,11 +82,13 @@ def cost_sensitive(
 ) -> tuple[Tensor, Tensor]:
     """CE + Σ_i p_i C(i, y): mistakes that involve the protected class cost `cost`, others 1.
 
-    With cost = 1 the second term is 1 - p_y, not 0: the paper's "degenerates to adversarial
-    training" is inexact. Source: CSA Eq. 4.
+    Returns (N,), and 0 as the plain part. With cost = 1 the second term is 1 - p_y, not 0: the
+    paper's "degenerates to adversarial training" is inexact.
 
     Raises:
         KitError: The data set has no class of that number.
+
+    Source: CSA Eq. 4.
     """
     logits, y = outputs.logits_adv, outputs.y
     num_classes = logits.shape[1]

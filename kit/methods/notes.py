@@ -13,34 +13,28 @@ NOTES = (
     (
         "trades trades-awp *-trades",
         "TRADES's code passes the clean images twice through the batch norms in train mode, MAIL's "
-        "version of it "
-        "once, as here; the running statistics differ.",
+        "version of it once, as here; the running statistics differ.",
     ),
     (
         "mart *-mart",
         "Three small constants that keep logarithms finite (1.0001, 1e-12, 1.0000001) are in "
-        "MART's code and in no "
-        "formula of the paper.",
+        "MART's code and in no formula of the paper.",
     ),
     (
         "mail-*",
         "Paper: weights divided by their sum over the batch, times M, which is not defined. Code, "
-        "since its first "
-        "release: times 3, nothing divided. mail-at-printed is the former.",
+        "since its first release: times 3, nothing divided. mail-at-printed is the former.",
     ),
     (
         "mail-*",
         "Burn-in ends with epoch 74 in the text and with the 76th in the code (the -released "
-        "rows); CLIRAT, MR and "
-        "VIR's text say 75, as here. The first release went on from a plain network of 70 epochs "
-        "and stopped after "
-        "100.",
+        "rows); CLIRAT, MR and VIR's text say 75, as here. The first release went on from a plain "
+        "network of 70 epochs and stopped after 100.",
     ),
     (
         "mail-*",
         "The algorithm prints start noise from U(0, 1), far outside the ball; the code has 0.001 "
-        "N(0, 1). The code "
-        "attacks with eps 0.031 and step 0.007, the paper with 8/255 and 2/255.",
+        "N(0, 1). The code attacks with eps 0.031 and step 0.007, the paper with 8/255 and 2/255.",
     ),
     (
         "mail-at-dif",
@@ -50,27 +44,23 @@ NOTES = (
     (
         "mail-trades*",
         "Eq. 10 prints KL(p̂ ‖ p), the code computes KL(p ‖ p̂) like all other papers. Its attack "
-        "was on the cross-"
-        "entropy until 2022-04 (mail-trades-2021), since then on the KL.",
+        "was on the cross-entropy until 2022-04 (mail-trades-2021), since then on the KL.",
     ),
     (
         "mail-mart* clir-mart gair-mart",
         "Only the boosted cross-entropy is weighted, as in MAIL's code; MAIL's own description is "
-        "in an appendix that "
-        "was not available.",
+        "in an appendix that was not available.",
     ),
     (
         "gair*",
         "κ counts the attack's points that are still classified correctly (code); the paper speaks "
-        "of the least "
-        "number of steps. The two differ where an attack's path crosses the boundary more than "
-        "once.",
+        "of the least number of steps. The two differ where an attack's path crosses the boundary "
+        "more than once.",
     ),
     (
         "gairat*",
         "The code's later branches of the stepwise λ cannot be reached and its linear λ starts at "
-        "infinity, which "
-        "gives NaN; gairat-piecewise and gairat-linear are what they seem to mean.",
+        "infinity, which gives NaN; gairat-piecewise and gairat-linear are what they seem to mean.",
     ),
     (
         "gair-*",
@@ -80,8 +70,7 @@ NOTES = (
     (
         "clirat clirat-printed clir-*",
         "No code exists. Algorithm 1 as printed normalises after burn-in has set w = 1 and so "
-        "cancels it (that is "
-        "clirat-printed); the line is read as the else branch.",
+        "cancels it (that is clirat-printed); the line is read as the else branch.",
     ),
     (
         "clirat clirat-printed clir-*",
@@ -97,10 +86,8 @@ NOTES = (
     (
         "mr-*",
         "Eq. 4 prints the margin as p_2 - p_y; with Eqs. 15-16 safe examples would then weigh most "
-        "(mr-mail-literal). "
-        "Taken: p_y - p_2. Algorithm 1 has another sign before β, with which all weights are "
-        "nearly equal (mr-mail-"
-        "alg1).",
+        "(mr-mail-literal). Taken: p_y - p_2. Algorithm 1 has another sign before β, with which "
+        "all weights are nearly equal (mr-mail-alg1).",
     ),
     (
         "mr-*",
@@ -116,8 +103,7 @@ NOTES = (
     (
         "wmmr-mr mr-wmmr",
         "MR's version of WMMR: α is 2 in its baseline and dropped beside the reweighted margin; "
-        "the authors' code has "
-        "0.5 on CIFAR-10 and no burn-in.",
+        "the authors' code has 0.5 on CIFAR-10 and no burn-in.",
     ),
     (
         "ewat",
@@ -133,8 +119,7 @@ NOTES = (
     (
         "vir-* at-scaled",
         "Weights are not normalised, so most are far below 1: after burn-in VIR-AT also takes "
-        "smaller steps. at-"
-        "scaled is AT with its mean weight.",
+        "smaller steps. at-scaled is AT with its mean weight.",
     ),
     (
         "vir-*",
@@ -145,8 +130,7 @@ NOTES = (
     (
         "fat",
         "Unweighted: an example leaves the attack τ steps after it is first wrong. GAIR-FAT, built "
-        "on it, mixes up "
-        "images and labels in its code and is no row here.",
+        "on it, mixes up images and labels in its code and is no row here.",
     ),
     (
         "at-awp trades-awp",
@@ -156,9 +140,8 @@ NOTES = (
     (
         "csa* cse-adv",
         "The public code is older than the paper: it trains on FGSM against the cost-sensitive "
-        "loss with Adam; the "
-        "paper says PGD and does not say whether the class costs are inside the maximum. They are, "
-        "here.",
+        "loss with Adam; the paper says PGD and does not say whether the class costs are inside "
+        "the maximum. They are, here.",
     ),
     (
         "csa* cse*",
@@ -169,20 +152,17 @@ NOTES = (
     (
         "csa-l2",
         "Eq. 7 adds the norm of all parameters with coefficient 1, with which a small network "
-        "learns nothing; the "
-        "code's is 0.01 times the sum over tensors.",
+        "learns nothing; the code's is 0.01 times the sum over tensors.",
     ),
     (
         "cse*",
         "Eq. 9 makes a zero weight the fuzziest (ρ = ½; the text says 1), so minimising it makes "
-        "all weights grow, "
-        "against the text. γ, steps and step size are given nowhere.",
+        "all weights grow, against the text. γ, steps and step size are given nowhere.",
     ),
     (
         "cse*",
         "The public code has no fuzziness: it has ‖W‖₁ - ‖W‖₂ of the first convolutions "
-        "(cse-l1l2), or their kurtosis "
-        "computed without a gradient (cse-kurtosis, here with it).",
+        "(cse-l1l2), or their kurtosis computed without a gradient (cse-kurtosis, here with it).",
     ),
 )
 
@@ -209,7 +189,10 @@ RANGES: Mapping[str, Callable[[Mapping], tuple[float, float]]] = {
 
 
 def allowed_values(annotation: object) -> str:
-    """What an annotation allows, in words; of a union its first member, as `check_value` has it."""
+    """Say in words what an annotation allows.
+
+    Of a union it is what the first member allows, as `check_value` has it.
+    """
     kind, inner = get_origin(annotation), get_args(annotation)
     if kind is Annotated:
         return f"{'a whole number, ' if inner[0] is int else ''}{inner[1]}"
@@ -217,6 +200,10 @@ def allowed_values(annotation: object) -> str:
         return allowed_values(inner[0])
     if kind is Literal:
         return "one of " + ", ".join(map(str, inner))
-    return {bool: "True or False", int: "a whole number", float: "a number", str: "text"}.get(
-        annotation, str(annotation)
-    )
+    words: dict[object, str] = {
+        bool: "True or False",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+    }
+    return words.get(annotation, str(annotation))

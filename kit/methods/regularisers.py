@@ -1,7 +1,4 @@
-"""What CSA and CSE add to the loss:
-
-a cost matrix over classes, and penalties on the network's parameters.
-"""
+"""What CSA and CSE add to the loss: a matrix of class costs, and penalties on the parameters."""
 
 from __future__ import annotations
 
@@ -14,9 +11,14 @@ from kit.core.registry import Registry
 
 
 def cost_matrix(num_classes: int, protected: int, c: float) -> Tensor:
-    """(K, K) float64, C[predicted, true]:
+    """C[predicted, true]: 0 on the diagonal, `c` in the protected row and column, else 1.
 
-    0 on the diagonal, `c` in the protected row and column, else 1. CSA Eq. 3.
+    Returns (K, K) float64.
+
+    Raises:
+        KitError: There is no class of that number.
+
+    Source: CSA Eq. 3.
     """
     if not 0 <= protected < num_classes:
         raise KitError(f"protected class {protected} is not one of 0 to {num_classes - 1}")
@@ -27,12 +29,13 @@ def cost_matrix(num_classes: int, protected: int, c: float) -> Tensor:
 
 
 def fuzziness(weights: Tensor) -> Tensor:
-    """-mean[ρ ln ρ + (1-ρ) ln(1-ρ)], ρ = 1/(1+e^|w|): scalar in (0, ln 2]. CSE Eqs. 8-9, as
-    printed.
+    """-mean[ρ ln ρ + (1-ρ) ln(1-ρ)] with ρ = 1/(1+e^|w|).
 
-    It is largest, ln 2 = 0.693, where every weight is 0 (there ρ = ½; the paper's text says 1) and
-    falls as
-    |w| grows: minimising it drives all weights *away* from zero.
+    Returns a scalar in (0, ln 2]. It is largest, ln 2 = 0.693, where every weight is 0 (there ρ =
+    ½; the paper's text says 1) and falls as |w| grows: minimising it drives all weights *away* from
+    zero.
+
+    Source: CSE Eqs. 8-9, as printed.
     """
     size = weights.abs()
     rho = torch.sigmoid(-size)
@@ -42,9 +45,9 @@ def fuzziness(weights: Tensor) -> Tensor:
 
 
 def conv_weights(model: nn.Module) -> dict[str, Tensor]:
-    """{layer name:
+    """Return {layer name: weight} of the convolutions.
 
-    weight} of the convolutions, in the order of the forward pass as modules are registered.
+    Their order is that in which modules are registered, which is that of the forward pass.
     """
     return {
         name: module.weight
@@ -54,9 +57,10 @@ def conv_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def penalised_weights(model: nn.Module, layers: int | None = None) -> list[Tensor]:
-    """The weights of the first `layers` convolutions (all).
+    """Return the weights of the first `layers` convolutions, or of all.
 
-    `KitError` for a network without any.
+    Raises:
+        KitError: The network has no convolution.
     """
     chosen = list(conv_weights(model).values())[:layers]
     if not chosen:
@@ -68,16 +72,26 @@ def penalised_weights(model: nn.Module, layers: int | None = None) -> list[Tenso
 
 
 def conv_fuzziness(model: nn.Module, *, strength: NonNegative = 1.0) -> Tensor:
-    """γ · fuzziness of all convolutional weights together. CSE Eq. 10; the paper states no γ."""
+    """γ · fuzziness of all convolutional weights together.
+
+    Returns a scalar.
+
+    Raises:
+        KitError: The network has no convolution.
+
+    Source: CSE Eq. 10; the paper states no γ.
+    """
     return strength * fuzziness(torch.cat([w.flatten() for w in penalised_weights(model)]))
 
 
 def weight_norms(model: nn.Module, *, strength: NonNegative = 0.01) -> Tensor:
-    """strength · Σ ‖W‖₂ over the parameters named "weight", not squared: CSA's code, with 0.01;
-    batch norm's scales count.
+    """γ · Σ ‖W‖₂ over the parameters named "weight", not squared.
 
-    CSA Eq. 7 prints the norm of all parameters together with coefficient 1; a small network then
-    learns nothing, because shrinking to zero pays more than any class.
+    Returns a scalar; γ is `strength`, and the scales of batch norms count. CSA Eq. 7 prints the
+    norm of all parameters together with coefficient 1; a small network then learns nothing, because
+    shrinking to zero pays more than any class.
+
+    Source: CSA's code, with 0.01.
     """
     return (
         strength
@@ -88,8 +102,15 @@ def weight_norms(model: nn.Module, *, strength: NonNegative = 0.01) -> Tensor:
 
 
 def conv_l1_minus_l2(model: nn.Module, *, strength: NonNegative = 1.0, layers: Count = 1) -> Tensor:
-    """strength · Σ (‖W‖₁ - ‖W‖₂) over the first `layers` convolutions: small where few weights are
-    large. What CSE's released code has in the fuzziness's place (1 layer on MNIST, 2 on CIFAR-10).
+    """γ · Σ (‖W‖₁ - ‖W‖₂) over the first `layers` convolutions.
+
+    Returns a scalar, small where few weights are large; γ is `strength`.
+
+    Raises:
+        KitError: The network has no convolution.
+
+    Source: CSE's released code has it in the place of the fuzziness (1 layer on MNIST, 2 on
+    CIFAR-10).
     """
     return (
         strength
@@ -98,11 +119,15 @@ def conv_l1_minus_l2(model: nn.Module, *, strength: NonNegative = 1.0, layers: C
 
 
 def conv_kurtosis(model: nn.Module, *, strength: NonNegative = 1.0, layers: Count = 1) -> Tensor:
-    """-strength · Σ (E[(w - w̄)⁴] / E[(w - w̄)²]² - 3) over the first `layers` convolutions: small
-    where tails are heavy.
+    """-γ · Σ (E[(w - w̄)⁴] / E[(w - w̄)²]² - 3) over the first `layers` convolutions.
 
-    CSE's code has it as a second choice, computed outside the graph: there it changes the printed
-    loss and no parameter. Here the gradient flows.
+    Returns a scalar, small where tails are heavy; γ is `strength`.
+
+    Raises:
+        KitError: The network has no convolution.
+
+    Source: CSE's code has it as a second choice, computed outside the graph: there it changes the
+    printed loss and no parameter. Here the gradient flows.
     """
 
     def kurtosis(weights: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """What changes with the epoch: which steps a batch takes, and hyper-parameters on a schedule.
 
-Epochs count from 1; papers print epochs of 120, 110 or 200, here they are shares of the run's
-length. A schedule states what it controls and returns {dotted name: value} for an epoch: those hyper-parameters belong to it
-and cannot be overridden by themselves.
+Epochs count from 1. Papers print epochs of 120, 110 or 200; here they are shares of the run's
+length. A schedule states what it controls and returns {dotted name: value} for an epoch. Those
+hyper-parameters belong to it and cannot be overridden by themselves.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ def clean(epoch: int, epochs: int) -> tuple[bool, ...]:
 def alternating(epoch: int, epochs: int) -> tuple[bool, ...]:
     """Two steps a batch, first on x, then on x_adv of the network that results.
 
-    CSA Alg. 2, CIFAR-10.
+    Source: CSA Alg. 2, CIFAR-10.
     """
     return (False, True)
 
 
 def clean_first_half(epoch: int, epochs: int) -> tuple[bool, ...]:
-    """One step a batch, on x in the first half of the epochs, then on x_adv. CSA s. IV, MNIST."""
+    """One step a batch, on x in the first half of the epochs, then on x_adv.
+
+    Source: CSA s. IV, MNIST.
+    """
     return (epoch > epochs // 2,)
 
 
@@ -41,7 +44,10 @@ def clean_first_half(epoch: int, epochs: int) -> tuple[bool, ...]:
 def friendlier_first(
     epoch: int, epochs: int, *, first: Share = 50 / 120, second: Share = 90 / 120
 ) -> dict[str, int]:
-    """attack.tau: 0 until `first`, 1 until `second`, then 2. FAT's code: 50 and 90 of 120."""
+    """attack.tau: 0 until `first`, 1 until `second`, then 2.
+
+    Source: FAT's code, with 50 and 90 of 120 epochs.
+    """
     return {"attack.tau": (epoch > first * epochs) + (epoch > second * epochs)}
 
 
@@ -49,7 +55,10 @@ def friendlier_first(
 def warm_up(
     epoch: int, epochs: int, *, until: Share = 10 / 200, gamma: NonNegative = 0.005
 ) -> dict[str, float]:
-    """perturb.gamma: 0 until `until`, then γ. TRADES-AWP's code: epoch 10 of 200."""
+    """perturb.gamma: 0 until `until`, then γ.
+
+    Source: TRADES-AWP's code, with epoch 10 of 200.
+    """
     return {"perturb.gamma": gamma if epoch > until * epochs else 0.0}
 
 
@@ -57,8 +66,12 @@ def warm_up(
 def piecewise(
     epoch: int, epochs: int, *, shift: Real = -1.0, second: Real = -2.0, third: Real = -2.5
 ) -> dict[str, float]:
-    """weight.shift: λ until 89/120 of the epochs, then λ - 1, from 110/120 on λ - 1.5. GAIRAT's
-    code means this and never gets beyond the first value: its later branches cannot be reached.
+    """weight.shift: `shift` until 90/120 of the epochs, then `second`, from 110/120 on `third`.
+
+    By default λ, λ - 1 and λ - 1.5.
+
+    Source: GAIRAT's code means this and never gets beyond the first value, because its later
+    branches cannot be reached.
     """
     return {
         "weight.shift": shift
@@ -71,7 +84,9 @@ def piecewise(
 
 @controls("weight.shift")
 def linear(epoch: int, epochs: int, *, start: Real = 5.0, end: Real = -1.0) -> dict[str, float]:
-    """weight.shift: from λ_max (`start`) in a straight line to λ (`end`) over all epochs. GAIRAT's
-    code, whose own λ_max is infinite and gives NaN; with 5 nearly all weights begin at 1.
+    """weight.shift: from λ_max (`start`) in a straight line to λ (`end`) over all epochs.
+
+    Source: GAIRAT's code, whose own λ_max is infinite and gives NaN; with 5 nearly all weights
+    begin at 1.
     """
     return {"weight.shift": start - epoch / epochs * (start - end)}

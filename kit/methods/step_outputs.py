@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -34,14 +35,17 @@ class StepOutputs:
 
     @cached_property
     def probs_adv(self) -> Tensor:
+        """Softmax of `logits_adv`, (N, K)."""
         return self.logits_adv.softmax(dim=1)
 
     @cached_property
     def probs_nat(self) -> Tensor:
+        """Softmax of `logits_nat`, (N, K)."""
+        assert self.logits_nat is not None  # a part that reads it has stated so
         return self.logits_nat.softmax(dim=1)
 
     def detach(self) -> StepOutputs:
-        """Return the same values without a gradient: what criteria and weights may look at."""
+        """Return the same values without a gradient: what criteria and weights may read."""
         nat, second = self.logits_nat, self.logits_second
         return replace(
             self,
@@ -53,7 +57,9 @@ class StepOutputs:
     def take(self, rows: slice, streams: Streams) -> StepOutputs:
         """Return some of the examples, whose streams are `streams`."""
         values = {name: getattr(self, name) for name in FIELD_NAMES}
-        tensors = {name: value[rows] for name, value in values.items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {
+            name: value[rows] for name, value in values.items() if isinstance(value, Tensor)
+        }
         return replace(self, **tensors, streams=streams)
 
 
@@ -81,11 +87,15 @@ def reads(*names: str) -> Callable[[Function], Function]:
     """State which fields of `StepOutputs` a function reads; what nobody reads is not computed.
 
     A function of StepOutputs without this statement is taken to read all of them.
+
+    Raises:
+        KitError: A name is unknown; it names the fields that there are.
     """
 
     def state(fn: Function) -> Function:
         check_fields(fn.__name__, names)
-        fn.reads = frozenset(names)
+        # functions take attributes, which their type does not say
+        fn.reads = frozenset(names)  # type: ignore[attr-defined]
         return fn
 
     return state

@@ -1,14 +1,14 @@
-"""The table of methods. A method is seven choices, a row states how it differs from another, and no
-code branches on a method's name:
+"""The table of methods: a row states how a method differs from another.
 
-    inner attack -> what is seen -> criterion -> weight function -> normaliser and burn-in -> loss
-    -> step
+A method is seven choices, and no code branches on its name: the inner attack, what a step computes
+of each example, the criterion, the weight function, the normaliser and burn-in, the loss, the step.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +50,10 @@ from kit.methods.weights import (
 
 @dataclass(frozen=True)
 class Method:
-    """One row. Its parts state which fields of `StepOutputs` they read; others are not computed."""
+    """One row of the table.
+
+    Its parts state which fields of `StepOutputs` they read; others are not computed.
+    """
 
     title: str
     source: str
@@ -68,26 +71,28 @@ class Method:
     perturb: Part | None = None  # shifts the parameters before each step
     schedule: Part | None = None  # (epoch, epochs) -> {"weight.shift": -1.0, ...}
 
-    def but(self, title: str, source: str, **changes) -> Method:
+    def but(self, title: str, source: str, **changes: Any) -> Method:
+        """Return a row that differs from this one in `changes`, under its own title and source."""
         return replace(self, title=title, source=source, **changes)
 
     @property
     def reweights(self) -> bool:
+        """Tell whether it weighs or selects examples at all."""
         return self.weight is not None or self.select is not None
 
     @property
     def reads(self) -> frozenset[str]:
         """Fields of `StepOutputs` that its loss, criterion and selection read."""
-        names = fields_read_by(self.loss.fn)
+        names = fields_read_by(self.loss.func)
         if self.criterion is not None:
             names |= frozenset(self.criterion.reads)
         if self.select is not None:
-            names |= fields_read_by(self.select.fn)
+            names |= fields_read_by(self.select.func)
         return names
 
     @cached_property
     def reads_clean(self) -> bool:
-        """Does a part need the outer pass of the clean images?"""
+        """Tell whether a part needs the outer pass of the clean images."""
         return bool({"logits_nat", "probs_nat"} & self.reads)
 
     @property
@@ -96,10 +101,11 @@ class Method:
         return controlled_by(self.schedule) if self.schedule else ()
 
     def weigh(self, outputs: StepOutputs) -> Tensor:
-        """Weights (N,) past burn-in, without gradient unless the row says otherwise."""
+        """Compute the weights (N,) past burn-in, without gradient unless the row says otherwise."""
         outputs = outputs.detach() if self.detach else outputs
         weights = torch.ones_like(outputs.logits_adv[:, 0])
         if self.weight is not None:
+            assert self.criterion is not None  # a weight is a function of its score
             weights = self.normaliser(self.weight(self.criterion.score(outputs)))
         if self.select is not None:
             weights = weights * self.select(outputs)
@@ -112,14 +118,20 @@ class Method:
         return (self.weigh(outputs) if reweighted else 1) * weighted + plain
 
     def at(self, epoch: int, epochs: int) -> Method:
-        """The row as it is in one epoch of a run: its timetable's values put in."""
+        """Return the row as it is in one epoch of a run: the values of its schedule put in."""
         method = self
         for path, value in (self.schedule(epoch, epochs) if self.schedule else {}).items():
             method = method.override(path, value)
         return method
 
     def override(self, path: str, value: object) -> Method:
-        """This row with one hyper-parameter changed, named as `part.parameter`, say weight.slope."""
+        """Return this row with one hyper-parameter changed.
+
+        It is named as `part.parameter`, say weight.slope.
+
+        Raises:
+            KitError: The row has no such part or parameter, or the value is out of its range.
+        """
         slot, _, name = path.partition(".")
         chosen = getattr(self, slot)
         if chosen is None:
@@ -130,17 +142,20 @@ class Method:
         return replace(self, **{slot: chosen.but(**{name: value})})
 
     def hyper_parameters(self) -> dict[str, object]:
-        """{dotted name: value} of every hyper-parameter that can be overridden."""
-        found = {}
+        """Return {dotted name: value} of every hyper-parameter that can be overridden."""
+        found: dict[str, object] = {}
         for slot in PART_NAMES:
             chosen = getattr(self, slot)
             if chosen is not None:
-                params = (chosen.quantity if isinstance(chosen, Criterion) else chosen).params
+                params = (chosen.quantity if isinstance(chosen, Criterion) else chosen).keywords
                 found |= {f"{slot}.{name}": value for name, value in params.items()}
         return {path: value for path, value in found.items() if path not in self.scheduled}
 
     def config(self) -> dict:
-        """All that decides what it computes, as JSON values; burn-in is resolved with the recipe."""
+        """Return all that decides what it computes, as JSON values.
+
+        Burn-in is not among it: it is resolved with the recipe.
+        """
         parts = {slot: getattr(self, slot) for slot in PART_NAMES if slot != "criterion"}
         record = {slot: chosen.config() if chosen else None for slot, chosen in parts.items()} | {
             "detach": self.detach
@@ -490,8 +505,12 @@ METHODS = Registry(
 
 
 def check_override(method: Method, path: str) -> None:
-    """`KitError` unless the row takes a hyper-parameter of that dotted name."""
-    if path in method.scheduled:
+    """Refuse a dotted name of which the row takes no hyper-parameter.
+
+    Raises:
+        KitError: The name is unknown, or its value follows the row's schedule.
+    """
+    if method.schedule is not None and path in method.scheduled:
         own = [name for name in method.hyper_parameters() if name.startswith("schedule.")]
         raise KitError(
             f"{path} follows the timetable {method.schedule.name}; change that: {', '.join(own)}"

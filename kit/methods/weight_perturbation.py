@@ -1,6 +1,6 @@
-"""Adversarial weight perturbation:
+"""Adversarial weight perturbation: a step is taken where the loss near the parameters is worst.
 
-a step is taken where the loss around the parameters is worst. Wu et al. 2020.
+Source: Wu et al. 2020.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from kit.core.parameters import NonNegative
 def perturb_weights(
     model: nn.Module, loss: Callable[[], Tensor], *, gamma: NonNegative = 0.01
 ) -> Iterator[None]:
-    """Inside, every weight tensor W of two or more dimensions stands at W + γ ‖W‖ g / ‖g‖, g the
-    gradient of `loss()`.
+    """Shift every weight tensor W, inside, to W + γ ‖W‖ g / ‖g‖, g the gradient of `loss()`.
 
-    The shift is subtracted again at the end, so that an optimizer's step taken inside stays. Each
-    tensor has a radius of its own, as in the authors' code (other versions use one ratio for the
-    whole network). Batch norms' running statistics do not see the pass that finds g. γ = 0 leaves
-    everything as it is.
+    Tensors of two or more dimensions are shifted. The shift is subtracted again at the end, so that
+    an optimizer's step taken inside stays. Each tensor has a radius of its own, as in the authors'
+    code (other versions use one ratio for the whole network). The running statistics of batch norms
+    are not changed by the pass that finds g. γ = 0 leaves everything as it is.
     """
     if gamma == 0:
         yield
         return
-    weights = [p for name, p in model.named_parameters() if name.endswith("weight") and p.dim() > 1]
+    weights: list[Tensor] = [
+        p for name, p in model.named_parameters() if name.endswith("weight") and p.dim() > 1
+    ]
     before = [buffer.clone() for buffer in model.buffers()]
     gradients = average_tensors(torch.autograd.grad(loss(), weights))
     with torch.no_grad():

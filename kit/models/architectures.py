@@ -1,16 +1,17 @@
-"""Networks. All map pixels in [0, 1] to logits; where a recipe normalises its data, the model does
-it inside.
+"""Networks; all map pixels in [0, 1] to logits.
 
-`linear` is for the Gaussian mixture, `cnn` and `lenet` are for digits and MNIST; `resnet18` and
-`wrn-D-W` have the CIFAR stem (3x3, stride 1, no pool). All but the first two keep their weights in
-channels_last. In eval mode, which attacks use, a convolution and the batch norm behind it are one
-convolution. Up to rounding both give the same numbers, sooner.
+Where a recipe normalises its data, the model does it inside. `linear` is for the Gaussian mixture,
+`cnn` and `lenet` are for digits and MNIST; `resnet18` and `wrn-D-W` have the CIFAR stem (3x3,
+stride 1, no pool). All but the first two keep their weights in channels_last. In eval mode, which
+attacks use, a convolution and the batch norm behind it are one convolution. Up to rounding both
+give the same numbers, sooner.
 """
 
 from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,8 @@ from torch import Tensor, nn
 from kit.core.errors import KitError
 from kit.core.random_streams import derive_seed
 
-SMALL = (
-    "linear",
-    "cnn",
-    "lenet",
-)  # so small that one thread is fastest, and two runs side by side use two cores
+#: So small that one thread is fastest, and two runs side by side use two cores.
+SMALL = ("linear", "cnn", "lenet")
 
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -32,21 +30,25 @@ _ONE_AT_A_TIME = threading.Lock()
 class Normalise(nn.Module):
     """(x - mean) / std per channel, so that attacks and data stay in [0, 1]."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Tensor, std: Tensor):
         super().__init__()
         self.register_buffer("mean", mean.view(1, -1, 1, 1))
         self.register_buffer("std", std.view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise pixels (N, C, H, W)."""
         return (x - self.mean) / self.std
 
 
-def linear_network(channels: int, size: int, num_classes: int) -> nn.Module:
+def linear_network(channels: int, size: int, num_classes: int) -> nn.Sequential:
     """One linear layer on all pixels: what `kit.data.gaussian_mixture` has closed forms for."""
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, num_classes))
 
 
-def cnn(channels: int, size: int, num_classes: int) -> nn.Module:
+def cnn(channels: int, size: int, num_classes: int) -> nn.Sequential:
     """Two 3x3 convolutions (16 and 32 channels, the second with stride 2) and two linear layers."""
     half = (size + 1) // 2
     return nn.Sequential(
@@ -61,12 +63,16 @@ def cnn(channels: int, size: int, num_classes: int) -> nn.Module:
     )
 
 
-def lenet(channels: int, size: int, num_classes: int) -> nn.Module:
+def lenet(channels: int, size: int, num_classes: int) -> nn.Sequential:
     """LeNet with 6 and 16 kernels of 5x5 (the first padded by 2), hidden layers of 120 and 84.
-    CSA/CSE s. IV.
 
-    A ReLU comes after its pool and not before: the same numbers and gradients, and it sees a
-    quarter of the pixels.
+    A ReLU comes after its pool and not before. Numbers and gradients are the same, and it works on
+    a quarter of the pixels.
+
+    Raises:
+        KitError: The images have fewer than 12x12 pixels.
+
+    Source: CSA/CSE s. IV.
     """
     side = (size // 2 - 4) // 2
     if side < 1:
@@ -90,23 +96,27 @@ def lenet(channels: int, size: int, num_classes: int) -> nn.Module:
 
 
 def conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """norm(conv(x)); in eval mode as one convolution.
+    """Compute norm(conv(x)); in eval mode as one convolution.
 
-    Folded anew in each pass, which costs little, so never out of date.
+    It is folded anew in each pass, which costs little, so it is never out of date.
     """
     if norm.training:
         return norm(conv(x))
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    bias = norm.bias - norm.running_mean * scale
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None and variance is not None  # the kit's batch norms track both
+    scale = norm.weight * (variance + norm.eps).rsqrt()
+    bias = norm.bias - mean * scale
     return conv._conv_forward(x, conv.weight * scale.view(-1, 1, 1, 1), bias)
 
 
 class Layers(nn.Sequential):
-    """Layers one after the other; a convolution and the batch norm behind it go through
-    `conv_norm`.
+    """Layers one after the other.
+
+    A convolution and the batch norm behind it go through `conv_norm`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pass `x` through the layers."""
         waiting = None
         for layer in self:
             if isinstance(layer, nn.BatchNorm2d) and waiting is not None:
@@ -129,20 +139,22 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or width_in != width:
             self.shortcut = Layers(
                 nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width)
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, width_in, H, W) to (N, width, H / stride, W / stride)."""
         out = conv_norm(self.conv2, self.bn2, F.relu(conv_norm(self.conv1, self.bn1, x)))
         return F.relu(out + self.shortcut(x))
 
 
 class PreActBlock(nn.Module):
-    """Norm and ReLU before each convolution (He et al., 2016b); a changed width is projected after
-    the ReLU.
+    """Norm and ReLU before each convolution (He et al., 2016b).
+
+    A changed width is projected after the ReLU.
     """
 
     def __init__(self, width_in: int, width: int, stride: int):
@@ -155,6 +167,7 @@ class PreActBlock(nn.Module):
         self.shortcut = None if same else nn.Conv2d(width_in, width, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, width_in, H, W) to (N, width, H / stride, W / stride)."""
         out = F.relu(self.bn1(x))
         residual = x if self.shortcut is None else self.shortcut(out)
         return residual + self.conv2(F.relu(conv_norm(self.conv1, self.bn2, out)))
@@ -172,7 +185,7 @@ def build_stages(
     return nn.Sequential(*layers)
 
 
-def resnet18(channels: int, size: int, num_classes: int, width: int = 64) -> nn.Module:
+def resnet18(channels: int, size: int, num_classes: int, width: int = 64) -> nn.Sequential:
     """ResNet-18 with the CIFAR stem; 11,173,962 parameters for 3 channels and 10 classes."""
     return Layers(
         nn.Conv2d(channels, width, 3, 1, 1, bias=False),
@@ -185,12 +198,15 @@ def resnet18(channels: int, size: int, num_classes: int, width: int = 64) -> nn.
     )
 
 
-def wide_resnet(channels: int, size: int, num_classes: int, depth: int, width: int) -> nn.Module:
-    """WRN-depth-width (Zagoruyko and Komodakis, 2016), depth 6n+4 with three stages of n
-    pre-activation blocks.
+def wide_resnet(
+    channels: int, size: int, num_classes: int, depth: int, width: int
+) -> nn.Sequential:
+    """WRN-depth-width, of depth 6n+4 with three stages of n pre-activation blocks.
 
     Depth 6n+2 is the same network in the counting that leaves the shortcut convolutions out: the
     WRN-32-10 of the robustness papers has n = 5, like WRN-34-10.
+
+    Source: Zagoruyko and Komodakis (2016).
     """
     n = next((depth - extra) // 6 for extra in (4, 2) if (depth - extra) % 6 == 0)
     top = 64 * width
@@ -209,11 +225,20 @@ def wide_resnet(channels: int, size: int, num_classes: int, depth: int, width: i
     return net
 
 
-MODELS = {"linear": linear_network, "cnn": cnn, "lenet": lenet, "resnet18": resnet18}
+MODELS: dict[str, Callable[[int, int, int], nn.Sequential]] = {
+    "linear": linear_network,
+    "cnn": cnn,
+    "lenet": lenet,
+    "resnet18": resnet18,
+}
 
 
 def check_model_name(name: str) -> None:
-    """`KitError` unless `build` knows it."""
+    """Refuse a name that `build_network` does not know.
+
+    Raises:
+        KitError: The name is unknown, or depth or width of a `wrn-D-W` is impossible.
+    """
     wide = re.fullmatch(r"wrn-([1-9][0-9]{0,3})-(0|[1-9][0-9]{0,3})", name)
     if wide is None and name not in MODELS:
         raise KitError(
@@ -224,8 +249,7 @@ def check_model_name(name: str) -> None:
         if depth < 8 or width < 1 or depth % 6 not in (4, 2):
             raise KitError(
                 f"model '{name}': depth must be 6n+4 or 6n+2 with n >= 1 (10, 16, 28, 32, 34, ...) "
-                f"and "
-                "width at least 1"
+                "and width at least 1"
             )
 
 
@@ -237,11 +261,13 @@ def build_network(
     seed: int = 0,
     normalise: tuple[Tensor, Tensor] | None = None,
 ) -> nn.Module:
-    """A freshly initialised network for images of `shape` (C, H, W); the global random state is
-    left alone.
+    """Build a freshly initialised network for images of `shape` (C, H, W).
 
-    The same name, shape and seed give the same initial parameters. Errors: `KitError` for an
-    unknown name, or images too small or not square.
+    The same name, shape and seed give the same initial parameters. The global random state is left
+    alone.
+
+    Raises:
+        KitError: The name is unknown, or the images are too small or not square.
     """
     check_model_name(name)
     channels, height, width = shape

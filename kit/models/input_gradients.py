@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-Pair = tuple[int, int]
+Pair = tuple[int, ...]  # two numbers; torch's layers declare no length
 
 
 class _GreyConvolution(torch.autograd.Function):

@@ -1,8 +1,8 @@
-"""Several small networks of one kind as one program: weights side by side in grouped convolutions
-and batched products.
+"""Several small networks of one kind as one program.
 
-Nothing is shared: each network sees its own images, and its parameters stay its own, so optimizers,
-checkpoints and regularisers need not know.
+Their weights are side by side in grouped convolutions and batched products. Nothing is shared:
+each network gets its own images, and its parameters stay its own, so optimizers, checkpoints and
+regularisers need not know.
 """
 
 from __future__ import annotations
@@ -21,31 +21,34 @@ PARAMETER_FREE = (nn.ReLU, nn.MaxPool2d)
 
 
 class StackedNetworks(nn.Module):
-    """R networks of the same layers:
+    """R networks of the same layers as one.
 
-    (R·N, C, H, W), the images of the first network first, -> (R·N, K) logits.
+    It maps (R·N, C, H, W), the images of the first network first, to (R·N, K) logits.
+
+    Raises:
+        KitError: The networks have a layer that cannot be stacked.
     """
 
-    def __init__(self, networks: Sequence[nn.Sequential]):
+    def __init__(self, networks: Sequence[nn.Module]):
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        self.pools = any(isinstance(layer, nn.MaxPool2d) for layer in networks[0])
-        for layer in networks[0]:
+        layers = list(networks[0].children())
+        self.pools = any(isinstance(layer, nn.MaxPool2d) for layer in layers)
+        for layer in layers:
             if not isinstance(
                 layer, (nn.Conv2d, nn.Linear, nn.Flatten, Normalise, *PARAMETER_FREE)
             ):
                 raise KitError(f"networks with a {type(layer).__name__} are trained one by one")
 
     def forward(self, x: Tensor) -> Tensor:
+        """(R·N, K) logits of images (R·N, C, H, W), the first network's first."""
         count = len(self.networks)
         n = len(x) // count
-        # (N, R·C, H, W); pooling is many times faster with the channels last, 3x3 convolutions are
-        # not
-        h = x.view(count, n, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+        h = x.view(count, n, *x.shape[1:]).transpose(0, 1).flatten(1, 2)  # (N, R·C, H, W)
+        # pooling is many times faster with the channels last, 3x3 convolutions are not
+        channels_last = self.pools or x.is_cuda
         h = h.contiguous(
-            memory_format=torch.channels_last
-            if self.pools or x.is_cuda
-            else torch.contiguous_format
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format
         )
         for layers in zip(*self.networks, strict=True):
             layer = layers[0]
@@ -77,5 +80,5 @@ class StackedNetworks(nn.Module):
 
 
 def stack_networks(networks: Sequence[nn.Module]) -> nn.Module:
-    """The network itself if it is alone."""
+    """Stack the networks as one; a network that is alone is returned itself."""
     return networks[0] if len(networks) == 1 else StackedNetworks(networks)

@@ -1,4 +1,4 @@
-"""A network in training, as it stands on disk: begun, resumed, branched from a sibling, saved."""
+"""A network in training, as it stands on disk: begun, resumed, started from a sibling, saved."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ SNAPSHOT_COUNT = 12
 
 @dataclass
 class TrainingState:
-    """A network in training:
+    """A network in training: its plan, its folder, and what last.ckpt keeps.
 
-    its plan and folder, and what last.ckpt keeps, all that it needs to go on after an epoch.
+    The checkpoint keeps all that the training needs to go on after an epoch.
     """
 
     plan: Plan
@@ -47,11 +47,11 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
-    files: dict[str, str] = field(
-        default_factory=dict
-    )  # SHA-256 of each file written so far; done.json has them all
+    # SHA-256 of each file written so far; done.json has them all
+    files: dict[str, str] = field(default_factory=dict)
 
     def contents(self) -> dict:
+        """Return what a checkpoint keeps."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -63,16 +63,22 @@ class TrainingState:
         }
 
     def save(self, path: Path) -> str:
+        """Write a checkpoint at `path`, and return its SHA-256."""
         return save_checkpoint(path, self.contents())
 
     def load(self, path: Path, device: torch.device) -> None:
+        """Go back to the checkpoint at `path`.
+
+        Raises:
+            KitError: It is damaged, or not one of this run.
+        """
         saved = load_checkpoint(path, device)
         if not self.owns(saved):
             raise KitError(f"the checkpoint {path} is not one of this run")
         self.put(saved)
 
     def owns(self, saved: object) -> bool:
-        """Is this a state of this run, or of the burn-in that it shares?"""
+        """Tell whether this is a state of this run, or of the burn-in that it shares."""
         if not isinstance(saved, dict) or not self.contents().keys() <= saved.keys():
             return False
         return saved["key"] == self.plan.key or (
@@ -81,6 +87,7 @@ class TrainingState:
         )
 
     def put(self, saved: dict) -> None:
+        """Take over the network, the optimizer and the history of a checkpoint's contents."""
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.epoch, self.history, self.files = saved["epoch"], saved["history"], saved["files"]
@@ -94,6 +101,7 @@ class TrainingState:
 
     @property
     def goes_on(self) -> bool:
+        """Tell whether there is an epoch left to train: it has neither ended nor collapsed."""
         return self.epoch < self.plan.recipe.epochs and not has_collapsed(self.history)
 
 
@@ -109,8 +117,7 @@ def begin_training(
     """Begin or go on with a run, as it stands on disk.
 
     It starts at its last checkpoint, where a sibling ended its burn-in, or at its first parameters.
-    `compiled`: compile the network's
-    passes. `processes` is how many train it, for the record.
+    `compiled`: compile the network's passes. `processes` is how many train it, for the record.
 
     Raises:
         KitError: Its images have changed since it was begun.
@@ -191,9 +198,10 @@ def finish_run(state: TrainingState) -> None:
 
 
 def has_collapsed(history: list[dict[str, float]]) -> bool:
-    """Did a network that had learned something come to one answer for all images, and stay there
-    for three epochs? Going on would cost hours and change nothing; the run ends there, and says so
-    whenever it is opened.
+    """Tell whether a network that had learned something has come to one answer for all images.
+
+    It must have stayed there for three epochs. Going on would cost hours and change nothing; the
+    run ends there, and says so whenever it is opened.
     """
     learned = any(row["clean_seen"] > 0.5 for row in history)
     return (
@@ -204,30 +212,29 @@ def has_collapsed(history: list[dict[str, float]]) -> bool:
 
 
 def is_snapshot(epoch: int, plan: Plan) -> bool:
-    """Is the network kept after this epoch?
+    """Tell whether the network is kept after this epoch.
 
-    About twelve are, evenly spaced, and those where burn-in and training end.
+    About twelve are kept, evenly spaced, and the networks where burn-in and training end.
     """
     epochs = plan.recipe.epochs
     return epoch % -(-epochs // SNAPSHOT_COUNT) == 0 or epoch in (plan.burn_in, epochs)
 
 
 def _start_from_shared_burn_in(state: TrainingState, device: torch.device) -> None:
-    """Begin where a run that differs in its weights alone ended its burn-in, if there is one:
-    nothing is trained twice.
+    """Begin where a run that differs in its weights alone ended its burn-in, if there is one.
 
-    Its epochs are this run's epochs, bit for bit. Anything missing or damaged there, or other
-    images behind it, and training starts from epoch 1.
+    So nothing is trained twice: its epochs are this run's epochs, bit for bit. If anything is
+    missing or damaged there, or its images are others, training starts from epoch 1.
     """
     plan, folder = state.plan, state.folder
-    images = read_run_record(folder, "run.json")["data_fingerprint"]
     for checkpoint in sorted(folder.parent.glob(f"*/burn-in-{plan.burn_in_key}.ckpt")):
         sibling = checkpoint.parent
         try:
             saved = load_checkpoint(checkpoint, device)
             if (
                 not state.owns(saved)
-                or read_run_record(sibling, "run.json")["data_fingerprint"] != images
+                or read_run_record(sibling, "run.json")["data_fingerprint"]
+                != read_run_record(folder, "run.json")["data_fingerprint"]
             ):
                 continue
             numbers = range(1, saved["epoch"] + 1)
@@ -260,15 +267,14 @@ def _write_run_record(
     compiled: bool,
     processes: int,
 ) -> None:
-    """run.json, written at the start; a resumed run must find the same images."""
+    """Write run.json at the start of a run; a resumed run must find the same images."""
     path, fingerprint = folder / "run.json", data.fingerprint()
     if path.exists():
         before = read_run_record(folder, "run.json")
         if before["data_fingerprint"] != fingerprint:
             raise KitError(
                 f"{plan.recipe.data} has changed since {folder.name} was begun; restore the "
-                f"images, or delete "
-                f"{folder} to train afresh"
+                f"images, or delete {folder} to train afresh"
             )
         return
     write_sealed_json(
@@ -295,8 +301,10 @@ def _device_name(device: torch.device) -> str:
 
 
 def _resume(state: TrainingState, device: torch.device, quiet: bool) -> None:
-    """Load the last checkpoint that is whole. A damaged one is set aside; training goes on from the
-    one before it, or afresh, which gives the same end.
+    """Load the last checkpoint that is whole.
+
+    A damaged one is quarantined; training goes on from the one before it, or afresh, which gives
+    the same end.
     """
     for path in (state.folder / "last.ckpt", state.folder / "previous.ckpt"):
         if path.exists():
@@ -313,9 +321,10 @@ def _resume(state: TrainingState, device: torch.device, quiet: bool) -> None:
 
 
 def align_epochs(states: Sequence[TrainingState], device: torch.device) -> None:
-    """Networks that are trained together were interrupted while they were saved: those ahead by one
-    epoch go back by it, so that all repeat it together and end bit for bit as if nothing had
-    happened.
+    """Bring networks that are trained as one program to one epoch.
+
+    They were interrupted while they were saved. Those ahead by one epoch go back by it, so that all
+    repeat it together and end bit for bit as if nothing had happened.
     """
     least = min(state.epoch for state in states)
     for state in states:
@@ -325,7 +334,7 @@ def align_epochs(states: Sequence[TrainingState], device: torch.device) -> None:
 
 
 def run_warning(run: Run) -> str:
-    """What to know before using a finished run; "" if nothing."""
+    """Say what to know before using a finished run; "" if nothing."""
     if not run.done["constant"]:
         return ""
     history = run.history

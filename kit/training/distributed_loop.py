@@ -91,8 +91,9 @@ def fit_distributed(
     check_last_batch(plan, host_data)
     data = host_data.to(device)
     if is_main():
-        settings = {"compiled": compiled, "processes": process_count()}
-        state = begin_training(plan, host_data, device, quiet=quiet, **settings)
+        state = begin_training(
+            plan, host_data, device, quiet=quiet, compiled=compiled, processes=process_count()
+        )
     else:
         state = initial_state(plan, host_data, device)
     state.put(broadcast(state.contents(), device))

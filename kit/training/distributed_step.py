@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,5 +54,9 @@ def train_step_distributed(
 def gather_outputs(outputs: StepOutputs, n: int) -> StepOutputs:
     """Put together what all processes computed of a batch of n."""
     values = {name: getattr(outputs, name) for name in FIELD_NAMES}
-    whole = {name: gather(value, n) for name, value in values.items() if isinstance(value, Tensor)}
-    return replace(outputs, **whole, streams=outputs.streams.of(gather(outputs.streams.ids, n)))
+    gathered: dict[str, Any] = {
+        name: gather(value, n) for name, value in values.items() if isinstance(value, Tensor)
+    }
+    streams = outputs.streams
+    assert streams is not None  # `forward` gives the batch's
+    return replace(outputs, **gathered, streams=streams.of(gather(streams.ids, n)))

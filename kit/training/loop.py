@@ -65,7 +65,8 @@ def fit_plans(
     states = [
         begin_training(plan, host_data, device, quiet=quiet, compiled=compiled) for plan in plans
     ]
-    align_epochs(states, device)
+    if len(states) > 1:
+        align_epochs(states, device)
     progress = (
         None if quiet else Progress(_title(plans), recipe.epochs, done=min(s.epoch for s in states))
     )
@@ -85,7 +86,7 @@ def fit_plans(
 
 
 def run_epoch(states: Sequence[TrainingState], data: DataSet) -> None:
-    """Take one epoch of each: train, look at the probes, refuse a sick network, save.
+    """Take one epoch of each: train, observe the probes, refuse a network that has diverged, save.
 
     A crash before the save repeats all of it.
     """
@@ -98,8 +99,8 @@ def run_epoch(states: Sequence[TrainingState], data: DataSet) -> None:
         trained = train_epoch_stacked(states, data.train, epoch)
     probes = observe_probes(states, data)
     seconds = (time.monotonic() - started) / len(states)
-    for state, (loss, arrays), seen in zip(states, trained, probes, strict=True):
-        kept = record_epoch(state, data, loss, arrays, seen, seconds)
+    for state, (loss, arrays), observed in zip(states, trained, probes, strict=True):
+        kept = record_epoch(state, data, loss, arrays, observed, seconds)
         save_epoch(state, kept)
 
 
@@ -126,7 +127,8 @@ def train_epoch(
     take_step = take_step or (train_step_perturbed if method.perturb else train_step)
     model = state.model if model is None else model
     order = image_order(plan, split, epoch)
-    losses, kept = [], []
+    losses: list[Tensor] = []
+    kept: list[dict[str, Tensor]] = []
     for rows in order.split(recipe.batch_size):
         stop_if_abandoned()
         batches = load_batches(plan, split, rows, epoch, len(stages))
@@ -162,8 +164,8 @@ def train_epoch_stacked(states: Sequence[TrainingState], split: Split, epoch: in
             records = train_step_stacked(learners, batches, recipe, adversarial=adversarial)
             for mine, record in zip(losses, records, strict=True):
                 mine.append(record.loss)
-        for mine, record in zip(kept, records, strict=True):
-            mine.append(kept_outputs(record.outputs) | {"weight": record.weights})
+        for arrays, record in zip(kept, records, strict=True):
+            arrays.append(kept_outputs(record.outputs) | {"weight": record.weights})
     return [collect(*each) for each in zip(losses, kept, orders, strict=True)]
 
 
@@ -295,8 +297,8 @@ def final_pass(
     models, plans = [state.model for state in states], [state.plan for state in states]
     found: list[dict[str, np.ndarray]] = [{} for _ in states]
     for name, split in (("train", data.train), ("test", data.test)):
-        seen = observe(models, plans, split, "final")
-        for arrays, mine in zip(found, seen, strict=True):
+        observed = observe(models, plans, split, "final")
+        for arrays, mine in zip(found, observed, strict=True):
             arrays |= {f"{name}_{key}": values for key, values in mine.items()}
     for state, arrays in zip(states, found, strict=True) if save else ():
         save_final(state, arrays)
@@ -329,9 +331,9 @@ def _summary(row: dict[str, float]) -> str:
 
 def _last_line(state: TrainingState, took: str, networks: int) -> str:
     last = state.history[-1]
-    together = f", {networks} networks at once" if networks > 1 else ""
+    others = f", {networks} networks at once" if networks > 1 else ""
     return (
-        f"trained {state.epoch} epochs in {took}{together}: held-out clean {last['clean']:.1%}, "
+        f"trained {state.epoch} epochs in {took}{others}: held-out clean {last['clean']:.1%}, "
         f"robust {last['robust']:.1%} ({state.plan.key})"
         f"{run_warning(Run(state.plan.spec, state.folder))}"
     )

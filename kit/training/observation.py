@@ -1,4 +1,4 @@
-"""What is kept of a step, and how a split looks to a frozen network."""
+"""What is kept of a step, and what a frozen network answers on a split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kit.experiments.specification import Plan
 from kit.methods.step_outputs import StepOutputs
 from kit.models.stacking import stack_networks
 
-#: What looks at a network after each epoch, the same for every method: the recipe's steps, from
+#: The attack on a network after each epoch, the same for every method: the recipe's steps, from
 #: beside the image.
 PROBE = part(pgd, loss="ce", init="gaussian")
 
@@ -31,7 +31,7 @@ def kept_outputs(outputs: StepOutputs) -> dict[str, Tensor]:
 
 
 def stored_array(values: Tensor) -> np.ndarray:
-    """Steps as bytes, and logits of many images in half precision."""
+    """Convert to NumPy: steps as bytes, and logits of many images in half precision."""
     array = values.cpu().numpy()
     if array.dtype == np.int64:
         return array.astype(np.uint8 if array.max(initial=0) < 256 else np.int32)
@@ -41,7 +41,7 @@ def stored_array(values: Tensor) -> np.ndarray:
 def observe_split(
     models: Sequence[nn.Module], plans: Sequence[Plan], split: Split, purpose: str
 ) -> list[dict[str, np.ndarray]]:
-    """Look at a split with frozen networks that fit together, clean and attacked.
+    """Pass a split through frozen networks that fit together, clean and attacked.
 
     Returns for each network logits_adv and logits_nat (n, K), kappa, lps, p_flip, y and ids (n,).
     The attack is `PROBE` with the recipe's threat and steps. Its random start depends on seed,
@@ -86,7 +86,10 @@ def observe_rows(
 
 
 def accuracies(arrays: dict[str, np.ndarray]) -> tuple[float, float]:
-    """(clean, robust) accuracy of what `observe` returned; a NaN is never correct."""
+    """Return the (clean, robust) accuracy of what `observe_split` returned.
+
+    A NaN is never correct.
+    """
 
     def right(logits: np.ndarray) -> float:
         return float(((logits.argmax(1) == arrays["y"]) & np.isfinite(logits).all(1)).mean())

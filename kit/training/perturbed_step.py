@@ -32,6 +32,7 @@ def train_step_perturbed(
     def compute() -> StepRecord:
         return compute_loss(model, method, forward(model, method, batch), reweight=reweight)
 
+    assert method.perturb is not None  # this step is for methods that have it
     with method.perturb(model, lambda: compute().loss):
         record = compute()
         optimizer.zero_grad(set_to_none=True)

@@ -1,8 +1,7 @@
-"""How a network computes in training: the number format of its attack's passes, and whether its
-passes are compiled.
+"""How a network computes in training: its attack's number format, and whether it is compiled.
 
-The update is always fp32. Compiling changes roundings only, so it is no part of a run's settings;
-run.json has both.
+The format is that of the attack's passes; the update is always fp32. Compiling changes roundings
+only, so it is no part of a run's settings; run.json has both.
 """
 
 from __future__ import annotations
@@ -17,10 +16,12 @@ from kit.core.errors import KitError
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """fp32 or bf16 for `precision` on a device; auto: bf16 on GPUs that have it. `KitError` where
-    bf16 is asked and missing.
+    """Return fp32 or bf16 for `precision` on a device; auto is bf16 on GPUs that have it.
 
     Roundings turn the signs of many small gradients: x_adv differs, and is hardly weaker.
+
+    Raises:
+        KitError: bf16 is asked for, and the device does not compute it.
     """
     there = {
         "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
@@ -41,8 +42,9 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 @contextmanager
 def attack_precision(precision: str, model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within, the network's convolutions and products are computed in the chosen format; logits
-    have the images' type.
+    """Compute the network's convolutions and products, inside, in the chosen format.
+
+    Logits have the images' type.
     """
     if resolve_precision(precision, device) == "fp32":
         yield
@@ -56,15 +58,15 @@ def attack_precision(precision: str, model: nn.Module, device: torch.device) -> 
 
 
 def compile_network(model: nn.Module, x: Tensor) -> bool:
-    """Compile the network's passes where it is, for batches like `x` (N, C, H, W). -> was it? Where
-    it cannot be, one line says why, and it computes as before. It takes half a minute, so it pays
-    for long runs of deep networks.
+    """Compile the network's passes where it is, for batches like `x` (N, C, H, W).
+
+    Returns whether it could be. Where it cannot be, one line says why, and it computes as before.
+    It takes half a minute, so it pays for long runs of deep networks.
     """
     modes = [(module, module.training) for module in model.modules()]
     try:
-        torch._dynamo.config.recompile_limit = (
-            64  # each batch size, mode and set of gradients is a program of its own
-        )
+        # each batch size, mode and set of gradients is a program of its own
+        torch._dynamo.config.recompile_limit = 64
         model.compile(dynamic=False)
         with torch.no_grad():
             model.eval()(x)

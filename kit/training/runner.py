@@ -38,19 +38,20 @@ def run(
     """Train `method` on `recipe`, resume it, or open it if it is finished.
 
     Asking again costs nothing. Give names, one `RunSpec`, or a `Plan` that is resolved already.
-    `overrides` changes numbers by name, say {"weight.slope": 5.0, "epochs": 30}. `compiled`: are the
-    network's passes compiled (None: as KIT_COMPILE says)? A run that another process is training
-    is waited for.
+    `overrides` changes numbers by name, say {"weight.slope": 5.0, "epochs": 30}. `compiled` tells
+    whether the network's passes are compiled (None: as KIT_COMPILE says). A run that another
+    process is training is waited for.
 
     Raises:
         KitError: A name is unknown or a value unfit (before anything is trained), data cannot be
             read, or the training diverges; its last good checkpoint is kept.
     """
-    plan = method
-    if isinstance(method, str):
-        plan = resolve(RunSpec(method, recipe, seed, dict(overrides or {})))
+    if isinstance(method, Plan):
+        plan = method
     elif isinstance(method, RunSpec):
         plan = resolve(method)
+    else:
+        plan = resolve(RunSpec(method, recipe, seed, dict(overrides or {})))
     where = pick_device(device)
     with unfinished([plan]) as todo:
         if todo:
@@ -80,7 +81,8 @@ def run_many(
     """
     asked = [spec if isinstance(spec, Plan) else resolve(spec) for spec in specs]
     plans = {plan.key: plan for plan in asked}
-    where, failures, compiled = pick_device(device), {}, compile_choice(compiled)
+    where, compiled = pick_device(device), compile_choice(compiled)
+    failures: dict[str, str] = {}
     for small in (True, False):
         due = [
             plan
@@ -110,7 +112,7 @@ def compile_choice(compiled: bool | None) -> bool:
 def _train_or_split(
     plans: list[Plan], device: torch.device, quiet: bool, compiled: bool
 ) -> dict[str, str]:
-    """Train them together, else one by one; returns {run: what is wrong} of those that cannot be."""
+    """Train them as one program, else one by one; return {run: what is wrong} of failures."""
     try:
         with unfinished(plans) as todo:
             if todo:
@@ -126,7 +128,7 @@ def _train_or_split(
         parts = [plans[:half], plans[half:]]
     else:
         return {}
-    failures = {}
+    failures: dict[str, str] = {}
     for part in parts:
         failures |= _train_or_split(part, device, quiet, compiled)
     return failures
@@ -143,8 +145,7 @@ def unfinished(plans: Sequence[Plan]) -> Iterator[list[Plan]]:
     with contextlib.ExitStack() as locks:
         # in one order everywhere, so that nobody waits in a circle
         for plan in sorted(todo, key=lambda plan: plan.key):
-            words = f"{plan.spec}: another process is training it; waiting"
-            locks.enter_context(lock_folder(run_folder(plan), partial(print, words, flush=True)))
+            locks.enter_context(lock_folder(run_folder(plan), partial(_say_waiting, plan)))
         try:
             yield [plan for plan in todo if not is_done(run_folder(plan))]
         except torch.OutOfMemoryError as error:
@@ -154,6 +155,10 @@ def unfinished(plans: Sequence[Plan]) -> Iterator[list[Plan]]:
                 f"batch_size={plans[0].recipe.batch_size} does not fit into the device's memory; "
                 "lower it, or take another device. Finished epochs are kept"
             ) from error
+
+
+def _say_waiting(plan: Plan) -> None:
+    print(f"{plan.spec}: another process is training it; waiting", flush=True)
 
 
 def report_opened(run: Run) -> None:

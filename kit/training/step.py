@@ -106,6 +106,7 @@ def forward(model: nn.Module, method: Method, batch: Batch) -> StepOutputs:
         return StepOutputs(y, logits, logits if method.reads_clean else None, streams=streams)
     logits_nat = model(batch.x) if method.reads_clean else None
     logits_adv = model(batch.x_adv)
+    assert trace is not None  # `attack_batch` sets it together with x_adv
     logits_second = None if batch.x_second is None else model(batch.x_second)
     return StepOutputs(
         y,
@@ -126,9 +127,8 @@ def compute_loss(
     """Compute what a step minimises: mean(w · weighted + plain) plus the regulariser."""
     weights = method.weigh(outputs) if reweight else torch.ones_like(outputs.logits_adv[:, 0])
     weighted, plain = method.loss(outputs)
-    assert weights.shape == weighted.shape == outputs.y.shape, (
-        "one weight and loss an example, (N,)"
-    )
+    # one weight and one loss an example
+    assert weights.shape == weighted.shape == outputs.y.shape, "weights and losses must be (N,)"
     loss = (weights * weighted + plain).mean()
     if method.regulariser is not None:
         loss = loss + method.regulariser(model)

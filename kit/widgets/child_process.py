@@ -32,6 +32,7 @@ from typing import IO, Any, ClassVar
 
 import pandas as pd
 
+from kit.core.environment import environment_for_child
 from kit.core.errors import KitError
 from kit.core.files import CHECKOUT
 from kit.experiments.runs import Run, is_done, run_folder

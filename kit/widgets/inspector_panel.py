@@ -124,7 +124,7 @@ def family_methods(name: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class AttackPath:
+class WatchedAttack:
     """One image along one attack, at its T + 1 points.
 
     These are the start, and where each of twice the run's steps led.
@@ -305,7 +305,7 @@ class Inspect(Panel):
 
     def _attack_image(
         self, part: str, row: int, attack: str, eps: float, length: float
-    ) -> AttackPath:
+    ) -> WatchedAttack:
         """Attack one image and keep its path.
 
         With the run's eps and step PGD does what the run's last pass did.
@@ -333,7 +333,7 @@ class Inspect(Panel):
                 step_size=length * eps,
             )
         p_last = float(logits[recipe.steps].softmax(dim=1)[0, one.y.cpu()])
-        return AttackPath(
+        return WatchedAttack(
             torch.cat(points),
             torch.cat(logits),
             int(trace.kappa),

@@ -23,7 +23,7 @@ from kit.experiments.recipes import RECIPE_FIELDS
 from kit.experiments.runs import Run, is_done
 from kit.experiments.specification import RunSpec
 from kit.figures import style as s
-from kit.figures.reading import probabilities
+from kit.figures.run_outputs import probabilities
 from kit.methods.criteria import probabilistic_margin
 from kit.methods.step_outputs import StepOutputs
 from kit.methods.table import METHODS, Method

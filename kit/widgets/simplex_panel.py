@@ -19,7 +19,7 @@ from kit.core.errors import KitError
 from kit.core.parts import part
 from kit.experiments.runs import Run
 from kit.figures import style as s
-from kit.figures.reading import epoch_probabilities
+from kit.figures.run_outputs import epoch_probabilities
 from kit.figures.simplex import CORNERS, HEIGHT, triangle, weigh
 from kit.methods.criteria import confused_labels
 from kit.methods.step_outputs import StepOutputs

@@ -1,4 +1,4 @@
-"""Steps as tests take them: images, labels and streams in a row, and the step that a method needs."""
+"""Steps as tests take them: images, labels and streams in a row, and the step for the method."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ from kit.evaluation.masking_rules import (
 )
 from kit.evaluation.robustness_audit import AUDIT_STEPS, audit, audit_model
 from kit.evaluation.statistics import wilson
-from kit.figures.audit_steps import audit_steps as draw_ladder
+from kit.figures.audit_steps import compare_audits, describe_audit_steps, draw_audit_steps
 from kit.jobs.command_line import main
 
 QUICK = ("natural", "fgsm", "pgd20", "pgd100", "cw20", "md", "square")
@@ -229,7 +229,7 @@ def test_the_saturation_thresholds_are_float32s():
 def test_ladder_adds_up(tiny_run, honest, quick):
     run = tiny_run("at")
     report = audit(run, n=80, transfer=honest, quiet=True)
-    table, examples = report.ladder, report.examples
+    table, examples = report.steps, report.examples
     assert (
         list(table.index) == [*QUICK, "transfer", "worst case"]
         and not report.missing
@@ -269,12 +269,12 @@ def test_transfer_counts_what_the_other_network_breaks(honest, quick):
     run, threat = honest, Threat(eps=0.2)
     split = run.data().test.take(slice(0, 60))
     own = audit_model(run.model(), split, threat, transfer=run.model(), quiet=True)
-    assert own.ladder.accuracy["transfer"] < own.ladder.accuracy["pgd20"] + 0.05
-    assert own.ladder.accuracy["transfer"] < own.ladder.accuracy["natural"] - 0.2
+    assert own.steps.accuracy["transfer"] < own.steps.accuracy["pgd20"] + 0.05
+    assert own.steps.accuracy["transfer"] < own.steps.accuracy["natural"] - 0.2
     blind = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)
     blind[1].weight.zero_()
     harmless = audit_model(run.model(), split, threat, transfer=blind, quiet=True)
-    assert harmless.ladder.accuracy["transfer"] > harmless.ladder.accuracy["natural"] - 0.1
+    assert harmless.steps.accuracy["transfer"] > harmless.steps.accuracy["natural"] - 0.1
 
 
 def test_aa_is_the_union_and_costly_rungs_take_few_images(tiny_run, monkeypatch):
@@ -294,7 +294,7 @@ def test_aa_is_the_union_and_costly_rungs_take_few_images(tiny_run, monkeypatch)
     report = audit_model(
         run.model(), run.data().test.take(slice(0, 60)), run.plan.recipe.threat, quiet=True
     )
-    table, examples = report.ladder, report.examples
+    table, examples = report.steps, report.examples
     assert table.n.to_dict() == {
         "natural": 60,
         "pgd20": 60,
@@ -356,15 +356,16 @@ def test_the_ladder_draws(tiny_run, honest, quick):
         "at": audit(tiny_run("at"), n=20, quiet=True),
         "trades": audit(honest, n=20, quiet=True),
     }
-    drawing = draw_ladder(reports)
+    data = compare_audits(reports)
+    drawing = draw_audit_steps(data)
     upper, lower = drawing.axes
     assert len(upper.containers) == 2 and len(lower.lines) == 20
     heights = np.asarray(upper.containers[0].lines[0].get_ydata(), dtype=float)
-    np.testing.assert_array_equal(heights, reports["at"].ladder["accuracy"].to_numpy())
-    assert upper.get_xticklabels()[2].get_text() == "PGD-20" and "AT" in drawing.caption
-    assert json.dumps(drawing.facts) and drawing.svg()
+    np.testing.assert_array_equal(heights, reports["at"].steps["accuracy"].to_numpy())
+    assert upper.get_xticklabels()[2].get_text() == "PGD-20" and "AT" in describe_audit_steps(data)
+    assert json.dumps(data.facts) and drawing.svg()
     with pytest.raises(KitError, match="at least one attack"):
-        draw_ladder({})
+        compare_audits({})
 
 
 # ------------------------------------------------------------------------- stopped, and asked again
@@ -386,7 +387,7 @@ def test_stopped_half_way(tiny_run, quick, monkeypatch, copy_of):
     monkeypatch.setattr(robustness_audit, "evaluate", stopped)
     report = audit(run, n=60, quiet=True)
     assert report.stopped and report.missing == dict.fromkeys(("cw20", "md", "square"), "stopped")
-    assert list(report.ladder.index) == ["natural", "fgsm", "pgd20", "pgd100", "worst case"]
+    assert list(report.steps.index) == ["natural", "fgsm", "pgd20", "pgd100", "worst case"]
     assert report.finding(MARGIN).light == report.finding(
         BLACK
     ).light == "not judged" and "Not run: cw20" in repr(report)
@@ -399,7 +400,7 @@ def test_asking_again_attacks_nothing(tiny_run, quick, monkeypatch):
     first = audit(run, n=60, quiet=True)
     monkeypatch.setattr(accuracy, "measure_attack", lambda *_, **__: pytest.fail("attacked again"))
     again = audit(run, n=60, quiet=True)
-    assert again.ladder.equals(first.ladder) and again.findings == first.findings
+    assert again.steps.equals(first.steps) and again.findings == first.findings
 
 
 def test_a_budget_leaves_out_the_costliest(tiny_run, monkeypatch, capsys):
@@ -410,7 +411,7 @@ def test_a_budget_leaves_out_the_costliest(tiny_run, monkeypatch, capsys):
     report = audit_model(
         run.model(), split, run.plan.recipe.threat, budget=(1 + 5 + 32 + 62 + 62) * 10 / 60
     )
-    assert list(report.ladder.index) == ["natural", "fgsm", "pgd10", "pgd20", "cw20", "worst case"]
+    assert list(report.steps.index) == ["natural", "fgsm", "pgd10", "pgd20", "cw20", "worst case"]
     assert set(report.missing) == {rung.attack for rung in AUDIT_STEPS} - {
         "natural",
         "fgsm",
@@ -430,7 +431,7 @@ def test_rungs_that_the_table_lacks_are_skipped(tiny_run, quick, monkeypatch):
     report = audit_model(
         run.model(), run.data().test.take(slice(0, 10)), run.plan.recipe.threat, quiet=True
     )
-    assert report.missing == {"square": "no such attack"} and "square" not in report.ladder.index
+    assert report.missing == {"square": "no such attack"} and "square" not in report.steps.index
 
 
 def test_bad_questions(tiny_run, quick):
@@ -493,7 +494,7 @@ def test_every_fault_of_the_zoo_fires_its_rule(fault, honest, quick):
             )
     if fault == "flat":  # beside the same network without the fault
         plain = measure_attack(model, split, threat, ATTACKS["pgd100"])["broken"]
-        assert report.ladder.accuracy["pgd100"] > 1 - plain.mean() + 0.3
+        assert report.steps.accuracy["pgd100"] > 1 - plain.mean() + 0.3
     if fault == "quantised":
         assert report.finding(BLACK).light == report.finding(UNBOUNDED).light == "red"
 
@@ -533,7 +534,7 @@ def test_useless_networks(quick):
     sick = audit_model(Useless(math.nan), split, Threat(eps=0.1), quiet=True)
     assert (
         sick.light == "red"
-        and sick.ladder.empty
+        and sick.steps.empty
         and repr(sick)
         and "not finite" in sick.missing["pgd20"]
     )

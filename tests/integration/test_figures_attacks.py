@@ -20,7 +20,13 @@ from kit.attacks.table import ATTACKS
 from kit.core.errors import KitError
 from kit.core.threat import Threat
 from kit.data.splits import Split
-from kit.figures import gallery, paths
+from kit.evaluation.statistics import median_interval
+from kit.figures import attacked_images as gallery
+from kit.figures import mail_attack_paths as paths
+from kit.figures import mail_decision_plane as plane
+from kit.figures.base import FigureData
+from kit.figures.csa_cse_attack_gallery import collect_cells, draw_attack_gallery
+from kit.figures.table import FIGURES
 from tests.helpers.settings import TINY
 
 N = 30
@@ -64,7 +70,7 @@ def test_balls_of_equal_volume():
 
 
 def test_gallery_counts_fgsm_by_hand(run):
-    facts = gallery.pictures(run, attacks="fgsm pgd20", eps="0.1 0.3", n=N).facts
+    facts = FIGURES["attack-gallery"].make(run, attacks="fgsm pgd20", eps="0.1 0.3", n=N).facts
     model, test = run.model(), run.data().test
     for eps, count in zip((0.1, 0.3), facts["broken"]["fgsm"], strict=True):
         k = 0
@@ -88,9 +94,11 @@ def test_gallery_example_is_what_it_says(run):
 
     label, id, class, p_y and norms at both radii follow from the attack's own images.
     """
-    drawing = gallery.pictures(run, attacks="fgsm bia:l2", eps="0.05 0.1", examples="3 11", n=N)
+    drawing = FIGURES["attack-gallery"].make(
+        run, attacks="fgsm bia:l2", eps="0.05 0.1", examples="3 11", n=N
+    )
     model, images = gallery.first_images(run, N)
-    found = gallery.attacked(model, images, "linf", ["fgsm", "bia:l2"], [0.05, 0.1])
+    found = gallery.attack_images(model, images, "linf", ["fgsm", "bia:l2"], [0.05, 0.1])
     assert list(drawing.facts["examples"]) == [3, 11]
     for row, facts in drawing.facts["examples"].items():
         assert facts["id"] == int(images.ids[row]) and facts["y"] == int(images.y[row])
@@ -118,7 +126,7 @@ def test_attacks_stay_in_their_balls(run):
     """
     model, images = gallery.first_images(run, N)
     names, radii = ["fgsm", "pgd20", "mia", "bia", "bia:l2", "cw-l2"], [0.1, 0.2]
-    found = gallery.attacked(model, images, "linf", names, radii)
+    found = gallery.attack_images(model, images, "linf", names, radii)
     for name, results in found.items():
         for (result, threat), eps in zip(results, radii, strict=True):
             assert threat.eps == (
@@ -142,10 +150,12 @@ def test_curves_are_the_same_count(run):
     """The curves' facts are the gallery's, and their claim is the paired difference of two
     evaluations.
     """
-    drawing = gallery.curves(run, attacks="fgsm bia", eps="0.1 0.2", n=N)
+    drawing = FIGURES["attack-curves"].make(run, attacks="fgsm bia", eps="0.1 0.2", n=N)
     assert (
         drawing.facts["broken"]
-        == gallery.pictures(run, attacks="fgsm bia", eps="0.1 0.2", n=N).facts["broken"]
+        == FIGURES["attack-gallery"]
+        .make(run, attacks="fgsm bia", eps="0.1 0.2", n=N)
+        .facts["broken"]
     )
     table = kit.evaluate(run, ["fgsm", "pgd20"], quiet=True)
     one, many = (table.attrs["examples"][name]["broken"] for name in ("fgsm", "pgd20"))
@@ -160,7 +170,7 @@ def test_curves_are_the_same_count(run):
 
 
 def test_fgsm_has_full_length(run):
-    claim = gallery.pictures(run, attacks="fgsm", n=N).claims[0]
+    claim = FIGURES["attack-gallery"].make(run, attacks="fgsm", n=N).claims[0]
     assert claim.holds and f"eps {TINY['eps']:g}: norms 0.1 to 0.1 on {N} images" in claim.here
 
 
@@ -179,8 +189,12 @@ def test_colour_images():
     images = Split(
         images.images, model(images.x()).argmax(dim=1), images.ids
     )  # right when clean, so attacks move them
-    found = gallery.attacked(model, images, "linf", ["fgsm", "cw-l2"], [0.05, 0.1])
-    drawing = gallery._grid(model, images, found, [0, 2], [0.05, 0.1], ["cat", "dog", "automobile"])
+    found = gallery.attack_images(model, images, "linf", ["fgsm", "cw-l2"], [0.05, 0.1])
+    extras = {
+        "cells": {row: collect_cells(model, images, found, row) for row in (0, 2)},
+        "classes": ["cat", "dog", "automobile"],
+    }
+    drawing = draw_attack_gallery(FigureData({"eps": [0.05, 0.1], "broken": found}, extras=extras))
     shown = [np.asarray(axes.images[0].get_array()) for axes in drawing.axes if axes.images]
     assert len(drawing.axes) == 20 and len(shown) == 20 - 4, "CW-L2 has one pair for all radii"
     assert all(picture.shape == (4, 4, 3) for picture in shown)
@@ -201,7 +215,7 @@ def test_pgd_walked_by_hand(run):
     """LPS, loss and PM of PGD from the clean image, one image and one step at a time."""
     model, images = gallery.first_images(run, 8)
     steps, eps = 6, TINY["eps"]
-    walk = paths.race(model, images, Threat("linf", eps), steps, follow=2)["PGD"]
+    walk = paths.record_both_attacks(model, images, Threat("linf", eps), steps, follow=2)["PGD"]
     for i, (image, y) in enumerate(zip(images.x(), images.y.tolist(), strict=True)):
         x, lps = image, steps
         for t in range(steps):
@@ -220,10 +234,12 @@ def test_pgd_walked_by_hand(run):
 
 def test_starts_are_recounted(run):
     steps, count = 5, 4
-    facts = paths.starts(run, count=count, n=N, steps=steps, examples="4 7").facts
+    facts = FIGURES["lps-starts"].make(run, count=count, n=N, steps=steps, examples="4 7").facts
     model, images = gallery.first_images(run, N)
     threat, length = Threat("linf", TINY["eps"]), 0.25 * TINY["eps"]
-    lps = [paths.from_start(model, images, threat, steps, length, i).lps for i in range(count)]
+    lps = [
+        paths.record_from_start(model, images, threat, steps, length, i).lps for i in range(count)
+    ]
     moved = torn = 0
     for i in range(N):
         values = [int(one[i]) for one in lps]
@@ -234,14 +250,14 @@ def test_starts_are_recounted(run):
         int(one[7]) for one in lps
     ]
     alone = Split(images.images[7:8], images.y[7:8], images.ids[7:8])
-    single = paths.from_start(model, alone, threat, steps, length, 1)
+    single = paths.record_from_start(model, alone, threat, steps, length, 1)
     assert single.lps[0] == lps[1][7], "a start depends on the image's id alone"
     assert len({one.tobytes() for one in lps}) > 1, "starts differ"
 
 
 def test_two_attacks_are_recounted(run):
     steps = 12
-    facts = paths.two_attacks(run, n=60, steps=steps).facts
+    facts = FIGURES["pgd-against-lmpgd"].make(run, n=60, steps=steps).facts
     a, b = (facts["lps"][name].tolist() for name in ("PGD", "LM-PGD"))
     survivors = [y for x, y in zip(a, b, strict=True) if x == steps]
     assert facts["hidden"]["n"] == len(survivors) and facts["hidden"]["k"] == sum(
@@ -255,7 +271,7 @@ def test_two_attacks_are_recounted(run):
     row = facts["example"]["row"]
     assert a[row] - b[row] == max(x - y for x, y in zip(a, b, strict=True))
     model, images = gallery.first_images(run, 60)
-    walks = paths.race(model, images, Threat("linf", TINY["eps"]), steps)
+    walks = paths.record_both_attacks(model, images, Threat("linf", TINY["eps"]), steps)
     assert facts["rank"]["pm"] == pytest.approx(
         stats.spearmanr(walks["PGD"].pm, walks["LM-PGD"].pm).statistic
     )
@@ -272,7 +288,7 @@ def test_rank_correlations():
     """Ties as scipy has them; noise in one pair alone shows; nothing is said of constants."""
     random = np.random.default_rng(1)
     lps, pm = random.integers(0, 5, 80), random.normal(size=80)
-    found = paths.rank_correlations(
+    found = paths.compare_ranks(
         (lps, random.permutation(lps)), (pm, pm + 0.1 * random.normal(size=80))
     )
     assert found["pm"] > 0.9 > found["lps"] and found["difference"] == pytest.approx(
@@ -280,20 +296,23 @@ def test_rank_correlations():
     )
     assert (
         0 < found["low"] < found["difference"] < found["high"]
-        and paths.follows("c", found, "images").verdict == "holds"
+        and paths.decide_rank_order("c", found, "images").verdict == "holds"
     )
-    turned = paths.rank_correlations((pm, pm), (lps, random.permutation(lps)))
+    turned = paths.compare_ranks((pm, pm), (lps, random.permutation(lps)))
     assert (
         turned["lps"] == pytest.approx(1)
-        and paths.follows("c", turned, "images").verdict == "fails"
+        and paths.decide_rank_order("c", turned, "images").verdict == "fails"
     )
-    same = paths.rank_correlations((lps, lps + 1), (pm, pm))
+    same = paths.compare_ranks((lps, lps + 1), (pm, pm))
     assert (
         same["difference"] == pytest.approx(0)
-        and paths.follows("c", same, "images").verdict == "undecided"
+        and paths.decide_rank_order("c", same, "images").verdict == "undecided"
     )
-    constant = paths.rank_correlations((np.full(80, 3), lps), (pm, pm))
-    assert constant["lps"] is None and paths.follows("c", constant, "images").verdict == "undecided"
+    constant = paths.compare_ranks((np.full(80, 3), lps), (pm, pm))
+    assert (
+        constant["lps"] is None
+        and paths.decide_rank_order("c", constant, "images").verdict == "undecided"
+    )
 
 
 @pytest.mark.parametrize("n", [6, 7, 10, 25, 60])
@@ -301,7 +320,7 @@ def test_median_interval_covers(n):
     """Order statistics k and n + 1 - k bracket the median with probability 1 - 2 P(B < k) >= 95 %;
     k + 1 would not.
     """
-    middle, low, high = paths.median_interval(np.arange(1, n + 1))
+    middle, low, high = median_interval(np.arange(1, n + 1))
     k = int(low)
     outside = [2 * sum(math.comb(n, j) for j in range(i)) / 2**n for i in (k, k + 1)]
     assert outside[0] <= 0.05 < outside[1] and high == n + 1 - k and middle == (n + 1) / 2
@@ -310,70 +329,73 @@ def test_median_interval_covers(n):
 def test_directions_span_the_plane(run):
     model, images = gallery.first_images(run, 3)
     one = images.take(slice(2, 3))
-    walks, x = paths.race(model, one, Threat("linf", 0.1), 8), one.x()[0]
-    axes_of = paths.directions(walks, x, 2)
+    walks, x = paths.record_both_attacks(model, one, Threat("linf", 0.1), 8), one.x()[0]
+    axes_of = plane.find_directions(walks, x, 2)
     assert torch.allclose(axes_of @ axes_of.T, torch.eye(2, dtype=torch.float64), atol=1e-9)
-    on, off = paths.projected(walks, x, axes_of)
+    on, off = plane.project_paths(walks, x, axes_of)
     end = (walks["PGD"].points[-1] - x).flatten().double()
     assert on["PGD"][-1].tolist() == pytest.approx([float(end.norm()), 0], abs=1e-6)
     end = (walks["LM-PGD"].points[-1] - x).flatten().double()
     assert torch.allclose(on["LM-PGD"][-1] @ axes_of, end, atol=1e-6), "the end lies in the plane"
     assert on["PGD"][0].tolist() == [0, 0] and all(0 <= share < 1 for share in off.values())
-    collinear = paths.directions({"PGD": walks["PGD"], "LM-PGD": walks["PGD"]}, x, 2)
+    collinear = plane.find_directions({"PGD": walks["PGD"], "LM-PGD": walks["PGD"]}, x, 2)
     assert torch.allclose(collinear @ collinear.T, torch.eye(2, dtype=torch.float64), atol=1e-9)
-    still = paths.Walk(
+    still = paths.AttackPath(
         walks["PGD"].lps, walks["PGD"].loss, walks["PGD"].margin, x.expand(8, *x.shape)
     )
     with pytest.raises(KitError, match="did not move test image 2"):
-        paths.directions({"PGD": still, "LM-PGD": walks["LM-PGD"]}, x, 2)
+        plane.find_directions({"PGD": still, "LM-PGD": walks["LM-PGD"]}, x, 2)
 
 
 def test_plane_facts(run):
-    facts = paths.plane(run, example=5, n=N, steps=8).facts
+    facts = FIGURES["decision-plane"].make(run, example=5, n=N, steps=8).facts
     classes, test = run.record["classes"], run.data().test
     assert facts["row"] == 5 and facts["id"] == int(test.ids[5]) and facts["y"] == int(test.y[5])
     said = int(run.model()(test.x(slice(5, 6))).argmax())
     assert classes[said] in facts["classes"], "the class of the image itself is in the picture"
-    both = paths.two_attacks(run, example=5, n=N, steps=8).facts["example"]
+    both = FIGURES["pgd-against-lmpgd"].make(run, example=5, n=N, steps=8).facts["example"]
     assert both["lps"] == facts["lps"] and both["row"] == 5
-    chosen = paths.plane(run, n=N, steps=8).facts["row"]
-    assert chosen == paths.two_attacks(run, n=N, steps=8).facts["example"]["row"]
+    chosen = FIGURES["decision-plane"].make(run, n=N, steps=8).facts["row"]
+    assert chosen == FIGURES["pgd-against-lmpgd"].make(run, n=N, steps=8).facts["example"]["row"]
 
 
 # -------------------------------------------------------------------------------------- wrong words
 
 
 @pytest.mark.parametrize(
-    ("draw", "options", "words"),
+    ("name", "options", "words"),
     [
-        (gallery.pictures, {"attacks": "fgsm pdg20"}, "Did you mean 'pgd20'"),
-        (gallery.pictures, {"attacks": ""}, "names none. Choices: natural"),
-        (gallery.pictures, {"attacks": "bia:l1"}, "no norm 'l1'"),
-        (gallery.pictures, {"attacks": "cw-l2:linf"}, "minimises the L2 norm"),
-        (gallery.pictures, {"examples": "2 30", "n": N}, "0 to 29"),
-        (gallery.pictures, {"examples": "first", "n": N}, "example first must be the number"),
-        (gallery.pictures, {"eps": "0.1 big"}, "radii above 0"),
-        (gallery.curves, {"eps": "0 0.1"}, "radii above 0"),
-        (gallery.curves, {"n": 498}, "has 497 test images"),
-        (gallery.curves, {"n": 0}, "at least 1"),
-        (paths.starts, {"count": 1}, "at least 2"),
-        (paths.starts, {"steps": -1}, "at least 0"),
-        (paths.starts, {"examples": "200"}, "0 to 199"),
-        (paths.two_attacks, {"example": 200}, "0 to 199"),
-        (paths.two_attacks, {"example": -2}, "0 to 199"),
-        (paths.plane, {"steps": 0}, "at least 1"),
-        (paths.plane, {"example": 10, "n": 10}, "0 to 9"),
+        ("attack-gallery", {"attacks": "fgsm pdg20"}, "Did you mean 'pgd20'"),
+        ("attack-gallery", {"attacks": ""}, "names none. Choices: natural"),
+        ("attack-gallery", {"attacks": "bia:l1"}, "no norm 'l1'"),
+        ("attack-gallery", {"attacks": "cw-l2:linf"}, "minimises the L2 norm"),
+        ("attack-gallery", {"examples": "2 30", "n": N}, "0 to 29"),
+        ("attack-gallery", {"examples": "first", "n": N}, "example first must be the number"),
+        ("attack-gallery", {"eps": "0.1 big"}, "radii above 0"),
+        ("attack-curves", {"eps": "0 0.1"}, "radii above 0"),
+        ("attack-curves", {"n": 498}, "has 497 test images"),
+        ("attack-curves", {"n": 0}, "at least 1"),
+        ("lps-starts", {"count": 1}, "at least 2"),
+        ("lps-starts", {"steps": -1}, "at least 0"),
+        ("lps-starts", {"examples": "200"}, "0 to 199"),
+        ("pgd-against-lmpgd", {"example": 200}, "0 to 199"),
+        ("pgd-against-lmpgd", {"example": -2}, "0 to 199"),
+        ("decision-plane", {"steps": 0}, "at least 1"),
+        ("decision-plane", {"example": 10, "n": 10}, "0 to 9"),
     ],
 )
-def test_wrong_words_are_refused(run, draw, options, words):
+def test_wrong_words_are_refused(run, name, options, words):
     with pytest.raises(KitError, match=words):
-        draw(run, **options)
+        FIGURES[name].make(run, **options)
 
 
 def test_every_gallery_row_resolves():
     """All of ATTACKS can be asked for in both norms, but CW-L2 in L-inf."""
     for name in ATTACKS:
-        attack, norm = gallery.named(name, "linf")
+        attack, norm = gallery.resolve_attack(name, "linf")
         assert attack.fn is ATTACKS[name].fn and norm == ("l2" if name == "cw-l2" else "linf")
-        assert gallery.named(f"{name}:l2", "linf")[1] == "l2"
-    assert gallery.label("bia:l2") == "BIA (L2)" and gallery.label("pgd20") == "PGD-20"
+        assert gallery.resolve_attack(f"{name}:l2", "linf")[1] == "l2"
+    assert (
+        gallery.attack_and_norm_label("bia:l2") == "BIA (L2)"
+        and gallery.attack_and_norm_label("pgd20") == "PGD-20"
+    )

@@ -18,10 +18,16 @@ from scipy import stats
 import kit
 from kit.core.errors import KitError
 from kit.evaluation.class_tables import confusion
-from kit.figures import ablation, classes, curves
+from kit.evaluation.statistics import Z_95, contrast_interval, rank_trend
+from kit.figures import clirat_learning_curves as curves
+from kit.figures import vir_class_gains, vir_class_weights
+from kit.figures.base import FigureData
+from kit.figures.clirat_slope_and_offset import decide_opposite_trends
+from kit.figures.style import spread_labels
+from kit.figures.table import FIGURES
 
 N = 30
-Z = 1.959964
+Z = Z_95
 
 
 @pytest.fixture
@@ -45,11 +51,11 @@ def test_one_network_until_burn_in_ends(three):
 
     every parameter and buffer, bit for bit; and no other is.
     """
-    begin = curves.weights_begin(three)
+    begin = curves.burn_in_end(three)
     assert begin == 2 and all(run.snapshots == [1, 2, 3] for run in three)
-    first = curves.kept_by(three[0], three)
+    first = curves.find_kept_networks(three[0], three)
     for run in three:
-        kept = curves.kept_by(run, three)
+        kept = curves.find_kept_networks(run, three)
         assert kept[1] is kept[2] is first[1] and kept[3] is run
         for epoch, keeper in kept.items():
             mine, theirs = run.model(epoch).state_dict(), keeper.model(epoch).state_dict()
@@ -63,12 +69,14 @@ def test_one_network_until_burn_in_ends(three):
 
 def test_other_seeds_share_nothing(three, tiny_run):
     other = tiny_run("clirat", seed=1)
-    assert all(keeper is other for keeper in curves.kept_by(other, [*three, other]).values())
+    assert all(
+        keeper is other for keeper in curves.find_kept_networks(other, [*three, other]).values()
+    )
 
 
 def test_natural_curve_by_hand(three):
     """Accuracy of every kept network, image by image, without the kit's evaluation."""
-    facts = curves.learning_curves(three, n=N).facts
+    facts = FIGURES["learning-curves"].make(three, n=N).facts
     assert facts["n"] == N and facts["seeds"] == 1 and facts["burn_in"] == 2
     for run in three:
         test = run.data().test
@@ -83,7 +91,7 @@ def test_natural_curve_by_hand(three):
 
 
 def test_differences_and_jump_are_paired(three):
-    drawing = curves.learning_curves(three, n=N)
+    drawing = FIGURES["learning-curves"].make(three, n=N)
     at, mail, clirat = three
     for pair, a, b in (
         ("clirat - mail-at", mail, clirat),
@@ -116,7 +124,7 @@ def test_several_seeds(three, tiny_run):
     means.
     """
     runs = [*three, *(tiny_run(method, seed=1) for method in curves.COMPARED)]
-    facts = curves.learning_curves_each(runs[::-1], n=N).facts
+    facts = FIGURES["learning-curves-each"].make(runs[::-1], n=N).facts
     assert facts["seeds"] == 2
     right = {
         m: np.array(
@@ -138,7 +146,7 @@ def test_several_seeds(three, tiny_run):
 
 
 def test_other_methods_are_drawn_beside(three, tiny_run):
-    drawing = curves.learning_curves([*three, tiny_run("gairat")], n=N)
+    drawing = FIGURES["learning-curves"].make([*three, tiny_run("gairat")], n=N)
     assert "GAIRAT" in {text.get_text() for panel in drawing.axes for text in panel.texts}
     assert drawing.facts["burn_in"] == 2 and set(drawing.facts["methods"]) == {
         *curves.COMPARED,
@@ -148,7 +156,7 @@ def test_other_methods_are_drawn_beside(three, tiny_run):
 
 @pytest.mark.slow
 def test_autoattack_of_the_last_networks(three):
-    drawing = curves.learning_curves(three, n=4, aa=1)
+    drawing = FIGURES["learning-curves"].make(three, n=4, aa=1)
     for run in three:
         aa = drawing.facts["methods"][run.method]["aa"]
         assert aa["epochs"] == [3] and aa["accuracy"][0] == pytest.approx(
@@ -161,9 +169,12 @@ def test_autoattack_of_the_last_networks(three):
 def judged(gaps: dict, control: tuple = (0, -1, 1)) -> dict[str, str]:
     """{a claim's words: its verdict} where CLIRAT's differences to both others are `gaps`."""
     jumps = {method: {"pgd20": (0, -1, 1)} for method in ("at", "clirat")}
-    found = curves._claims(
-        {"clirat - mail-at": gaps, "clirat - at": gaps}, jumps, {"pgd20": control}, "Fig. 3"
-    )
+    facts = {
+        "difference": {"clirat - mail-at": gaps, "clirat - at": gaps},
+        "jump": jumps,
+        "clirat - at after the jump": {"pgd20": control},
+    }
+    found = curves.decide_learning_curves(FigureData(facts))
     assert not any(claim.holds and claim.fails for claim in found)
     known = ("ends above", "on clean images", "under AA", "no clean", "jumps")
     return {words: claim.verdict for claim in found for words in known if words in claim.claim}
@@ -210,8 +221,9 @@ def test_rules_of_single_attacks():
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.floats(0.01, 0.3))
 def test_labels_keep_apart(heights, gap):
-    heights = sorted(heights)
-    moved = curves.apart(heights, gap)
+    moved = spread_labels(heights, gap)
+    assert np.argsort(moved).tolist() == np.argsort(heights, kind="stable").tolist()
+    heights, moved = sorted(heights), sorted(moved)
     assert all(b - a >= gap - 1e-9 for a, b in pairwise(moved))
     assert sum(moved) == pytest.approx(sum(heights))
     if all(b - a >= gap for a, b in pairwise(heights)):
@@ -234,7 +246,7 @@ def test_wrong_words_for_curves(three, tiny_run):
         (three, {"aa": -1}, "aa=-1"),
     ):
         with pytest.raises(KitError, match=words):
-            curves.learning_curves(runs, **options)
+            FIGURES["learning-curves"].make(runs, **options)
 
 
 def test_runs_without_networks_are_refused(three, copy_of):
@@ -242,7 +254,7 @@ def test_runs_without_networks_are_refused(three, copy_of):
     for path in (bare.folder / "snapshots").glob("*.ckpt"):
         path.unlink()
     with pytest.raises(KitError, match="kept no networks along the way"):
-        curves.by_method([*three[:2], bare])
+        curves.group_by_method([*three[:2], bare])
 
 
 # ----------------------------------------------------------------------------------- gamma and beta
@@ -261,9 +273,11 @@ def grid(tiny_run):
 
 
 def test_ablation_by_hand(grid):
-    facts = ablation.slope_and_offset(
-        grid[::-1] + grid[:1], attacks="natural pgd20 cw20", n=N
-    ).facts
+    facts = (
+        FIGURES["slope-and-offset"]
+        .make(grid[::-1] + grid[:1], attacks="natural pgd20 cw20", n=N)
+        .facts
+    )
     for path, held, runs in (
         ("weight.slope", -0.5, [grid[1], grid[0], grid[2]]),
         ("weight.bias", 10.0, [grid[4], grid[0], grid[3]]),
@@ -297,26 +311,20 @@ def test_rank_trend_against_all_orders():
     x, y = np.arange(5.0), random.normal(size=5)
     y[4] += 1
     far = [abs(stats.spearmanr(x, order).statistic) for order in permutations(y)]
-    rho, p = ablation.rank_trend(x, y[:, None])
+    rho, p = rank_trend(x, y[:, None])
     assert rho == pytest.approx(stats.spearmanr(x, y).statistic)
     assert p == pytest.approx(np.mean([value >= abs(rho) - 1e-9 for value in far]), abs=0.02)
     two = np.stack([y, y + 5], axis=1)
-    assert (
-        ablation.rank_trend(x, two)[0] == pytest.approx(rho) and ablation.rank_trend(x, two)[1] <= p
-    )
-    rising = ablation.rank_trend(x, x[:, None])
+    assert rank_trend(x, two)[0] == pytest.approx(rho) and rank_trend(x, two)[1] <= p
+    rising = rank_trend(x, x[:, None])
     assert rising[0] == pytest.approx(1) and rising[1] == pytest.approx(2 / 120, abs=0.01)
-    assert (
-        ablation.rank_trend(x[:2], y[:2, None])
-        == (None, 1.0)
-        == ablation.rank_trend(x, np.ones((5, 1)))
-    )
+    assert rank_trend(x[:2], y[:2, None]) == (None, 1.0) == rank_trend(x, np.ones((5, 1)))
 
 
 def test_rank_trend_keeps_its_level():
     """Without any effect p is at most 0.05 in about one of twenty, not more."""
     random = np.random.default_rng(5)
-    ps = [ablation.rank_trend(np.arange(6.0), random.normal(size=(6, 2)))[1] for _ in range(200)]
+    ps = [rank_trend(np.arange(6.0), random.normal(size=(6, 2)))[1] for _ in range(200)]
     assert np.mean([p <= 0.05 for p in ps]) < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)
 
 
@@ -336,13 +344,14 @@ def test_rule_of_opposite_signs(pgd, rest, verdict):
         name: dict(zip(("spearman", "p"), pgd if name.startswith("pgd") else rest, strict=True))
         for name in ("natural", "pgd20", "pgd100", "cw20")
     }
-    claim = ablation._opposite({"values": [1, 2, 3, 4, 5], "criteria": rows}, "γ", 1)
+    claim = decide_opposite_trends({"values": [1, 2, 3, 4, 5], "criteria": rows}, "γ", 1)
     assert claim.verdict == verdict and "cannot reach" not in claim.here
     assert (
-        "cannot reach" in ablation._opposite({"values": [1, 2, 3], "criteria": rows}, "γ", 1).here
+        "cannot reach"
+        in decide_opposite_trends({"values": [1, 2, 3], "criteria": rows}, "γ", 1).here
     )
     alone = {"values": [1, 2, 3, 4], "criteria": {"natural": rows["natural"]}}
-    assert ablation._opposite(alone, "γ", 1).verdict == "undecided"
+    assert decide_opposite_trends(alone, "γ", 1).verdict == "undecided"
 
 
 def test_wrong_words_for_the_ablation(grid, tiny_run):
@@ -356,7 +365,7 @@ def test_wrong_words_for_the_ablation(grid, tiny_run):
         (grid, {"attacks": "natural natural"}, "each once"),
     ):
         with pytest.raises(KitError, match=words):
-            ablation.slope_and_offset(runs, **options)
+            FIGURES["slope-and-offset"].make(runs, **options)
 
 
 # ------------------------------------------------------------------------------------ VIR's classes
@@ -368,7 +377,7 @@ def four(tiny_run):
 
 
 def test_class_gains_are_the_diagonals(four):
-    facts = classes.by_method(four, attack="pgd10").facts
+    facts = FIGURES["classes-by-method"].make(four, attack="pgd10").facts
     share = {}
     for method, run in four.items():
         counts = confusion(kit.evaluate(run, ["pgd10"], quiet=True), "pgd10")
@@ -395,11 +404,11 @@ def test_class_gains_are_the_diagonals(four):
 
 def test_contrast_by_hand():
     a, b = np.array([1.0, 0, 1, 1]), np.array([0.0, -1, 0, 0, 1])
-    value, low, high = classes.contrast([a, b], np.array([0.5, -1]))
+    value, low, high = contrast_interval([a, b], np.array([0.5, -1]))
     error = math.sqrt(0.25 * a.var(ddof=1) / 4 + b.var(ddof=1) / 5)
     assert (value, low, high) == pytest.approx((0.375, 0.375 - Z * error, 0.375 + Z * error))
-    assert all(math.isnan(v) for v in classes.contrast([a, b[:1]], np.array([1.0, 1.0])))
-    assert classes.contrast([a, b[:1]], np.array([1.0, 0.0]))[0] == 0.75
+    assert all(math.isnan(v) for v in contrast_interval([a, b[:1]], np.array([1.0, 1.0])))
+    assert contrast_interval([a, b[:1]], np.array([1.0, 0.0]))[0] == 0.75
 
 
 def test_hard_classes_do_not_gain_by_chance():
@@ -411,8 +420,12 @@ def test_hard_classes_do_not_gain_by_chance():
     fair, naive = [], []
     for _ in range(300):
         new, base, other = random.random((3, len(y))) < 0.6
-        fair.append(classes.gains(new, base, other, y, list("abcdefghij"))["hard_gain"][0])
-        naive.append(classes.gains(new, base, base, y, list("abcdefghij"))["hard_gain"][0])
+        fair.append(
+            vir_class_gains.measure_gains(new, base, other, y, list("abcdefghij"))["hard_gain"][0]
+        )
+        naive.append(
+            vir_class_gains.measure_gains(new, base, base, y, list("abcdefghij"))["hard_gain"][0]
+        )
     error = np.std(fair, ddof=1) / math.sqrt(300)
     assert abs(np.mean(fair)) < 3.5 * error and np.mean(naive) > 10 * error
 
@@ -427,17 +440,18 @@ def test_verdicts_on_planted_gains():
         (right, better, ["fails", "fails"]),
         (right, right, ["undecided", "undecided"]),
     ):
-        found = classes.gains(new, base, other, y, list("abcd"))
+        found = vir_class_gains.measure_gains(new, base, other, y, list("abcd"))
+        data = FigureData({"methods": dict.fromkeys(vir_class_gains.BASE_METHODS, found)})
         assert (
             found["hard"] == ["a", "b"]
-            and [c.verdict for c in classes._helped("vir-at", found)] == verdicts
+            and [c.verdict for c in vir_class_gains.decide_class_gains(data)] == verdicts * 2
         )
 
 
 def test_a_class_without_images_is_left_out():
     y = np.repeat([0, 2], 50)
     right = np.arange(100) % 3 > 0
-    found = classes.gains(right, ~right, np.arange(100) < 20, y, ["a", "b", "c"])
+    found = vir_class_gains.measure_gains(right, ~right, np.arange(100) < 20, y, ["a", "b", "c"])
     assert (
         math.isnan(found["recall"][1])
         and found["worst"][0] in "ac"
@@ -449,7 +463,7 @@ def test_class_sums_by_hand(four):
     """Σ w in plain loops over the stored weights of the epochs after burn-in."""
     for method, offset in (("vir-at", 0.007), ("vir-trades", 1.6)):
         run = four[method]
-        found = classes.class_sums(run)
+        found = vir_class_weights.sum_class_weights(run)
         y = run.data().train.y.tolist()
         sizes = [y.count(k) for k in range(10)]
         assert found["epochs"] == [3] and list(found["n_per_class"]) == sizes
@@ -505,11 +519,14 @@ def test_rules_of_the_class_weights(largest, epochs, ranks, verdicts):
             ("vir-at", "vir-trades"), largest, epochs, ranks, strict=True
         )
     }
-    assert [claim.verdict for claim in classes._weight_claims(facts)] == verdicts
+    data = FigureData({"methods": facts})
+    assert [claim.verdict for claim in vir_class_weights.decide_class_weights(data)] == verdicts
 
 
 def test_figures_of_vir_name_every_class(four):
-    drawing = classes.weights({method: four[method] for method in ("vir-at", "vir-trades")})
+    drawing = FIGURES["class-weights"].make(
+        {method: four[method] for method in ("vir-at", "vir-trades")}
+    )
     assert all(
         [t.get_text() for t in panel.get_xticklabels()] == four["at"].record["classes"]
         for panel in drawing.axes

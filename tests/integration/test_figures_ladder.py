@@ -1,7 +1,4 @@
-"""The ladder of audits and the attacks without gradients, as figures:
-
-their numbers are evaluate's, their claims paired.
-"""
+"""Audits side by side and attacks without gradients: numbers are evaluate's, claims paired."""
 
 from __future__ import annotations
 
@@ -11,12 +8,12 @@ import pytest
 import kit
 from kit.core.errors import KitError
 from kit.evaluation.robustness_audit import audit
-from kit.figures.audit_steps import mean_interval
+from kit.evaluation.statistics import mean_interval
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Rungs of fractions of a second."""
+    """Attacks of fractions of a second."""
     from kit.attacks.table import ATTACKS
 
     for name, settings in {
@@ -78,7 +75,7 @@ def test_black_box_counts_what_evaluate_counts(quick, tiny_run, tmp_path):
                 [table.accuracy[attack], table.low[attack], table.high[attack]]
             )
         assert fact["spsa100"][3] == 10 and fact["source"] == other.method
-        transfer = audit(run, n=40, transfer=other, quiet=True).ladder.loc["transfer"]
+        transfer = audit(run, n=40, transfer=other, quiet=True).steps.loc["transfer"]
         assert fact["transfer"][0] == pytest.approx(transfer["accuracy"])
         broken = {
             name: table.attrs["examples"][name]["broken"].astype(float)

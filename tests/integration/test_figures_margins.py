@@ -16,8 +16,15 @@ from scipy import stats
 import kit
 from kit.attacks.table import ATTACKS
 from kit.core.errors import KitError
-from kit.figures import margins, similarity, simplex
-from kit.figures.table import NUMBERS
+from kit.evaluation.statistics import correlation_interval
+from kit.figures import mr_margin_by_probability, mr_similarity
+from kit.figures.base import FigureData
+from kit.figures.mail_attack_steps import find_critical
+from kit.figures.mail_pgd_against_cw import decide_pgd_against_cw
+from kit.figures.mr_same_margin import sweep_top2_ratio
+from kit.figures.simplex import weigh
+from kit.figures.style import spread_labels
+from kit.figures.table import FIGURES, NUMBERS
 from kit.methods.table import METHODS
 from tests.helpers.settings import TINY
 
@@ -103,7 +110,7 @@ def test_the_papers_numbers_are_names():
 
 @pytest.mark.parametrize(("which", "split"), [("nat", "train"), ("adv", "test")])
 def test_margin_by_probability_is_recounted(run, which, split):
-    facts = similarity.margin_by_probability(run, which=which, split=split).facts
+    facts = FIGURES["margin-by-probability"].make(run, which=which, split=split).facts
     pairs = stored(run, split, which)
     p_y, margin = [p[y] for p, y in pairs], [-pm(p, y) for p, y in pairs]
     assert facts["n"] == len(pairs) and facts["outside_band"] == 0
@@ -134,7 +141,7 @@ def test_what_a_softmax_allows_at_one_margin(k):
 
     there p_2 meets its bounds (1-p_y)/(K-1), or p_y = 0, and 1-p_y.
     """
-    for b in similarity._bins(np.zeros(0), np.zeros(0), k):
+    for b in mr_margin_by_probability.bin_margins(np.zeros(0), np.zeros(0), k):
         low, high = b["allowed"]
         assert low >= 0 and high + b["centre"] == pytest.approx(1 - high)
         p_2 = low + b["centre"]
@@ -147,16 +154,16 @@ def test_bounds_hold_and_are_met():
     them.
     """
     for p, y in random_softmaxes():
-        low, high = similarity.bounds(np.array([p[y]]), len(p))
+        low, high = mr_similarity.similarity_bounds(np.array([p[y]]), len(p))
         assert low[0] - 1e-12 <= cosine(p, y) <= high[0] + 1e-12
     for p_y in (0.1, 0.4, 0.9):
-        low, high = similarity.bounds(np.array([p_y]), 5)
+        low, high = mr_similarity.similarity_bounds(np.array([p_y]), 5)
         assert low[0] == pytest.approx(cosine([p_y] + [(1 - p_y) / 4] * 4, 0))
         assert high[0] == pytest.approx(cosine([p_y, 1 - p_y, 0, 0, 0], 0))
 
 
 def test_similarity_by_error_is_recounted(run):
-    kinds = similarity.similarity_by_error(run).facts["kinds"]
+    kinds = FIGURES["similarity-by-error"].make(run).facts["kinds"]
     for which in ("nat", "adv"):
         facts, pairs = kinds[which], stored(run, "test", which)
         wrong, c = [1 - p[y] for p, y in pairs], [cosine(p, y) for p, y in pairs]
@@ -181,15 +188,18 @@ def test_verdicts_on_similarity_and_on_one_margin():
         ((0.9, 0.85, 0.94), "fails"),
         ((0.96, 0.94, 0.97), "undecided"),
     ):
-        assert similarity._follows_error("nat", r, 9).verdict == verdict
+        assert mr_similarity.decide_correlation("nat", r, 9).verdict == verdict
     random = np.random.default_rng(0)
     for width, count, verdict in ((0.4, 40, "holds"), (0.05, 40, "fails"), (0.4, 9, "undecided")):
         p_y = random.uniform(0.3 - width / 2, 0.3 + width / 2, count)
-        middle = similarity._bins(p_y, np.zeros(count), 10)[2]
+        middle = mr_margin_by_probability.bin_margins(p_y, np.zeros(count), 10)[2]
         assert middle["n"] == count and middle["span"][0] == pytest.approx(
             np.quantile(p_y, 0.95) - np.quantile(p_y, 0.05)
         )
-        assert similarity._one_margin(middle).verdict == verdict
+        (claim,) = mr_margin_by_probability.decide_margin_by_probability(
+            FigureData({"bins": [middle]})
+        )
+        assert claim.verdict == verdict
 
 
 def test_correlation_interval_is_near_fishers():
@@ -197,17 +207,17 @@ def test_correlation_interval_is_near_fishers():
     values say nothing.
     """
     a, noise = np.random.default_rng(0).normal(size=(2, 400))
-    r, low, high = similarity.correlation(a, a + noise)
+    r, low, high = correlation_interval(a, a + noise)
     expected = stats.pearsonr(a, a + noise)
     fisher = expected.confidence_interval()
     assert r == pytest.approx(expected.statistic)
     assert (low, high) == pytest.approx((fisher.low, fisher.high), abs=0.02)
-    assert all(map(math.isnan, similarity.correlation(a[:2], noise[:2])))
-    assert all(map(math.isnan, similarity.correlation(a, np.ones(400))))
+    assert all(map(math.isnan, correlation_interval(a[:2], noise[:2])))
+    assert all(map(math.isnan, correlation_interval(a, np.ones(400))))
 
 
 def test_similarity_pair_shows_what_it_says(run):
-    facts = similarity.similarity_pair(run).facts
+    facts = FIGURES["similarity-pair"].make(run).facts
     pairs = dict(zip(run.final["test_ids"].tolist(), stored(run, "test", "adv"), strict=True))
     for name, near in (("low", 0.2), ("high", 0.95)):
         shown = facts["examples"][name]
@@ -226,9 +236,11 @@ def test_similarity_pair_shows_what_it_says(run):
         np.median([cosine(*pair) for pair in ranked[:tenth]])
     )
     assert facts["drop"][0] == pytest.approx(facts["median_low"] - facts["median_high"])
-    chosen = similarity.similarity_pair(
-        run, low=facts["examples"]["high"]["id"], which="nat"
-    ).facts["examples"]["low"]
+    chosen = (
+        FIGURES["similarity-pair"]
+        .make(run, low=facts["examples"]["high"]["id"], which="nat")
+        .facts["examples"]["low"]
+    )
     assert chosen["id"] == facts["examples"]["high"]["id"]
     natural = dict(zip(run.final["test_ids"].tolist(), stored(run, "test", "nat"), strict=True))
     assert chosen["p"] == pytest.approx(natural[chosen["id"]][0])
@@ -246,16 +258,14 @@ def test_weights_are_the_formulas(tau):
         torch.tensor([y for _, y in pairs]),
     )
     mr = METHODS["mr-mail"].override("criterion.tau", tau)
-    assert simplex.weigh(mr, probs, y) == pytest.approx(
-        [mr_weight(p, t, tau) for p, t in pairs], rel=1e-9
-    )
-    assert simplex.weigh(METHODS["mail-at"], probs, y) == pytest.approx(
+    assert weigh(mr, probs, y) == pytest.approx([mr_weight(p, t, tau) for p, t in pairs], rel=1e-9)
+    assert weigh(METHODS["mail-at"], probs, y) == pytest.approx(
         [mail_weight(p, t) for p, t in pairs], rel=1e-9
     )
 
 
 def test_same_margin_facts(run):
-    facts = simplex.same_margin(run, tau=3.0, n=200).facts
+    facts = FIGURES["same-margin"].make(run, tau=3.0, n=200).facts
     pairs = dict(
         zip(run.final["train_ids"][:200].tolist(), stored(run, "train", "adv")[:200], strict=True)
     )
@@ -285,7 +295,11 @@ def test_same_margin_facts(run):
     assert gain == pytest.approx(
         first["weights"]["MR"] - second["weights"]["MR"] - 20 * abs(first["m"] - second["m"])
     )
-    asked = simplex.same_margin(run, n=200, first=second["id"], second=first["id"]).facts["pair"]
+    asked = (
+        FIGURES["same-margin"]
+        .make(run, n=200, first=second["id"], second=first["id"])
+        .facts["pair"]
+    )
     assert [shown["id"] for shown in asked] == [second["id"], first["id"]]
 
 
@@ -295,7 +309,7 @@ def test_the_sweep_keeps_the_margin(k):
 
     a softmax of that margin and ratio, and its weights; MAIL's stay.
     """
-    lines = simplex.sweep({"MAIL": METHODS["mail-at"], "MR": METHODS["mr-mail"]}, k)
+    lines = sweep_top2_ratio({"MAIL": METHODS["mail-at"], "MR": METHODS["mr-mail"]}, k)
     for m, line in lines.items():
         for o, mail, mr in list(
             zip(line["o"], line["weights"]["MAIL"], line["weights"]["MR"], strict=True)
@@ -318,7 +332,10 @@ def test_which_side_of_the_boundary(run):
 
     by the formula, in a sweep finer than the figure's.
     """
-    assert [claim.verdict for claim in simplex.same_margin(run).claims] == ["holds", "fails"]
+    assert [claim.verdict for claim in FIGURES["same-margin"].make(run).claims] == [
+        "holds",
+        "fails",
+    ]
     for m in (-0.7, -0.3, -0.05, 0.05, 0.3):
         rising = [
             mr_weight(
@@ -336,7 +353,7 @@ def test_which_side_of_the_boundary(run):
 
 @pytest.mark.parametrize("counted", ["frozen", "on the fly"])
 def test_regions_are_recounted(run, counted):
-    facts = simplex.regions(run, near=0.05, counted=counted).facts
+    facts = FIGURES["margin-regions"].make(run, near=0.05, counted=counted).facts
     labels = run.final["train_y"]
     for i, epoch in enumerate(facts["epochs"]):
         arrays = run.epoch(int(epoch))
@@ -364,12 +381,9 @@ def test_regions_are_recounted(run, counted):
 
 
 def test_region_labels_stay_apart():
-    moved = simplex._apart([0.5, 0.48, 0.1], 0.07)
-    assert moved == pytest.approx([0.55, 0.48, 0.1]) and simplex._apart([0.1, 0.5, 0.9], 0.07) == [
-        0.1,
-        0.5,
-        0.9,
-    ]
+    moved = spread_labels([0.5, 0.48, 0.1], 0.07)
+    assert moved == pytest.approx([0.525, 0.455, 0.1])
+    assert spread_labels([0.1, 0.5, 0.9], 0.07) == [0.1, 0.5, 0.9]
 
 
 def test_critical_definitions(run, quick_aa):
@@ -377,7 +391,7 @@ def test_critical_definitions(run, quick_aa):
 
     AutoAttack's on its subset, PM under attack, PM after one step made by hand.
     """
-    facts = margins.critical_lps(run, aa=20).facts["critical"]
+    facts = FIGURES["critical-lps"].make(run, aa=20).facts["critical"]
     survivors = run.final["test_lps"] == TINY["steps"]
     broken = kit.evaluate(run, ["aa"], n=20, quiet=True).attrs["examples"]["aa"]["broken"]
     assert facts["broken by AutoAttack"]["n"] == survivors[:20].sum() > 0
@@ -391,14 +405,14 @@ def test_critical_definitions(run, quick_aa):
         y = int(test.y[row])
         (gradient,) = torch.autograd.grad(model(x).logsumexp(dim=1) - model(x)[:, y], x)
         k += pm(softmax(model((x + step * gradient.sign()).clamp(0, 1))[0].tolist()), y) < 0.1
-    mine = margins._critical(run, 20)["PM after one step below 0.1"]
+    mine = find_critical(run, 20)["PM after one step below 0.1"]
     assert mine[np.flatnonzero(survivors)[:60]].sum() == k
     assert facts["PM after one step below 0.1"]["k"] == (mine & survivors).sum()
 
 
 def test_pgd_against_cw_is_paired(tiny_run, quick_aa):
     runs = {method: tiny_run(method) for method in ("at", "gairat")}
-    drawing = margins.pgd_against_cw(runs, aa=20)
+    drawing = FIGURES["pgd-against-cw"].make(runs, aa=20)
     facts, right = drawing.facts, {}
     for method, run in runs.items():
         tables = {
@@ -451,7 +465,8 @@ def test_claims_about_gain_follow_their_intervals():
         ((across,) * 4, ["undecided"] * 4),
     ):
         gain = dict(zip(("pgd100", "cw20", "aa"), gains[:3], strict=True))
-        claims = margins._gain_claims(gain, {"cw20": gains[3]}, n)
+        facts = {"gain": gain, "interaction": {"cw20": gains[3]}, "n": n}
+        claims = decide_pgd_against_cw(FigureData(facts))
         assert [claim.verdict for claim in claims] == verdicts
 
 

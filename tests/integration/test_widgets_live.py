@@ -19,6 +19,7 @@ from kit.experiments.specification import RunSpec
 from kit.widgets.child_process import Training, while_busy
 from kit.widgets.controls import Action
 from kit.widgets.live_training_panel import train_live
+from tests.helpers.settings import ROOT, TINY
 
 LONG = {**TINY, "epochs": 200, "milestones": [150]}
 

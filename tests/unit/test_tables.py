@@ -16,7 +16,7 @@ import kit
 from kit.core.errors import KitError
 from kit.evaluation.result_tables import result_table
 from kit.evaluation.statistics import grand_mean, wilson
-from kit.figures import oneloop
+from kit.figures.table import FIGURES
 from tests.helpers.settings import TINY
 
 ATTACKS = ["natural", "pgd10"]
@@ -105,7 +105,7 @@ def test_errors(tiny_run):
 
 def test_the_picture_shows_the_table(tiny_run, tmp_path):
     runs = [tiny_run(method, seed) for seed in (0, 1) for method in ("at", "mail-at")]
-    drawing = oneloop.every_method(runs, attacks="natural pgd10")
+    drawing = FIGURES["every-method"].make(runs, attacks="natural pgd10")
     cells = result_table("", runs, ATTACKS).cells
     assert set(drawing.facts) == {"at", "mail-at"}
     assert drawing.facts["at"]["pgd10"] == pytest.approx(

@@ -247,7 +247,7 @@ class Recorded:
 
 @pytest.mark.parametrize("fn", [*LOSSES.values(), drop_confused], ids=lambda fn: fn.__name__)
 def test_a_part_reads_what_it_states(fn):
-    """What it states less would be None in training, what it states more would be computed in vain."""
+    """What it does not state is None in training; what it states in vain is computed in vain."""
     draw = torch.Generator().manual_seed(0)
     logits = [torch.randn(6, 4, generator=draw) for _ in range(3)]
     y, streams = torch.arange(6) % 4, Streams(torch.arange(6), 0)
@@ -263,7 +263,7 @@ def test_a_function_that_states_nothing_is_given_everything():
 
 def test_unknown_fields_are_refused():
     with pytest.raises(
-        KitError, match="reads 'logits_clean', which a step does not compute.*kappa"
+        KitError, match=r"reads 'logits_clean', which a step does not compute.*kappa"
     ):
         reads("logits_clean")(lambda outputs: outputs)
     with pytest.raises(KitError, match="mine reads 'p'"):

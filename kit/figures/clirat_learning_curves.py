@@ -1,0 +1,494 @@
+"""CLIRAT Figs. 3 and 5: AT, MAIL-AT and CLIRAT along the way, under six criteria."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from kit.core.errors import KitError
+from kit.core.parameters import Natural, check_value
+from kit.evaluation.statistics import Interval, grand_difference
+from kit.experiments.runs import Run
+from kit.figures import style as s
+from kit.figures.base import Claim, Drawing, FigureData, format_points
+from kit.figures.run_outputs import CRITERION_LABELS, describe_setting, right_under_attack
+
+#: Asked of the networks since the end of burn-in alone: before it the methods do not differ, and
+#: these take longest.
+SINCE_BURN_IN = ("pgd100", "apgd-ce")
+
+COMPARED = ("at", "mail-at", "clirat")
+
+_DASHES = {"natural": "-", "pgd20": "-", "pgd100": "--", "apgd-ce": ":", "cw20": "-", "aa": ":"}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Which images were right along the way: `right` is (epochs, seeds, images) bool."""
+
+    epochs: list[int]
+    right: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(epochs,) accuracy over all seeds and images."""
+        return self.right.mean(axis=(1, 2))
+
+    def at(self, epoch: int) -> np.ndarray:
+        """(seeds, images) of one epoch."""
+        return self.right[self.epochs.index(epoch)]
+
+
+#: {method: {attack: its curve}}.
+Curves = Mapping[str, Mapping[str, Curve]]
+
+
+# --------------------------------------------------------------------------------- what is measured
+
+
+def group_by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """{method: its runs in the order of their seeds}, AT, MAIL-AT and CLIRAT first.
+
+    Raises:
+        KitError: if a method or a seed is missing, the recipes differ, or a run kept no networks.
+    """
+    groups: dict[str, list[Run]] = {method: [] for method in COMPARED}
+    for run in sorted(runs, key=lambda run: run.spec.seed):
+        groups.setdefault(run.method, []).append(run)
+    if missing := [method for method, mine in groups.items() if not mine]:
+        raise KitError(
+            f"the learning curves also need a run of {', '.join(missing)}: "
+            + "; ".join(
+                f"python -m kit train {method} --recipe {runs[0].spec.recipe}" for method in missing
+            )
+        )
+    if len({run.plan.recipe for run in runs}) > 1:
+        raise KitError(
+            "the learning curves need runs of one recipe with the same overrides; these differ in "
+            "their settings"
+        )
+    seeds = {method: [run.spec.seed for run in mine] for method, mine in groups.items()}
+    if any(mine != seeds["at"] or len(set(mine)) < len(mine) for mine in seeds.values()):
+        have = "; ".join(
+            f"{method} has {' '.join(map(str, mine))}" for method, mine in seeds.items()
+        )
+        raise KitError(
+            f"the learning curves need every method once with the same seeds, but {have}"
+        )
+    for run in runs:
+        if not run.snapshots:
+            raise KitError(
+                f"{run.spec} kept no networks along the way; delete {run.folder} and train it again"
+            )
+    return groups
+
+
+def find_kept_networks(run: Run, runs: Sequence[Run]) -> dict[int, Run]:
+    """{epoch: a run that kept this run's network of that epoch}.
+
+    Runs that differ in their weights alone are one network until burn-in ends, so that one is
+    evaluated once.
+    """
+    found: dict[int, Run] = {}
+    for other in runs:
+        here = [
+            (r.plan.burn_in_key, r.record["device"], r.record["versions"]) for r in (run, other)
+        ]
+        shared = min(run.plan.shared_epochs, other.plan.shared_epochs) if here[0] == here[1] else 0
+        for epoch in other.snapshots:
+            if epoch <= shared or other is run:
+                found.setdefault(epoch, other)
+    return dict(sorted(found.items()))
+
+
+def measure_curves(runs: Sequence[Run], n: int, aa: int) -> Curves:
+    """{method: {attack: Curve}} on the first n test images.
+
+    AutoAttack sees the last `aa` networks that were kept.
+
+    Raises:
+        KitError: for n = 1 or a negative number, and see `group_by_method`.
+    """
+    check_value("aa", aa, Natural)
+    if check_value("n", n, Natural) == 1:
+        raise KitError(
+            "n=1 leaves no spread to compare; it must be at least 2, or 0 for all test images"
+        )
+    groups = group_by_method(runs)
+    begin = burn_in_end(runs)
+    found: dict[str, dict[str, Curve]] = {}
+    for method, mine in groups.items():
+        kept = [find_kept_networks(run, runs) for run in mine]
+        epochs = sorted(set.intersection(*map(set, kept)))
+        since = [epoch for epoch in epochs if epoch >= begin]
+        late = dict.fromkeys(SINCE_BURN_IN, since) | {"aa": epochs[-aa:] if aa else []}
+        found[method] = {
+            name: Curve(
+                wanted,
+                np.stack(
+                    [
+                        [right_under_attack(keepers[epoch], epoch, name, n) for keepers in kept]
+                        for epoch in wanted
+                    ]
+                ),
+            )
+            for name in CRITERION_LABELS
+            if (wanted := late.get(name, epochs))
+        }
+    return found
+
+
+def burn_in_end(runs: Sequence[Run]) -> int:
+    """The last epoch of CLIRAT's burn-in."""
+    return next(run.plan.burn_in for run in runs if run.method == "clirat")
+
+
+# ------------------------------------------------------------------------------------------ compute
+
+
+def compute_learning_curves(runs: Sequence[Run], *, n: int = 100, aa: int = 0) -> FigureData:
+    """Accuracy over epochs under six criteria, and paired differences at burn-in and at the end.
+
+    n: the first n test images, 0 for all; aa: how many of the last networks AutoAttack sees.
+    """
+    found, begin = measure_curves(runs, n, aa), burn_in_end(runs)
+    after = next((epoch for epoch in found["clirat"]["natural"].epochs if epoch > begin), None)
+    everywhere = ("natural", "pgd20", "cw20")
+    jumps = {
+        method: {
+            name: grand_difference(curves[name].at(begin), curves[name].at(after))
+            for name in everywhere
+        }
+        for method, curves in found.items()
+        if {begin, after} <= set(curves["natural"].epochs)
+    }
+    control = {
+        name: grand_difference(found["at"][name].at(after), found["clirat"][name].at(after))
+        for name in everywhere
+        if {"at", "clirat"} <= set(jumps)
+    }
+    _, seeds, n = found["at"]["natural"].right.shape
+    facts = {
+        "n": n,
+        "seeds": seeds,
+        "burn_in": begin,
+        "last_epoch": {method: curves["natural"].epochs[-1] for method, curves in found.items()},
+        "difference": end_differences(found),
+        "jump_to": after,
+        "jump": jumps,
+        "clirat - at after the jump": control,
+        "methods": {
+            method: {
+                name: {"epochs": curve.epochs, "accuracy": curve.mean}
+                for name, curve in curves.items()
+            }
+            for method, curves in found.items()
+        },
+    }
+    extras = {"curves": found, "rate_falls": begin in runs[0].plan.recipe.milestones}
+    return FigureData(facts, describe_setting(runs[0], seed=False), extras=extras)
+
+
+def end_differences(found: Curves) -> dict[str, dict[str, Interval]]:
+    """{"clirat - mail-at": {attack: difference in the last epoch}} of the three methods."""
+    ends = {
+        method: {name: curve.right[-1] for name, curve in curves.items()}
+        for method, curves in found.items()
+    }
+    return {
+        f"{b} - {a}": {
+            name: grand_difference(ends[a][name], ends[b][name])
+            for name in ends[a]
+            if name in ends[b]
+        }
+        for a, b in (("mail-at", "clirat"), ("at", "clirat"), ("at", "mail-at"))
+    }
+
+
+# --------------------------------------------------------------------------------------------- draw
+
+
+def draw_learning_curves(data: FigureData) -> Drawing:
+    """Draw natural accuracy (A), that under PGD-20, PGD-100 and APGD (B), under CW and AA (C)."""
+    found, begin = data.extras["curves"], data.facts["burn_in"]
+    drawing = Drawing(7.8, 3.1)
+    titles = {
+        "A  Natural": ["natural"],
+        "B  PGD, APGD": ["pgd20", *SINCE_BURN_IN],
+        "C  CW, AA" if "aa" in found["at"] else "C  CW": ["cw20", "aa"],
+    }
+    for panel, (title, names) in zip(drawing.subplots(1, 3), titles.items(), strict=True):
+        names = [name for name in names if name in found["at"]]
+        _draw_curves(panel, found, names, begin)
+        panel.set_title(title)
+        if len(names) > 1:
+            panel.legend(
+                [Line2D([], [], color=s.GREY, **_curve_look(name)) for name in names],
+                [CRITERION_LABELS[name] for name in names],
+                loc="lower right",
+                fontsize=7.5,
+                handlelength=2.6,
+            )
+    _mark_burn_in(drawing.axes[0], begin)
+    return drawing
+
+
+def draw_learning_curves_each(data: FigureData) -> Drawing:
+    """Draw one panel a criterion.
+
+    Where AA is not asked, its place has the differences in the last epoch.
+    """
+    found, begin = data.extras["curves"], data.facts["burn_in"]
+    drawing = Drawing(7.8, 4.8)
+    panels = drawing.subplots(2, 3).ravel()
+    for panel, (name, words) in zip(panels, CRITERION_LABELS.items(), strict=True):
+        if name in found["at"]:
+            _draw_curves(panel, found, [name], begin)
+            panel.set_title(words)
+        else:
+            _draw_end_differences(panel, data.facts["difference"])
+    for panel in panels[::3]:
+        _mark_burn_in(panel, begin)
+    return drawing
+
+
+def _curve_look(name: str) -> dict:
+    return {
+        "linestyle": _DASHES[name],
+        **({"marker": "D", "markersize": 4, "clip_on": False} if name == "aa" else {}),
+    }
+
+
+def _mark_burn_in(panel: Axes, begin: int) -> None:
+    panel.set_ylabel("test accuracy")
+    panel.annotate(
+        "weights begin",
+        (begin, 0),
+        xycoords=("data", "axes fraction"),
+        xytext=(2, 3),
+        textcoords="offset points",
+        fontsize=7,
+        color=s.GREY,
+    )
+
+
+def _draw_curves(panel: Axes, found: Curves, names: Sequence[str], begin: int) -> None:
+    """Draw all methods' lines, their names at the ends, black while they are one network."""
+    ends, floor = {}, 1.0
+    for name in names:
+        curves = {method: mine[name] for method, mine in found.items() if name in mine}
+        shared = _count_shared_epochs(curves, begin)
+        for method, curve in curves.items():
+            _draw_curve(panel, method, curve, shared, name, thin=name == names[0])
+            ends.setdefault(method, float(curve.mean[-1]))
+            each = curve.right.mean(axis=2)
+            floor = min([floor, *each[np.array(curve.epochs) >= 0.4 * begin].ravel()])
+    panel.axvline(begin, color=s.GREY, linewidth=0.8, linestyle=":", zorder=0)
+    top = min(panel.dataLim.y1 + 0.04, 1.01)
+    panel.set(
+        xlabel="epoch",
+        xlim=(1, max(curves["natural"].epochs[-1] for curves in found.values())),
+        ylim=(max(floor - 0.25 * (top - floor), 0), top),
+    )  # the first epochs' rise would flatten what follows
+    panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    panel.grid(axis="y", linewidth=0.4)
+    s.share_axis(panel)
+    _name_methods(panel, ends)
+
+
+def _count_shared_epochs(curves: Mapping[str, Curve], begin: int) -> int:
+    """The number of epochs in burn-in at which all methods are right on the same images."""
+    return sum(
+        all(np.array_equal(curve.right[i], curves["at"].right[i]) for curve in curves.values())
+        for i, epoch in enumerate(curves["at"].epochs)
+        if epoch <= begin
+    )
+
+
+def _draw_curve(
+    panel: Axes, method: str, curve: Curve, shared: int, name: str, *, thin: bool
+) -> None:
+    """Draw a line, black for the first `shared` epochs; `thin`: several seeds get one each, too."""
+    for part, tint in (
+        (slice(0, shared), s.BLACK),
+        (slice(max(shared - 1, 0), None), s.colour(method)),
+    ):
+        epochs = curve.epochs[part]
+        panel.plot(epochs, curve.mean[part], color=tint, **_curve_look(name), linewidth=1.6)
+        if curve.right.shape[1] > 1 and thin:
+            each = curve.right.mean(axis=2)[part]
+            panel.plot(epochs, each, color=tint, linewidth=0.6, alpha=0.4)
+
+
+def _name_methods(panel: Axes, ends: Mapping[str, float]) -> None:
+    """Write the methods' names right of the panel, at the heights where their lines end."""
+    low, high = panel.get_ylim()
+    in_order = sorted(ends.items(), key=lambda end: end[1])
+    heights = s.spread_labels([end for _, end in in_order], 0.075 * (high - low))
+    for (method, _), height in zip(in_order, heights, strict=True):
+        panel.annotate(
+            s.label(method),
+            (1, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(3, 0),
+            va="center",
+            textcoords="offset points",
+            color=s.colour(method),
+            fontsize=7.5,
+        )
+
+
+def _draw_end_differences(panel: Axes, gaps: Mapping[str, Mapping]) -> None:
+    """Draw CLIRAT against MAIL-AT and AT in the last epoch, paired."""
+    for shift, place, pair in ((-0.14, "right", "clirat - mail-at"), (0.14, "left", "clirat - at")):
+        rows = np.array(list(gaps[pair].values())) * 100
+        tint, words = s.colour(pair.split(" - ")[1]), f"above {s.label(pair.split(' - ')[1])}"
+        panel.errorbar(
+            rows[:, 0],
+            np.arange(len(rows)) + shift,
+            xerr=(rows[:, 2] - rows[:, 0]),
+            fmt="o",
+            markersize=3.5,
+            color=tint,
+            elinewidth=1,
+        )
+        panel.annotate(
+            words,
+            (0.02 if place == "left" else 0.98, 0.02),
+            xycoords="axes fraction",
+            ha=place,
+            color=tint,
+            fontsize=7.5,
+        )
+    panel.axvline(0, color=s.GREY, linewidth=0.8)
+    panel.set(
+        yticks=range(len(rows)),
+        ylim=(len(rows) + 0.3, -0.6),
+        xlabel="points, 95 %",
+        title="CLIRAT at the end",
+    )
+    panel.set_yticklabels([CRITERION_LABELS[name] for name in gaps[pair]], fontsize=7.5)
+
+
+# --------------------------------------------------------------------------------- decide, describe
+
+
+def decide_learning_curves(data: FigureData) -> list[Claim]:
+    """Decide the claims of CLIRAT Fig. 3."""
+    return _decide_curves(data.facts, "Fig. 3")
+
+
+def decide_learning_curves_each(data: FigureData) -> list[Claim]:
+    """Decide the claims of CLIRAT Fig. 5, which are those of Fig. 3."""
+    return _decide_curves(data.facts, "Fig. 5")
+
+
+#: (words, what was printed, the pair compared, under which attacks, the bound, row of claims.csv).
+#: "Loses nothing": not more than half a point.
+_CURVE_CLAIMS = (
+    (
+        "CLIRAT ends above MAIL-AT under PGD and APGD",
+        "+1.75, +1.70, +3.13 points in T1",
+        "clirat - mail-at",
+        ("pgd20", *SINCE_BURN_IN),
+        0.0,
+        5,
+    ),
+    (
+        "CLIRAT loses nothing to MAIL-AT on clean images and under CW",
+        "-0.14, -0.06 points in T1",
+        "clirat - mail-at",
+        ("natural", "cw20"),
+        -0.005,
+        7,
+    ),
+    (
+        "CLIRAT loses nothing to MAIL-AT under AA",
+        "-0.97 points in T1",
+        "clirat - mail-at",
+        ("aa",),
+        -0.005,
+        7,
+    ),
+    (
+        "CLIRAT costs no clean accuracy against AT",
+        "-2.04 points in T1, though s. 5 says none",
+        "clirat - at",
+        ("natural",),
+        -0.005,
+        11,
+    ),
+)
+
+
+def _decide_curves(facts: Mapping, place: str) -> list[Claim]:
+    """A claim on several attacks holds where it holds for each of them."""
+    found = []
+    for words, printed, pair, names, bound, number in _CURVE_CLAIMS:
+        gaps = facts["difference"][pair]
+        rows = {name: gaps[name] for name in names if name in gaps}
+        here = ", ".join(f"{CRITERION_LABELS[n]} {format_points(row)}" for n, row in rows.items())
+        found.append(
+            Claim(
+                f"{words} (CLIRAT {place})",
+                printed,
+                here or "AA was not asked for: aa=1",
+                holds=bool(rows) and all(low > bound for _, low, _ in rows.values()),
+                fails=any(high < bound for _, _, high in rows.values()),
+                number=number,
+            )
+        )
+    control = facts["clirat - at after the jump"]
+    return [*found, _decide_jump(facts["jump"], control["pgd20"], place)] if control else found
+
+
+def _decide_jump(jumps: Mapping, control: Interval, place: str) -> Claim:
+    _, low, high = control
+    rise = {method: format_points(jumps[method]["pgd20"]) for method in ("clirat", "at")}
+    return Claim(
+        f"accuracy under PGD jumps as the weights begin, beyond AT's (CLIRAT {place})",
+        "curves, no numbers",
+        f"PGD-20: CLIRAT {rise['clirat']}, AT {rise['at']}; CLIRAT - AT after it "
+        f"{format_points(control)}",
+        holds=low > 0,
+        fails=high < 0,
+    )
+
+
+def describe_learning_curves(data: FigureData) -> str:
+    """The caption of Fig. 3."""
+    return _describe_curves(data, "Fig. 3")
+
+
+def describe_learning_curves_each(data: FigureData) -> str:
+    """The caption of Fig. 5."""
+    return _describe_curves(data, "Fig. 5")
+
+
+def _describe_curves(data: FigureData, place: str) -> str:
+    facts, methods = data.facts, data.facts["methods"]
+    who = (
+        f"{facts['seeds']} seeds"
+        if facts["seeds"] > 1
+        else "one seed, so intervals are of other images, not of other seeds"
+    )
+    falls = ", the epoch after which the learning rate falls, too" * data.extras["rate_falls"]
+    asked = f"the last {len(methods['at']['aa']['epochs'])}" if "aa" in methods["at"] else "none"
+    words = ", ".join(
+        f"{CRITERION_LABELS[name]} {format_points(d)}"
+        for name, d in facts["difference"]["clirat - mail-at"].items()
+    )
+    kept = len(methods["clirat"]["natural"]["epochs"])
+    return (
+        f"CLIRAT {place} claims that CLIRAT ends above MAIL-AT under PGD and APGD and loses "
+        f"nothing elsewhere. {data.setting}, {kept} networks along each run, n = {facts['n']} test "
+        f"images, {who}. Weights begin after epoch {facts['burn_in']}{falls}. PGD-100 and APGD are "
+        f"asked of the networks from there on, AA of {asked}. CLIRAT - MAIL-AT at the end, in "
+        f"points: {words}."
+    )

@@ -1,0 +1,111 @@
+"""CLIRAT Fig. 1B: what does it cost to leave a set of examples out of training?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kit.evaluation.statistics import paired_difference, wilson
+from kit.experiments.runs import Run
+from kit.figures import style as s
+from kit.figures.base import Claim, Drawing, FigureData
+from kit.figures.run_outputs import describe_setting
+
+
+def compute_leave_out(runs: Mapping[str, Run]) -> FigureData:
+    """Test accuracy under the training attack with a set left out, paired with that of MAIL-AT.
+
+    `runs` are mail-at and the four rows clirat-drop-*. Accuracy along the way is that of the probe,
+    at the end that of all test images.
+    """
+    broken = {
+        method: run.final["test_logits_adv"].argmax(1) != run.final["test_y"]
+        for method, run in runs.items()
+    }
+    whole, facts = runs["mail-at"], {}
+    n = len(broken["mail-at"])
+    for method, hit in broken.items():
+        right = int((~hit).sum())
+        low, high = wilson(right, n)
+        facts[method] = {"robust": right / n, "low": low, "high": high}
+        if method != "mail-at":
+            names = ("difference", "difference_low", "difference_high")
+            interval = paired_difference(broken["mail-at"], hit)
+            facts[method] |= dict(zip(names, interval, strict=True))
+    gap = paired_difference(broken["clirat-drop-single"], broken["clirat-drop-multiple"])
+    extras = {
+        "later": {m: run.history[run.history.epoch > run.plan.burn_in] for m, run in runs.items()},
+        "probe": len(whole.epoch(1)["test_y"]),
+        "steps": whole.plan.recipe.steps,
+    }
+    return FigureData(
+        {"n": n, "runs": facts, "drop_mul_minus_drop_sig": gap},
+        describe_setting(whole),
+        extras=extras,
+    )
+
+
+def draw_leave_out(data: FigureData) -> Drawing:
+    """Draw robust accuracy per epoch since burn-in, and at the end with its interval."""
+    drawing = Drawing(7.6, 3.2)
+    curves, ends = drawing.subplots(1, 2, width_ratios=(3, 2))
+    order = list(data.facts["runs"])
+    for method, later in data.extras["later"].items():
+        look = {"color": s.colour(method), "linestyle": s.dash(method)}
+        curves.plot(later.epoch, later.robust_test, **look)
+    for i, (method, fact) in enumerate(data.facts["runs"].items()):
+        ends.errorbar(
+            fact["robust"],
+            i,
+            xerr=[[fact["robust"] - fact["low"]], [fact["high"] - fact["robust"]]],
+            fmt="o",
+            color=s.colour(method),
+            capsize=3,
+        )
+    ends.set(
+        yticks=range(len(order)),
+        ylim=(len(order) - 0.5, -0.5),
+        xlabel=f"robust accuracy, n = {data.facts['n']}",
+        title="At the end, 95 % interval",
+    )
+    ends.set_yticklabels([s.label(m) for m in order])
+    for tick, method in zip(ends.get_yticklabels(), order, strict=True):
+        tick.set_color(s.colour(method))
+    s.share_axis(ends, "x")
+    s.share_axis(curves)
+    curves.set(
+        xlabel="training epoch",
+        ylabel=f"robust test accuracy (probe, n = {data.extras['probe']})",
+        title="B  After burn-in",
+    )
+    s.whole_numbers(curves)
+    return drawing
+
+
+def decide_leave_out(data: FigureData) -> list[Claim]:
+    """Decide which of the two sets costs more to leave out."""
+    gap, low, high = data.facts["drop_mul_minus_drop_sig"]
+    return [
+        Claim(
+            "leaving S_mul out costs more than leaving S_sig out (CLIRAT Fig. 1B)",
+            "drastically against slightly, no numbers",
+            f"difference {gap:+.1%} [{low:+.1%}, {high:+.1%}], one seed",
+            holds=high < 0,
+            fails=low > 0,
+            number=2,
+        )
+    ]
+
+
+def describe_leave_out(data: FigureData) -> str:
+    """The caption: what both sets cost, and both controls."""
+    cost = {method: fact.get("difference") for method, fact in data.facts["runs"].items()}
+    gap, low, high = data.facts["drop_mul_minus_drop_sig"]
+    return (
+        "CLIRAT Fig. 1B claims that leaving S_mul out drops robustness drastically and leaving "
+        f"S_sig out only slightly. {data.setting}, PGD-{data.extras['steps']}: without S_mul "
+        f"{cost['clirat-drop-multiple']:+.1%} against MAIL-AT, without S_sig "
+        f"{cost['clirat-drop-single']:+.1%}; S_mul minus S_sig {gap:+.1%} [{low:+.1%}, "
+        f"{high:+.1%}], one seed. As many examples left out at random: "
+        f"{cost['clirat-drop-random']:+.1%}; S_mul cut to the size of S_sig: "
+        f"{cost['clirat-drop-matched']:+.1%}."
+    )

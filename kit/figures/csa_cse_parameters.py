@@ -1,0 +1,177 @@
+"""CSA/CSE Figs. 3 and 4: does training push parameters to the extremes (Min-Max)?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import matplotlib.ticker
+import numpy as np
+from matplotlib.axes import Axes
+from scipy import stats
+
+from kit.core.errors import unknown_name
+from kit.evaluation.statistics import share_with_interval
+from kit.experiments.runs import Run
+from kit.figures import style as s
+from kit.figures.base import Claim, Drawing, FigureData
+from kit.figures.run_outputs import describe_setting
+from kit.methods.regularisers import conv_weights
+
+
+def compute_parameters(runs: Mapping[str, Run], *, layer: int = 0) -> FigureData:
+    """Sizes of one convolution's parameters in each network, and where they rise in order.
+
+    `layer` counts convolutions from the input. The order is that of `runs`; it is looked at in the
+    tenth of positions where the first network's parameters are largest.
+    """
+    values = {method: layer_weights(run, layer)[1] for method, run in runs.items()}
+    first = next(iter(runs.values()))
+    methods = {method: measure_shape(v) for method, v in values.items()}
+    order = np.argsort(-np.abs(values[first.method]))
+    top = order[: max(1, len(order) // 10)]
+    rising = np.ones(len(top), dtype=bool)
+    for lower, upper in pairwise(values.values()):
+        rising &= np.abs(lower)[top] < np.abs(upper)[top]
+    counted = share_with_interval(rising)
+    low, *_, high = methods.values()
+    facts = {
+        "layer": layer_weights(first, layer)[0],
+        "methods": methods,
+        "near_zero_ratio": _ratio(high["below_0.05"], low["below_0.05"]),
+        "max_ratio": _ratio(high["max"], low["max"]),
+        "order_in_top_tenth": {name: counted[name] for name in ("share", "low", "high", "n")},
+    }
+    extras = {"values": values, "order": order, "layer": layer}
+    return FigureData(facts, describe_setting(first), extras=extras)
+
+
+def layer_weights(run: Run, layer: int) -> tuple[str, np.ndarray]:
+    """(name, flat float64 values) of a run's convolution number `layer`.
+
+    Raises:
+        KitError: if there is no such convolution.
+    """
+    layers = list(conv_weights(run.model()).items())
+    if not 0 <= layer < len(layers):
+        raise unknown_name("convolution", layer, map(str, range(len(layers))))
+    name, weight = layers[layer]
+    return name, weight.detach().flatten().double().numpy()
+
+
+def measure_shape(values: np.ndarray) -> dict[str, float]:
+    """Shares near zero, extremes and tail weight: how Min-Max a set of parameters is."""
+    size = np.abs(values)
+    return {
+        "n": len(values),
+        **{f"below_{t}": float((size < t).mean()) for t in (0.01, 0.05, 0.1)},
+        "below_5_percent_of_max": float((size < 0.05 * size.max()).mean()),
+        "max": float(size.max()),
+        "p99": float(np.percentile(size, 99)),
+        "kurtosis": float(stats.kurtosis(values, fisher=False)),
+    }
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else float("nan")
+
+
+def draw_parameters(data: FigureData) -> Drawing:
+    """Draw the distribution of the parameters (a), and their sizes position by position (b)."""
+    drawing = Drawing(7.2, 3.1)
+    left, right = drawing.subplots(1, 2)
+    _draw_distribution(left, data)
+    _draw_sizes(right, data)
+    return drawing
+
+
+def _draw_distribution(axes: Axes, data: FigureData) -> None:
+    values, methods = data.extras["values"], data.facts["methods"]
+    reach = max(np.abs(v).max() for v in values.values())
+    bins = np.linspace(-reach, reach, 51)
+    for method, v in values.items():
+        tint = s.colour(method)
+        axes.hist(v, bins=bins, histtype="stepfilled", alpha=0.10, color=tint)
+        axes.hist(
+            v,
+            bins=bins,
+            histtype="step",
+            linewidth=1.6,
+            color=tint,
+            label=f"{s.label(method)}  {methods[method]['below_0.05']:.0%} below 0.05, max "
+            f"{methods[method]['max']:.2f}",
+        )
+    count = len(data.extras["order"])
+    axes.set(
+        xlabel=f"value of a parameter (convolution {data.extras['layer'] + 1}, n = {count})",
+        ylabel="parameters",
+        title="a  Distribution",
+        yscale="symlog",
+    )
+    axes.set_ylim(0, axes.get_ylim()[1] ** 1.45)
+    axes.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+    axes.legend(loc="upper left", fontsize=7.2, handlelength=1.4)
+
+
+def _draw_sizes(axes: Axes, data: FigureData) -> None:
+    values = data.extras["values"]
+    for method, v in values.items():
+        axes.plot(
+            np.abs(v)[data.extras["order"]],
+            marker=".",
+            markersize=4,
+            linewidth=0,
+            alpha=0.8,
+            color=s.colour(method),
+            label=s.label(method),
+        )
+    axes.set(
+        xlabel=f"position, sorted by size in {s.label(next(iter(values)))}",
+        ylabel="size $|w|$",
+        title="b  Size, position by position",
+    )
+    axes.legend(loc="upper right")
+
+
+def decide_parameters(data: FigureData) -> list[Claim]:
+    """Decide whether near-zero parameters and the largest ones order as the methods are given.
+
+    Fig. 3 (claim 73) compares CSA with ADV, Fig. 4 (claim 74) has CSA+L2 between them.
+    """
+    facts, methods = data.facts, data.facts["methods"]
+    number = 74 if "csa-l2" in methods else 73
+    names = " < ".join(map(s.label, methods))
+    near, largest = ([shape[key] for shape in methods.values()] for key in ("below_0.05", "max"))
+    return [
+        Claim(
+            f"near-zero parameters: {names} (CSA Figs. 3, 4)",
+            "several times as many in CSA as in ADV",
+            " / ".join(f"{share:.1%}" for share in near)
+            + f" have |w| < 0.05; {facts['near_zero_ratio']:.2f} times",
+            holds=near == sorted(near) and facts["near_zero_ratio"] > 2,
+            fails=near != sorted(near),
+            number=number,
+        ),
+        Claim(
+            f"largest parameters: {names} (CSA Figs. 3, 4)",
+            "larger in CSA than in ADV",
+            " / ".join(f"{value:.2f}" for value in largest),
+            holds=largest == sorted(largest),
+            fails=largest != sorted(largest),
+            number=number,
+        ),
+    ]
+
+
+def describe_parameters(data: FigureData) -> str:
+    """The caption: the ratios of the last network to the first, and where sizes rise in order."""
+    facts, methods = data.facts, list(data.facts["methods"])
+    top, first = facts["order_in_top_tenth"], s.label(methods[0])
+    return (
+        "CSA/CSE claims more near-zero and larger extreme parameters in the order "
+        f"{', '.join(map(s.label, methods))}. {data.setting}, convolution "
+        f"{data.extras['layer'] + 1}: {s.label(methods[-1])} has {facts['near_zero_ratio']:.2f} "
+        f"times {first}'s share below 0.05 and {facts['max_ratio']:.2f} times its largest; at the "
+        f"{top['n']} largest positions of {first} sizes rise in that order in {top['share']:.0%} "
+        f"[{top['low']:.0%}, {top['high']:.0%}]."
+    )

@@ -1,0 +1,69 @@
+"""Accuracy of every method with 95 % intervals: clean, under PGD and under the margin attack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kit.evaluation.result_tables import result_table
+from kit.experiments.runs import Run
+from kit.figures import style as s
+from kit.figures.base import Drawing, FigureData
+from kit.figures.run_outputs import describe_setting
+
+#: (colour, marker) of the attacks, in their order.
+_MARKS = ((s.GREY, "o"), (s.BLUE, "s"), (s.VERMILLION, "D"), (s.GREEN, "^"), (s.PURPLE, "v"))
+
+
+def compute_every_method(
+    runs: Sequence[Run], *, attacks: str = "natural pgd100 cw20"
+) -> FigureData:
+    """{method: {attack: [accuracy, low, high]}}, methods in the order of accuracy under the last.
+
+    Runs of one method that differ in their seed alone are one row.
+    """
+    names = attacks.split()
+    table = result_table("", runs, names)
+    order = table.cells["mean"].unstack(sort=False)[names[-1]].sort_values().index
+    facts = {
+        method: {
+            attack: [float(table.cells.loc[(method, attack)][k]) for k in ("mean", "low", "high")]
+            for attack in names
+        }
+        for method in order
+    }
+    extras = {"attacks": names, "words": table.caption.lstrip(". ")}
+    return FigureData(facts, describe_setting(runs[0], seed=False), extras=extras)
+
+
+def draw_every_method(data: FigureData) -> Drawing:
+    """Draw a row per method with a mark and an interval per attack."""
+    facts, places = data.facts, range(len(data.facts))
+    drawing = Drawing(7.2, max(2.4, 0.17 * len(facts) + 1.0))
+    axes = drawing.subplots()
+    looks = dict(zip(data.extras["attacks"], _MARKS, strict=False))
+    for attack, (tint, marker) in looks.items():
+        mean, low, high = zip(*(fact[attack] for fact in facts.values()), strict=True)
+        axes.hlines(places, low, high, color=tint, linewidth=1, alpha=0.6)
+        axes.plot(
+            mean,
+            places,
+            marker,
+            color=tint,
+            markersize=3.5,
+            linewidth=0,
+            label=s.attack_label(attack),
+        )
+    axes.set_yticks(places, list(facts), fontsize=6.5)
+    axes.set(xlabel="accuracy", xlim=(0, 1.0), ylim=(-1, len(facts)), title="Every method")
+    axes.grid(axis="y", linewidth=0.4)
+    s.share_axis(axes, "x")
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=len(looks), fontsize=7.5
+    )
+    return drawing
+
+
+def describe_every_method(data: FigureData) -> str:
+    """The caption: seeds and images behind the table, and the order of the rows."""
+    last = s.attack_label(data.extras["attacks"][-1])
+    return f"{data.setting}. {data.extras['words']} Sorted by {last}."

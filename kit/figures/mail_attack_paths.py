@@ -1,0 +1,461 @@
+"""MAIL Fig. 1a: attack steps survived (LPS) depend on the start and on the attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor, nn
+
+from kit.attacks.contract import AttackTrace
+from kit.attacks.line_search_pgd import lmpgd
+from kit.attacks.projected_gradient_descent import pgd
+from kit.core import tensors
+from kit.core.parameters import Count, Natural, Range, check_value
+from kit.core.random_streams import Streams
+from kit.core.threat import Threat
+from kit.data.splits import Split
+from kit.evaluation.statistics import (
+    bootstrap_interval,
+    median_interval,
+    rank_correlation,
+    share_with_interval,
+)
+from kit.experiments.runs import Run
+from kit.figures import style as s
+from kit.figures.attacked_images import first_images, parse_image_numbers
+from kit.figures.base import Claim, Drawing, FigureData, format_counted
+from kit.figures.run_outputs import describe_setting
+from kit.methods.criteria import probabilistic_margin
+
+PATH_COLOURS = {"PGD": s.BLUE, "LM-PGD": s.VERMILLION}
+
+
+# -------------------------------------------------------------------------------------------- paths
+
+
+@dataclass(frozen=True)
+class AttackPath:
+    """What one attack did to N images at its `steps` evaluation points, the start included."""
+
+    lps: np.ndarray  # (N,) int64 first misclassified point, `steps` where none was
+    loss: np.ndarray  # (steps, N) cross-entropy, nats
+    margin: np.ndarray  # (steps, N) PM
+    points: Tensor  # (steps, C, H, W) the points of one image
+
+    @property
+    def pm(self) -> np.ndarray:
+        """(N,) PM at the last point."""
+        return self.margin[-1]
+
+
+def record_path(
+    attack: Callable[..., object], y: Tensor, steps: int, follow: int = 0
+) -> AttackPath:
+    """Run `attack(watch)` on labels `y` (N,) and keep what its watch is shown.
+
+    The points are those of image `follow`.
+    """
+    path, loss, margin, points = AttackTrace(y, steps), [], [], []
+
+    def watch(t: int, x_t: Tensor, logits: Tensor) -> None:
+        path(t, x_t, logits)
+        loss.append(tensors.per_example_cross_entropy(logits, y))
+        margin.append(probabilistic_margin(logits.double().softmax(dim=1), y))
+        points.append(x_t[follow])
+
+    attack(watch)
+    return AttackPath(
+        path.lps.cpu().numpy(),
+        torch.stack(loss).cpu().numpy(),
+        torch.stack(margin).cpu().numpy(),
+        torch.stack(points).cpu(),
+    )
+
+
+def record_both_attacks(
+    model: nn.Module, images: Split, threat: Threat, steps: int, follow: int = 0
+) -> dict[str, AttackPath]:
+    """Run PGD and LM-PGD from the clean images, with steps of 2.5 eps / steps.
+
+    LM-PGD's search tries ¼ to 4 of that length.
+    """
+    x, y, length = images.x(), images.y, 2.5 * threat.eps / steps
+    return {
+        "PGD": record_path(
+            lambda watch: pgd(
+                model, x, y, threat, watch=watch, steps=steps, step_size=length, init="none"
+            ),
+            y,
+            steps,
+            follow,
+        ),
+        "LM-PGD": record_path(
+            lambda watch: lmpgd(model, x, y, threat, watch=watch, steps=steps, step_size=length),
+            y,
+            steps,
+            follow,
+        ),
+    }
+
+
+def record_from_start(
+    model: nn.Module, images: Split, threat: Threat, steps: int, step_size: float, number: int
+) -> AttackPath:
+    """Run PGD from random start `number`.
+
+    What an example draws depends on its id and that number alone.
+    """
+    x, y, streams = images.x(), images.y, Streams(images.ids, "starts", number)
+    return record_path(
+        lambda watch: pgd(
+            model, x, y, threat, watch=watch, steps=steps, step_size=step_size, generator=streams
+        ),
+        y,
+        steps,
+    )
+
+
+def compare_ranks(
+    lps: tuple[np.ndarray, np.ndarray], pm: tuple[np.ndarray, np.ndarray]
+) -> dict[str, float | None]:
+    """Spearman's correlation of two LPS and of two PM of the same n images, and the difference.
+
+    The difference is PM's minus LPS's, its 95 % interval a bootstrap over images. All None where a
+    quantity is constant.
+    """
+
+    def difference(rows: np.ndarray) -> float:
+        of_pm, of_lps = (rank_correlation(pair[0][rows], pair[1][rows]) for pair in (pm, lps))
+        return of_pm - of_lps
+
+    n = len(lps[0])
+    of_lps, of_pm = (rank_correlation(*pair) if n >= 3 else float("nan") for pair in (lps, pm))
+    if not np.isfinite([of_lps, of_pm]).all():
+        return dict.fromkeys(("lps", "pm", "difference", "low", "high")) | {"n": n}
+    middle, low, high = bootstrap_interval(difference, n)
+    return {"n": n, "lps": of_lps, "pm": of_pm, "difference": middle, "low": low, "high": high}
+
+
+def decide_rank_order(claim: str, found: dict, over: str) -> Claim:
+    """Decide whether PM keeps the order of the examples better than LPS does.
+
+    The difference of their rank correlations, see `compare_ranks`, must lie above 0.
+    """
+    printed = "one example, no numbers for PM"
+    if found["lps"] is None:
+        return Claim(
+            claim,
+            printed,
+            f"all {found['n']} {over} have one LPS: no correlation",
+            holds=False,
+            fails=False,
+        )
+    return Claim(
+        claim,
+        printed,
+        f"Spearman {found['lps']:.3f} for LPS, {found['pm']:.3f} for PM, difference "
+        f"{found['difference']:+.3f} "
+        f"[{found['low']:+.3f}, {found['high']:+.3f}], {found['n']} {over}",
+        holds=found["low"] > 0,
+        fails=found["high"] < 0,
+    )
+
+
+# ------------------------------------------------------------------------------------ random starts
+
+
+def compute_lps_starts(
+    run: Run, *, count: int = 20, examples: str = "", n: int = 200, steps: int = 0
+) -> FigureData:
+    """LPS over `count` random starts of PGD, and how far it moves over the first `n` test images.
+
+    `examples`: numbers of images below `n` to show ("": the six whose LPS moves most). `steps` 0:
+    the training attack's; the steps' length is the training attack's share of eps in any case.
+    """
+    check_value("count", count, Annotated[int, Range(2)])
+    check_value("steps", steps, Natural)
+    recipe = run.plan.recipe
+    model, images = first_images(run, n)
+    steps, shown = steps or recipe.steps, parse_image_numbers(examples, n)
+    length = recipe.step * recipe.eps
+    paths = [
+        record_from_start(model, images, recipe.threat, steps, length, i) for i in range(count)
+    ]
+    lps, pm = np.stack([path.lps for path in paths]), np.stack([path.pm for path in paths])
+    spread = lps.max(axis=0) - lps.min(axis=0)
+    shown = shown or np.argsort(-spread, kind="stable")[:6].tolist()
+    facts = {
+        "n": n,
+        "count": count,
+        "steps": steps,
+        "examples": {row: lps[:, row] for row in shown},
+        "spread": np.bincount(spread, minlength=3),
+        "moved": share_with_interval(spread >= 2),
+        "torn": share_with_interval((lps == steps).any(axis=0) & (lps < steps).any(axis=0)),
+        "rank": compare_ranks((lps[0], lps[1]), (pm[0], pm[1])),
+    }
+    return FigureData(facts, describe_setting(run), run.method)
+
+
+def draw_lps_starts(data: FigureData) -> Drawing:
+    """Draw the LPS of chosen images over the starts, and a bar for how far LPS moves."""
+    drawing = Drawing(7.6, 3.2)
+    left, right = drawing.subplots(1, 2, width_ratios=(3, 2))
+    _draw_start_dots(left, data.facts["examples"], data.facts["steps"])
+    _draw_lps_moves(right, data.facts["spread"])
+    return drawing
+
+
+def _draw_lps_moves(axes: Axes, tally: np.ndarray) -> None:
+    """Draw how many images' LPS moves by 0, 1, 2, ... steps; from 2 on in colour."""
+    axes.bar(
+        range(len(tally)),
+        tally,
+        color=[s.BLUE if k >= 2 else s.PALE for k in range(len(tally))],
+        width=0.8,
+    )
+    for k, count in enumerate(tally):
+        s.write_above(axes, k, count, f"{count}")
+    axes.set(
+        xlabel="largest minus smallest LPS",
+        ylabel=f"test images (of {tally.sum()})",
+        title="How far LPS moves",
+        ylim=(0, tally.max() * 1.12),
+    )
+    s.whole_numbers(axes)
+
+
+def _draw_start_dots(axes: Axes, examples: dict[int, np.ndarray], steps: int) -> None:
+    """Draw a column for each image: the values that its LPS took, and from how many starts."""
+    starts = len(next(iter(examples.values())))
+    for place, lps in enumerate(examples.values()):
+        values, counts = np.unique(lps, return_counts=True)
+        axes.vlines(place, values[0], values[-1], color=s.PALE, linewidth=1)
+        axes.scatter(
+            [place] * len(values),
+            values,
+            s=14 + 160 * counts / starts,
+            color=s.BLUE,
+            linewidth=0,
+            zorder=2,
+        )
+        for value, times in zip(values, counts, strict=True):
+            axes.annotate(
+                f"{times}",
+                (place, value),
+                xytext=(9, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=6.5,
+                color=s.SMALL_PRINT,
+            )
+    axes.set(
+        xticks=range(len(examples)),
+        xlim=(-0.6, len(examples) - 0.3),
+        ylim=(-0.6, steps + 0.6),
+        xlabel="test image",
+        ylabel=f"LPS, {steps} = never",
+        title=f"{starts} random starts",
+    )
+    axes.set_xticklabels(list(examples))
+
+
+def decide_lps_starts(data: FigureData) -> list[Claim]:
+    """Decide whether LPS depends on the start, and PM less."""
+    moved = data.facts["moved"]
+    return [
+        Claim(
+            "LPS depends on the start: it moves in more than 5 % of the images (MAIL s. 2.2)",
+            "no numbers for starts",
+            f"moves by 2 steps or more in {format_counted(moved)} over {data.facts['count']} "
+            "starts",
+            holds=moved["low"] > 0.05,
+            fails=moved["high"] < 0.05,
+            number=16,
+        ),
+        decide_rank_order(
+            "PM depends less on the start than LPS does (MAIL s. 3.1)",
+            data.facts["rank"],
+            "images, two starts",
+        ),
+    ]
+
+
+def describe_lps_starts(data: FigureData) -> str:
+    """The caption: how many images' LPS moves."""
+    facts = data.facts
+    return (
+        f"MAIL s. 2.2 claims that LPS depends on the path. {s.label(data.method)} on "
+        f"{data.setting}, PGD-{facts['steps']} from {facts['count']} random starts: LPS moves by 2 "
+        f"steps or more in {format_counted(facts['moved'])} images; "
+        f"{format_counted(facts['torn'])} survive every step from one start and fall from another. "
+        "Left, size of a dot and number beside it: how many starts gave that LPS."
+    )
+
+
+# -------------------------------------------------------------------------------------- two attacks
+
+
+def compute_two_attacks(
+    run: Run, *, example: int = -1, n: int = 200, steps: Count = 50
+) -> FigureData:
+    """LPS and PM of the first `n` test images under PGD and LM-PGD, and the loss along one path.
+
+    `example`: the number of an image below `n`; -1 is the one whose LPS differs most. LPS and PM
+    are taken at the attacks' evaluation points, the start included; PM at the last. Steps of 2.5
+    eps / `steps`, see `record_both_attacks`.
+    """
+    check_value("steps", steps, Count)
+    model, images = first_images(run, n)
+    row = parse_image_numbers(str(example), n)[0] if example != -1 else -1
+    paths = record_both_attacks(model, images, run.plan.recipe.threat, steps)
+    row = row if row >= 0 else find_widest(paths)
+    facts = compare_paths(paths, steps) | {
+        "n": n,
+        "steps": steps,
+        "example": {
+            "row": row,
+            "id": int(images.ids[row]),
+            "lps": {name: int(path.lps[row]) for name, path in paths.items()},
+        },
+    }
+    extras = {
+        "loss": {name: path.loss[:, row] for name, path in paths.items()},
+        "pm": {name: path.pm for name, path in paths.items()},
+    }
+    return FigureData(facts, describe_setting(run), run.method, extras)
+
+
+def find_widest(paths: dict[str, AttackPath]) -> int:
+    """The image whose LPS falls most from PGD to LM-PGD; the first of equals."""
+    return int((paths["PGD"].lps - paths["LM-PGD"].lps).argmax())
+
+
+def compare_paths(paths: dict[str, AttackPath], steps: int) -> dict:
+    """How LPS and PM of the same images agree under two attacks, and how far each moves."""
+    a, b = paths["PGD"], paths["LM-PGD"]
+    right = a.lps > 0  # both start at the clean image
+    either = right & ((a.lps < steps) | (b.lps < steps))
+    both = right & (a.lps < steps) & (b.lps < steps)
+    return {
+        "lps": {name: path.lps for name, path in paths.items()},
+        "hidden": share_with_interval((b.lps < steps)[a.lps == steps]),
+        "n_either": int(either.sum()),
+        "difference": median_interval((a.lps - b.lps)[either]) if either.any() else None,
+        "change": {
+            "lps": float(np.abs(a.lps - b.lps).mean() / steps),
+            "pm": float(np.abs(a.pm - b.pm).mean() / 2),
+        },
+        "rank": compare_ranks((a.lps, b.lps), (a.pm, b.pm)),
+        "rank_both": compare_ranks((a.lps[both], b.lps[both]), (a.pm[both], b.pm[both])),
+    }
+
+
+def draw_two_attacks(data: FigureData) -> Drawing:
+    """Draw the loss along one image's paths, and LPS and PM under one attack against the other."""
+    facts, steps, example = data.facts, data.facts["steps"], data.facts["example"]
+    drawing = Drawing(8.8, 3.0)
+    left, middle, right = drawing.subplots(1, 3)
+    draw_along_paths(left, data.extras["loss"], example["lps"])
+    left.set(ylabel="cross-entropy / nats", title=f"a  Test image {example['row']}", box_aspect=1)
+    lps = np.stack([facts["lps"][name] for name in PATH_COLOURS])
+    pairs, counts = np.unique(lps, axis=1, return_counts=True)
+    size = 10 + 400 * counts / facts["n"]
+    middle.scatter(*pairs, s=size, color=s.BLUE, alpha=0.55, linewidth=0)
+    middle.annotate(
+        f"{counts.max()}", pairs[:, counts.argmax()], ha="center", va="center", fontsize=7
+    )
+    pm = (data.extras["pm"][name] for name in PATH_COLOURS)
+    right.scatter(*pm, s=11, color=s.BLUE, alpha=0.55, linewidth=0)
+    for axes, low, high, title in (
+        (middle, 0, steps, "b  LPS"),
+        (right, -1, 1, "c  PM at the end"),
+    ):
+        axes.plot([low, high], [low, high], color=s.BLACK, linewidth=0.8, linestyle="--", zorder=0)
+        pad = 0.08 * (high - low)
+        axes.set(
+            xlabel="under PGD",
+            ylabel="under LM-PGD",
+            title=title,
+            box_aspect=1,
+            xlim=(low - pad, high + pad),
+            ylim=(low - pad, high + pad),
+        )
+    return drawing
+
+
+def draw_along_paths(axes: Axes, values: dict[str, np.ndarray], lps: dict[str, int]) -> None:
+    """Draw one image's `values` (steps,) along each path, with a dot at the first wrong point."""
+    for (name, along), tint in zip(values.items(), PATH_COLOURS.values(), strict=True):
+        first, steps = lps[name], len(along)
+        words = f"{name}, LPS {first}" + (" = never" if first == steps else "")
+        axes.plot(range(steps), along, color=tint, label=words)
+        if first < steps:
+            axes.plot(first, along[first], "o", color=tint, markersize=6)
+    axes.set_xlabel("evaluation point")
+    axes.legend(loc="best")
+
+
+def decide_two_attacks(data: FigureData) -> list[Claim]:
+    """Decide whether LPS depends on the attack, and PM less."""
+    facts = data.facts
+    hidden, difference = facts["hidden"], facts["difference"]
+    words = "none breaks"
+    if difference:
+        words = (
+            f"{difference[0]:+g} [{difference[1]:+g}, {difference[2]:+g}], {facts['n_either']} "
+            "images that either breaks"
+        )
+    return [
+        Claim(
+            "an example that survives every PGD step falls to LM-PGD (MAIL Fig. 1a)",
+            "LPS 50 under PGD, 14 (caption) or 15 (text) under LM-PGD",
+            f"{format_counted(hidden)} of PGD's survivors",
+            holds=hidden["k"] > 0,
+            fails=False,
+            number=16,
+        ),
+        Claim(
+            "LPS depends on the path: LM-PGD crosses earlier than PGD (MAIL s. 2.2)",
+            "one example",
+            f"median difference {words}, of {facts['steps']} steps",
+            holds=bool(difference) and difference[1] > 0,
+            fails=bool(difference) and difference[2] <= 0,
+            number=16,
+        ),
+        decide_rank_order(
+            "PM depends less on the attack than LPS does: order of all images (MAIL s. 3.1)",
+            facts["rank"],
+            "images",
+        ),
+        decide_rank_order(
+            "PM depends less on the attack than LPS does: images that both break (MAIL s. 3.1)",
+            facts["rank_both"],
+            "images",
+        ),
+    ]
+
+
+def describe_two_attacks(data: FigureData) -> str:
+    """The caption: how many survivors fall to LM-PGD, and how far LPS and PM move."""
+    facts = data.facts
+    difference, either, steps = facts["difference"], facts["n_either"], facts["steps"]
+    median = (
+        f"Median LPS under PGD minus LM-PGD, {either} images that either breaks after the start: "
+        f"{difference[0]:+g} [{difference[1]:+g}, {difference[2]:+g}]. "
+        if difference
+        else "Neither breaks any after the start. "
+    )
+    return (
+        "MAIL Fig. 1a shows an example with LPS 50 under PGD and 14 under LM-PGD. "
+        f"{s.label(data.method)} on {data.setting}, {steps} steps from the clean image, first "
+        f"{facts['n']} test images: of those that survive every PGD step, "
+        f"{format_counted(facts['hidden'])} fall to LM-PGD. {median}Mean change between the "
+        f"attacks, as a share of the full range: LPS {facts['change']['lps']:.3f}, PM "
+        f"{facts['change']['pm']:.3f}."
+    )

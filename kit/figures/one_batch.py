@@ -1,0 +1,177 @@
+"""What every method makes of one mini-batch: the weights of the same training images."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from torch import Tensor
+
+from kit.core.errors import KitError
+from kit.core.random_streams import Streams
+from kit.experiments.runs import Run
+from kit.figures import style as s
+from kit.figures.base import Drawing, FigureData
+from kit.figures.run_outputs import describe_setting
+from kit.methods.criteria import probabilistic_margin
+from kit.methods.step_outputs import StepOutputs
+from kit.methods.table import METHODS
+
+
+def last_probe(run: Run, count: int) -> tuple[StepOutputs, Tensor]:
+    """The first `count` examples of the last epoch's stored probe, in float64, and their ids."""
+    arrays = {
+        name.removeprefix("seen_"): torch.from_numpy(values[:count])
+        for name, values in run.epoch(len(run.history)).items()
+        if name.startswith("seen_")
+    }
+    whole = {name: arrays[name].long() for name in ("y", "kappa", "lps")}
+    real = {name: arrays[name].double() for name in ("logits_adv", "logits_nat", "p_flip")}
+    streams = Streams(arrays["ids"], "figure")
+    return StepOutputs(**whole, **real, steps=run.plan.recipe.steps, streams=streams), arrays["ids"]
+
+
+# ---------------------------------------------------------------------------------- several methods
+
+
+def compute_mini_batch(
+    run: Run, *, count: int = 12, compare: str = "mail-at clirat gairat vir-at"
+) -> FigureData:
+    """The weights that `compare` gives to images of one mini-batch, sorted by margin under attack.
+
+    Raises:
+        KitError: for a method that never reweights.
+    """
+    methods = compare.split()
+    for method in methods:
+        if not METHODS[method].reweights:
+            raise KitError(
+                f"compare: {method} never reweights; choose methods that do, such as mail-at or "
+                f"clirat"
+            )
+    outputs, ids = last_probe(run, count)
+    margin = probabilistic_margin(outputs.probs_adv, outputs.y)
+    order = margin.argsort()
+    train = run.data().train
+    images = train.take(torch.cat([(train.ids == i).nonzero()[0] for i in ids[order]])).x()
+    weights = {m: METHODS[m].weigh(outputs)[order].detach().numpy() for m in methods}
+    facts = {
+        "n": len(order),
+        "margin": margin[order].tolist(),
+        "weights": {method: values.tolist() for method, values in weights.items()},
+    }
+    extras = {
+        "images": images,
+        "y": outputs.y[order],
+        "said": outputs.logits_adv.argmax(dim=1)[order],
+        "weights": weights,
+        "classes": run.record["classes"],
+    }
+    return FigureData(facts, describe_setting(run), run.method, extras)
+
+
+def draw_mini_batch(data: FigureData) -> Drawing:
+    """Draw the images, least safe first, and a row of bars per method."""
+    count, weights = data.facts["n"], data.extras["weights"]
+    drawing = Drawing(0.62 * count + 1.2, 1.1 + 0.8 * len(weights))
+    grid = drawing.add_gridspec(len(weights) + 1, count, height_ratios=[1.15] + [1] * len(weights))
+    for place in range(count):
+        _draw_batch_image(drawing.add_subplot(grid[0, place]), data, place)
+    for row, (method, values) in enumerate(weights.items(), 1):
+        axes = drawing.add_subplot(grid[row, :])
+        axes.bar(range(count), values, color=s.colour(method), width=0.7)
+        axes.set(xticks=[], xlim=(-0.5, count - 0.5), ylabel="weight")
+        axes.set_title(f"{s.label(method)}, mean {values.mean():.2f}", fontsize=8)
+    return drawing
+
+
+def _draw_batch_image(axes: Axes, data: FigureData, place: int) -> None:
+    """Draw one image with its class and margin; in red with the class that it is taken for."""
+    image, y, said = (data.extras[name][place] for name in ("images", "y", "said"))
+    classes = data.extras["classes"]
+    axes.imshow(image.permute(1, 2, 0).squeeze().numpy(), cmap="gray_r", vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[])
+    mistaken = "" if said == y else f"\nas {classes[said]}"
+    axes.set_title(
+        f"{classes[y]}\nPM {data.facts['margin'][place]:+.2f}{mistaken}",
+        fontsize=6.8,
+        fontweight="normal",
+        loc="center",
+        color=s.BLACK if said == y else s.VERMILLION,
+    )
+
+
+def describe_mini_batch(data: FigureData) -> str:
+    """The caption: whose images these are, and what the bars show."""
+    return (
+        f"{data.facts['n']} training images as the network of {data.method} ({data.setting}) sees "
+        "them under attack, least safe first; red is misclassified. Bars: what each method "
+        "multiplies the image's loss with."
+    )
+
+
+# -------------------------------------------------------------------------------------- all methods
+
+
+def compute_every_weight(run: Run, *, count: int = 60) -> FigureData:
+    """The weights of all reweighting methods on the same examples, by margin under attack."""
+    outputs, _ = last_probe(run, count)
+    order = probabilistic_margin(outputs.probs_adv, outputs.y).argsort().numpy()
+    epochs = len(run.history)
+    weights = {
+        name: row.at(epochs, epochs).weigh(outputs).detach().numpy()[order]
+        for name, row in METHODS.items()
+        if row.reweights
+    }
+    robust = (outputs.logits_adv.argmax(dim=1) == outputs.y).numpy()[order]
+    facts = {
+        "n": len(order),
+        "misclassified": int((~robust).sum()),
+        "weight_on_robust": {
+            name: float(w[robust].sum() / w.sum()) if w.sum() else None
+            for name, w in weights.items()
+        },
+    }
+    extras = {"weights": weights, "robust": robust, "epochs": epochs}
+    return FigureData(facts, describe_setting(run), run.method, extras)
+
+
+def draw_every_weight(data: FigureData) -> Drawing:
+    """Draw a heat map: rows are methods, columns examples, colour is weight over the row's mean."""
+    weights = data.extras["weights"]
+    share = np.stack([w / w.mean() if w.mean() else w for w in weights.values()])
+    drawing = Drawing(7.4, 0.135 * len(weights) + 1.2)
+    axes = drawing.subplots()
+    image = axes.imshow(
+        np.minimum(share, 4),
+        aspect="auto",
+        cmap="PuOr_r",
+        norm=TwoSlopeNorm(1, 0, 4),
+        interpolation="nearest",
+    )
+    first_right = float(np.argmax(data.extras["robust"])) - 0.5
+    axes.axvline(first_right, color=s.BLACK, linewidth=1)
+    axes.set_yticks(range(len(weights)), list(weights), fontsize=6.5)
+    axes.set_xticks([])
+    axes.set_xlabel(
+        "training examples, least safe first; right of the line: classified correctly under attack"
+    )
+    axes.set_title("Who counts?")
+    for edge in axes.spines.values():
+        edge.set_visible(False)
+    scale = drawing.colorbar(
+        image, ax=axes, label="weight / mean weight", ticks=[0, 1, 2, 3, 4], shrink=0.6, pad=0.02
+    )
+    scale.ax.set_yticklabels(["0", "1", "2", "3", "4 or more"])
+    return drawing
+
+
+def describe_every_weight(data: FigureData) -> str:
+    """The caption: how many rows and images, of which network."""
+    facts = data.facts
+    return (
+        f"All {len(facts['weight_on_robust'])} reweighting rows on {facts['n']} training images of "
+        f"one network ({data.method}, {data.setting}, after epoch {data.extras['epochs']}); "
+        f"{facts['misclassified']} of the images are misclassified under attack."
+    )

@@ -1,0 +1,138 @@
+"""VIR Fig. 1: which classes does adversarial training leave behind?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from kit.evaluation.accuracy import evaluate
+from kit.evaluation.class_tables import confusion
+from kit.evaluation.statistics import wilson
+from kit.experiments.runs import Run
+from kit.figures import style as s
+from kit.figures.base import Claim, Drawing, FigureData
+from kit.figures.run_outputs import describe_setting
+
+
+def compute_confusion(runs: Mapping[str, Run], *, attack: str = "pgd100") -> FigureData:
+    """Confusion matrix of AT on clean images, then one per method under `attack`."""
+    first = next(iter(runs.values()))
+    classes = first.record["classes"]
+    tables = {
+        method: evaluate(run, ["natural", attack], quiet=True) for method, run in runs.items()
+    }
+    natural, attacked = f"{s.label('at')}, natural", f"{s.label('at')}, {s.attack_label(attack)}"
+    counts = {natural: confusion(tables["at"], "natural")} | {
+        f"{s.label(method)}, {s.attack_label(attack)}": confusion(table, attack)
+        for method, table in tables.items()
+    }
+    panels = {title: measure_disparity(found, classes) for title, found in counts.items()}
+    facts = {
+        "attack": attack,
+        "n": int(counts[natural].sum()),
+        "panels": panels,
+        "natural": panels[natural],
+        "attacked": panels[attacked],
+    }
+    return FigureData(facts, describe_setting(first), extras={"counts": counts, "classes": classes})
+
+
+def measure_disparity(counts: np.ndarray, classes: list[str]) -> dict:
+    """Recall per class, its spread, the lowest class, and the pair most often exchanged."""
+    totals = np.maximum(counts.sum(1), 1)
+    recall = np.diag(counts) / totals
+    lowest = int(recall.argmin())
+    intervals = {name: wilson(int(counts[k, k]), int(totals[k])) for k, name in enumerate(classes)}
+    low, high = intervals[classes[lowest]]
+    swapped = np.triu((counts / totals[:, None]) + (counts / totals[:, None]).T, k=1)
+    i, j = np.unravel_index(swapped.argmax(), swapped.shape)
+    return {
+        "recall": recall,
+        "intervals": intervals,
+        "spread": float(recall.max() - recall.min()),
+        "variation": float(recall.std() / recall.mean()) if recall.mean() else float("nan"),
+        "lowest": classes[lowest],
+        "lowest_recall": float(recall[lowest]),
+        "lowest_low": low,
+        "lowest_high": high,
+        "pair": [classes[i], classes[j]],
+        "pair_share": float(swapped[i, j]),
+        "n_per_class": totals,
+    }
+
+
+def draw_confusion_matrices(data: FigureData) -> Drawing:
+    """Draw one matrix per panel; rows are true classes, in percent."""
+    panels = data.extras["counts"]
+    drawing = Drawing(2.55 * len(panels) + 0.5, 3.3)
+    axes = drawing.subplots(1, len(panels), sharey=True)
+    for panel, (title, counts) in zip(axes, panels.items(), strict=True):
+        s.draw_confusion(panel, counts, data.extras["classes"])
+        right, n = int(np.trace(counts)), int(counts.sum())
+        panel.set_title(f"{title}\n{right / n:.1%} right", fontsize=8.5)
+    axes[0].set_ylabel("true class")
+    return drawing
+
+
+def decide_confusion(data: FigureData) -> list[Claim]:
+    """Decide whether classes differ, the lowest is low beyond chance, and one pair suffers most.
+
+    Beyond chance: a class's interval lies on one side of the mean recall.
+    """
+    panels, natural, attacked = (data.facts[name] for name in ("panels", "natural", "attacked"))
+    mean = float(np.mean(attacked["recall"]))
+    below, above = (
+        [name for name, (low, high) in attacked["intervals"].items() if side(low, high)]
+        for side in (lambda low, high: high < mean, lambda low, high: low > mean)
+    )
+    pairs = {
+        title.split(",")[0]: " and ".join(panel["pair"])
+        for title, panel in panels.items()
+        if "natural" not in title
+    }
+    wider = attacked["spread"] > natural["spread"]
+    return [
+        Claim(
+            "adversarial training serves classes unequally under attack (VIR Fig. 1)",
+            "cat 89 to 17 %, ship 96 to 59 %",
+            f"recall spreads by {natural['spread']:.0%} clean, {attacked['spread']:.0%} under "
+            f"attack",
+            holds=wider and bool(below) and bool(above),
+            fails=not wider,
+            number=32,
+        ),
+        Claim(
+            "the lowest class is low beyond chance (VIR s. 4.1)",
+            "class 3 (cat)",
+            f"class {attacked['lowest']}: {attacked['lowest_recall']:.0%} "
+            f"[{attacked['lowest_low']:.0%}, "
+            f"{attacked['lowest_high']:.0%}]; below the mean beyond chance: "
+            f"{', '.join(below) or 'none'}",
+            holds=attacked["lowest"] in below,
+            fails=False,
+            number=32,
+        ),
+        Claim(
+            "the same pair of classes is exchanged most under every method (VIR Fig. 1)",
+            "classes 3 and 5",
+            "; ".join(f"{name} {pair}" for name, pair in pairs.items()),
+            holds=len(set(pairs.values())) == 1,
+            fails=len(set(pairs.values())) == len(pairs),
+            number=32,
+        ),
+    ]
+
+
+def describe_confusion(data: FigureData) -> str:
+    """The caption: how far recall spreads, the lowest class, and the most confused pair."""
+    facts, natural, attacked = data.facts, data.facts["natural"], data.facts["attacked"]
+    return (
+        "VIR Fig. 1 claims that adversarial training serves classes unequally, with one similar "
+        f"pair suffering most. {data.setting}, n = {facts['n']} test images: under AT recall "
+        f"spreads by {natural['spread']:.0%} between classes on clean images and by "
+        f"{attacked['spread']:.0%} under {s.attack_label(facts['attack'])}; lowest is class "
+        f"{attacked['lowest']} ({attacked['lowest_recall']:.0%} [{attacked['lowest_low']:.0%}, "
+        f"{attacked['lowest_high']:.0%}]), and the most confused pair is "
+        f"{' and '.join(attacked['pair'])}. Rows are true classes, cells are percent of the row."
+    )
