@@ -42,7 +42,7 @@ from kit.experiments.specification import RunSpec, parse_overrides, resolve
 from kit.jobs import archive, reproduction
 from kit.jobs.command_line import main
 from kit.notebook import parameter_cells
-from kit.training import loop
+from kit.training import loop, runner
 from tests.helpers.data_files import write_mnist
 from tests.helpers.run_files import contents
 from tests.helpers.settings import TINY
@@ -1032,7 +1032,7 @@ def test_command_lines(tmp_path, monkeypatch, record_property):
 
     monkeypatch.setenv("KIT_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop, "fit_plans", never)
+    monkeypatch.setattr(runner, "fit_plans", never)
     monkeypatch.setattr(reproduction, "forecast_seconds", never)
     monkeypatch.setattr(reproduction, "reproduce", never)
     seen = Counter()
