@@ -28,9 +28,9 @@ def _divergence(logits: Tensor, y: Tensor, logits_nat: Tensor | None) -> Tensor:
 
 
 #: What PGD ascends per example, (N,), of (logits of x_t, labels, logits of x). "kl" is TRADES'
-#: inner loss KL(p(x) ‖ p(x_t)), whose clean side is constant. "margin" is max_{j≠y} z_j - z_y, the "CW
-#: loss" of the robustness papers, never clamped: MAIL's and GAIRAT's clamp at a confidence of 50 is
-#: reached only where the example is already wrong by more than 50 logits.
+#: inner loss KL(p(x) ‖ p(x_t)), whose clean side is constant. "margin" is max_{j≠y} z_j - z_y, the
+#: "CW loss" of the robustness papers, never clamped: MAIL's and GAIRAT's clamp at a confidence of
+#: 50 is reached only where the example is already wrong by more than 50 logits.
 OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "ce": lambda logits, y, _: tensors.per_example_cross_entropy(logits, y),
     "kl": _divergence,

@@ -159,19 +159,28 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Any:
     try:
         blob = path.read_bytes()
     except OSError as error:
-        raise KitError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+        raise KitError(
+            f"cannot read the checkpoint {path}: {error.strerror or error}. Restore it, or delete "
+            "its folder to start that work afresh"
+        ) from error
     head = len(MAGIC)
     seal, payload = blob[head : head + 32], blob[head + 32 :]
     if not blob.startswith(MAGIC):
-        raise KitError(f"{path} is no checkpoint of this kit")
+        raise KitError(
+            f"{path} is no checkpoint of this kit: it begins with other bytes. Restore it, or "
+            "delete its folder to start that work afresh"
+        )
     if hashlib.sha256(payload).digest() != seal:
-        raise KitError(f"the checkpoint {path} is damaged: its checksum does not match")
+        raise KitError(
+            f"the checkpoint {path} is damaged: its checksum does not match. Restore it, or delete "
+            "its folder to start that work afresh"
+        )
     try:
         return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
     except Exception as error:  # pickle, zip and torch each have their own
         raise KitError(
             f"{path} is a foreign checkpoint: it holds something else than tensors, numbers and "
-            "text"
+            "text, and nothing of it was run"
         ) from error
 
 

@@ -1,5 +1,4 @@
-"""Stored runs between machines: is every file of a run whole, runs as one archive, and runs from an
-archive.
+"""Stored runs between machines: verified, written to one archive, read from one.
 
 An archive is a tar of run folders behind a manifest with the SHA-256 of every file. What comes in
 is unpacked beside the runs, verified, and moved to its place, done.json last; nothing in it is
@@ -27,6 +26,8 @@ from kit.experiments.specification import RunSpec, resolve
 
 MANIFEST_NAME = "manifest.json"
 
+_EXPECTED = "Expected is a file that `python -m kit runs export` wrote"
+
 #: Files of a run that travel; what was set aside, locked or half written stays.
 ARCHIVED_FILES = re.compile(
     r"(run|done|branched)\.json|history\.csv|final\.npz|[\w.-]+\.ckpt|(epochs|evaluations)/\w+\.npz|"
@@ -43,8 +44,7 @@ def run_files(folder: Path) -> list[str]:
 
 
 def verify_run(folder: Path) -> list[str]:
-    """What is wrong with a stored run, a line for each file; [] if all of it is whole and belongs
-    to it.
+    """What is wrong with a stored run, a line for each file; [] if all of it is whole.
 
     Checkpoints have a SHA-256, arrays a CRC; done.json has the SHA-256 of every file of a finished
     run, and the key is compared with the settings'.
@@ -91,20 +91,28 @@ def select_folders(keys: Sequence[str]) -> list[Path]:
 
 
 def export_runs(path: Path, keys: Sequence[str] = ()) -> list[Run]:
-    """Write runs (all) to a tar at `path`, each verified before. Errors: `KitError` for an
-    unfinished or damaged run, no runs, or a file that cannot be written.
+    """Write runs (all, where none is named) to a tar at `path`, each verified before.
+
+    Raises:
+        KitError: for an unfinished or damaged run, no runs, or a file that cannot be written.
     """
     folders = select_folders(keys)
     if not folders:
-        raise KitError("there are no stored runs to export")
+        raise KitError(
+            "there are no stored runs to export; `python -m kit train METHOD` makes one, and "
+            "KIT_HOME says where they are looked for"
+        )
     for folder in folders:
         if not is_done(folder):
             raise KitError(
                 f"{folder.name} is not finished; train it to its end first, or name the runs to "
-                f"export"
+                "export"
             )
         if problems := verify_run(folder):
-            raise KitError(f"{folder.name} is damaged and was not exported: {problems[0]}")
+            raise KitError(
+                f"{folder.name} is damaged, nothing was exported: {problems[0]}. Restore it, or "
+                "name the runs to export"
+            )
     names = [(folder, name) for folder in folders for name in run_files(folder)]
     manifest = {
         f"{folder.name}/{name}": hashlib.sha256((folder / name).read_bytes()).hexdigest()
@@ -122,7 +130,10 @@ def export_runs(path: Path, keys: Sequence[str] = ()) -> list[Run]:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise KitError(f"cannot write {path}: {error.strerror or error}") from error
+        raise KitError(
+            f"cannot write {path}: {error.strerror or error}. Name a file in a folder that is "
+            "there and can be written"
+        ) from error
     return [find_run(folder.name) for folder in folders]
 
 
@@ -139,10 +150,14 @@ def import_runs(path: Path) -> list[tuple[str, str]]:
         for folder in folders:
             if problems := verify_run(folder):
                 raise KitError(
-                    f"{path}: {folder.name} is not whole, nothing was imported: {problems[0]}"
+                    f"{path}: {folder.name} is not whole, nothing was imported: {problems[0]}. "
+                    "Export it again where it comes from"
                 )
             if not is_done(folder):
-                raise KitError(f"{path}: {folder.name} is not finished, nothing was imported")
+                raise KitError(
+                    f"{path}: {folder.name} is not finished, nothing was imported. Export it again "
+                    "when it is"
+                )
         for folder in folders:
             target = runs_folder() / folder.name
             with lock_folder(target):
@@ -158,8 +173,9 @@ def import_runs(path: Path) -> list[tuple[str, str]]:
 
 
 def _unpack_archive(path: Path, place: Path) -> list[Path]:
-    """The run folders of an archive, unpacked below `place`; every file as the manifest has it, and
-    no other.
+    """The run folders of an archive, unpacked below `place`.
+
+    Every file is as the manifest has it, and there is no other.
     """
     try:
         with tarfile.open(path, "r:") as archive:
@@ -170,10 +186,12 @@ def _unpack_archive(path: Path, place: Path) -> list[Path]:
                 or not first.isreg()
                 or first.size > 2**26
             ):
-                raise KitError(f"{path} is no archive of runs: it does not begin with a manifest")
+                raise KitError(
+                    f"{path} is no archive of runs: it does not begin with a manifest. {_EXPECTED}"
+                )
             manifest = json.loads(archive.extractfile(first).read())
             if not isinstance(manifest, dict) or not manifest:
-                raise KitError(f"{path} is no archive of runs: its manifest is empty")
+                raise KitError(f"{path} is no archive of runs: its manifest is empty. {_EXPECTED}")
             left, largest = dict(manifest), path.stat().st_size
             while (member := archive.next()) is not None:
                 folder, _, name = member.name.partition("/")
@@ -190,21 +208,24 @@ def _unpack_archive(path: Path, place: Path) -> list[Path]:
                 ):
                     raise KitError(
                         f"{path} holds '{member.name}', which is no file of a run; nothing was "
-                        f"imported"
+                        f"imported. {_EXPECTED}"
                     )
                 blob = archive.extractfile(member).read()
                 if hashlib.sha256(blob).hexdigest() != left.pop(member.name):
-                    raise KitError(f"{path}: '{member.name}' is damaged; nothing was imported")
+                    raise KitError(
+                        f"{path}: '{member.name}' is damaged; nothing was imported. Copy the "
+                        "archive again, or export it again"
+                    )
                 write_bytes(place / PurePosixPath(member.name), blob)
     except FileNotFoundError as error:
-        raise KitError(f"there is no file {path}") from error
+        raise KitError(f"there is no file {path}. {_EXPECTED}") from error
     except KitError:
         raise
     except Exception as error:  # tarfile, json and the decoding of names each have their own
-        raise KitError(f"cannot read {path} as an archive of runs: {error}") from error
+        raise KitError(f"cannot read {path} as an archive of runs: {error}. {_EXPECTED}") from error
     if left:
         raise KitError(
             f"{path} lacks {len(left)} files of its manifest, say '{next(iter(left))}'; nothing "
-            f"was imported"
+            "was imported. Copy the archive again, or export it again"
         )
     return [folder for folder in sorted(place.iterdir()) if folder.is_dir()]

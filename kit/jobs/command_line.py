@@ -257,14 +257,16 @@ def _reproduce(options: argparse.Namespace) -> int:
         raise KitError(f"--jobs {options.jobs} must be at least 1, or 0 for one a core")
     if options.on is None and (options.address or options.gpus is not None):
         raise KitError(
-            f"--{'address' if options.address else 'gpus'} is of a cluster; add --on ray, or leave "
-            f"it out"
+            f"--{'address' if options.address else 'gpus'} is about a cluster; add --on ray, or "
+            "leave it out"
         )
     if options.gpus is not None and (options.gpus < 0 or not options.plan):
         raise KitError(
-            f"--gpus {options.gpus} is for --plan, at least 0: a run takes the GPUs that the "
-            f"cluster has"
+            f"--gpus {options.gpus} is for --plan alone, and at least 0; a run takes the GPUs "
+            "that the cluster has"
         )
+    if options.out and options.out.exists() and not options.out.is_dir():
+        raise KitError(f"--out {options.out} is a file; it must be a folder, there or not yet")
     jobs = plan_jobs(
         options.only,
         _given_settings(options),
@@ -309,10 +311,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     from kit.evaluation.accuracy import evaluate
     from kit.experiments.runs import find_run
 
+    attacks = split_names(options.attacks)
+    if not attacks:
+        raise KitError(
+            f"--attacks {options.attacks!r} names no attack; `python -m kit list attacks` has them"
+        )
     run = find_run(options.run)
     table = evaluate(
         run,
-        split_names(options.attacks),
+        attacks,
         split=options.split,
         n=options.n,
         device=options.device,

@@ -1,9 +1,8 @@
-"""What a run computes, counted before anything is trained: floating-point operations, two to a
-multiplication and addition.
+"""What a run computes, counted before anything is trained, in floating-point operations.
 
-Counted are the layers of networks in all passes of training, probes and the last look; random
-numbers, losses and optimizers are not, nor are evaluations. No image is needed of data sets that
-are downloaded.
+A multiplication and addition are two. Counted are the layers of networks in all passes of training,
+probes and the last look; random numbers, losses and optimizers are not, nor are evaluations. No
+image is needed of data sets that are downloaded.
 """
 
 from __future__ import annotations
@@ -76,10 +75,7 @@ def _noise_images(n: int, shape: tuple[int, int, int], classes: int) -> Split:
 
 
 class RunFlops(NamedTuple):
-    """Floating-point operations of a run:
-
-    an epoch of the last one's kind, and the pass over all images.
-    """
+    """Operations of a run: an epoch of the last one's kind, and the pass over all images."""
 
     epoch: float
     final: float
@@ -109,9 +105,10 @@ def _forward_flops(model: str, shape: tuple[int, int, int], classes: int) -> flo
 
 
 def count_passes(plan: Plan, classes: int = 10) -> float:
-    """How many forward passes' operations a training step costs an image: a pass forwards is one,
-    its gradient in an attack one more, and in an update, where the parameters have theirs, two
-    more. Counted on a tiny network.
+    """How many forward passes' operations a training step costs an image.
+
+    A pass forwards is one, its gradient in an attack one more, and in an update, where the
+    parameters have theirs, two more. Counted on a tiny network.
     """
     shape, recipe, count = (1, 4, 4), plan.recipe, []
     network = build_network("cnn", shape, classes)

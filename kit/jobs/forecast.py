@@ -1,9 +1,9 @@
-"""How long will the trainings take? Epochs are counted, steps are timed on this device, and nothing
-is kept.
+"""How long will the trainings take?
 
-What is timed is what will be done: networks that are trained together are timed together, and so
-are their probes, the files of an epoch and the last pass over all images. `python
-tests/check_forecast.py` sets it beside real runs.
+Epochs are counted, steps are timed on this device, and nothing is kept. What is timed is what will
+be done: networks that are trained together are timed together, and so are their probes, the files
+of an epoch and the last pass over all images. `python -m tests.benchmarks.check_forecast` sets it
+beside real runs.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def epochs_to_train(plans: Iterable[Plan]) -> list[tuple[Plan, int]]:
 
 
 class TrainingCost(NamedTuple):
-    """Seconds of networks that are trained together:
+    """Seconds of networks trained together: one of the last epochs, and the last pass.
 
-    an epoch of the last one's kind, and the pass over all images.
+    The last pass goes over all images.
     """
 
     epoch: float
@@ -71,11 +71,10 @@ class TrainingCost(NamedTuple):
 
 
 def measure_cost(plans: Sequence[Plan], device: torch.device) -> TrainingCost:
-    """Of `plans`, which fit together, from epochs on a few images in a folder that is gone
-    afterwards.
+    """Of `plans`, which fit together, from epochs on a few images.
 
-    Small networks are trained on one thread, as they would be; that others are trained beside them
-    is not counted.
+    Their folder is gone afterwards. Small networks are trained on one thread, as they would be;
+    that others are trained beside them is not counted.
     """
     recipe = plans[0].recipe
     small = recipe.model in SMALL
@@ -106,8 +105,10 @@ def measure_cost(plans: Sequence[Plan], device: torch.device) -> TrainingCost:
 def _state_before_last(
     plan: Plan, host: DataSet, device: torch.device, folder: Path
 ) -> TrainingState:
-    """A network at its beginning, in a folder of its own. It does not reweight: of one that has
-    learned nothing yet some weights would be refused, and they take no time to speak of.
+    """A network at its beginning, in a folder of its own, before its last epoch.
+
+    It does not reweight: of one that has learned nothing yet some weights would be refused, and
+    they take no time to speak of.
     """
     plan = replace(plan, burn_in=plan.recipe.epochs + 1)
     write_json(folder / "run.json", {})
@@ -130,9 +131,9 @@ def _run_last_epoch(states: Sequence[TrainingState], data: DataSet) -> None:
 
 
 def _median_seconds(work: Callable[[], object], device: torch.device, short: bool) -> float:
-    """How long `work` takes:
+    """How long `work` takes: the median of five, warmed up.
 
-    the median of five, warmed up; or, if it is not short and on a CPU, its only time.
+    If it is not short and on a CPU it is done and timed once.
     """
     found = []
     for _ in range(6 if short else 1 + (device.type != "cpu")):
@@ -148,14 +149,17 @@ def _median_seconds(work: Callable[[], object], device: torch.device, short: boo
 
 
 class CostClock:
-    """Times each kind of program once. Of deep networks one for each architecture and data set: the
-    others take as much longer as they compute more.
+    """Times each kind of program once.
+
+    Of deep networks one for each architecture and data set: the others take as much longer as they
+    compute more.
     """
 
     def __init__(self, device: torch.device):
         self.device, self.known = device, {}
 
     def __call__(self, plans: Sequence[Plan]) -> TrainingCost:
+        """What plans that are trained together cost."""
         plan = plans[0]
         if plan.recipe.model in SMALL:
             return self._once((plan.stack_key or plan.key, len(plans)), plans)[1]
@@ -175,7 +179,9 @@ class CostClock:
 
 def forecast_seconds(lists: Mapping[str, Sequence[Plan]], place: Place) -> dict[str, float]:
     """Seconds of each list of runs that one of the place's processes trains, as timed here.
-    `KitError` if this machine has no such device.
+
+    Raises:
+        KitError: if this machine has no such device.
     """
     clock, threads = CostClock(pick_device(str(place.device))), threads_per_worker(place.slots)
     epochs = {
@@ -195,9 +201,9 @@ def forecast_seconds(lists: Mapping[str, Sequence[Plan]], place: Place) -> dict[
 def _list_seconds(
     plans: Sequence[Plan], epochs: Mapping[str, int], clock: CostClock, threads: int
 ) -> float:
-    """As `kit.training.runner.run_many` trains them:
+    """As `kit.training.runner.run_many` trains them.
 
-    in programs, small ones on as many threads as there are.
+    It does so in programs, small ones on as many threads as there are.
     """
     due = [plan for plan in plans if not is_done(run_folder(plan))]
     side = threads if due and due[0].recipe.model in SMALL and clock.device.type == "cpu" else 1
@@ -213,9 +219,9 @@ def _list_seconds(
 
 
 def _program_seconds(plans: Sequence[Plan], epochs: Mapping[str, int], clock: CostClock) -> float:
-    """Of networks in step:
+    """Of networks in step.
 
-    those that have more epochs to go than others go through them without those.
+    Those that have more epochs to go than others go through them without those.
     """
     ahead, total = 0, clock(plans).final
     ordered = sorted(plans, key=lambda plan: epochs[plan.key])

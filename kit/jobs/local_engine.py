@@ -53,8 +53,9 @@ def run_locally(tasks: Mapping[str, Task], place: Place, tick: Tick, finished: F
 def _until_one_dies(
     left: Mapping[str, Task], jobs: int, tick: Tick, end: Callable[[str, Future], None]
 ) -> list[str]:
-    """Do what is `left`, from which `end` takes what is done. -> the tasks that a worker's death
-    has interrupted, if one dies; else all is done.
+    """Do what is `left`, from which `end` takes what is done.
+
+    -> the tasks that a worker's death has interrupted, if one dies; else all is done.
     """
     busy: dict[Future, str] = {}
     with _workers(jobs) as pool, contextlib.suppress(BrokenProcessPool):

@@ -1,9 +1,9 @@
-"""Tasks on a Ray cluster. Nothing else of the kit knows Ray, and it is asked for where it is
-wanted.
+"""Tasks on a Ray cluster.
 
-A task is a process somewhere in the cluster, with the checkout, the virtual environment and
-KIT_HOME at the same paths as here. If its machine is lost, Ray starts it again on another one,
-where it goes on from its last checkpoint.
+Nothing else of the kit knows Ray, which is imported only when it is asked for. A task is a process
+somewhere in the cluster, with the checkout, the virtual environment and KIT_HOME at the same paths
+as here. If its machine is lost, Ray starts it again on another one, where it goes on from its last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -44,13 +44,15 @@ ANSWER_SECONDS = 5
 
 
 def cluster_place(cpus: float, gpus: float, device: str = "auto") -> Place:
-    """What a cluster of so many CPUs and GPUs offers: every task takes one CPU and, where networks
-    are trained on GPUs, its share of one.
+    """What a cluster of so many CPUs and GPUs offers.
 
-    A deep network takes one CPU, too, where there are no GPUs: programs side by side use cores
-    better than the threads of one program do, no machine is too small for a task, and the number of
-    threads, which changes roundings, is always one. Errors: `KitError` for a device that the
-    cluster has not.
+    Every task takes one CPU and, where networks are trained on GPUs, its share of one. A deep
+    network takes one CPU, too, where there are no GPUs: programs side by side use cores better than
+    the threads of one program do, no machine is too small for a task, and the number of threads,
+    which changes roundings, is always one.
+
+    Raises:
+        KitError: for a device that the cluster has not.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise KitError(f"there is no device '{device}' in a cluster. Choices: auto, cpu, cuda")
@@ -96,8 +98,9 @@ def join_cluster(address: str, jobs: int, device: str = "auto") -> Iterator[Plac
 
 
 class _OneThread:
-    """stdout for the thread that made this; Ray's own threads would report every lost process
-    there.
+    """stdout for the thread that made this.
+
+    Ray's own threads would report every lost process there.
     """
 
     def __init__(self, stdout: TextIO):
@@ -111,8 +114,9 @@ class _OneThread:
 
 
 def run_on_ray(tasks: Mapping[str, Task], place: Place, tick: Tick, finished: Finished) -> None:
-    """Do `tasks` in the cluster that this process has `joined`; Ray queues those for which there is
-    no room yet.
+    """Do `tasks` in the cluster that this process has joined.
+
+    Ray queues those for which there is no room yet.
     """
     import ray
 

@@ -1,9 +1,9 @@
-"""Batch reproduction: check the whole plan, train each run once, run the notebooks, say what was
-made.
+"""Batch reproduction: plan, train each run once, run the notebooks, say what was made.
 
-The plan is read off the notebooks' own parameters. Trainings and notebooks are tasks of one engine,
-`kit.jobs.local_engine.run_locally` or another; a notebook is run as soon as its runs have ended;
-one that fails does not stop the others; and one whose stamp still fits is not run again.
+The plan is read off the notebooks' own parameters, and checked as a whole before anything runs.
+Trainings and notebooks are tasks of one engine, `kit.jobs.local_engine.run_locally` or another; a
+notebook is run as soon as its runs have ended; one that fails does not stop the others; and one
+whose stamp still fits is not run again.
 """
 
 from __future__ import annotations
@@ -481,8 +481,9 @@ def reproduce(
 
 
 class _ProgressReport:
-    """What is said while the tasks are done, a line when one has ended; and what has failed, and
-    each notebook's seconds.
+    """What is said while the tasks are done: a line when one has ended.
+
+    It keeps what has failed, and each notebook's seconds.
     """
 
     def __init__(self, lists: Mapping[str, list[Plan]], books: Mapping[str, NotebookJob]):
@@ -518,7 +519,10 @@ class _ProgressReport:
         else:
             self.seconds[name] = seconds
             if error is None and not self.books[name].is_done():
-                error = KitError("it ended without its stamp: study.finish() was not reached")
+                error = KitError(
+                    "it ended without its stamp: study.finish() was not reached, which must be the "
+                    "last line of its last cell"
+                )
             title, well, rest = name, f"made in {format_duration(seconds)}", ""
         if error is not None:
             self.failures[name] = str(error)

@@ -23,6 +23,7 @@ from kit.core.errors import KitError
 @dataclass(frozen=True)
 class Task:
     """`work(*args)`, which returns its seconds, once the tasks named in `after` have ended.
+
     `share`: of a GPU, where tasks are given GPUs.
     """
 
@@ -34,8 +35,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Place:
-    """Where tasks are done: what its networks are trained on, how many tasks at a time, and the
-    GPUs that tasks get their share of; 0 on CPUs, and where all of them use the one GPU together.
+    """Where tasks are done: their networks' device, and how many tasks at a time.
+
+    `gpus` are those that tasks get their share of: 0 on CPUs, and where all of them use the one GPU
+    together.
     """
 
     device: torch.device
@@ -70,9 +73,9 @@ def check_tasks(tasks: Mapping[str, Task]) -> None:
 
 
 def startable_tasks(left: Mapping[str, Task], busy: Collection[str]) -> list[str]:
-    """The tasks of `left`, those that have not ended, that may start now, in order:
+    """The tasks of `left`, those that have not ended, that may start now, in order.
 
-    not busy, and waiting for none of it.
+    They are not busy, and wait for none of `left`.
     """
     return [
         name for name, task in left.items() if name not in busy and not task.after & left.keys()
@@ -80,8 +83,9 @@ def startable_tasks(left: Mapping[str, Task], busy: Collection[str]) -> list[str
 
 
 def simulate_tasks(tasks: Mapping[str, Task], place: Place, seconds: Mapping[str, float]) -> float:
-    """After how long has the last of `tasks` ended, if they take `seconds`, each in the first room
-    that it finds?
+    """Seconds after which the last of `tasks` has ended, if each takes its `seconds`.
+
+    Each starts in the first room that it finds.
     """
     check_tasks(tasks)
     left, now, busy = dict(tasks), 0.0, []

@@ -96,7 +96,7 @@ FORMULAS: dict[str, str | tuple[str, Mapping]] = {
     "conv_kurtosis": r"-\gamma \sum_{l \le n} \left( \frac{\operatorname{mean}((W_l - \bar W_l)^4)}"
     r"{(\operatorname{mean}((W_l - \bar W_l)^2))^2} - 3 \right),\quad \text{over convolutions}",
     # perturbation of the parameters, g the gradient
-    "perturbed": r"W + \gamma_W \lVert W \rVert_2 \frac{g}{\lVert g \rVert_2},\quad \text{for "
+    "perturb_weights": r"W + \gamma_W \lVert W \rVert_2 \frac{g}{\lVert g \rVert_2},\quad \text{for "
     r"every weight tensor; its step is taken there}",
     # schedules
     "friendlier_first": r"\mathbf 1[t > t_1 T] + \mathbf 1[t > t_2 T]",
@@ -167,7 +167,7 @@ SYMBOLS: dict[str, dict[str, str]] = {
         name: {"strength": r"\gamma", "layers": "n"}
         for name in ("conv_l1_minus_l2", "conv_kurtosis")
     },
-    "perturbed": {"gamma": r"\gamma_W"},
+    "perturb_weights": {"gamma": r"\gamma_W"},
     "friendly_pgd": {"tau": r"\tau", "omega": r"\omega"},
     "friendlier_first": {"first": "t_1", "second": "t_2"},
     "warm_up": {"until": "t_0", "gamma": r"\gamma_0"},

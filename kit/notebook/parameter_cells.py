@@ -33,9 +33,9 @@ _TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a parameters cell:
+    """One line of a parameters cell.
 
-    type, default, and what stands behind the # (meaning; allowed values).
+    Its type and default, and what stands behind the #: meaning; allowed values.
     """
 
     kind: str
@@ -112,8 +112,9 @@ class NotebookValues:
 
 
 def declared_parameters(source: str) -> dict[str, Parameter]:
-    """The parameters that a cell declares; {} if any line of it is something else than an annotated
-    literal.
+    """The parameters that a cell declares.
+
+    {} if any line of it is something else than an annotated literal.
     """
     try:
         body = ast.parse(source).body
@@ -152,7 +153,9 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
     try:
         cells = json.loads(path.read_text())["cells"]
     except (OSError, ValueError, KeyError) as error:
-        raise KitError(f"{path} is no readable notebook ({type(error).__name__})") from error
+        raise KitError(
+            f"{path} is no readable notebook ({type(error).__name__}); restore it from the project"
+        ) from error
     for cell in cells:
         if "parameters" in cell.get("metadata", {}).get("tags", []):
             found = declared_parameters("".join(cell["source"]))
@@ -162,7 +165,7 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
                 f"{path.name}: its parameters cell must hold lines such as `seed: int = 0  # "
                 f"meaning` only"
             )
-    raise KitError(f"{path.name} has no cell tagged 'parameters'")
+    raise KitError(f"{path.name} has no cell tagged 'parameters'; tag the one that declares them")
 
 
 def check_parameters(

@@ -1,10 +1,11 @@
-"""What a notebook calls: `begin` checks its parameters, then a `Study` holds its runs, figures and
-verdicts.
+"""What a notebook calls.
 
-study = kit.begin("02_confused_labels", globals())
-bars = study.draw("confused-labels", method)
-study.check(bars)
-study.finish()
+`begin` checks its parameters, then a `Study` holds its runs, figures and verdicts.
+
+    study = kit.begin("02_confused_labels", globals())
+    bars = study.draw("confused-labels", method)
+    study.check(bars)
+    study.finish()
 """
 
 from __future__ import annotations
@@ -145,8 +146,9 @@ class Study:
         return [self._open(plan) for plan in wanted]
 
     def draw(self, figure: str, methods: str | list[Run] = "", **options) -> Drawing:
-        """Draw a figure of kit.FIGURES from the runs of `methods` (names, or runs; all that are
-        open), and save it in the study's folder.
+        """Draw a figure of kit.FIGURES, and save it in the study's folder.
+
+        It shows the runs of `methods`: names, or runs; all that are open, where none is given.
         """
         given = (
             self.runs(methods).values()
@@ -177,8 +179,9 @@ class Study:
         return panel
 
     def table(self, title: str, name: str) -> ResultTable:
-        """All runs that the parameters ask for, under their `attacks`, as a table that is saved in
-        the study's folder. A run that cannot be trained is left out and named.
+        """All runs that the parameters ask for, under their `attacks`, as a table.
+
+        It is saved in the study's folder. A run that cannot be trained is left out and named.
         """
         self._train(self.values.plans)
         runs, missing = [], {}
@@ -193,8 +196,10 @@ class Study:
         return table
 
     def measured_tables(self) -> list[PaperTable]:
-        """Each printed table of the `tables` parameter beside what its runs measure, saved in the
-        study's folder as say vir-table-1; runs are trained and evaluated now where they are not.
+        """Each printed table of the `tables` parameter beside what its runs measure.
+
+        They are saved in the study's folder as say vir-table-1; runs are trained and evaluated now
+        where they are not.
         """
         values = self.values
         self._train([plan for plan, _ in values.table_evaluations])
@@ -211,9 +216,7 @@ class Study:
         return found
 
     def compare(self) -> pd.DataFrame:
-        """The claims of the papers that the `tables` parameter names, with verdicts from what was
-        measured.
-        """
+        """The claims of the papers of the `tables`, with verdicts from what was measured."""
         papers = dict.fromkeys(paper for paper, _ in self.values.tables)
         options = self.values.table_options | {
             "seeds": self.values.seeds,

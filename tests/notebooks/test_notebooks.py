@@ -232,6 +232,7 @@ def test_plain_papermill_refuses_wrong_words(given, words, home, tmp_path):
         (["--seeds", "1", "1"], "names one twice"),
         (["--device", "tpu"], "auto, cpu, cuda, mps"),
         (["--jobs", "-2"], "at least 1"),
+        (["--out", __file__], "is a file; it must be a folder"),
         (["--address", "local"], "add --on ray"),
         (["--on", "ray", "--address", "nowhere"], "Choices: auto, local, HOST:PORT"),
         (["--on", "ray", "--gpus", "2"], "--gpus 2 is for --plan"),
@@ -363,3 +364,4 @@ def test_train_evaluate_list(home, tiny_run, capsys):
     assert "no stored runs match 'zzz'" in said("evaluate", "zzz", code=2)
     assert "Did you mean 'mail-at'" in said("train", "mael-at", code=2)
     assert "no attack 'aaa'" in said("evaluate", key[:8], "--attacks", "aaa", code=2)
+    assert "names no attack" in said("evaluate", key[:8], "--attacks", " , ", code=2)

@@ -474,7 +474,7 @@ def test_an_unreadable_image_is_named(tree):
         ("mnst", r"no data set 'mnst'\. Did you mean 'mnist'\?.*cifar10.*folder:<path>"),
         ("CIFAR-10", "no data set 'CIFAR-10'"),
         ("", "no data set ''"),
-        ("folder:", r"expected one with train/<class>/|is not a folder of images"),
+        ("folder:", r"^folder: names no folder; write folder:<path>"),
         (
             "folder:/no/such/place",
             r"no folder /no/such/place; expected one with train/<class>/ and test/<class>/",
