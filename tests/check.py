@@ -1,9 +1,10 @@
 """What is checked without running the kit: lint, format, README's layout, types.
 
-    python -m tests.check           # says what is wrong; changes nothing
-    python -m tests.check --fix     # mends what can be mended: lint, format, layout
+    .ci/check           # says what is wrong; changes nothing
+    .ci/check --fix     # mends what can be mended: lint, format, layout
 
-CI runs it, and so does pre-commit. The type checker runs where pyproject.toml configures one.
+CI runs it, and so does pre-commit; it is `python -m tests.check`. The type checker runs where
+pyproject.toml configures one.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def checks() -> list[Check]:
 def main(words: list[str]) -> int:
     """Run every check, also after one that failed. -> 0, or 1 where one of them failed."""
     if set(words) - {"--fix"}:
-        print("usage: python -m tests.check [--fix]", file=sys.stderr)
+        print("usage: .ci/check [--fix]", file=sys.stderr)
         return 2
     failed = []
     for check in checks():

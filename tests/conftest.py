@@ -15,6 +15,53 @@ from tests.helpers.settings import ROOT, TINY, settings_words
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+#: `-m fast` takes these files whole, but for their slow tests: formulas, criteria, weights, losses,
+#: the step, tables and values, data, the papers' printed numbers, the architecture, and the
+#: authors' own outputs.
+FAST = {
+    "golden/test_golden.py",
+    "golden/test_golden_auto_attack.py",
+    "golden/test_golden_methods.py",
+    "golden/test_golden_train.py",
+    "properties/test_criteria_ranges.py",
+    "properties/test_projections.py",
+    "unit/test_architecture.py",
+    "unit/test_criteria.py",
+    "unit/test_data.py",
+    "unit/test_formulas.py",
+    "unit/test_losses.py",
+    "unit/test_models.py",
+    "unit/test_papers.py",
+    "unit/test_statistics.py",
+    "unit/test_step.py",
+    "unit/test_store.py",
+    "unit/test_types.py",
+    "unit/test_weights.py",
+}
+
+
+def is_fast(path: Path) -> bool:
+    """Is a test file one of those that `-m fast` takes?"""
+    return path.relative_to(Path(__file__).parent).as_posix() in FAST
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the files that `-m fast` would import to take nothing of them."""
+    is_test = collection_path.match("test_*.py")
+    return (
+        True
+        if config.option.markexpr == "fast" and is_test and not is_fast(collection_path)
+        else None
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is fast by the file it lies in."""
+    for item in items:
+        if is_fast(item.path) and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.fast)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def home(tmp_path_factory) -> Path:
     """KIT_HOME for the whole run:
