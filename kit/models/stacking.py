@@ -57,9 +57,7 @@ class StackedNetworks(nn.Module):
                     torch.cat([getattr(each, name) for each in layers])
                     for name in ("weight", "bias")
                 )
-                h = F.conv2d(
-                    h, weight, bias, layer.stride, layer.padding, layer.dilation, count
-                )
+                h = F.conv2d(h, weight, bias, layer.stride, layer.padding, layer.dilation, count)
             elif isinstance(layer, nn.Flatten):
                 h = h.reshape(n, count, -1).transpose(0, 1)  # (R, N, features)
             elif isinstance(layer, nn.Linear):
