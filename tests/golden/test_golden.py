@@ -216,9 +216,7 @@ def test_wmmr_losses(key, classes, base, alpha, more):
     if more.endswith("normalized"):
         weights = batch_mean(weights)
     weighted, plain = (
-        LOSSES["cross_entropy"](seen.logits_adv, seen.y)
-        if base == "at"
-        else LOSSES["trades"](seen.logits_nat, seen.logits_adv, seen.y, beta=5.0)
+        LOSSES["cross_entropy"](seen) if base == "at" else LOSSES["trades"](seen, beta=5.0)
     )
     close((weights * weighted + plain).mean(), LOGITS[key])
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kit.attacks.friendly_pgd_attack import friendly_pgd
-from kit.attacks.projected_gradient_descent import pgd
+from kit.attacks.projected_gradient_descent import pgd, trained_loss_pgd
 from kit.core.parts import part
 from kit.methods.regularisers import conv_kurtosis
 from kit.methods.schedules import friendlier_first
@@ -186,15 +186,8 @@ def test_attacks_in_train_mode(which, name):
             net = nn.Sequential(_Cifar(), net)
     if "margin" in name:
         own = METHODS["wmmr"].override("weight.alpha", 2.0).trained_loss
-        x_adv = pgd(
-            net,
-            bench.x,
-            bench.y,
-            bench.threat,
-            loss="trained",
-            trained_loss=own,
-            init=start,
-            **settings,
+        x_adv = trained_loss_pgd(
+            net, bench.x, bench.y, bench.threat, trained_loss=own, init=start, **settings
         )
     else:
         x_adv = pgd(net, bench.x, bench.y, bench.threat, init=start, **settings)

@@ -692,7 +692,7 @@ def test_perturbed_weights_stand_where_the_formula_says():
                 scope = Scope(
                     {"W": before[name].numpy(), "g": found[name].numpy(), r"\gamma_W": 0.3}
                 )
-                close(evaluate(FORMULAS["perturbed"], scope)[0], p, name)
+                close(evaluate(FORMULAS["perturb_weights"], scope)[0], p, name)
             else:
                 assert torch.equal(p, before[name]), f"{name} is no weight tensor"
 
@@ -758,7 +758,7 @@ def test_a_row_computes_what_it_shows(name):
         scopes = [scope.plus(scalars={"R": values}) for scope in scopes]
     check(r"\mathcal L", ((weights * weighted + bare).mean() + penalty).expand(N))
     if method.perturb:
-        assert lines.pop("W'").startswith(FORMULAS["perturbed"])
+        assert lines.pop("W'").startswith(FORMULAS["perturb_weights"])
     assert not lines, "nothing is shown that was not checked"
 
 
@@ -819,11 +819,11 @@ def test_a_part_of_ones_own_appears_by_its_name():
     def margin_squared(probs, y):
         return probs[:, 0]
 
-    mine = CRITERIA["pm"].quantity.__class__(margin_squared, {})
+    mine = part(margin_squared)
     row = METHODS["mail-at"].but(
         "mine",
         "here",
-        weight=Part(sigmoid, {"steep": 2.0}),
+        weight=part(sigmoid, steep=2.0),
         criterion=Criterion("mine", mine, ("probs_nat", "y"), -1, "my score", "here"),
     )
     assert (

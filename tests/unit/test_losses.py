@@ -224,8 +224,8 @@ def test_cost_of_one_still_adds_the_probability_of_being_wrong():
     not exact.
     """
     seen = seen_of(10)
-    with_cost, _ = losses.cost_sensitive(seen.logits_adv, seen.y, protected=3, cost=1.0)
-    plain, _ = losses.cross_entropy(seen.logits_adv, seen.y)
+    with_cost, _ = losses.cost_sensitive(seen, protected=3, cost=1.0)
+    plain, _ = losses.cross_entropy(seen)
     expected = [
         1 - softmax(z)[y] for z, y in zip(seen.logits_adv.tolist(), seen.y.tolist(), strict=True)
     ]
@@ -239,19 +239,19 @@ def test_only_mistakes_with_the_protected_class_cost_more():
     logits = torch.tensor(
         [[0.0, 0, -800, 0], [0, 0, -800, -800], [0, 0, 0, 0]], dtype=torch.float64
     )
-    y = torch.tensor([2, 0, 1])
-    low, high = (losses.cost_sensitive(logits, y, protected=2, cost=c)[0] for c in (10.0, 20.0))
+    seen = StepOutputs(torch.tensor([2, 0, 1]), logits)
+    low, high = (losses.cost_sensitive(seen, protected=2, cost=c)[0] for c in (10.0, 20.0))
     assert (high - low).tolist() == pytest.approx([10, 0, 10 / 4])
 
 
 @pytest.mark.parametrize("num_classes", [2, 10])
 def test_protected_class_must_exist(num_classes):
-    logits, y = torch.zeros(2, num_classes), torch.tensor([0, 1])
-    losses.cost_sensitive(logits, y, protected=num_classes - 1)
+    seen = StepOutputs(torch.tensor([0, 1]), torch.zeros(2, num_classes))
+    losses.cost_sensitive(seen, protected=num_classes - 1)
     with pytest.raises(
         KitError, match=rf"protected={num_classes} names no class.*0 to {num_classes - 1}"
     ):
-        losses.cost_sensitive(logits, y, protected=num_classes)
+        losses.cost_sensitive(seen, protected=num_classes)
     for bad in (-1, num_classes):
         with pytest.raises(
             KitError, match=rf"protected class {bad} is not one of 0 to {num_classes - 1}"

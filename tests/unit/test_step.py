@@ -183,7 +183,7 @@ def test_bf16_is_the_attack_s_alone(make):
     moved = (batches["bf16"].x_adv - batches["fp32"].x_adv).abs()
     assert 0 < float((moved > 1e-6).float().mean()) < 0.7
     assert float((batches["bf16"].x_adv - x).abs().max()) <= RECIPE.eps + 1e-6
-    assert batches["bf16"].x_adv.dtype == batches["bf16"].path.p_flip.dtype == torch.float32
+    assert batches["bf16"].x_adv.dtype == batches["bf16"].trace.p_flip.dtype == torch.float32
     net.eval()
     with torch.no_grad():
         ce = {
