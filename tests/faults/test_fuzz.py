@@ -44,6 +44,7 @@ from kit.jobs.command_line import main
 from kit.notebook import parameter_cells
 from kit.training import loop, runner
 from tests.helpers.data_files import write_mnist
+from tests.helpers.processes import PATIENCE
 from tests.helpers.run_files import contents
 from tests.helpers.settings import TINY
 
@@ -77,7 +78,7 @@ def trying(share: float, default: int) -> Callable:
 
 
 @contextlib.contextmanager
-def soon(seconds: int = 60) -> Iterator[None]:
+def soon(seconds: int = PATIENCE) -> Iterator[None]:
     """Nothing may hang."""
 
     def late(*_: object) -> None:
