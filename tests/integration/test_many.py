@@ -262,7 +262,7 @@ def test_out_of_memory_halves_the_company(fresh_home, monkeypatch, capsys):
 
     monkeypatch.setattr(runner, "fit_plans", none)
     with pytest.raises(
-        KitError, match="batch_size=20 does not fit into the memory of cpu; lower it"
+        KitError, match="batch_size=20 does not fit into the device's memory; lower it"
     ):
         kit.run("at", seed=9, overrides=TINY, quiet=True)
     with pytest.raises(KitError, match="2 of 2 runs could not be trained"):
