@@ -441,10 +441,10 @@ def test_files_of_unfinished_runs(hasty, mark, record_property, monkeypatch):
     shutil.rmtree(runs_folder())
     real = loop.train_epoch
 
-    def stopped(states, split, epoch):
+    def stopped(state, split, epoch):
         if epoch == 4:
             raise KeyboardInterrupt
-        return real(states, split, epoch)
+        return real(state, split, epoch)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_epoch", stopped)

@@ -183,10 +183,10 @@ def test_a_folder_that_vanishes(fresh_home, monkeypatch):
     """
     real = loop.train_epoch
 
-    def vanish(states, split, epoch):
+    def vanish(state, split, epoch):
         if epoch == 2:
-            shutil.rmtree(states[0].folder)
-        return real(states, split, epoch)
+            shutil.rmtree(state.folder)
+        return real(state, split, epoch)
 
     monkeypatch.setattr(loop, "train_epoch", vanish)
     with pytest.raises(
