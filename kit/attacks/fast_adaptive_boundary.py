@@ -20,7 +20,7 @@ from kit.core.threat import Threat
 
 #: Auto-attack's settings: how far beyond the hyperplane, the largest pull towards x, and the way
 #: kept after a success.
-OVERSHOOT, PULL, BACK = 1.05, 0.1, 0.9
+FAB_OVERSHOOT, PULL, BACK = 1.05, 0.1, 0.9
 
 
 #: Stands for infinity where infinity times zero would be NaN.
@@ -151,7 +151,7 @@ def step_to_boundary(x_t: Tensor, x: Tensor, value: Tensor, gradient: Tensor, no
     d_t, d = to_hyperplane(x_t, gradient, value, norm), to_hyperplane(x, gradient, at_x, norm)
     length_t, length = (tensors.norm(v, norm).clamp_min(1e-8) for v in (d_t, d))
     pull = tensors.per_example((length_t / (length_t + length)).clamp_max(PULL), x)
-    return ((1 - pull) * (x_t + OVERSHOOT * d_t) + pull * (x + OVERSHOOT * d)).clamp(0, 1)
+    return ((1 - pull) * (x_t + FAB_OVERSHOOT * d_t) + pull * (x + FAB_OVERSHOOT * d)).clamp(0, 1)
 
 
 def to_hyperplane(points: Tensor, w: Tensor, value: Tensor, norm: str) -> Tensor:

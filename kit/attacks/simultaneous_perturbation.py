@@ -16,7 +16,7 @@ from kit.core.threat import Threat
 
 #: An estimate is summed over blocks of this many directions, whatever the batch, and a pass takes
 #: at most so many images.
-BLOCK, IMAGES = 16, 2048
+DIRECTIONS, IMAGES_PER_PASS = 16, 2048
 
 
 def spsa(
@@ -61,7 +61,9 @@ def spsa(
         rows = tracker.unbroken()
         x_t, moments = x[rows], x.new_zeros(2, *x[rows].shape)
         for t in range(1, steps + 1):
-            parts = torch.arange(len(rows), device=x.device).split(IMAGES // (2 * BLOCK))
+            parts = torch.arange(len(rows), device=x.device).split(
+                IMAGES_PER_PASS // (2 * DIRECTIONS)
+            )
             gradient = torch.cat(
                 [
                     estimate(tracker, x_t[part], rows[part], streams, t, delta, samples)
@@ -93,8 +95,8 @@ def estimate(
     """
     own = Streams(streams.ids.to(rows.device)[rows], *streams.parts, "directions", t)
     total, shape = torch.zeros_like(x_t), x_t.shape[1:]
-    for first in range(0, samples, BLOCK):
-        block = min(BLOCK, samples - first)
+    for first in range(0, samples, DIRECTIONS):
+        block = min(DIRECTIONS, samples - first)
         # (n, block, C, H, W)
         signs = 1 - 2 * own.uniform(x_t[:, None].expand(-1, block, *shape)).round()
         sides = torch.stack([x_t[:, None] + delta * signs, x_t[:, None] - delta * signs])

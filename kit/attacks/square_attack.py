@@ -23,7 +23,7 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 #: Random numbers are drawn for so many queries at once.
-BLOCK = 256
+DRAWN_QUERIES = 256
 
 
 #: So many proposals of an example go through the network at once, after the first halving.
@@ -74,7 +74,7 @@ def square(
         best_x = (stripes if threat.norm == "linf" else bumps)(x, threat, streams)
         margins = tracker.margins(best_x[rows], rows)
         best = x.new_full((len(x),), torch.inf).index_copy(0, rows, margins)
-        edges = {0, queries, *(edge + 1 for edge in HALVINGS), *range(0, queries, BLOCK)}
+        edges = {0, queries, *(edge + 1 for edge in HALVINGS), *range(0, queries, DRAWN_QUERIES)}
         for begin, end in pairwise(sorted(edge for edge in edges if edge <= queries)):
             # drawn for every example, so that none depends on what became of its mates
             drawn = draw_noise(streams, "uniform", x.new_empty(len(x), end - begin, 5 + x.shape[1]))

@@ -86,8 +86,8 @@ def draw_audit_steps(data: FigureData) -> Drawing:
 
 def _draw_accuracies(axes: Axes, audits: Mapping[str, Audit]) -> None:
     last = ("aa", "worst case")
-    attacks = dict.fromkeys(name for report in audits.values() for name in report.steps.index)
-    attacks = sorted(attacks, key=lambda name: last.index(name) + 1 if name in last else 0)
+    names = dict.fromkeys(name for report in audits.values() for name in report.steps.index)
+    attacks = sorted(names, key=lambda name: last.index(name) + 1 if name in last else 0)
     place = {name: i for i, name in enumerate(attacks)}
     for number, (method, report) in enumerate(audits.items()):
         table, shift = report.steps, 0.16 * (number - (len(audits) - 1) / 2)
@@ -137,8 +137,8 @@ def decide_audit_steps(data: FigureData) -> list[Claim]:
             *interval, n = data.extras["above_at"][method]
             claims.append(
                 Claim(
-                    f"{s.label(method)} loses more than AT between PGD-100 and AutoAttack (MAIL s. "
-                    f"4.2, Table 2)",
+                    f"{s.label(method)} loses more than AT between PGD-100 and AutoAttack (MAIL "
+                    "s. 4.2, Table 2)",
                     printed,
                     f"{format_points(interval, ' points more than AT')}, n = {n}",
                     holds=interval[1] > 0,

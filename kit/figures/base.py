@@ -77,6 +77,8 @@ class Drawing(Figure):
     `width` and `height` are inches. `files` are the paths that `save` wrote.
     """
 
+    canvas: FigureCanvasAgg
+
     def __init__(self, width: float = 7.0, height: float = 3.0):
         super().__init__(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(self)

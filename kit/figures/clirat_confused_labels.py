@@ -247,7 +247,7 @@ def _rows_to_show(ids: np.ndarray, chosen: int, allowed: torch.Tensor, what: str
         if not len(rows):
             raise KitError(
                 f"training image {chosen} has not {what} in this run; leave it out to have one "
-                f"chosen"
+                "chosen"
             )
     if not len(rows):
         raise KitError(f"no training image has {what} in this run; raise eps, or train less long")
@@ -316,21 +316,21 @@ def compute_two_margins(run: Run, *, split: Literal["train", "test"] = "train") 
     wrong = count > 0
     pm = probabilistic_margin(probs, y)[wrong].numpy()
     cl_pm = confused_label_margin(probs, y)[wrong].numpy()
-    count = count[wrong].numpy()
+    counts = count[wrong].numpy()
     truth, toy = torch.tensor([0]), {}
     for name, values in TOY_POINTS.items():
         p = torch.tensor([values])
         toy[name] = float(probabilistic_margin(p, truth)), float(confused_label_margin(p, truth))
-    gap = (pm - cl_pm)[count >= 2]
+    gap = (pm - cl_pm)[counts >= 2]
     facts = {
         "toy": toy,
         "n": int(wrong.sum()),
         "cl_pm_above_pm": int((cl_pm > pm + 1e-9).sum()),
-        "equal_iff_one": bool(((np.abs(cl_pm - pm) < 1e-9) == (count == 1)).all()),
+        "equal_iff_one": bool(((np.abs(cl_pm - pm) < 1e-9) == (counts == 1)).all()),
         "mean_gap_several": float(gap.mean()) if len(gap) else float("nan"),
         "lowest_cl_pm": float(cl_pm.min()) if len(cl_pm) else float("nan"),
     }
-    extras = {"split": split, "pm": pm, "cl_pm": cl_pm, "count": count}
+    extras = {"split": split, "pm": pm, "cl_pm": cl_pm, "count": counts}
     return FigureData(facts, describe_setting(run), run.method, extras)
 
 

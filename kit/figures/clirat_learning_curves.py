@@ -159,19 +159,22 @@ def compute_learning_curves(runs: Sequence[Run], *, n: int = 100, aa: int = 0) -
     found, begin = measure_curves(runs, n, aa), burn_in_end(runs)
     after = next((epoch for epoch in found["clirat"]["natural"].epochs if epoch > begin), None)
     everywhere = ("natural", "pgd20", "cw20")
-    jumps = {
-        method: {
-            name: grand_difference(curves[name].at(begin), curves[name].at(after))
-            for name in everywhere
+    jumps: dict[str, dict[str, Interval]] = {}
+    control: dict[str, Interval] = {}
+    if after is not None:
+        jumps = {
+            method: {
+                name: grand_difference(curves[name].at(begin), curves[name].at(after))
+                for name in everywhere
+            }
+            for method, curves in found.items()
+            if {begin, after} <= set(curves["natural"].epochs)
         }
-        for method, curves in found.items()
-        if {begin, after} <= set(curves["natural"].epochs)
-    }
-    control = {
-        name: grand_difference(found["at"][name].at(after), found["clirat"][name].at(after))
-        for name in everywhere
-        if {"at", "clirat"} <= set(jumps)
-    }
+        control = {
+            name: grand_difference(found["at"][name].at(after), found["clirat"][name].at(after))
+            for name in everywhere
+            if {"at", "clirat"} <= set(jumps)
+        }
     _, seeds, n = found["at"]["natural"].right.shape
     facts = {
         "n": n,
@@ -279,7 +282,8 @@ def _mark_burn_in(panel: Axes, begin: int) -> None:
 
 def _draw_curves(panel: Axes, found: Curves, names: Sequence[str], begin: int) -> None:
     """Draw all methods' lines, their names at the ends, black while they are one network."""
-    ends, floor = {}, 1.0
+    ends: dict[str, float] = {}
+    floor = 1.0
     for name in names:
         curves = {method: mine[name] for method, mine in found.items() if name in mine}
         shared = _count_shared_epochs(curves, begin)
@@ -290,11 +294,12 @@ def _draw_curves(panel: Axes, found: Curves, names: Sequence[str], begin: int) -
             floor = min([floor, *each[np.array(curve.epochs) >= 0.4 * begin].ravel()])
     panel.axvline(begin, color=s.GREY, linewidth=0.8, linestyle=":", zorder=0)
     top = min(panel.dataLim.y1 + 0.04, 1.01)
+    # The first epochs' rise would flatten what follows, so the axis begins at the later floor.
     panel.set(
         xlabel="epoch",
         xlim=(1, max(curves["natural"].epochs[-1] for curves in found.values())),
         ylim=(max(floor - 0.25 * (top - floor), 0), top),
-    )  # the first epochs' rise would flatten what follows
+    )
     panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     panel.grid(axis="y", linewidth=0.4)

@@ -195,7 +195,7 @@ def _draw_trend(panel: Axes, xs: Sequence[float], trend: Mapping, tint: str) -> 
     s.share_axis(panel)
 
 
-def _equal_spans(columns: Sequence[Sequence[Axes]]) -> None:
+def _equal_spans(columns: np.ndarray) -> None:
     """Make all columns as high as the one that varies most; none goes far above 100 %."""
     limits = [column[0].get_ylim() for column in columns]
     span = max(high - low for low, high in limits)
@@ -240,7 +240,7 @@ def decide_opposite_trends(held: Mapping, symbol: str, seeds: int) -> Claim:
     )
     return Claim(
         f"{symbol} moves accuracy under PGD one way, on clean images and under CW, AA the other "
-        f"(CLIRAT Fig. 4)",
+        "(CLIRAT Fig. 4)",
         "curves, no numbers",
         f"ρ over {count} values, {seeds} seed(s): {words}{few}",
         holds=bool(products) and all(product < 0 for product in products),

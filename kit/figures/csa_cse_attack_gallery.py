@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
@@ -182,13 +184,12 @@ def _answer_words(answer: tuple[int, float, bool], classes: list[str]) -> tuple[
     return f"{classes[said]}, $p_y$ {p_y:.2f}", s.BLACK if right else s.VERMILLION
 
 
-def _draw_image(axes: Axes, image: Tensor, words: tuple[str, str], **look) -> None:
+def _draw_image(axes: Axes, image: Tensor, words: tuple[str, str], **style: Any) -> None:
     """Draw one image (C, H, W) without ticks, and what is said of it below."""
-    pixels = image.cpu().permute(1, 2, 0).numpy()  # imshow wants one channel as (H, W)
-    axes.imshow(
-        pixels[..., 0] if len(image) == 1 else pixels,
-        **({"cmap": "gray_r", "vmin": 0, "vmax": 1} | look),
-    )
+    settings: dict[str, Any] = {"cmap": "gray_r", "vmin": 0, "vmax": 1} | style
+    pixels = image.cpu().permute(1, 2, 0).numpy()
+    # imshow wants one channel as (H, W).
+    axes.imshow(pixels[..., 0] if len(image) == 1 else pixels, **settings)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(visible=True, linewidth=0.5, color=s.GREY)
     axes.set_xlabel(words[0], color=words[1], fontsize=6.8, labelpad=2)

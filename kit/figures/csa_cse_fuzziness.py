@@ -338,7 +338,7 @@ def _draw_formula_and_text(axes: Axes, extras: dict) -> None:
 
 
 def _draw_growth(axes: Axes, before: np.ndarray, after: np.ndarray) -> None:
-    edges = np.linspace(0, max(before.max(), after.max()), 40)
+    edges = np.linspace(0, max(before.max(), after.max()), 40).tolist()
     axes.hist(
         before,
         edges,
@@ -368,7 +368,7 @@ def decide_fuzziness_force(data: FigureData) -> list[Claim]:
         Claim(
             "fuzziness is small where parameters are near 0 (CSE s. III-C)",
             "ρ → 1 for w → 0",
-            f"Eq. 9 gives ρ = ½ and its maximum ln 2 at 0; the share below 0.05 went from "
+            "Eq. 9 gives ρ = ½ and its maximum ln 2 at 0; the share below 0.05 went from "
             f"{before:.1%} to {after:.1%}",
             holds=False,
             fails=bool(data.extras["by_formula"].argmax() == 0),

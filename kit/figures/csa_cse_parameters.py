@@ -88,7 +88,7 @@ def draw_parameters(data: FigureData) -> Drawing:
 def _draw_distribution(axes: Axes, data: FigureData) -> None:
     values, methods = data.extras["values"], data.facts["methods"]
     reach = max(np.abs(v).max() for v in values.values())
-    bins = np.linspace(-reach, reach, 51)
+    bins = np.linspace(-reach, reach, 51).tolist()
     for method, v in values.items():
         tint = s.colour(method)
         axes.hist(v, bins=bins, histtype="stepfilled", alpha=0.10, color=tint)

@@ -101,7 +101,8 @@ def _choose_telling_images(
         wrong & (y != protected) & (predicted != protected),
         ~wrong & (y != protected),
     ]
-    queues, chosen = [kind.nonzero().flatten().tolist() for kind in kinds], []
+    queues = [kind.nonzero().flatten().tolist() for kind in kinds]
+    chosen: list[int] = []
     while len(chosen) < min(count, len(y)):
         for queue in queues:
             if queue and len(chosen) < count:
@@ -112,7 +113,7 @@ def _choose_telling_images(
 def draw_training_stages(data: FigureData) -> Drawing:
     """Draw the stages, the cost matrix, and fuzziness before and after training."""
     drawing = Drawing(7.6, 4.0)
-    left, right = drawing.subfigures(1, 2, width_ratios=(1.75, 1))
+    [[left, right]] = drawing.subfigures(1, 2, squeeze=False, width_ratios=(1.75, 1))
     _draw_stages(left, data.extras)
     top, bottom = right.subplots(2, 1, height_ratios=(1.35, 1))
     _draw_cost_matrix(top, data.extras["classes"], data.extras["protected"], data.facts["cost"])
@@ -242,10 +243,10 @@ def describe_training_stages(data: FigureData) -> str:
     """The caption: what CSA and CSE minimise, with this batch's numbers."""
     facts = data.facts
     return (
-        "CSA/CSE Fig. 1 draws the scheme; this is it at work on "
-        f"{len(data.extras['y'])} of {facts['n']} training images ({data.setting}). CSA minimises "
-        f"the mean of cross-entropy and expected cost, here {facts['mean']['ce']:.2f} + "
-        f"{facts['mean']['cost']:.2f}; mistakes with class {facts['protected']} cost "
-        f"{facts['cost']:g}. CSE minimises cross-entropy plus the fuzziness of its convolutions, "
-        "which Eq. 8 makes largest, ln 2, where all parameters are 0."
+        f"CSA/CSE Fig. 1 draws the scheme; this is it at work on {len(data.extras['y'])} of "
+        f"{facts['n']} training images ({data.setting}). CSA minimises the mean of cross-entropy "
+        f"and expected cost, here {facts['mean']['ce']:.2f} + {facts['mean']['cost']:.2f}; "
+        f"mistakes with class {facts['protected']} cost {facts['cost']:g}. CSE minimises "
+        "cross-entropy plus the fuzziness of its convolutions, which Eq. 8 makes largest, ln 2, "
+        "where all parameters are 0."
     )

@@ -114,9 +114,9 @@ class Explanation:
 
         None where nothing is weighted.
         """
-        if self.method.weight is None:
-            return None
         criterion = self.method.criterion
+        if self.method.weight is None or criterion is None:
+            return None
         low, high = RANGES.get(criterion.quantity.name, lambda _: (-1.0, 1.0))(
             criterion.quantity.params
         )
@@ -144,8 +144,7 @@ class Explanation:
                 axes.legend()
         drawing.caption = (
             f"{self.name}: {self.method.weight} against {plain_text(axis_symbol(criterion))} from "
-            f"{low:g} to "
-            f"{high:.3g} ({safer}), before the normaliser."
+            f"{low:g} to {high:.3g} ({safer}), before the normaliser."
         )
         return drawing
 
@@ -223,19 +222,18 @@ class Explanation:
             f"{image}<table><tbody>{body}</tbody></table></div>"
         )
 
-    def _repr_mimebundle_(
-        self, include=None, exclude=None
-    ) -> dict[str, str]:  # front ends take HTML: it has the picture
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        # Front ends take HTML: it has the picture.
         return {"text/plain": repr(self), "text/html": self._repr_html_()} | (
             {"image/png": self._png} if self._png else {}
         )
 
 
 def explain(name: str) -> Explanation:
-    """Formula, words and a picture of the row `name` of METHODS.
+    """Explain the row `name` of METHODS with its formula, words and a picture.
 
     Raises:
-        KitError: for a name that is not there.
+        KitError: There is no such row.
     """
     return Explanation(name, METHODS[name])
 
@@ -249,9 +247,10 @@ def _weights_in_time(method: Method) -> dict[str, Part]:
     found: dict[str, Part] = {}
     for epoch in (first, (first + EPOCHS) // 2, EPOCHS):
         weight = method.at(epoch, EPOCHS).weight
+        assert weight is not None, "a schedule changes numbers and takes no part away"
         if weight not in found.values():
             found[f"epoch {epoch} of {EPOCHS}"] = weight
-    return found if len(found) > 1 else {"": method.at(first, EPOCHS).weight}
+    return found if len(found) > 1 else {"": next(iter(found.values()))}
 
 
 def _wrap_words(chosen: Part | Criterion) -> str:

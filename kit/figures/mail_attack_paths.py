@@ -60,7 +60,10 @@ def record_path(
 
     The points are those of image `follow`.
     """
-    path, loss, margin, points = AttackTrace(y, steps), [], [], []
+    path = AttackTrace(y, steps)
+    loss: list[Tensor] = []
+    margin: list[Tensor] = []
+    points: list[Tensor] = []
 
     def watch(t: int, x_t: Tensor, logits: Tensor) -> None:
         path(t, x_t, logits)
@@ -69,6 +72,7 @@ def record_path(
         points.append(x_t[follow])
 
     attack(watch)
+    assert path.lps is not None, "the attack has called its watch"
     return AttackPath(
         path.lps.cpu().numpy(),
         torch.stack(loss).cpu().numpy(),
@@ -159,8 +163,8 @@ def decide_rank_order(claim: str, found: dict, over: str) -> Claim:
         claim,
         printed,
         f"Spearman {found['lps']:.3f} for LPS, {found['pm']:.3f} for PM, difference "
-        f"{found['difference']:+.3f} "
-        f"[{found['low']:+.3f}, {found['high']:+.3f}], {found['n']} {over}",
+        f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], {found['n']} "
+        f"{over}",
         holds=found["low"] > 0,
         fails=found["high"] < 0,
     )
@@ -262,7 +266,7 @@ def _draw_start_dots(axes: Axes, examples: dict[int, np.ndarray], steps: int) ->
         ylabel=f"LPS, {steps} = never",
         title=f"{starts} random starts",
     )
-    axes.set_xticklabels(list(examples))
+    axes.set_xticklabels([str(number) for number in examples])
 
 
 def decide_lps_starts(data: FigureData) -> list[Claim]:

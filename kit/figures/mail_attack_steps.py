@@ -53,7 +53,7 @@ def compute_critical_lps(
     if not safe.any():
         raise KitError(
             f"no test image of {run.spec} survives all {steps} attack steps; lower eps or train "
-            f"longer"
+            "longer"
         )
     facts = {
         "n": len(level),

@@ -113,10 +113,11 @@ def project_paths(
 def classify_plane(
     model: nn.Module, one: Split, threat: Threat, directions: Tensor, reach: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Predicted classes on a grid of the plane around the points `reach` (m, 2).
+    """Predict classes on a grid of the plane around the points `reach` (m, 2).
 
-    -> `a`, `b` (91,) the grid's coordinates, `said` (91, 91) classes, `beyond` (91, 91) how far
-    outside the ball a point lies.
+    Returns:
+        `a`, `b` (91,) the grid's coordinates, `said` (91, 91) classes, `beyond` (91, 91) how far
+        outside the ball a point lies.
     """
     low, high = reach.min(axis=0), reach.max(axis=0)
     pad = 0.3 * max(high - low)
@@ -155,16 +156,18 @@ def draw_decision_plane(data: FigureData) -> Drawing:
     return drawing
 
 
+def _lighten(tint: str) -> tuple[float, float, float]:
+    red, green, blue = (0.45 + 0.55 * part for part in to_rgb(tint))
+    return red, green, blue
+
+
 def _draw_plane(axes: Axes, grid: dict[str, np.ndarray], truth: int, classes: list[str]) -> None:
     """Colour the plane by predicted class, the true one white, and draw the ball's edge."""
     a, b = grid["a"], grid["b"]
     there, place = np.unique(grid["said"], return_inverse=True)
     tints = [s.SKY, s.ORANGE, s.GREEN, s.PURPLE, s.YELLOW, s.GREY]
     others = iter(tints * len(classes))
-    pale = [
-        "#FFFFFF" if k == truth else tuple(0.45 + 0.55 * c for c in to_rgb(next(others)))
-        for k in there
-    ]
+    pale = ["#FFFFFF" if k == truth else _lighten(next(others)) for k in there]
     axes.pcolormesh(
         a,
         b,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -59,10 +60,7 @@ def bin_margins(p_y: np.ndarray, margin: np.ndarray, k: int) -> list[dict]:
             ),
         }
         if len(mine):
-            span = bootstrap_interval(
-                lambda rows, mine=mine: float(np.subtract(*np.percentile(mine[rows], [95, 5]))),
-                len(mine),
-            )
+            span = bootstrap_interval(partial(_middle_width, mine), len(mine))
             entry |= {
                 "low": float(mine.min()),
                 "high": float(mine.max()),
@@ -72,6 +70,11 @@ def bin_margins(p_y: np.ndarray, margin: np.ndarray, k: int) -> list[dict]:
             }
         found.append(entry)
     return found
+
+
+def _middle_width(values: np.ndarray, rows: np.ndarray) -> float:
+    """The width of the middle 90 % of some values."""
+    return float(np.subtract(*np.percentile(values[rows], [95, 5])))
 
 
 def draw_margin_by_probability(data: FigureData) -> Drawing:
@@ -173,8 +176,7 @@ def _describe_bin(b: dict) -> str:
     low, high = b["span"][1:]
     return (
         f"SD {b['sd']:.3f}, range {b['low']:.2f} to {b['high']:.2f}, middle 90 % over "
-        f"{b['span'][0]:.2f} "
-        f"[{low:.2f}, {high:.2f}]"
+        f"{b['span'][0]:.2f} [{low:.2f}, {high:.2f}]"
     )
 
 
@@ -210,10 +212,9 @@ def describe_margin_by_probability(data: FigureData) -> str:
     return (
         "MR Fig. 2 claims that examples with p_y from 0.2 to 0.6 can have about the same margin. "
         f"{s.label(data.method)} on {data.setting}, {facts['n']} {facts['split']} images "
-        f"{IMAGE_KINDS[facts['which']]}, {facts['share_02_06']:.0%} of them with such a p_y: where "
-        f"the margin is within {WIDTH / 2:g} of {fullest['centre']:g} (n = {fullest['n']}), p_y "
-        f"has {_describe_bin(fullest)}. Overall margin and p_y have r = {r:.3f} [{low:.3f}, "
+        f"{IMAGE_KINDS[facts['which']]}, {facts['share_02_06']:.0%} of them with such a p_y: "
+        f"where the margin is within {WIDTH / 2:g} of {fullest['centre']:g} (n = {fullest['n']}), "
+        f"p_y has {_describe_bin(fullest)}. Overall margin and p_y have r = {r:.3f} [{low:.3f}, "
         f"{high:.3f}]. Grey: all that a softmax over {k} classes allows; p_y = 0.6 asks for a "
-        "margin of at most -0.2, p_y = 0.2 for one of at least "
-        f"{0.8 / (k - 1) - 0.2:+.2f}."
+        f"margin of at most -0.2, p_y = 0.2 for one of at least {0.8 / (k - 1) - 0.2:+.2f}."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ def compute_same_margin(
     if probs.shape[1] < 3:
         raise KitError(
             f"{run.plan.recipe.data} has two classes, where the margin says all; take a recipe "
-            f"with more"
+            "with more"
         )
     probs, y, ids = probs[:n], y[:n], run.final["train_ids"][:n]
     methods = {"MAIL": METHODS["mail-at"], "MR": METHODS["mr-mail"].override("criterion.tau", tau)}
@@ -59,7 +59,7 @@ def compute_same_margin(
     p_y, p_2 = (values.numpy() for values in true_and_top_other(probs, y))
     margin, ratio = probabilistic_margin(probs, y).numpy(), top2_ratio(probs, y).numpy()
     pair = choose_same_margin(margin, weights["MR"], ids, first, second)
-    values = {
+    values: dict[str, Any] = {
         "id": ids,
         "y": y,
         "m": margin,
@@ -98,8 +98,7 @@ def choose_same_margin(
         if asked >= 0 and asked not in ids:
             raise KitError(
                 f"image {asked} is not among the {len(ids)} that are drawn; choose one of those, "
-                f"such as "
-                f"{', '.join(map(str, ids[:3]))}, or draw more of them with n"
+                f"such as {', '.join(map(str, ids[:3]))}, or draw more of them with n"
             )
     wrong = np.flatnonzero(margin < 0)
     pool = wrong if len(wrong) > 1 else np.arange(len(margin))
@@ -117,7 +116,7 @@ def sweep_top2_ratio(methods: dict[str, Method], k: int) -> dict[float, dict]:
     What is left is spread evenly over k - 2 classes. From p_y = p_2 + m and p_2 = o (1 - p_y)
     follows p_2 = o (1 - m)/(1 + o); p_y >= 0 asks for o >= -m.
     """
-    lines = {}
+    lines: dict[float, dict[str, Any]] = {}
     for m in (-0.8, -0.6, -0.4, -0.2, -0.1, 0.1, 0.2, 0.4, 0.6, 0.8):
         o = np.linspace(max(1 / (k - 1), -m), 1, 101)
         p_2 = o * (1 - m) / (1 + o)
@@ -179,7 +178,8 @@ def _draw_simplex_frame(axes: Axes, k: int) -> None:
                 fontsize=7,
                 color=s.GREEN,
             )
-    top = 1 / (k - 1)  # above it p_2 could not be the largest other
+    # Above it p_2 could not be the largest other.
+    top = 1 / (k - 1)
     axes.add_patch(
         Polygon(
             [(1, 0), (-top, HEIGHT * (1 - top)), (0, HEIGHT)],
@@ -288,7 +288,7 @@ def decide_same_margin(data: FigureData) -> list[Claim]:
         claims.append(
             Claim(
                 f"at equal margin the weight grows as the top-2 ratio falls: {side} examples (MR "
-                f"s. 3.2, Fig. 1c)",
+                "s. 3.2, Fig. 1c)",
                 "x_1, near several boundaries, weighs more; on which side is not said",
                 f"in {_format_range(mine.values())} of the steps of o, m from {min(mine):+.1f} to "
                 f"{max(mine):+.1f}",
@@ -308,9 +308,9 @@ def describe_same_margin(data: FigureData) -> str:
         "MR Fig. 1 claims that of two examples of equal margin MR gives the one near several "
         f"classes more weight. {facts['n']} training images of {s.label(data.method)} on "
         f"{data.setting} under attack: area by weight, blue right, orange wrong, height the "
-        "probability of all but two classes (in grey p_2 would not be the largest). "
-        f"x_1 (m = {a['m']:+.3f}, o = {a['o']:.2f}) and x_2 (m = {b['m']:+.3f}, o = {b['o']:.2f}) "
-        f"get {a['weights']['MAIL']:.2f} and {b['weights']['MAIL']:.2f} from MAIL, "
+        "probability of all but two classes (in grey p_2 would not be the largest). x_1 (m = "
+        f"{a['m']:+.3f}, o = {a['o']:.2f}) and x_2 (m = {b['m']:+.3f}, o = {b['o']:.2f}) get "
+        f"{a['weights']['MAIL']:.2f} and {b['weights']['MAIL']:.2f} from MAIL, "
         f"{a['weights']['MR']:.2f} and {b['weights']['MR']:.2f} from MR (tau {facts['tau']:g}). "
         f"Right, at one m: MR's weight grows as o falls in {wrong} of the steps of o where m < 0 "
         f"and in {right} of the steps of o where m > 0."

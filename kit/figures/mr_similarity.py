@@ -69,8 +69,7 @@ def _find_row(ids: np.ndarray, asked: int, p_y: np.ndarray, near: float, split: 
     if asked not in ids:
         raise KitError(
             f"there is no {split} image {asked} in this run; its ids are {ids.min()} to "
-            f"{ids.max()}, such as "
-            f"{', '.join(map(str, ids[:3]))}. Leave it out to have one chosen"
+            f"{ids.max()}, such as {', '.join(map(str, ids[:3]))}. Leave it out to have one chosen"
         )
     return int(np.flatnonzero(ids == asked)[0])
 
@@ -272,9 +271,8 @@ def describe_similarity_by_error(data: FigureData) -> str:
         for which, fact in kinds.items()
     )
     return (
-        "MR Fig. 4 claims r = 0.98 between 1 - p_y and the similarity c. "
-        f"{s.label(data.method)} on {data.setting}, {data.facts['split']} images: {found}. 0.95 "
-        "counts as confirmed. Grey: all that a softmax allows; with every image on an edge of it, "
-        f"r would be {min(forced):.2f} to {max(forced):.2f}, so the definition of c alone makes it "
-        "large."
+        f"MR Fig. 4 claims r = 0.98 between 1 - p_y and the similarity c. {s.label(data.method)} "
+        f"on {data.setting}, {data.facts['split']} images: {found}. 0.95 counts as confirmed. "
+        "Grey: all that a softmax allows; with every image on an edge of it, r would be "
+        f"{min(forced):.2f} to {max(forced):.2f}, so the definition of c alone makes it large."
     )

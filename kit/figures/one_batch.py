@@ -48,7 +48,7 @@ def compute_mini_batch(
         if not METHODS[method].reweights:
             raise KitError(
                 f"compare: {method} never reweights; choose methods that do, such as mail-at or "
-                f"clirat"
+                "clirat"
             )
     outputs, ids = last_probe(run, count)
     margin = probabilistic_margin(outputs.probs_adv, outputs.y)

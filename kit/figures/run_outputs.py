@@ -68,7 +68,7 @@ def epoch_probabilities(run: Run, epoch: int, counted: str) -> tuple[Tensor, Ten
     if "train_kappa" not in arrays:
         raise KitError(
             f"{run.method} trained on clean images in epoch {epoch}, so nothing was attacked on "
-            f"the fly; take "
+            "the fly; take "
             'counted="frozen"'
         )
     logits = torch.from_numpy(arrays["train_logits_adv"].astype(np.float64))

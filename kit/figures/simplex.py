@@ -31,7 +31,7 @@ def weigh(method: Method, probs: Tensor, y: Tensor) -> np.ndarray:
 
 
 def triangle(axes: Axes) -> Polygon:
-    """Draw the frame of a simplex on bare axes; -> its outline, to clip with."""
+    """Draw the frame of a simplex on bare axes, and return its outline, to clip with."""
     outline = Polygon(
         CORNERS, closed=True, facecolor="none", edgecolor=s.BLACK, linewidth=0.9, zorder=3
     )

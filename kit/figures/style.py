@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 import matplotlib.ticker
@@ -32,7 +33,7 @@ PALE, SMALL_PRINT = "#C9CDD2", "#555555"
 
 #: The same method has the same colour and dash in every figure (AT, MAIL-AT and CLIRAT near CLIRAT
 #: Fig. 3's).
-_METHODS = {
+_METHODS: dict[str, tuple[str, str | tuple]] = {
     "std": (GREY, "-"),
     "at": (VERMILLION, "-"),
     "adv": (VERMILLION, "--"),
@@ -105,7 +106,7 @@ _NAMES = {
 }
 
 
-_RC = {
+_RC: Any = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.labelsize": 9,
@@ -179,7 +180,9 @@ def share_axis(axes: Axes, name: str = "y") -> None:
 
 def whole_numbers(axes: Axes) -> None:
     """Put ticks along x at whole numbers alone, such as epochs."""
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    locator = axes.xaxis.get_major_locator()
+    assert isinstance(locator, matplotlib.ticker.MaxNLocator), "x is linear and has no fixed ticks"
+    locator.set_params(integer=True)
 
 
 def write_above(

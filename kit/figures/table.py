@@ -489,10 +489,13 @@ def draw(
     """Draw a figure from finished runs, and save PNG, SVG and JSON provenance in `folder`.
 
     `name` is a row of FIGURES, or a paper's own number, such as mail-4 or clirat-1a. `options` are
-    those of the row's `compute`. -> a matplotlib Figure with .facts, .claims, .caption and .files.
+    those of the row's `compute`.
+
+    Returns:
+        A matplotlib Figure with .facts, .claims, .caption and .files.
 
     Raises:
-        KitError: for an unknown figure or option, or runs that are missing, with the command that
+        KitError: A figure or an option is unknown, or runs are missing; it names the command that
             makes them.
     """
     name = NUMBERS.get(name, name)
@@ -507,10 +510,8 @@ def draw(
         if option not in row.options:
             raise unknown_name(f"option of '{name}'", option, row.options)
     started = time.monotonic()
-    with (
-        styled(),
-        threads_for(given[0].plan.recipe.model, pick_device("cpu")),
-    ):  # some figures attack
+    # Some figures attack, so the network's own number of threads is set.
+    with styled(), threads_for(given[0].plan.recipe.model, pick_device("cpu")):
         drawing = row.make(_arrange_runs(row, given), **options)
     drawing.save(
         Path(folder) if folder else output_folder(given[0].spec.recipe),
@@ -525,12 +526,12 @@ def draw(
 
 
 def _check_runs(name: str, row: FigureRow, given: list[Run]) -> None:
-    """`KitError` unless these are the runs that the figure takes."""
+    """Refuse runs that the figure does not take."""
     for run in given:
         if not isinstance(run, Run):
             raise KitError(
-                f"draw('{name}', ...) takes runs, such as kit.run(\"{row.methods[0]}\"), "
-                f"not {type(run).__name__}"
+                f"draw('{name}', ...) takes runs, such as kit.run(\"{row.methods[0]}\"), not "
+                f"{type(run).__name__}"
             )
     if not given:
         raise KitError(f"draw('{name}', ...) was given no runs; make one with kit.run(...)")

@@ -91,8 +91,8 @@ def draw_class_gains(data: FigureData) -> Drawing:
         found = data.facts["methods"][method]
         s.draw_confusion(matrix, data.extras["counts"][method], classes, square=False)
         matrix.set_title(
-            f"{s.label(method)}, {s.attack_label(attack)}\n{found['mean']:.1%} a class, "
-            f"worst {found['worst'][1]:.0%}",
+            f"{s.label(method)}, {s.attack_label(attack)}\n"
+            f"{found['mean']:.1%} a class, worst {found['worst'][1]:.0%}",
             fontsize=8.5,
         )
         _draw_gains(gain, found, f"above {s.label(base)}")

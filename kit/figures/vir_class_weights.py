@@ -47,7 +47,7 @@ def sum_class_weights(run: Run) -> dict:
     if not epochs:
         raise KitError(
             f"{run.spec} collapsed before its weights began (epoch {run.plan.burn_in + 1}); lower "
-            f"lr or eps"
+            "lr or eps"
         )
     raw = np.stack(
         [
@@ -136,8 +136,8 @@ def decide_class_weights(data: FigureData) -> list[Claim]:
         )
         found.append(
             Claim(
-                f"the class of {end} total weight is the same under both methods (VIR s. 5.5, Fig. "
-                f"3)",
+                f"the class of {end} total weight is the same under both methods (VIR s. 5.5, "
+                "Fig. 3)",
                 printed,
                 here,
                 holds=len(names) == 1 and steady,

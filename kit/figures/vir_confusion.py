@@ -97,7 +97,7 @@ def decide_confusion(data: FigureData) -> list[Claim]:
             "adversarial training serves classes unequally under attack (VIR Fig. 1)",
             "cat 89 to 17 %, ship 96 to 59 %",
             f"recall spreads by {natural['spread']:.0%} clean, {attacked['spread']:.0%} under "
-            f"attack",
+            "attack",
             holds=wider and bool(below) and bool(above),
             fails=not wider,
             number=32,
@@ -106,9 +106,8 @@ def decide_confusion(data: FigureData) -> list[Claim]:
             "the lowest class is low beyond chance (VIR s. 4.1)",
             "class 3 (cat)",
             f"class {attacked['lowest']}: {attacked['lowest_recall']:.0%} "
-            f"[{attacked['lowest_low']:.0%}, "
-            f"{attacked['lowest_high']:.0%}]; below the mean beyond chance: "
-            f"{', '.join(below) or 'none'}",
+            f"[{attacked['lowest_low']:.0%}, {attacked['lowest_high']:.0%}]; below the mean "
+            f"beyond chance: {', '.join(below) or 'none'}",
             holds=attacked["lowest"] in below,
             fails=False,
             number=32,

@@ -1,4 +1,4 @@
-"""Stored runs between machines: verified, written to one archive, read from one.
+"""Stored runs between machines: verify them, export them to an archive, import them from one.
 
 An archive is a tar of run folders behind a manifest with the SHA-256 of every file. What comes in
 is unpacked beside the runs, verified, and moved to its place, done.json last; nothing in it is
@@ -14,7 +14,7 @@ import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,7 +28,7 @@ MANIFEST_NAME = "manifest.json"
 
 _EXPECTED = "Expected is a file that `python -m kit runs export` wrote"
 
-#: Files of a run that travel; what was set aside, locked or half written stays.
+#: Files of a run that travel; what was quarantined, locked or half written stays.
 ARCHIVED_FILES = re.compile(
     r"(run|done|branched)\.json|history\.csv|final\.npz|[\w.-]+\.ckpt|(epochs|evaluations)/\w+\.npz|"
     r"snapshots/\w+\.ckpt"
@@ -36,7 +36,7 @@ ARCHIVED_FILES = re.compile(
 
 
 def run_files(folder: Path) -> list[str]:
-    """The names, below its folder, of the files that make up a run."""
+    """List the names, below its folder, of the files that make up a run."""
     names = (
         path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()
     )
@@ -44,57 +44,70 @@ def run_files(folder: Path) -> list[str]:
 
 
 def verify_run(folder: Path) -> list[str]:
-    """What is wrong with a stored run, a line for each file; [] if all of it is whole.
+    """List what is wrong with a stored run, a line for each file; [] if nothing is.
 
-    Checkpoints have a SHA-256, arrays a CRC; done.json has the SHA-256 of every file of a finished
-    run, and the key is compared with the settings'.
+    Every file must be whole and belong to the run. Checkpoints have a SHA-256, arrays a CRC;
+    done.json has the SHA-256 of every file of a finished run, and the key is compared with the
+    settings'.
     """
-    problems = []
-
-    def attempt(look: Callable, *words: object) -> Any:
-        try:
-            return look(*words)
-        except KitError as error:
-            problems.append(str(error))
-            return None
-
-    record = attempt(read_run_record, folder, "run.json")
+    problems: list[str] = []
+    record = _attempt(problems, read_run_record, folder, "run.json")
     if record is not None:
-        try:
-            key = resolve(RunSpec(**record["spec"])).key
-            if key != record["key"]:
-                problems.append(
-                    f"{folder.name}: run.json's settings have the key {key} in this version of the "
-                    f"kit; a run "
-                    "of those settings is trained anew"
-                )
-        except (KitError, KeyError, TypeError) as error:
-            problems.append(f"{folder / 'run.json'} names no run of this kit: {error}")
-    done = attempt(read_run_record, folder, "done.json") if is_done(folder) else None
+        problems += _wrong_settings(folder, record)
+    done = _attempt(problems, read_run_record, folder, "done.json") if is_done(folder) else None
     written = done["files"] if done else {}
     for name, digest in written.items():
         if not (folder / name).exists():
             problems.append(f"{folder / name} is missing")
-        elif attempt(file_digest, folder / name) != digest:
+        elif _attempt(problems, file_digest, folder / name) != digest:
             problems.append(f"{folder / name} is damaged, or not what the training wrote")
     for name in run_files(folder):
         if name.startswith("evaluations/"):
-            attempt(read_evaluation, folder / name, folder.name.rsplit("-", 1)[-1])
+            key = folder.name.rsplit("-", 1)[-1]
+            _attempt(problems, read_evaluation, folder / name, key)
         elif name not in written and name.endswith((".npz", ".ckpt")):
-            attempt(load_arrays if name.endswith(".npz") else load_checkpoint, folder / name)
+            read: Callable[[Path], Any] = load_arrays if name.endswith(".npz") else load_checkpoint
+            _attempt(problems, read, folder / name)
     return problems
 
 
+def _attempt(problems: list[str], read: Callable[..., Any], *words: object) -> Any:
+    """What `read` reads; None where it fails, and what is wrong is added to `problems`."""
+    try:
+        return read(*words)
+    except KitError as error:
+        problems.append(str(error))
+        return None
+
+
+def _wrong_settings(folder: Path, record: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the settings that run.json records; [] if they have the run's key."""
+    try:
+        key = resolve(RunSpec(**record["spec"])).key
+        if key == record["key"]:
+            return []
+        return [
+            f"{folder.name}: run.json's settings have the key {key} in this version of the kit; a "
+            "run of those settings is trained anew"
+        ]
+    except (KitError, KeyError, TypeError) as error:
+        return [f"{folder / 'run.json'} names no run of this kit: {error}"]
+
+
 def select_folders(keys: Sequence[str]) -> list[Path]:
-    """The folders of the named runs, or of all. `KitError` for a name that fits none or several."""
+    """List the folders of the named runs, or of all.
+
+    Raises:
+        KitError: A name fits no run, or several.
+    """
     return [find_run(key).folder for key in keys] if keys else run_folders()
 
 
 def export_runs(path: Path, keys: Sequence[str] = ()) -> list[Run]:
-    """Write runs (all, where none is named) to a tar at `path`, each verified before.
+    """Write runs, or all, to a tar at `path`, each verified before.
 
     Raises:
-        KitError: for an unfinished or damaged run, no runs, or a file that cannot be written.
+        KitError: A run is unfinished or damaged, there are no runs, or the file cannot be written.
     """
     folders = select_folders(keys)
     if not folders:
@@ -138,10 +151,14 @@ def export_runs(path: Path, keys: Sequence[str] = ()) -> list[Run]:
 
 
 def import_runs(path: Path) -> list[tuple[str, str]]:
-    """Runs from the archive at `path`. -> (folder name, "imported" or "already there") of each.
+    """Import the runs of the archive at `path`.
 
-    Errors: `KitError` for a file that is no archive of this kit, holds anything that its manifest
-    does not name, or a run that does not pass `verify`; then nothing of it is kept.
+    Returns:
+        (folder name, "imported" or "already there") of each run.
+
+    Raises:
+        KitError: The file is no archive of this kit, holds anything that its manifest does not
+            name, or holds a run that does not pass `verify_run`; then nothing of it is kept.
     """
     runs_folder().mkdir(parents=True, exist_ok=True)
     found = []
@@ -163,17 +180,22 @@ def import_runs(path: Path) -> list[tuple[str, str]]:
             with lock_folder(target):
                 there = is_done(target)
                 if not there:
-                    for name in sorted(
-                        run_files(folder), key=lambda name: name == "done.json"
-                    ):  # done.json last
+                    # done.json is moved last: it says that all the others are there.
+                    for name in sorted(run_files(folder), key=lambda name: name == "done.json"):
                         (target / name).parent.mkdir(parents=True, exist_ok=True)
                         shutil.move(folder / name, target / name)
             found.append((folder.name, "already there" if there else "imported"))
     return found
 
 
+def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = archive.extractfile(member)
+    assert stream is not None, f"{member.name} is no regular file"
+    return stream.read()
+
+
 def _unpack_archive(path: Path, place: Path) -> list[Path]:
-    """The run folders of an archive, unpacked below `place`.
+    """Unpack an archive below `place`, and list its run folders.
 
     Every file is as the manifest has it, and there is no other.
     """
@@ -189,7 +211,7 @@ def _unpack_archive(path: Path, place: Path) -> list[Path]:
                 raise KitError(
                     f"{path} is no archive of runs: it does not begin with a manifest. {_EXPECTED}"
                 )
-            manifest = json.loads(archive.extractfile(first).read())
+            manifest = json.loads(_read_member(archive, first))
             if not isinstance(manifest, dict) or not manifest:
                 raise KitError(f"{path} is no archive of runs: its manifest is empty. {_EXPECTED}")
             left, largest = dict(manifest), path.stat().st_size
@@ -210,7 +232,7 @@ def _unpack_archive(path: Path, place: Path) -> list[Path]:
                         f"{path} holds '{member.name}', which is no file of a run; nothing was "
                         f"imported. {_EXPECTED}"
                     )
-                blob = archive.extractfile(member).read()
+                blob = _read_member(archive, member)
                 if hashlib.sha256(blob).hexdigest() != left.pop(member.name):
                     raise KitError(
                         f"{path}: '{member.name}' is damaged; nothing was imported. Copy the "

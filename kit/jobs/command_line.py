@@ -22,7 +22,7 @@ TABLES = ("methods", "attacks", "recipes", "criteria", "weights", "figures")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The words that `python -m kit` understands."""
+    """Make the parser of the words that `python -m kit` understands."""
     top = argparse.ArgumentParser(
         prog="python -m kit",
         description="A study kit on instance-reweighted adversarial training",
@@ -119,7 +119,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--device", default="auto")
 
     audit = commands.add_parser(
-        "audit", help="is a stored run as robust as it looks? a ladder of attacks and ten rules"
+        "audit",
+        help="is a stored run as robust as it looks? attacks in order of strength and ten rules",
     )
     audit.add_argument("run", help="the run's key, or the beginning of it (see `list runs`)")
     audit.add_argument("--n", type=int, default=0, help="only the first n images")
@@ -183,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. -> exit code."""
+    """Run one command, and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     with _printable_output():
         if arguments[:1] == ["bench"]:
@@ -204,8 +205,10 @@ def main(arguments: list[str] | None = None) -> int:
         except KitError as error:
             print(f"kit: {error}", file=sys.stderr)
             return 2
-        except BrokenPipeError:  # the reader, say head, has seen enough
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - nothing is left to say when Python flushes at exit
+        except BrokenPipeError:
+            # The reader, say head, has seen enough: nothing is left to say when Python flushes at
+            # exit.
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
             return 0
         except KeyboardInterrupt:
             print(
@@ -361,10 +364,11 @@ def _list_runs() -> None:
     from kit.experiments.runs import find_run, is_done, run_folders
 
     for folder in run_folders():
+        # One damaged run hides no other.
         try:
-            words = find_run(folder.name).spec
-        except KitError as error:  # one damaged run hides no other
-            words = error
+            words = str(find_run(folder.name).spec)
+        except KitError as error:
+            words = str(error)
         print(f"{folder.name}  {'done' if is_done(folder) else 'unfinished':<10}  {words}")
 
 
@@ -421,7 +425,8 @@ def _compare(options: argparse.Namespace) -> int:
     from kit.papers.verdicts import compare, report
 
     [job] = plan_jobs(["tables_of_the_papers"], _given_settings(options), options.seeds, None)
-    values = job.values  # the runs that reproduce makes
+    # These are the runs that reproduce makes.
+    values = job.values
     found = compare(
         options.paper,
         seeds=values.seeds,

@@ -1,8 +1,9 @@
-"""What a run computes, counted before anything is trained, in floating-point operations.
+"""What a run computes, counted before anything is trained.
 
-A multiplication and addition are two. Counted are the layers of networks in all passes of training,
-probes and the last look; random numbers, losses and optimizers are not, nor are evaluations. No
-image is needed of data sets that are downloaded.
+Counted are floating-point operations, two to a multiplication and addition, of the layers of
+networks in all passes of training, of probes and of the last pass over all images. Random numbers,
+losses and optimizers are not counted, nor are evaluations. No image is needed of data sets that are
+downloaded.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ class SplitSizes(NamedTuple):
 
 
 def sample_data(plan: Plan, most: int) -> tuple[DataSet, SplitSizes]:
-    """At most `most` images of each split, and how many there are.
+    """Take at most `most` images of each split, and say how many there are.
 
-    Of data sets that are downloaded the images are noise.
+    The images of data sets that are downloaded are noise.
     """
     recipe = plan.recipe
     if recipe.data in IMAGE_SHAPES:
@@ -75,23 +76,25 @@ def _noise_images(n: int, shape: tuple[int, int, int], classes: int) -> Split:
 
 
 class RunFlops(NamedTuple):
-    """Operations of a run: an epoch of the last one's kind, and the pass over all images."""
+    """Floating-point operations of a run.
+
+    They are those of an epoch of the last one's kind, and those of the pass over all images.
+    """
 
     epoch: float
     final: float
 
 
 def count_flops(plan: Plan) -> RunFlops:
-    """What a run computes."""
+    """Count what a run computes."""
     host, sizes = sample_data(plan, 1)
     forward = _forward_flops(plan.recipe.model, host.shape, len(host.classes))
-    look = (
-        2 * plan.recipe.steps + 2
-    ) * forward  # the probe's attack, and a pass of each image without and with it
+    # The probe's attack, and a pass of each image without and with it.
+    observed = (2 * plan.recipe.steps + 2) * forward
     probed = sum(min(plan.recipe.probe, n) for n in sizes)
     return RunFlops(
-        sizes.train * count_passes(plan, len(host.classes)) * forward + probed * look,
-        (sizes.train + sizes.test) * look,
+        sizes.train * count_passes(plan, len(host.classes)) * forward + probed * observed,
+        (sizes.train + sizes.test) * observed,
     )
 
 
@@ -105,12 +108,13 @@ def _forward_flops(model: str, shape: tuple[int, int, int], classes: int) -> flo
 
 
 def count_passes(plan: Plan, classes: int = 10) -> float:
-    """How many forward passes' operations a training step costs an image.
+    """Count how many forward passes' operations a training step costs an image.
 
     A pass forwards is one, its gradient in an attack one more, and in an update, where the
-    parameters have theirs, two more. Counted on a tiny network.
+    parameters have theirs, two more. They are counted on a tiny network.
     """
-    shape, recipe, count = (1, 4, 4), plan.recipe, []
+    shape, recipe = (1, 4, 4), plan.recipe
+    count: list[int] = []
     network = build_network("cnn", shape, classes)
 
     def counted(module: torch.nn.Module, images: tuple, logits: torch.Tensor) -> None:
@@ -122,10 +126,8 @@ def count_passes(plan: Plan, classes: int = 10) -> float:
 
     network.register_forward_hook(counted)
     method, images = plan.method.at(recipe.epochs, recipe.epochs), _noise_images(8, shape, classes)
-    optimizer, recipe = (
-        torch.optim.SGD(network.parameters(), lr=0.0),
-        replace(recipe, precision="fp32"),
-    )
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    recipe = replace(recipe, precision="fp32")
     batch = Batch(images.x(), images.y, Streams(images.ids, 0, "count"))
     take_step = train_step_perturbed if method.perturb else train_step
     for adversarial in method.stages(recipe.epochs, recipe.epochs):
@@ -135,7 +137,7 @@ def count_passes(plan: Plan, classes: int = 10) -> float:
 
 
 def total_flops(left: Iterable[tuple[Plan, int]]) -> float:
-    """Operations of runs with so many epochs to go; of those with none, nothing."""
+    """Add the operations of runs with so many epochs to go; those with none have none."""
     return sum(
         epochs * (mine := count_flops(plan)).epoch + mine.final for plan, epochs in left if epochs
     )

@@ -1,4 +1,4 @@
-"""How long will the trainings take?
+"""How long the trainings will take.
 
 Epochs are counted, steps are timed on this device, and nothing is kept. What is timed is what will
 be done: networks that are trained together are timed together, and so are their probes, the files
@@ -35,13 +35,15 @@ from kit.training.loop import run_epoch, train_epoch, train_epoch_stacked
 from kit.training.observation import observe_split
 from kit.training.runner import STACKED_NETWORKS
 
-#: Images that a timed epoch has in each split; of deep networks on a CPU few, where more would take
-#: minutes.
-IMAGES, FEW = 256, 4
+#: Images that a timed epoch has in each split.
+TIMED_IMAGES = 256
+
+#: Such images of deep networks on a CPU, where more would take minutes.
+FEW_TIMED_IMAGES = 4
 
 
 def epochs_to_train(plans: Iterable[Plan]) -> list[tuple[Plan, int]]:
-    """[(plan, epochs)] in the order of `burn_in_leaders_first`.
+    """List (plan, epochs to train) in the order of `burn_in_leaders_first`.
 
     Epochs that are trained already, or shared with an earlier run, are not counted.
     """
@@ -61,9 +63,9 @@ def epochs_to_train(plans: Iterable[Plan]) -> list[tuple[Plan, int]]:
 
 
 class TrainingCost(NamedTuple):
-    """Seconds of networks trained together: one of the last epochs, and the last pass.
+    """Seconds of networks that are trained together.
 
-    The last pass goes over all images.
+    They are those of an epoch of the last one's kind, and those of the pass over all images.
     """
 
     epoch: float
@@ -71,14 +73,16 @@ class TrainingCost(NamedTuple):
 
 
 def measure_cost(plans: Sequence[Plan], device: torch.device) -> TrainingCost:
-    """Of `plans`, which fit together, from epochs on a few images.
+    """Measure the cost of `plans`, which fit together, by epochs on a few images.
 
-    Their folder is gone afterwards. Small networks are trained on one thread, as they would be;
-    that others are trained beside them is not counted.
+    They are trained in a folder that is gone afterwards. Small networks are trained on one thread,
+    as they would be; that others are trained beside them is not counted.
     """
     recipe = plans[0].recipe
     small = recipe.model in SMALL
-    host, sizes = sample_data(plans[0], IMAGES if small or device.type != "cpu" else FEW)
+    host, sizes = sample_data(
+        plans[0], TIMED_IMAGES if small or device.type != "cpu" else FEW_TIMED_IMAGES
+    )
     data = host.to(device)
     with (
         tempfile.TemporaryDirectory(dir=home(), prefix=".forecast-") as folder,
@@ -89,26 +93,26 @@ def measure_cost(plans: Sequence[Plan], device: torch.device) -> TrainingCost:
         step = _median_seconds(
             lambda: _train_epoch(states, data.train, recipe.epochs), device, small
         ) / len(data.train)
-        look = _median_seconds(
+        observing = _median_seconds(
             lambda: observe_split(networks, plans, data.test, "forecast"), device, small
         ) / len(data.test)
         whole = (
             _median_seconds(lambda: _run_last_epoch(states, data), device, small) if small else 0.0
         )
     here, there = (
-        step * n[0] + look * sum(min(recipe.probe, part) for part in n)
+        step * n[0] + observing * sum(min(recipe.probe, part) for part in n)
         for n in (tuple(map(len, (data.train, data.validation, data.test))), sizes)
     )
-    return TrainingCost(there + max(0.0, whole - here), look * (sizes.train + sizes.test))
+    return TrainingCost(there + max(0.0, whole - here), observing * (sizes.train + sizes.test))
 
 
 def _state_before_last(
     plan: Plan, host: DataSet, device: torch.device, folder: Path
 ) -> TrainingState:
-    """A network at its beginning, in a folder of its own, before its last epoch.
+    """A network at its beginning, in a folder of its own.
 
-    It does not reweight: of one that has learned nothing yet some weights would be refused, and
-    they take no time to speak of.
+    It does not reweight: some weights of a network that has learned nothing yet would be refused,
+    and they take no time to speak of.
     """
     plan = replace(plan, burn_in=plan.recipe.epochs + 1)
     write_json(folder / "run.json", {})
@@ -131,9 +135,9 @@ def _run_last_epoch(states: Sequence[TrainingState], data: DataSet) -> None:
 
 
 def _median_seconds(work: Callable[[], object], device: torch.device, short: bool) -> float:
-    """How long `work` takes: the median of five, warmed up.
+    """How long `work` takes.
 
-    If it is not short and on a CPU it is done and timed once.
+    It is the median of five, warmed up; or, if it is not short and on a CPU, its only time.
     """
     found = []
     for _ in range(6 if short else 1 + (device.type != "cpu")):
@@ -149,17 +153,18 @@ def _median_seconds(work: Callable[[], object], device: torch.device, short: boo
 
 
 class CostClock:
-    """Times each kind of program once.
+    """A clock that times each kind of program once.
 
-    Of deep networks one for each architecture and data set: the others take as much longer as they
-    compute more.
+    Of deep networks it times one for each architecture and data set: the others take as much longer
+    as they compute more.
     """
 
     def __init__(self, device: torch.device):
-        self.device, self.known = device, {}
+        self.device = device
+        self.known: dict[tuple, tuple[Plan, TrainingCost]] = {}
 
     def __call__(self, plans: Sequence[Plan]) -> TrainingCost:
-        """What plans that are trained together cost."""
+        """Say what networks cost that are trained together."""
         plan = plans[0]
         if plan.recipe.model in SMALL:
             return self._once((plan.stack_key or plan.key, len(plans)), plans)[1]
@@ -178,10 +183,12 @@ class CostClock:
 
 
 def forecast_seconds(lists: Mapping[str, Sequence[Plan]], place: Place) -> dict[str, float]:
-    """Seconds of each list of runs that one of the place's processes trains, as timed here.
+    """Forecast the seconds of each list of runs that one process of the place trains.
+
+    Steps are timed here.
 
     Raises:
-        KitError: if this machine has no such device.
+        KitError: This machine has no such device.
     """
     clock, threads = CostClock(pick_device(str(place.device))), threads_per_worker(place.slots)
     epochs = {
@@ -201,9 +208,9 @@ def forecast_seconds(lists: Mapping[str, Sequence[Plan]], place: Place) -> dict[
 def _list_seconds(
     plans: Sequence[Plan], epochs: Mapping[str, int], clock: CostClock, threads: int
 ) -> float:
-    """As `kit.training.runner.run_many` trains them.
+    """The seconds of runs as `kit.training.runner.run_many` trains them.
 
-    It does so in programs, small ones on as many threads as there are.
+    It trains them in programs, small ones on as many threads as there are.
     """
     due = [plan for plan in plans if not is_done(run_folder(plan))]
     side = threads if due and due[0].recipe.model in SMALL and clock.device.type == "cpu" else 1
@@ -212,14 +219,15 @@ def _list_seconds(
         due, min(STACKED_NETWORKS[clock.device.type], -(-len(due) // side))
     ):
         programs = {str(i): _program_seconds(some, epochs, clock) for i, some in enumerate(wave)}
+        # The tasks are not done: only their order and their seconds count.
         total += simulate_tasks(
-            {name: Task(print) for name in programs}, Place(clock.device, side), programs
+            {name: Task(float) for name in programs}, Place(clock.device, side), programs
         )
     return total
 
 
 def _program_seconds(plans: Sequence[Plan], epochs: Mapping[str, int], clock: CostClock) -> float:
-    """Of networks in step.
+    """The seconds of networks that are trained in step.
 
     Those that have more epochs to go than others go through them without those.
     """

@@ -22,14 +22,15 @@ from kit.jobs.tasks import (
     worker_environment,
 )
 
-# ---------------------------------------------------------------------------------- local processes
-
 
 def run_locally(tasks: Mapping[str, Task], place: Place, tick: Tick, finished: Finished) -> None:
     """Do `tasks` in processes of this machine, `place.slots` at a time.
 
     A worker's death takes the tasks with it that were running: they are tried again, one by one, up
     to twice.
+
+    Raises:
+        KitError: A task waits for one that is not there, or for itself.
     """
     check_tasks(tasks)
     left = dict(tasks)
@@ -55,7 +56,9 @@ def _until_one_dies(
 ) -> list[str]:
     """Do what is `left`, from which `end` takes what is done.
 
-    -> the tasks that a worker's death has interrupted, if one dies; else all is done.
+    Returns:
+        The tasks that a worker's death has interrupted; if no worker dies all is done, and there
+        are none.
     """
     busy: dict[Future, str] = {}
     with _workers(jobs) as pool, contextlib.suppress(BrokenProcessPool):
@@ -65,8 +68,9 @@ def _until_one_dies(
             done, _ = wait(busy, timeout=0.5, return_when=FIRST_COMPLETED)
             tick(busy.values())
             for future in done:
-                if isinstance(future.exception(), BrokenProcessPool):
-                    raise future.exception()
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    raise error
                 end(busy.pop(future), future)
     died = [
         name for future, name in busy.items() if isinstance(future.exception(), BrokenProcessPool)

@@ -1,6 +1,6 @@
 """Tasks on a Ray cluster.
 
-Nothing else of the kit knows Ray, which is imported only when it is asked for. A task is a process
+Nothing else of the kit knows Ray, and it is imported where it is wanted. A task is a process
 somewhere in the cluster, with the checkout, the virtual environment and KIT_HOME at the same paths
 as here. If its machine is lost, Ray starts it again on another one, where it goes on from its last
 checkpoint.
@@ -44,7 +44,7 @@ ANSWER_SECONDS = 5
 
 
 def cluster_place(cpus: float, gpus: float, device: str = "auto") -> Place:
-    """What a cluster of so many CPUs and GPUs offers.
+    """Return what a cluster of so many CPUs and GPUs offers.
 
     Every task takes one CPU and, where networks are trained on GPUs, its share of one. A deep
     network takes one CPU, too, where there are no GPUs: programs side by side use cores better than
@@ -52,7 +52,7 @@ def cluster_place(cpus: float, gpus: float, device: str = "auto") -> Place:
     which changes roundings, is always one.
 
     Raises:
-        KitError: for a device that the cluster has not.
+        KitError: The cluster has no such device.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise KitError(f"there is no device '{device}' in a cluster. Choices: auto, cpu, cuda")
@@ -65,17 +65,19 @@ def cluster_place(cpus: float, gpus: float, device: str = "auto") -> Place:
         )
     if device == "cpu" or gpus < 1:
         return Place(torch.device("cpu"), int(cpus))
-    smallest = 4  # tasks of a quarter each
-    return Place(torch.device("cuda"), int(min(cpus, smallest * gpus)), int(gpus))
+    # The smallest tasks take a quarter of a GPU each.
+    return Place(torch.device("cuda"), int(min(cpus, 4 * gpus)), int(gpus))
 
 
 @contextlib.contextmanager
 def join_cluster(address: str, jobs: int, device: str = "auto") -> Iterator[Place]:
-    """Within, this process is connected to a Ray cluster. -> what it offers.
+    """Connect this process to a Ray cluster within the block, which gets what the cluster offers.
 
-    `address`: host:port of its head; local, a cluster of `jobs` CPUs on this machine alone, which
-    ends with the block; or auto, that of RAY_ADDRESS if it is set, else local. Errors: `KitError`
-    if Ray is not installed, or nothing answers there.
+    `address` is host:port of its head; local, a cluster of `jobs` CPUs on this machine alone, which
+    ends with the block; or auto, that of RAY_ADDRESS if it is set, else local.
+
+    Raises:
+        KitError: Ray is not installed, or nothing answers there.
     """
     address = ray_address() or "local" if address == "auto" else address
     check_address(address)
@@ -98,7 +100,7 @@ def join_cluster(address: str, jobs: int, device: str = "auto") -> Iterator[Plac
 
 
 class _OneThread:
-    """stdout for the thread that made this.
+    """A stdout that only the thread that made it writes to.
 
     Ray's own threads would report every lost process there.
     """
@@ -114,15 +116,19 @@ class _OneThread:
 
 
 def run_on_ray(tasks: Mapping[str, Task], place: Place, tick: Tick, finished: Finished) -> None:
-    """Do `tasks` in the cluster that this process has joined.
+    """Do `tasks` in the cluster that `join_cluster` has connected this process to.
 
     Ray queues those for which there is no room yet.
+
+    Raises:
+        KitError: A task waits for one that is not there, or for itself.
     """
     import ray
 
     check_tasks(tasks)
     begin = ray.remote(_run_task).options
-    left, busy = dict(tasks), {}
+    left = dict(tasks)
+    busy: dict[Any, str] = {}
     try:
         while left:
             for name in startable_tasks(left, busy.values()):
@@ -136,9 +142,8 @@ def run_on_ray(tasks: Mapping[str, Task], place: Place, tick: Tick, finished: Fi
                 )
                 busy[needs.remote(task)] = name
             done, _ = ray.wait(list(busy), timeout=0.5)
-            tick(
-                list(busy.values())[: place.slots]
-            )  # Ray begins them in order, and does not say which have begun
+            # Ray begins them in order, and does not say which have begun.
+            tick(list(busy.values())[: place.slots])
             for reference in done:
                 name = busy.pop(reference)
                 del left[name]
@@ -157,13 +162,13 @@ def _outcome(ray: ModuleType, reference: object) -> tuple[Exception | None, floa
     """(what is wrong, seconds) of a task that has ended."""
     try:
         return None, ray.get(reference)
-    except ray.exceptions.RayTaskError as error:  # what was raised there
+    except ray.exceptions.RayTaskError as error:
+        # The cause is what was raised there.
         return error.cause, 0.0
     except ray.exceptions.RayError:
         return KitError(
-            f"its machine or process was lost {RETRIES + 1} times, perhaps because memory ran out; "
-            f"the same "
-            "command goes on there"
+            f"its machine or process was lost {RETRIES + 1} times, perhaps because memory ran "
+            "out; the same command goes on there"
         ), 0.0
 
 
@@ -171,12 +176,15 @@ def _outcome(ray: ModuleType, reference: object) -> tuple[Exception | None, floa
 
 
 def check_address(address: str) -> None:
-    """`KitError` unless it is auto, local, or host:port."""
+    """Check the address of a cluster's head.
+
+    Raises:
+        KitError: It is none of auto, local and host:port.
+    """
     if address not in ("auto", "local") and not re.fullmatch(r"[^\s:/]+:\d+", address):
         raise KitError(
             f"--address {address}: it must be the head node's host:port, say 10.0.0.5:6379. "
-            f"Choices: auto, "
-            "local, HOST:PORT"
+            "Choices: auto, local, HOST:PORT"
         )
 
 
@@ -204,8 +212,8 @@ def _connect(ray: ModuleType, address: str, jobs: int) -> None:
         why = str(error).splitlines()[0]
         raise KitError(
             f"no Ray cluster at {address}: {why}. It must have the same versions of Ray and "
-            f"Python; if it was "
-            "started with a token, set RAY_AUTH_MODE=token here. Choices: auto, local, HOST:PORT"
+            "Python; if it was started with a token, set RAY_AUTH_MODE=token here. Choices: auto, "
+            "local, HOST:PORT"
         ) from error
 
 
@@ -216,6 +224,5 @@ def _check_answers(address: str) -> None:
     except (OSError, OverflowError) as error:
         raise KitError(
             f"no Ray cluster at {address}: {error}. `ray start --head --port {port}` starts one "
-            f"there; "
-            "--address local needs none"
+            "there; --address local needs none"
         ) from error

@@ -1,4 +1,4 @@
-"""Batch reproduction: plan, train each run once, run the notebooks, say what was made.
+"""Batch reproduction: check the plan, train each run once, run the notebooks, say what was made.
 
 The plan is read off the notebooks' own parameters, and checked as a whole before anything runs.
 Trainings and notebooks are tasks of one engine, `kit.jobs.local_engine.run_locally` or another; a
@@ -54,7 +54,7 @@ ACHIEVED_TFLOPS = 100
 
 
 def notebooks_folder() -> Path:
-    """Where the checkout has its notebooks."""
+    """Return the folder where the checkout has its notebooks."""
     return CHECKOUT / "notebooks"
 
 
@@ -86,7 +86,7 @@ class NotebookJob:
         return self.folder / self.path.name
 
     def stamp(self) -> str:
-        """Hash of the notebook's code, its values, the keys of its runs, and the kit's source."""
+        """Hash the notebook's code, its values, the keys of its runs, and the kit's source."""
         code = [
             cell["source"]
             for cell in json.loads(self.path.read_text())["cells"]
@@ -97,7 +97,7 @@ class NotebookJob:
         return hashlib.sha256(words.encode()).hexdigest()
 
     def is_done(self) -> bool:
-        """Did it come to its end with this very stamp, and is all that it made still there?"""
+        """Say whether it ended with this very stamp, and all that it made is still there."""
         path = self.folder / f"{self.name}.json"
         try:
             record = read_json(path)
@@ -112,7 +112,7 @@ class NotebookJob:
 
 
 def source_digest() -> str:
-    """Hash of the kit's own source files."""
+    """Hash the kit's own source files."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(path.read_bytes())
@@ -123,16 +123,19 @@ def source_digest() -> str:
 
 
 def choose_notebooks(only: list[str]) -> list[Path]:
-    """The notebooks whose names begin with one of `only`, in order.
+    """List the notebooks whose names begin with one of `only`, in order.
 
-    If it is empty the numbered ones, which draw the figures and take minutes. `tables` are asked
-    for by name: they train every method with several seeds.
+    If it is empty these are the numbered ones, which draw the figures and take minutes. `tables`
+    are asked for by name: they train every method with several seeds.
+
+    Raises:
+        KitError: There are no notebooks, or none of such a name.
     """
     paths = sorted(notebooks_folder().glob("*.ipynb"))
     if not paths:
         raise KitError(
             f"there are no notebooks in {notebooks_folder()}; run this from a checkout of the "
-            f"project"
+            "project"
         )
     words = [word.removesuffix(".ipynb") for word in only]
     for word in words:
@@ -148,10 +151,13 @@ def choose_notebooks(only: list[str]) -> list[Path]:
 def plan_jobs(
     only: list[str], given: Mapping[str, Any], seeds: list[int] | None, out: Path | None
 ) -> list[NotebookJob]:
-    """One job per notebook and seed, every value checked.
+    """Make one job per notebook and seed, every value checked.
 
     A given name that notebooks declare goes to those that do; any other is a setting of every run,
     and takes the place of the notebook's own.
+
+    Raises:
+        KitError: A name or a value is wrong, or the seed is chosen twice.
     """
     tables = {path: notebook_parameters(path) for path in choose_notebooks(only)}
     names = {name for table in tables.values() for name in table}
@@ -172,7 +178,8 @@ def plan_jobs(
     jobs = []
     for seed in seeds or [given.get("seed", 0)]:
         for path, table in tables.items():
-            alone = "seeds" in table  # one notebook for all of them
+            # Such a notebook is run once for all seeds.
+            alone = "seeds" in table
             if alone and seeds and seed != seeds[0]:
                 continue
             mine = {
@@ -212,7 +219,7 @@ def _changed_overrides(
 
 
 def needed_runs(jobs: Sequence[NotebookJob]) -> list[Plan]:
-    """Every run that the jobs need, once, in the order in which they are asked for."""
+    """List every run that the jobs need, once, in the order in which they are asked for."""
     unique: dict[str, Plan] = {}
     for job in jobs:
         for plan in job.values.plans:
@@ -221,7 +228,7 @@ def needed_runs(jobs: Sequence[NotebookJob]) -> list[Plan]:
 
 
 def evaluations_for(jobs: Sequence[NotebookJob]) -> dict[str, list[Evaluation]]:
-    """{key of a run: what its notebooks evaluate it under}."""
+    """List what its notebooks evaluate each run under, by the run's key."""
     wanted: dict[str, list[Evaluation]] = {}
     for job in jobs:
         for plan, asks in job.values.evaluations:
@@ -231,12 +238,12 @@ def evaluations_for(jobs: Sequence[NotebookJob]) -> dict[str, list[Evaluation]]:
 
 
 def is_trained(plan: Plan) -> bool:
-    """Did its training come to its end?"""
+    """Say whether its training came to its end."""
     return is_done(run_folder(plan))
 
 
 def is_ready(plan: Plan, asks: Sequence[Evaluation]) -> bool:
-    """Is it trained, and are its evaluations kept?"""
+    """Say whether it is trained and its evaluations are kept."""
     return is_trained(plan) and all(is_kept(run_of(plan), ask) for ask in asks)
 
 
@@ -248,14 +255,18 @@ def train_and_evaluate(
 ) -> float:
     """Train runs quietly, and evaluate each under what its notebooks will ask for.
 
-    Those that fit together are trained as one program. -> the seconds it took.
+    Those that fit together are trained as one program.
+
+    Returns:
+        The seconds it took.
 
     Raises:
-        KitError: that names the runs it failed at, after the others.
+        KitError: Some runs failed; it names them, after the others are done.
     """
     started, failures = time.monotonic(), []
     plans = [resolve(RunSpec(**words)) for words, _ in some]
-    with contextlib.suppress(KitError):  # who cannot be trained says why below
+    # A run that cannot be trained says why below.
+    with contextlib.suppress(KitError):
         run_many(plans, device=device, quiet=True, compiled=compiled)
     for plan, (_, asks) in zip(plans, some, strict=True):
         try:
@@ -272,9 +283,15 @@ def train_and_evaluate(
 def run_notebook(
     path: str, output: str, values: dict, folder: str, stamp: str, compiled: bool = False
 ) -> float:
-    """Run one notebook. -> its seconds.
+    """Run one notebook.
 
     Its cells' and its kernel's chatter goes to a log beside the output.
+
+    Returns:
+        Its seconds.
+
+    Raises:
+        KitError: A cell failed.
     """
     started = time.monotonic()
     partial = Path(output).with_suffix(".partial.ipynb")
@@ -320,13 +337,16 @@ def _stderr_to(log: Path) -> Iterator[None]:
 
 
 def missing_runs(jobs: Sequence[NotebookJob]) -> list[Plan]:
-    """The runs that are not trained, or lack an evaluation that their notebooks want."""
+    """List the runs that are not trained, or lack an evaluation that their notebooks want."""
     asks = evaluations_for(jobs)
     return [plan for plan in needed_runs(jobs) if not is_ready(plan, asks[plan.key])]
 
 
 def group_trainings(missing: Sequence[Plan], place: Place) -> dict[str, list[Plan]]:
-    """{title: runs that one task trains}; first those that leave their burn-in to others."""
+    """Group runs by the task that trains them, under its title.
+
+    Those that leave their burn-in to others come first.
+    """
     most = min(STACKED_NETWORKS[place.device.type], -(-len(missing) // place.slots))
     waves = group_for_stacking(missing, most)
     return {_group_title(plans): plans for wave in waves for plans in wave}
@@ -342,7 +362,7 @@ def training_tasks(
     place: Place,
     compiled: bool = False,
 ) -> dict[str, Task]:
-    """A task of each list.
+    """Make a task of each list of runs.
 
     It waits for the lists whose burn-in it shares, so that every burn-in is trained once.
     """
@@ -357,7 +377,8 @@ def training_tasks(
             other for other, leader, most in led if other != title and 0 < leader.burn_in <= most
         )
         some = [(plan.spec.words(), asks[plan.key]) for plan in plans]
-        words = (some, str(place.device), compiled or None)  # None: as KIT_COMPILE says there
+        # None: as KIT_COMPILE says where it is trained.
+        words = (some, str(place.device), compiled or None)
         tasks[title] = Task(train_and_evaluate, words, after, gpu_share(plans))
     return tasks
 
@@ -365,7 +386,7 @@ def training_tasks(
 def notebook_tasks(
     due: Sequence[NotebookJob], lists: Mapping[str, list[Plan]], compiled: bool = False
 ) -> dict[str, Task]:
-    """A task of each notebook.
+    """Make a task of each notebook.
 
     It waits for the lists that its runs are in. The last ones, which take longest, go first.
     """
@@ -388,7 +409,7 @@ def notebook_tasks(
 
 
 def gpu_share(plans: Sequence[Plan]) -> float:
-    """How much of a GPU a task of `plans` needs: small networks leave most of one idle."""
+    """Say how much of a GPU a task of `plans` needs: small networks leave most of one idle."""
     return 0.25 if all(plan.recipe.model in SMALL for plan in plans) else 1.0
 
 
@@ -396,7 +417,7 @@ def gpu_share(plans: Sequence[Plan]) -> float:
 
 
 def show_plan(jobs: list[NotebookJob], place: Place) -> None:
-    """What would run, what is there already, and how long the trainings would take."""
+    """Print what would run, what is there already, and how long the trainings would take."""
     left = epochs_to_train(needed_runs(jobs))
     for plan, epochs in left:
         state = "trained" if not epochs else f"to train, {epochs} of {plan.recipe.epochs} epochs"
@@ -428,7 +449,7 @@ def _gpu_hours(
     left: Mapping[str, tuple[Plan, int]],
     place: Place,
 ) -> str:
-    """What the deep networks compute, and how long that takes where ACHIEVED is reached."""
+    """What the deep networks compute, and how long that takes at ACHIEVED_TFLOPS."""
     try:
         operations = {
             title: total_flops(left[plan.key] for plan in plans if plan.recipe.model not in SMALL)
@@ -457,9 +478,12 @@ def reproduce(
     fresh: bool = False,
     compiled: bool = False,
 ) -> int:
-    """Train what is missing, run what is not up to date, print a table. -> 0, or 1 if any failed.
+    """Train what is missing, run what is not up to date, print a table.
 
     `fresh`: run what is up to date, too; `compiled`: compile the passes of networks.
+
+    Returns:
+        0, or 1 if any task failed.
     """
     started = time.monotonic()
     missing = missing_runs(jobs)
@@ -483,7 +507,7 @@ def reproduce(
 class _ProgressReport:
     """What is said while the tasks are done: a line when one has ended.
 
-    It keeps what has failed, and each notebook's seconds.
+    It remembers what has failed, and each notebook's seconds.
     """
 
     def __init__(self, lists: Mapping[str, list[Plan]], books: Mapping[str, NotebookJob]):
@@ -507,14 +531,12 @@ class _ProgressReport:
         done = sum(1 for _ in (run_folder(plan) / "epochs").glob("*.npz"))
         return f"{plan.spec.method} {done}/{plan.recipe.epochs}"
 
-    def finished(self, name: str, error: Exception | None, seconds: float) -> None:
+    def finished(self, name: str, error: BaseException | None, seconds: float) -> None:
         if name in self.lists:
             self.trained += len(self.lists[name])
             left = (time.monotonic() - self.began) / self.trained * (self.runs - self.trained)
-            title, well = (
-                f"[{self.trained}/{self.runs}] {name}",
-                f"ready in {format_duration(seconds)}",
-            )
+            title = f"[{self.trained}/{self.runs}] {name}"
+            well = f"ready in {format_duration(seconds)}"
             rest = f" ({format_duration(left)} left)" if left >= 1 else ""
         else:
             self.seconds[name] = seconds

@@ -1,4 +1,4 @@
-"""Tasks, and the local processes that do them. Knows nothing of what they do.
+"""Tasks and the places where they are done; nothing here knows what they do.
 
 `kit.jobs.local_engine.run_locally` is the engine for this machine, `kit.jobs.ray_engine.run_on_ray`
 the one for a cluster; `simulate_tasks` goes through the same tasks without doing them. Each starts
@@ -22,9 +22,9 @@ from kit.core.errors import KitError
 
 @dataclass(frozen=True)
 class Task:
-    """`work(*args)`, which returns its seconds, once the tasks named in `after` have ended.
+    """The call `work(*args)`, which returns its seconds, made once the tasks in `after` have ended.
 
-    `share`: of a GPU, where tasks are given GPUs.
+    `share` is how much of a GPU it gets, where tasks are given GPUs.
     """
 
     work: Callable[..., float]
@@ -35,10 +35,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Place:
-    """Where tasks are done: their networks' device, and how many tasks at a time.
+    """Where tasks are done.
 
-    `gpus` are those that tasks get their share of: 0 on CPUs, and where all of them use the one GPU
-    together.
+    `device` is what networks are trained on there, and `slots` is how many tasks are done at a
+    time. `gpus` are the GPUs that tasks get their share of: 0 on CPUs, and where all of them use
+    the one GPU together.
     """
 
     device: torch.device
@@ -51,15 +52,22 @@ class Place:
         return f"{self.slots} at a time" + (f" on {self.gpus} GPUs" if self.gpus else "")
 
 
-Tick = Callable[[Collection[str]], None]  # hears now and then which tasks have been started
+#: It is told now and then which tasks have been started.
+Tick = Callable[[Collection[str]], None]
 
-Finished = Callable[[str, Exception | None, float], None]  # hears of each end: name, error, seconds
+#: It is told of each task's end: name, error, seconds.
+Finished = Callable[[str, BaseException | None, float], None]
 
+#: It does tasks at a place, and tells the other two.
 Engine = Callable[[Mapping[str, Task], Place, Tick, Finished], None]
 
 
 def check_tasks(tasks: Mapping[str, Task]) -> None:
-    """`KitError` if a task waits for one that is not there, or for itself."""
+    """Check that every task can start.
+
+    Raises:
+        KitError: A task waits for one that is not there, or for itself.
+    """
     for name, task in tasks.items():
         if lost := task.after - tasks.keys():
             raise KitError(
@@ -73,9 +81,9 @@ def check_tasks(tasks: Mapping[str, Task]) -> None:
 
 
 def startable_tasks(left: Mapping[str, Task], busy: Collection[str]) -> list[str]:
-    """The tasks of `left`, those that have not ended, that may start now, in order.
+    """List the tasks that may start now, in order.
 
-    They are not busy, and wait for none of `left`.
+    `left` are those that have not ended. One may start that is not busy and waits for none of them.
     """
     return [
         name for name, task in left.items() if name not in busy and not task.after & left.keys()
@@ -83,12 +91,13 @@ def startable_tasks(left: Mapping[str, Task], busy: Collection[str]) -> list[str
 
 
 def simulate_tasks(tasks: Mapping[str, Task], place: Place, seconds: Mapping[str, float]) -> float:
-    """Seconds after which the last of `tasks` has ended, if each takes its `seconds`.
+    """Say after how many seconds the last of `tasks` has ended, if they take `seconds`.
 
-    Each starts in the first room that it finds.
+    Each is done in the first room that it finds.
     """
     check_tasks(tasks)
-    left, now, busy = dict(tasks), 0.0, []
+    left, now = dict(tasks), 0.0
+    busy: list[tuple[float, str, int, float]] = []
     free = [1.0] * (place.gpus or place.slots)
     while left:
         for name in startable_tasks(left, [name for _, name, *_ in busy]):
@@ -104,7 +113,7 @@ def simulate_tasks(tasks: Mapping[str, Task], place: Place, seconds: Mapping[str
 
 
 def threads_per_worker(jobs: int) -> int:
-    """Threads of each of `jobs` processes on this machine."""
+    """Count the threads of each of `jobs` processes on this machine."""
     return max(1, (os.cpu_count() or 1) // jobs)
 
 

@@ -96,8 +96,8 @@ FORMULAS: dict[str, str | tuple[str, Mapping]] = {
     "conv_kurtosis": r"-\gamma \sum_{l \le n} \left( \frac{\operatorname{mean}((W_l - \bar W_l)^4)}"
     r"{(\operatorname{mean}((W_l - \bar W_l)^2))^2} - 3 \right),\quad \text{over convolutions}",
     # perturbation of the parameters, g the gradient
-    "perturb_weights": r"W + \gamma_W \lVert W \rVert_2 \frac{g}{\lVert g \rVert_2},\quad \text{for "
-    r"every weight tensor; its step is taken there}",
+    "perturb_weights": r"W + \gamma_W \lVert W \rVert_2 \frac{g}{\lVert g \rVert_2},\quad \text{"
+    r"for every weight tensor; its step is taken there}",
     # schedules
     "friendlier_first": r"\mathbf 1[t > t_1 T] + \mathbf 1[t > t_2 T]",
     "warm_up": r"\gamma_0 \mathbf 1[t > t_0 T]",

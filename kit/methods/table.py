@@ -141,9 +141,9 @@ class Method:
             )
         return replace(self, **{slot: chosen.but(**{name: value})})
 
-    def hyper_parameters(self) -> dict[str, object]:
+    def hyper_parameters(self) -> dict[str, Any]:
         """Return {dotted name: value} of every hyper-parameter that can be overridden."""
-        found: dict[str, object] = {}
+        found: dict[str, Any] = {}
         for slot in PART_NAMES:
             chosen = getattr(self, slot)
             if chosen is not None:

@@ -35,7 +35,7 @@ _TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 class Parameter:
     """One line of a parameters cell.
 
-    Its type and default, and what stands behind the #: meaning; allowed values.
+    It has the type, the default, and what stands behind the # (meaning; allowed values).
     """
 
     kind: str
@@ -112,9 +112,9 @@ class NotebookValues:
 
 
 def declared_parameters(source: str) -> dict[str, Parameter]:
-    """The parameters that a cell declares.
+    """Read the parameters that a cell declares.
 
-    {} if any line of it is something else than an annotated literal.
+    They are {} if any line of it is something else than an annotated literal.
     """
     try:
         body = ast.parse(source).body
@@ -127,13 +127,10 @@ def declared_parameters(source: str) -> dict[str, Parameter]:
     }
     found = {}
     for node in body:
-        literal = (
-            isinstance(node, ast.AnnAssign)
-            and isinstance(node.target, ast.Name)
-            and node.value is not None
-        )
         if (
-            not literal
+            not isinstance(node, ast.AnnAssign)
+            or not isinstance(node.target, ast.Name)
+            or node.value is None
             or not isinstance(node.annotation, ast.Name)
             or node.annotation.id not in _TYPES
         ):
@@ -149,7 +146,11 @@ def declared_parameters(source: str) -> dict[str, Parameter]:
 
 
 def notebook_parameters(path: Path) -> dict[str, Parameter]:
-    """The declared parameters of a notebook file: its cell tagged `parameters`."""
+    """Read the declared parameters of a notebook file: its cell tagged `parameters`.
+
+    Raises:
+        KitError: The file is no notebook, or has no such cell.
+    """
     try:
         cells = json.loads(path.read_text())["cells"]
     except (OSError, ValueError, KeyError) as error:
@@ -163,7 +164,7 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
                 return found
             raise KitError(
                 f"{path.name}: its parameters cell must hold lines such as `seed: int = 0  # "
-                f"meaning` only"
+                "meaning` only"
             )
     raise KitError(f"{path.name} has no cell tagged 'parameters'; tag the one that declares them")
 
@@ -171,11 +172,11 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
 def check_parameters(
     parameters: Mapping[str, Parameter], given: Mapping[str, Any]
 ) -> NotebookValues:
-    """All values, the given ones in place of the defaults.
+    """Check all values, the given ones in place of the defaults.
 
     Raises:
-        KitError: for an unknown name, a value of the wrong type or out of range, and any method,
-            recipe, override, seed, attack or table that is not there.
+        KitError: A name is unknown, a value is of the wrong type or out of range, or there is no
+            such method, recipe, override, seed, attack or table.
     """
     for name in given:
         if name not in parameters:
@@ -189,7 +190,7 @@ def check_parameters(
 
 
 def parse_values(values: Mapping[str, Any]) -> NotebookValues:
-    """What a notebook's parameters ask for: this is where their text is parsed.
+    """Parse what a notebook's parameters ask for.
 
     The runs are each name in `method`, `methods` and `..._methods` ("all" for every row), with its
     `recipe`, `seed` or `seeds`, and `overrides`; each of them again at every point of a `grid`,
@@ -198,7 +199,7 @@ def parse_values(values: Mapping[str, Any]) -> NotebookValues:
     are evaluated under the `attacks`.
 
     Raises:
-        KitError: for any wrong word; all runs are resolved here.
+        KitError: Any word is wrong; all runs are resolved here.
     """
     recipe, strong_n = values.get("recipe", "digits"), values.get("strong_n", 100)
     attacks = tuple(split_names(values.get("attacks", "")))

@@ -1,11 +1,11 @@
-"""What a notebook calls.
-
-`begin` checks its parameters, then a `Study` holds its runs, figures and verdicts.
+"""What a notebook calls: it begins a study, draws, checks and finishes.
 
     study = kit.begin("02_confused_labels", globals())
     bars = study.draw("confused-labels", method)
     study.check(bars)
     study.finish()
+
+`begin` checks the notebook's parameters; then a `Study` holds its runs, figures and verdicts.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def begin_study(notebook: str, namespace: Mapping[str, Any]) -> Study:
     Pass `globals()`.
 
     Raises:
-        KitError: for a parameter that is unknown (one that papermill injected), of the wrong type
-            or out of range.
+        KitError: A parameter is unknown (one that papermill injected), of the wrong type or out of
+            range.
     """
     cells = [cell for cell in namespace.get("In", []) if cell.strip()]
     parameters = next(
@@ -59,9 +59,10 @@ def begin_study(notebook: str, namespace: Mapping[str, Any]) -> Study:
         raise KitError(
             "no parameters cell was run in this notebook; run the cell tagged 'parameters' first"
         )
-    given = {}
+    given: dict[str, Any] = {}
     for cell in cells:
-        if cell.startswith("# Parameters"):  # papermill writes this line above what it injects
+        # papermill writes this line above what it injects.
+        if cell.startswith("# Parameters"):
             given |= {name: namespace[name] for name in _assigned_names(cell) if name in namespace}
     values = check_parameters(
         parameters, given | {name: namespace[name] for name in parameters if name in namespace}
@@ -93,7 +94,8 @@ class Study:
     values: NotebookValues
     drawings: list[Drawing | ResultTable] = field(default_factory=list)
     verdicts: list[dict[str, str]] = field(default_factory=list)
-    opened: dict[str, Run] = field(default_factory=dict)  # by the spec in words
+    #: The runs that are open, by their specification in words.
+    opened: dict[str, Run] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -107,7 +109,11 @@ class Study:
         return self.values.specs
 
     def run(self, method: str) -> Run:
-        """The run of a method that the parameters name: trained now, resumed, or opened."""
+        """Train, resume or open the run of a method that the parameters name.
+
+        Raises:
+            KitError: They name no such method, or its run cannot be trained.
+        """
         plan = next((plan for plan in self.values.plans if plan.spec.method == method), None)
         if plan is None:
             raise unknown_name(
@@ -127,13 +133,19 @@ class Study:
         return self.opened[words]
 
     def runs(self, methods: str) -> dict[str, Run]:
-        """{method: Run} of several names with spaces or commas between."""
+        """Return {method: its run} of several names with spaces or commas between."""
         names = split_names(methods)
         self._train([plan for plan in self.values.plans if plan.spec.method in names])
         return {method: self.run(method) for method in names}
 
     def grid(self, setting: str) -> list[Run]:
-        """The runs at the values of one setting of the `grid` parameter, every method, in order."""
+        """Return the runs at the values of one setting of the `grid` parameter.
+
+        They are those of every method, in order.
+
+        Raises:
+            KitError: The parameter has no such setting.
+        """
         points = self.values.grid
         if setting not in points:
             raise unknown_name("setting in the grid parameter", setting, points)
@@ -148,7 +160,10 @@ class Study:
     def draw(self, figure: str, methods: str | list[Run] = "", **options) -> Drawing:
         """Draw a figure of kit.FIGURES, and save it in the study's folder.
 
-        It shows the runs of `methods`: names, or runs; all that are open, where none is given.
+        It is drawn from the runs of `methods`: names, or runs; all that are open if there are none.
+
+        Raises:
+            KitError: The figure, a method or an option is unknown, or a run cannot be trained.
         """
         given = (
             self.runs(methods).values()
@@ -161,7 +176,7 @@ class Study:
         return drawing
 
     def show(self, panel: Panel) -> Panel:
-        """A widget for this cell to show.
+        """Return a widget for this cell to show.
 
         Where nobody is there to use it, its picture is saved in the study's folder.
         """
@@ -179,7 +194,7 @@ class Study:
         return panel
 
     def table(self, title: str, name: str) -> ResultTable:
-        """All runs that the parameters ask for, under their `attacks`, as a table.
+        """Make a table of all runs that the parameters ask for, under their `attacks`.
 
         It is saved in the study's folder. A run that cannot be trained is left out and named.
         """
@@ -196,16 +211,17 @@ class Study:
         return table
 
     def measured_tables(self) -> list[PaperTable]:
-        """Each printed table of the `tables` parameter beside what its runs measure.
+        """Set each printed table of the `tables` parameter beside what its runs measure.
 
-        They are saved in the study's folder as say vir-table-1; runs are trained and evaluated now
+        It is saved in the study's folder as say vir-table-1; runs are trained and evaluated now
         where they are not.
         """
         values = self.values
         self._train([plan for plan, _ in values.table_evaluations])
         for plan, asks in values.table_evaluations:
             there = is_done(run_folder(plan))
-            opened = self._open(plan, quiet=there)  # without a line for each of many
+            # Many runs that are trained already need no line each.
+            opened = self._open(plan, quiet=there)
             for attack, n, which in asks:
                 evaluate(opened, [attack], n=n, which=which, quiet=True)
         found = []
@@ -216,7 +232,10 @@ class Study:
         return found
 
     def compare(self) -> pd.DataFrame:
-        """The claims of the papers of the `tables`, with verdicts from what was measured."""
+        """List the claims of the papers that the `tables` parameter names, each with its verdict.
+
+        Verdicts come from what was measured.
+        """
         papers = dict.fromkeys(paper for paper, _ in self.values.tables)
         options = self.values.table_options | {
             "seeds": self.values.seeds,
@@ -225,7 +244,7 @@ class Study:
         return pd.concat([compare(paper, **options) for paper in papers])
 
     def check(self, *drawings: Drawing) -> Verdicts:
-        """Set what the papers say beside what these drawings show. -> the table of their claims."""
+        """Set what the papers say beside what these drawings show: a table of their claims."""
         found = [claim.record() for drawing in drawings for claim in drawing.claims]
         names = {record["claim"] for record in found}
         self.verdicts = [record for record in self.verdicts if record["claim"] not in names] + found

@@ -20,8 +20,7 @@ from kit.core.errors import unknown_name
 from kit.papers.printed_data import cells_of, results
 from kit.papers.printed_rules import checks
 
-#: Percentages with two decimals and fractions with four both have this many values that can be
-#: printed.
+#: Percentages with two decimals and fractions with four both have this many printable values.
 PRINTABLE = 10_000
 
 #: Products of test images and seeds that leave traces in two decimals; with 10,000 any printed
@@ -47,7 +46,7 @@ PAIR_KINDS = ("two papers", "two methods", "two settings", "same model again")
 
 
 def _fits(steps: np.ndarray | int, images: int) -> np.ndarray | bool:
-    """Is a printed value a rounding, either way at a tie, of some k / images?
+    """Say whether a printed value is a rounding, either way at a tie, of some k / images.
 
     The value is in units of its last decimal.
     """
@@ -85,22 +84,17 @@ def _column(cells: pd.DataFrame) -> dict[str, object]:
     found = []
     for name, images in _candidates(cells).items():
         hits = sum(bool(_fits(step, n)) for step, n in zip(steps, images, strict=True))
-        found.append(
-            (
-                name,
-                hits,
-                _tail([_chance(n) for n in images], hits),
-                prod(_chance(n) for n in images),
-            )
-        )
+        chances = [_chance(n) for n in images]
+        found.append((name, hits, _tail(chances, hits), prod(chances)))
     first = next((i for i, (_, hits, *_) in enumerate(found) if hits == len(cells)), None)
     by_accident = (
         1.0 if first is None else min(1.0, sum(everything for *_, everything in found[: first + 1]))
     )
+    all_fit = "none of these" if first is None else found[first][0]
     best, hits, tail, _ = min(found, key=lambda candidate: candidate[2])
     tail = min(1.0, tail * len(found))
     reading = (
-        f"all on {found[first][0]} images"
+        f"all on {all_fit} images"
         if by_accident < UNLIKELY
         else f"most on {best} images"
         if tail < UNLIKELY
@@ -108,7 +102,7 @@ def _column(cells: pd.DataFrame) -> dict[str, object]:
     )
     return {
         "cells": len(cells),
-        "all_fit": "none of these" if first is None else found[first][0],
+        "all_fit": all_fit,
         "chance_all": by_accident,
         "best": best,
         "fit": hits,

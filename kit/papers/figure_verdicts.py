@@ -75,7 +75,8 @@ def decide_by_figures(
     `trained` is the data set and the network of the runs that are asked for.
     """
     fitting = [stamp for stamp in stamps if is_about(claim, stamp.dataset, stamp.model)]
-    found, runs = [], set()
+    found: list[dict[str, Any]] = []
+    runs: set[str] = set()
     for stamp in fitting:
         mine = [
             {"notebook": stamp.notebook, **record}

@@ -42,7 +42,9 @@ def observed(need: Need, seed: int) -> tuple[Run, np.ndarray, np.ndarray] | None
     Returns:
         The run, which images (n,) it gets right under the attack, and which of them (n,) count.
     """
-    run = None if need.reason else trained_run(need.spec(seed))
+    if need.ask is None:
+        return None
+    run = trained_run(need.spec(seed))
     if run is None or not is_kept(run, need.ask):
         return None
     attack, n, which = need.ask
@@ -95,8 +97,8 @@ class PaperTable(ResultTable):
             "none was run yet"
             if ran.empty
             else (
-                f"{format_span(ran['seeds'])} seed(s), {format_span(ran['n'])} test images a cell; "
-                f"half-width of a row's widest 95 % interval"
+                f"{format_span(ran['seeds'])} seed(s), {format_span(ran['n'])} test images a "
+                "cell; half-width of a row's widest 95 % interval"
             )
         )
         gaps = "".join(f" Not run in {count}: {why}." for why, count in self.missing.items())
@@ -121,11 +123,10 @@ def measured(
     Raises:
         KitError: There is no such paper, table or recipe.
     """
-    printed, planned = (
-        table(paper, name),
-        grid(paper, name, recipe=recipe, overrides=overrides, strong_n=strong_n),
-    )
-    rows, runs = {}, {}
+    printed = table(paper, name)
+    planned = grid(paper, name, recipe=recipe, overrides=overrides, strong_n=strong_n)
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    runs: dict[str, Run] = {}
     for need in planned:
         found = [item for seed in seeds if (item := observed(need, seed))]
         runs |= {run.key: run for run, *_ in found}
@@ -146,8 +147,8 @@ def measured(
         else "accuracy in percent"
     )
     title = (
-        f"{PAPERS[paper].label}, table {table_name(paper, name)[1:]}, {what}: "
-        f"as printed ({data}) / measured on {recipe}"
+        f"{PAPERS[paper].label}, table {table_name(paper, name)[1:]}, {what}: as printed ({data}) "
+        f"/ measured on {recipe}"
     )
     return PaperTable(title, frame, tuple(runs.values()), _gaps(frame))
 

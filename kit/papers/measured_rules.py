@@ -76,7 +76,7 @@ class Statement:
 
     def verdict(self, of: int) -> str:
         """Say confirmed, refuted, undecided or not run, as one of so many statements."""
-        if self.sure is None:
+        if self.sure is None or self.possible is None:
             return NOT_RUN
         return (
             "confirmed"
@@ -89,7 +89,7 @@ class Statement:
     def record(self, verdict: str) -> dict[str, Any]:
         """Write it as a record, with the 95 % interval of its value or why there is none."""
         record = {"statement": self.sum.text, "expected": self.expected, "verdict": verdict}
-        if self.sure is None:
+        if self.sure is None or self.sum.draws is None:
             return record | {"why": self.sum.why}
         low, high = np.quantile(self.sum.draws, (LEVEL, 1 - LEVEL))
         return record | {
@@ -123,6 +123,12 @@ class Cells:
         if key not in self.known:
             self.known[key] = observed(need, seed)
         return self.known[key]
+
+    def read(self, need: Need, seed: int) -> Observation:
+        """Return what was observed of a cell with a seed that has run it."""
+        found = self.observed(need, seed)
+        assert found is not None, f"{need.spec(seed)} was not run"
+        return found
 
     def missing_tables(self, needs: Sequence[Need]) -> frozenset[str]:
         """Name the tables, such as clirat-1, of those cells that no seed has run."""
@@ -181,9 +187,9 @@ def measure_expression(cells: Cells, expression: Expression) -> MeasuredSum:
     if not seeds:
         missing = cells.missing_tables(needs)
         return MeasuredSum(text, why="its runs are not there yet", missing_tables=missing)
-    n = min(len(cells.observed(need, seeds[0])[1]) for need in needs)
+    n = min(len(cells.read(need, seeds[0])[1]) for need in needs)
     for need in needs:
-        if not cells.observed(need, seeds[0])[2][:n].any():
+        if not cells.read(need, seeds[0])[2][:n].any():
             why = f"no image of class {need.protected} is among the first {n}"
             return MeasuredSum(text, why=why)
     return _add_terms(cells, text, terms, seeds, n)
@@ -201,8 +207,8 @@ def _same_run(terms: Sequence[NeededTerm]) -> str:
     ]
     if {key for sign, key in single if sign > 0} & {key for sign, key in single if sign < 0}:
         return (
-            "compares two networks or data sets, and this recipe has one of each: "
-            "--recipe cifar10:paper has both"
+            "compares two networks or data sets, and this recipe has one of each: --recipe "
+            "cifar10:paper has both"
         )
     return ""
 
@@ -211,11 +217,13 @@ def _add_terms(
     cells: Cells, text: str, terms: Sequence[NeededTerm], seeds: Sequence[int], n: int
 ) -> MeasuredSum:
     """The sum of terms whose cells were all run, on the first `n` images."""
-    value, draws, runs, images = 0.0, np.zeros(DRAWS), set(), []
+    value, draws = 0.0, np.zeros(DRAWS)
+    runs: set[str] = set()
+    images: list[int] = []
     for sign, choices in terms:
         points, drawn = [], []
         for need in choices:
-            found = [cells.observed(need, seed) for seed in seeds]
+            found = [cells.read(need, seed) for seed in seeds]
             right, counts = np.stack([flags[:n] for _, flags, _ in found]), found[0][2][:n]
             images.append(int(counts.sum()))
             scale = 100 if need.cell["unit"] == "percent" else 1
@@ -270,7 +278,8 @@ def _reduce_sums(rule: Rule, sums: Sequence[MeasuredSum]) -> MeasuredSum:
 
 
 def _keep_draws(part: MeasuredSum, bound: Bound) -> np.ndarray:
-    """(DRAWS,) in which draws a sum keeps a bound."""
+    """(DRAWS,) in which draws a sum that was run keeps a bound."""
+    assert part.draws is not None, f"{part.text} was not run"
     return bound.keeps(np.round(part.draws, 6))
 
 
@@ -289,7 +298,8 @@ def _limit_by_parts(statement: Statement, parts: Sequence[MeasuredSum], bound: B
     """
     if statement.sure is None:
         return statement
-    ran = [part for part in parts if not part.why]  # no difference of a network to itself
+    # The difference of a network to itself is not run.
+    ran = [part for part in parts if not part.why]
     worst = min((_keep_draws(part, bound) for part in ran), key=np.mean)
     return replace(statement, possible=worst, parts=len(parts))
 
@@ -302,7 +312,7 @@ def _state_most(text: str, sums: Sequence[MeasuredSum], bound: Bound) -> Stateme
     missing = _union([part.missing_tables for part in gaps])
     if not ran:
         return Statement(MeasuredSum(text, why=gaps[0].why, missing_tables=missing), expected)
-    kept = sum(_keep_draws(part, bound).astype(int) for part in ran)
+    kept = np.sum([_keep_draws(part, bound) for part in ran], axis=0)
     total = MeasuredSum(
         f"{text} ({len(ran)} run)" if gaps else text,
         float(sum(bool(bound.keeps(part.value)) for part in ran)),
@@ -351,6 +361,5 @@ def _describe_records(records: Sequence[Mapping[str, Any]]) -> str:
     interval = f"{telling['value']:.4g} [{telling['low']:.4g}, {telling['high']:.4g}]"
     return (
         f"{counts} of {len(records)}; {telling['verdict']}: {telling['statement']} "
-        f"{telling['expected']}: {interval}, "
-        f"n = {telling['n']}, {telling['seeds']} seed(s)"
+        f"{telling['expected']}: {interval}, n = {telling['n']}, {telling['seeds']} seed(s)"
     )

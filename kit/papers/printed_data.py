@@ -22,7 +22,8 @@ from kit.methods.table import METHODS
 
 FOLDER = Path(__file__).parent
 
-ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4}  # CSA's
+#: CSA numbers its tables so.
+ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4}
 
 #: What rows can differ in besides the method and its hyper-parameters: these come first in a
 #: table's index.
@@ -33,8 +34,8 @@ SETTINGS = ("dataset", "model", "checkpoint", "protected_class")
 class Paper:
     """One of the five papers.
 
-    It has what it is about, the label that the kit's figures cite it by, and what it weighs
-    examples by.
+    `title` says what it is about, `label` is how the kit's figures cite it, and `weighs_by` says
+    what it weighs examples by.
     """
 
     title: str
@@ -49,8 +50,7 @@ PAPERS = Registry(
             "reweighting by the margin to every label that beats the true one",
             "CLIRAT",
             "CL-PM: the margin to the strongest other label, or, where the example is "
-            "misclassified, the sum of "
-            "the margins to all its confused labels (Eq. 7)",
+            "misclassified, the sum of the margins to all its confused labels (Eq. 7)",
         ),
         "mail": Paper(
             "reweighting by the probabilistic margin in place of attack steps",
@@ -62,8 +62,7 @@ PAPERS = Registry(
             "its prediction",
             "VIR",
             "an exponential of the true label's clean probability times the divergence between "
-            "clean and adversarial "
-            "prediction, plus a constant (Eqs. 5, 6, 8)",
+            "clean and adversarial prediction, plus a constant (Eqs. 5, 6, 8)",
         ),
         "mr": Paper(
             "a margin corrected for how the remaining probability is spread",

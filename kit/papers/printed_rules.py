@@ -100,7 +100,10 @@ def _outcomes(rule: Rule, values: Sequence[Decimal]) -> list[Outcome]:
 
 def _agree(said: str, computed: Decimal) -> bool:
     """Say whether `said` is a rounding of `computed` to as many decimals."""
-    return abs(Decimal(said) - computed) * 2 <= Decimal(1).scaleb(Decimal(said).as_tuple().exponent)
+    number = Decimal(said)
+    exponent = number.as_tuple().exponent
+    assert isinstance(exponent, int), f"{said} is no finite number"
+    return abs(number - computed) * 2 <= Decimal(1).scaleb(exponent)
 
 
 def _check_rule(paper: str, rule: Rule) -> list[dict[str, object]]:

@@ -9,7 +9,7 @@ network.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -55,7 +55,8 @@ CLASS_COUNTS = {"cifar100": 100, "mixture": 2} | dict.fromkeys(
     set(DATA) - {"cifar100", "mixture"}, 10
 )
 
-OF_ALL_ROWS = ", all classes"  # behind the attacks that are added to tables of one class's accuracy
+#: It stands behind the attacks that are added to tables of one class's accuracy.
+OF_ALL_ROWS = ", all classes"
 
 
 class Evaluation(NamedTuple):
@@ -68,7 +69,7 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True)
 class Need:
-    """One cell, and what measures it; or the `reason` why nothing does.
+    """One cell, and what measures it; or the `reason` why nothing does, and no `ask`.
 
     `cell` has its columns and the parts of its variant as text; `protected` is the class whose
     images count, None for all.
@@ -77,7 +78,7 @@ class Need:
     cell: Mapping[str, Any]
     method: str = ""
     recipe: str = ""
-    overrides: Mapping[str, Any] | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     ask: Evaluation | None = None
     protected: int | None = None
     reason: str = ""
@@ -150,7 +151,7 @@ def _need(cell: dict[str, Any], name: str, overrides: dict[str, Any], strong_n: 
         return Need(
             cell,
             reason=f"{here} holds out no images to choose the best checkpoint by; set "
-            f"validation=1000, say",
+            "validation=1000, say",
         )
     return need
 
@@ -207,7 +208,7 @@ def asked(planned: Sequence[Need], seeds: Sequence[int]) -> list[tuple[RunSpec, 
     found: dict[str, tuple[RunSpec, list[Evaluation]]] = {}
     for seed in seeds:
         for need in planned:
-            if not need.reason:
+            if need.ask is not None:
                 spec = need.spec(seed)
                 asks = found.setdefault(str(spec), (spec, []))[1]
                 asks += [need.ask] if need.ask not in asks else []

@@ -54,14 +54,14 @@ def compare(
         )
     listed = claims(paper)
     stamps, trained = read_stamps(recipe), trained_on(recipe, overrides or {})
-    options = {"recipe": recipe, "overrides": overrides, "strong_n": strong_n}
-    cells = {
-        name: Cells(
-            [need for _, table in chosen_tables(name) for need in grid(name, table, **options)],
-            seeds,
-        )
-        for name in dict.fromkeys(listed["paper"])
-    }
+    cells = {}
+    for name in dict.fromkeys(listed["paper"]):
+        planned = [
+            need
+            for _, table in chosen_tables(name)
+            for need in grid(name, table, recipe=recipe, overrides=overrides, strong_n=strong_n)
+        ]
+        cells[name] = Cells(planned, seeds)
     rows = {}
     for number, claim in listed.iterrows():
         found = (
@@ -117,19 +117,14 @@ def report(compared: pd.DataFrame, width: int = 100) -> str:
     )
     for number, row in compared.iterrows():
         printed = f" [printed numbers: {row['printed']}]" if row["printed"] else ""
-        lines += [
-            "",
-            *_folded(f"{number:>2} {row['paper']}: {row['claim']}{printed}", "   ", width),
-        ]
+        claim = f"{number:>2} {row['paper']}: {row['claim']}{printed}"
+        lines += ["", *_folded(claim, "   ", width)]
         place = f" on {recipe}" if row["verdict"] != NOT_RUN else ""
         lines += _folded(f"   {row['verdict'].upper()}{place}: {row['here']}", "      ", width)
         lines += [f"      {row['command']}"] if row["command"] else []
     tally = Counter(compared["verdict"])
-    lines += [
-        "",
-        f"{len(compared)} claims: "
-        f"{', '.join(f'{n} {word} on {recipe}' for word, n in tally.most_common())}",
-    ]
+    counts = ", ".join(f"{n} {word} on {recipe}" for word, n in tally.most_common())
+    lines += ["", f"{len(compared)} claims: {counts}"]
     for paper in dict.fromkeys(compared["paper"]):
         lines += _folded(f"{paper}, printed numbers alone: {describe_paper(paper)}", "   ", width)
     return "\n".join(lines)
@@ -153,6 +148,6 @@ def describe_paper(paper: str) -> str:
     slips = text_against_table(paper)
     return (
         f"columns by the images behind them: {images}; {len(mine)} pairs of rows share more cells "
-        f"than chance; "
-        f"{int((~slips['agrees']).sum())} of {len(slips)} numbers given elsewhere are off."
+        f"than chance; {int((~slips['agrees']).sum())} of {len(slips)} numbers given elsewhere "
+        "are off."
     )

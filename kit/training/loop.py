@@ -179,9 +179,9 @@ def load_batches(plan: Plan, split: Split, rows: Tensor, epoch: int, count: int)
     """Yield the batch of these rows `count` times, augmented once, with fresh streams each time."""
     x, y, ids = split.x(rows), split.y[rows], split.ids[rows]
     if plan.recipe.augment != "none":
-        x = augment(x, plan.recipe.augment, Streams(ids, plan.seed, "augment", epoch))
+        x = augment(x, plan.recipe.augment, Streams(ids, plan.spec.seed, "augment", epoch))
     for _ in range(count):
-        yield Batch(x, y, Streams(ids, plan.seed, "attack", epoch))
+        yield Batch(x, y, Streams(ids, plan.spec.seed, "attack", epoch))
 
 
 def collect(losses: list[Tensor], kept: list[dict[str, Tensor]], order: Tensor) -> Trained:

@@ -39,13 +39,14 @@ from kit.widgets.panel import Panel
 #: The methods whose weights are shown; each reads something else of the example.
 WEIGHING_METHODS = ("mail-at", "clirat", "gairat", "mr-mail", "wmmr-mr", "vir-at")
 
-CLASS_LETTERS = "ABCDE"  # of the classes
+CLASS_LETTERS = "ABCDE"
 
 CLASS_TINTS = (s.ORANGE, s.SKY, s.GREEN, s.PURPLE, s.BLUE)
 
 POINTS_PER_CLASS, BLOB_WIDTH = 30, 0.13
 
-WEIGHT_RANGE = (0.05, 20.0)  # the shown range of a weight over the average one
+#: The shown range of a weight over the average one.
+WEIGHT_RANGE = (0.05, 20.0)
 
 MOST_STEPS = 20
 
@@ -73,7 +74,8 @@ def train_plane(classes: int) -> Plane:
     y = torch.arange(classes).repeat_interleave(POINTS_PER_CLASS)
     noise = torch.randn(len(y), 2, generator=named_generator("boundary", classes))
     x = (centres[y] + BLOB_WIDTH * noise).clamp(0, 1)
-    with torch.random.fork_rng(devices=[]):  # layers draw from the global state: it is put back
+    # Layers draw from the global state: it is put back.
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("boundary", classes, "network"))
         model = nn.Sequential(
             nn.Linear(2, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, classes)
@@ -139,10 +141,10 @@ def relative_weights(one: StepOutputs, others: StepOutputs) -> dict[str, float]:
     All methods are past their burn-in.
     """
     names = ("y", "logits_adv", "logits_nat", "kappa", "lps")
-    batch = StepOutputs(
-        **{name: torch.cat([getattr(one, name), getattr(others, name)]) for name in names},
-        steps=one.steps,
-    )
+    joined: dict[str, Any] = {
+        name: torch.cat([getattr(one, name), getattr(others, name)]) for name in names
+    }
+    batch = StepOutputs(**joined, steps=one.steps)
     found = {}
     for name in WEIGHING_METHODS:
         weights = METHODS[name].weigh(batch)
@@ -164,13 +166,14 @@ def describe_point(
     values: Mapping[str, Any], outputs: StepOutputs, numbers: list[str], weights: dict[str, float]
 ) -> str:
     """What the picture shows; `numbers` are PM, CL-PM, LPS and κ in words."""
+    assert outputs.logits_nat is not None and outputs.lps is not None, "the point was attacked"
     before, after = (
         CLASS_LETTERS[int(logits.argmax())] for logits in (outputs.logits_nat, outputs.logits_adv)
     )
     steps, lps = values["steps"], int(outputs.lps)
     stays_right = int(outputs.logits_adv.argmax()) == int(outputs.y)
     only_last = "" if lps < steps or stays_right else ": only the last step"
-    most, least = (pick(weights, key=weights.get) for pick in (max, min))
+    most, least = (pick(weights, key=weights.__getitem__) for pick in (max, min))
     return (
         f"An example of class {values['true']} at ({values['x']:.2f}, {values['y']:.2f}) is called "
         f"{before}, and {after} after the attack (LPS {lps} of {steps}{only_last}; κ {numbers[3]})."
@@ -306,7 +309,12 @@ class Boundary(Panel):
         return moving + self._build_bars(figure.add_subplot(grid[2, 1]))
 
     def _build_example(self) -> list[Artist]:
-        outline = {"facecolor": "none", "edgecolor": s.BLACK, "linewidth": 1.1, "linestyle": "--"}
+        outline: dict[str, Any] = {
+            "facecolor": "none",
+            "edgecolor": s.BLACK,
+            "linewidth": 1.1,
+            "linestyle": "--",
+        }
         self.square = self.map.add_patch(Rectangle((0, 0), 0, 0, **outline))
         self.circle = self.map.add_patch(Circle((0, 0), 0, **outline))
         (self.path,) = self.map.plot([], [], "-o", color=s.BLACK, markersize=3, linewidth=1.1)
@@ -328,7 +336,7 @@ class Boundary(Panel):
             yticklabels=("LPS", "κ"),
             xlabel="attack steps",
         )
-        steps.xaxis.get_major_locator().set_params(integer=True)
+        s.whole_numbers(steps)
         self.margins = margins.hlines([1, 0], 0, 0, colors=[s.GREEN, s.BLUE], linewidth=8)
         self.counts = steps.hlines([1, 0], 0, 0, colors=[s.VERMILLION, s.PURPLE], linewidth=8)
         (self.limit,) = steps.plot([], [], color=s.BLACK, linewidth=1.6)
@@ -353,6 +361,7 @@ class Boundary(Panel):
         tints = [s.colour(name) for name in WEIGHING_METHODS]
         self.bars = axes.hlines(places, 1, 1, colors=tints, linewidth=9)
         self.factors = [draw_number(axes, place) for place in places]
+        # It keeps room for the widest number when the figure is laid out.
         axes.annotate(
             "<0.01×",
             (1, 0),
@@ -361,7 +370,7 @@ class Boundary(Panel):
             textcoords="offset points",
             fontsize=8.5,
             alpha=0,
-        )  # keeps room for the widest number when the figure is laid out
+        )
         return [self.bars, *self.factors]
 
     # ---- what moves
@@ -407,6 +416,7 @@ class Boundary(Panel):
             float(quantity(probs, outputs.y))
             for quantity in (probabilistic_margin, confused_label_margin)
         ]
+        assert outputs.lps is not None and outputs.kappa is not None, "the point was attacked"
         counts = [int(outputs.lps), int(outputs.kappa)]
         for lines, ends in ((self.margins, margins), (self.counts, counts)):
             lines.set_segments(
@@ -442,8 +452,10 @@ def boundary() -> Boundary:
     arrow keys move the example. LPS jumps where PM slides; CL-PM leaves PM where two rivals beat
     the true class, so near the point where three regions meet.
 
-    It takes no run and no arguments; controls that are set out of range raise `KitError`. The
-    network is the kit's own.
+    It takes no run and no arguments; the network is the kit's own.
+
+    Raises:
+        KitError: Only later, by `set`: a control is set out of its range.
 
     Source: PM is MAIL Eq. 4, CL-PM CLIRAT Eq. 7, LPS MAIL section 3, κ GAIRAT's code.
     """

@@ -53,7 +53,8 @@ def serve() -> None:
     """Do the work that the last argument names, and obey the lines on standard input meanwhile."""
     gate = threading.Lock()
 
-    def wait_at_gate(*_: object) -> None:  # runs in the main thread, between two of its steps
+    def wait_at_gate(*_: object) -> None:
+        # It runs in the main thread, between two of its steps.
         with gate:
             pass
 
@@ -75,12 +76,14 @@ def serve() -> None:
         code = 1
         words = error if isinstance(error, KitError) else f"{type(error).__name__}: {error}"
         print(words, file=sys.stderr, flush=True)
-    os._exit(code)  # the listener still waits for a line
+    # The listener still waits for a line.
+    os._exit(code)
 
 
 def train_run(words: dict[str, Any]) -> None:
     """Train the run that `RunSpec.words` describes."""
-    from kit.training.runner import run  # the kernel that only watches need not load it
+    # The kernel that only watches need not load it.
+    from kit.training.runner import run
 
     run(RunSpec(**words), quiet=True)
 
@@ -99,7 +102,7 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        """Is it there, at work or paused?"""
+        """Whether it is there, at work or paused."""
         return self.process.poll() is None
 
     def pause(self) -> None:
@@ -110,12 +113,18 @@ class Child:
         """Let it work on after a pause."""
         self._send(GO_ON)
 
+    @property
+    def _pipe(self) -> IO[bytes]:
+        assert self.process.stdin is not None, "start_child opens it"
+        return self.process.stdin
+
     def _send(self, line: bytes) -> None:
         if self.alive:
             try:
-                self.process.stdin.write(line)
-                self.process.stdin.flush()
-            except OSError:  # it has just ended
+                self._pipe.write(line)
+                self._pipe.flush()
+            except OSError:
+                # It has just ended.
                 return
             self.paused = line == PAUSE
 
@@ -124,8 +133,9 @@ class Child:
         self.was_stopped = self.was_stopped or self.alive
         self.process.kill()
         self.process.wait()
-        with contextlib.suppress(OSError):  # a line that it did not read
-            self.process.stdin.close()
+        # There may be a line that it did not read.
+        with contextlib.suppress(OSError):
+            self._pipe.close()
 
     @property
     def complaint(self) -> str:
@@ -203,33 +213,39 @@ class Training:
 
         Nothing happens where it is training or done.
         """
-        if self.busy:
-            self.child.go_on()
+        if child := self._working_child:
+            child.go_on()
         elif self.state != "done":
             self._children[self.folder] = start_child(train_run, self.spec.words())
 
     def pause(self) -> None:
         """Halt it between two steps; nothing happens where it is not training."""
-        if self.busy:
-            self.child.pause()
+        if child := self._working_child:
+            child.pause()
 
     def stop(self) -> None:
         """End it; the epochs that are finished are kept, and `start` goes on behind them."""
-        if self.busy:
-            self.child.stop()
+        if child := self._working_child:
+            child.stop()
 
     # ---- how far it is
 
     @property
     def busy(self) -> bool:
-        """Is its process there, at work or paused?"""
-        return self.child is not None and self.child.alive
+        """Whether its process is there, at work or paused."""
+        return self._working_child is not None
+
+    @property
+    def _working_child(self) -> Child | None:
+        """Its process, where it is there, at work or paused."""
+        child = self.child
+        return child if child is not None and child.alive else None
 
     @property
     def state(self) -> str:
         """One of the words that the class names."""
-        if self.busy:
-            return "paused" if self.child.paused else "training"
+        if child := self._working_child:
+            return "paused" if child.paused else "training"
         if is_done(self.folder):
             return "done"
         if self.child is not None and not self.child.was_stopped:

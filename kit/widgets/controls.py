@@ -31,10 +31,10 @@ class Number:
     plays: bool = False
 
     def check(self, value: Any) -> float:
-        """The value, rounded as a slider rounds.
+        """Return the value, rounded as a slider rounds.
 
         Raises:
-            KitError: it is no number, lies outside the range, or has a fraction where whole numbers
+            KitError: It is no number, lies outside the range, or has a fraction where whole numbers
                 are counted.
         """
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -64,7 +64,11 @@ class Choice:
     meaning: str = ""
 
     def check(self, value: Any) -> str:
-        """The value. `KitError` where it is none of the options."""
+        """Return the value.
+
+        Raises:
+            KitError: It is none of the options.
+        """
         if value not in self.options:
             raise unknown_name(f"choice for {self.name}", value, self.options)
         return value
@@ -87,7 +91,7 @@ class Toggle:
 class Text:
     """A line of words.
 
-    `checked` gives back the words as they are kept, and raises `KitError` for what makes no sense.
+    `checked` gives back the words as they are kept, and raises a KitError for what makes no sense.
     """
 
     name: str
@@ -96,7 +100,11 @@ class Text:
     checked: Callable[[str], str] = str
 
     def check(self, value: Any) -> str:
-        """The words as they are kept. `KitError` where `checked` refuses them."""
+        """Return the words as they are kept.
+
+        Raises:
+            KitError: `checked` refuses them.
+        """
         return self.checked(value)
 
 

@@ -229,7 +229,12 @@ class WhatIf(Panel):
             axes.axhline(0, color=tints["a"], linewidth=0.9, linestyle=":"),
             axes.axvline(0, color=tints["b"], linewidth=0.9, linestyle=":"),
         ]
-        style = {"markersize": 5, "alpha": 0.65, "markeredgewidth": 0, "clip_on": False}
+        style: dict[str, Any] = {
+            "markersize": 5,
+            "alpha": 0.65,
+            "markeredgewidth": 0,
+            "clip_on": False,
+        }
         self.dots = [
             axes.plot([], [], marker, color=tint, label=words, **style)[0]
             for _, words, tint, marker in GROUP_STYLES

@@ -41,8 +41,8 @@ def points(score: Tensor, *, heights: tuple[NonNegative, ...] = (1.0,) * CURVE_P
     """
     if len(heights) < 2 or not max(heights) > 0:
         raise KitError(
-            f"heights={list(heights)} must be two or more numbers of at least 0, one of them above "
-            f"0; lift a point"
+            f"heights={list(heights)} must be two or more numbers of at least 0, one of them "
+            "above 0; lift a point"
         )
     table = torch.tensor(heights, dtype=score.dtype, device=score.device)
     place = (score.clamp(-1, 1) + 1) / 2 * (len(heights) - 1)

@@ -203,12 +203,14 @@ class Pool:
 def select_image(outputs: StepOutputs, row: int) -> StepOutputs:
     """One image of a batch, as a batch of its own."""
     here = slice(row, row + 1)
+    nat, kappa, p_flip = outputs.logits_nat, outputs.kappa, outputs.p_flip
+    assert nat is not None and kappa is not None and p_flip is not None, "a pool has them"
     return StepOutputs(
         outputs.y[here],
         outputs.logits_adv[here],
-        outputs.logits_nat[here],
-        outputs.kappa[here],
-        p_flip=outputs.p_flip[here],
+        nat[here],
+        kappa[here],
+        p_flip=p_flip[here],
         steps=outputs.steps,
     )
 
@@ -329,9 +331,13 @@ class Inspect(Panel):
                 watch=watch,
                 validate=False,
                 generator=Streams(one.ids, self.run.plan.seed, "final"),
-                steps=2 * recipe.steps + 1,  # the last point is not watched: one more than drawn
+                # The last point is not watched: one more than drawn.
+                steps=2 * recipe.steps + 1,
                 step_size=length * eps,
             )
+        assert trace.kappa is not None and trace.lps is not None and trace.p_flip is not None, (
+            "the attack has called its watch"
+        )
         p_last = float(logits[recipe.steps].softmax(dim=1)[0, one.y.cpu()])
         return WatchedAttack(
             torch.cat(points),
@@ -381,7 +387,7 @@ class Inspect(Panel):
             axes.fill_between([0, steps], 0, 0, color=tint, alpha=alpha, linewidth=0)
             for tint, alpha in tints
         ]
-        beside = {
+        beside: dict[str, Any] = {
             "xytext": (4, 0),
             "textcoords": "offset points",
             "annotation_clip": False,
@@ -403,7 +409,7 @@ class Inspect(Panel):
             ylabel="probability",
             xlabel=f"step of the attack (in training {self.recipe.steps})",
         )
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        s.whole_numbers(axes)
         return [*self.layers, *self.names, self.now]
 
     def _build_criteria(self, axes: Axes) -> list[Artist]:

@@ -141,7 +141,8 @@ class TrainLive(Panel):
         self.methods = tuple(dict.fromkeys((spec.method, *OFFERED_METHODS)))
         self.longest = max(LONGEST, self.training.total)
         self.watch: Task | None = None
-        self.shown: tuple[int, str] = (0, "")  # what the picture was drawn for
+        # What the picture was drawn for.
+        self.shown: tuple[int, str] = (0, "")
         super().__init__((self.training.run,) if self.training.state == "done" else ())
 
     # ---- its controls
@@ -174,20 +175,32 @@ class TrainLive(Panel):
             self.training = Training(RunSpec(method, spec.recipe, spec.seed, overrides))
 
     def start(self) -> None:
-        """Start, resume or go on. `KitError` where it is training already."""
+        """Start, resume or go on.
+
+        Raises:
+            KitError: It is training already.
+        """
         if self.training.busy and self.training.state != "paused":
             raise KitError("it is training already; pause or stop it")
         self.training.start()
         self.follow()
 
     def pause(self) -> None:
-        """Halt the training. `KitError` where nothing is training."""
+        """Halt the training.
+
+        Raises:
+            KitError: Nothing is training.
+        """
         if self.training.state != "training":
             raise KitError("nothing is training; press start first")
         self.training.pause()
 
     def stop(self) -> None:
-        """End the training. `KitError` where nothing is training."""
+        """End the training.
+
+        Raises:
+            KitError: Nothing is training.
+        """
         if not self.training.busy:
             raise KitError("nothing is training; press start first")
         self.training.stop()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -44,12 +45,18 @@ def weight_parameters(name: str, slots: tuple[str, ...] = WEIGHT_SLOTS) -> dict[
     }
 
 
-def with_parameters(name: str, values: dict[str, Any]) -> Method:
-    """The row with those of `values` that are its hyper-parameters."""
+def with_parameters(name: str, values: Mapping[str, Any]) -> Method:
+    """Return the row with those of `values` that are its hyper-parameters."""
     row = METHODS[name]
     for path in weight_parameters(name):
         row = row.override(path, values[path]) if path in values else row
     return row
+
+
+def weighing_parts(row: Method) -> tuple[Criterion, Part]:
+    """Return the criterion and the weight function of a row that weighs by a score."""
+    assert row.criterion is not None and row.weight is not None, f"{row.title} weighs by no score"
+    return row.criterion, row.weight
 
 
 def part_of(row: Method, slot: str) -> Part:
@@ -149,11 +156,12 @@ def _settings_of_tables(name: str, own: dict[str, Any]) -> list[tuple[str, dict[
 
 def _part_functions(row: Method) -> tuple:
     """What two rows share that differ in numbers alone."""
+    criterion, weight = weighing_parts(row)
     return (
-        row.criterion.quantity.fn,
-        row.criterion.reads,
-        row.criterion.safe_end,
-        row.weight.fn,
+        criterion.quantity.fn,
+        criterion.reads,
+        criterion.safe_end,
+        weight.fn,
         row.normaliser.fn,
         row.schedule.fn if row.schedule else None,
     )
@@ -164,18 +172,21 @@ def _printed_numbers(name: str, line: Any) -> dict[str, Any]:
 
     {} where one of them is a list, where none is there, and where burn-in is not stated.
     """
-    paths = {}  # how the papers write it -> dotted name
+    #: {how the papers write it: dotted name}
+    paths: dict[str | None, str] = {}
     for path in weight_parameters(name):
         slot, _, parameter = path.partition(".")
         paths[SYMBOLS.get(part_of(METHODS[name], slot).name, {}).get(parameter)] = path
     changes: dict[str, Any] = {}
     for letter in PRINTED_LETTERS:
-        text, path = getattr(line, letter), paths.get(rf"\{letter}")
-        if text and path:
+        text, dotted = getattr(line, letter), paths.get(rf"\{letter}")
+        if text and dotted:
             if not re.fullmatch(r"-?\d+(\.\d+)?", text):
                 return {}
             # MR writes σ(-γ (m + β)) with β = 0.5 where MAIL has σ(-γ (PM - β)) with β = -0.5
-            changes[path] = -float(text) if (line.paper, letter) == ("mr", "beta") else float(text)
+            changes[dotted] = (
+                -float(text) if (line.paper, letter) == ("mr", "beta") else float(text)
+            )
     first = re.match(r"\d+", line.burn_in_epochs)
     if not changes or not first:
         return {}

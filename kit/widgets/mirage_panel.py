@@ -104,7 +104,7 @@ def apply_few_rules(run: Run, broken: Mapping[str, np.ndarray], n: int) -> list[
     if "test_logits_nat" not in final:
         raise KitError(
             f"{run.spec} stored no logits of clean test images; delete {run.folder} and train it "
-            f"again"
+            "again"
         )
     part = slice(0, n or None)
     logits = final["test_logits_nat"][part].astype(np.float64)
@@ -216,7 +216,7 @@ class Mirage(Panel):
         self.bars = axes.bar(place, 0, 0.6, color=tints, alpha=0.85)
         self.stems = [axes.plot([], [], color=s.BLACK, linewidth=1.5)[0] for _ in self.runs]
         self.numbers = [
-            axes.text(x, 0, "", ha="center", va="bottom", fontsize=9.5, fontweight="bold")
+            axes.text(float(x), 0, "", ha="center", va="bottom", fontsize=9.5, fontweight="bold")
             for x in place
         ]
         for x, run in zip(place, self.runs, strict=True):

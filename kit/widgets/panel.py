@@ -29,7 +29,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -47,7 +47,7 @@ SCREEN_DPI = 100
 
 
 def attended() -> bool:
-    """Is somebody there to move a slider?
+    """Say whether somebody is there to move a slider.
 
     KIT_WIDGETS=0 or 1 decides; without it, the answer is yes in a kernel of JupyterLab, Notebook or
     Voila.
@@ -63,17 +63,17 @@ class Panel:
     what went wrong last ("" if nothing). `set` and `press` do what a hand does.
     """
 
-    name: ClassVar[str] = ""
-    title: ClassVar[str] = ""
-    source: ClassVar[str] = "-"
+    name: str = ""
+    title: str = ""
+    source: str = "-"
     #: In inches.
-    size: ClassVar[tuple[float, float]] = (7.0, 3.0)
+    size: tuple[float, float] = (7.0, 3.0)
     #: A change of these controls draws everything anew, and asks for the controls again.
-    rebuilds: ClassVar[frozenset[str]] = frozenset()
+    rebuilds: frozenset[str] = frozenset()
     #: The picture takes the mouse and the arrow keys: `point` and `nudge`.
-    pointed_at: ClassVar[bool] = False
+    pointed_at: bool = False
     #: It shows photographs, which a dark page must not invert.
-    photo: ClassVar[bool] = False
+    photo: bool = False
 
     def __init__(self, runs: tuple[Run, ...] = ()):
         self.runs = runs
@@ -263,7 +263,8 @@ class Panel:
         pixel = (x * self.figure.bbox.width, y * self.figure.bbox.height)
         for axes in self.figure.axes:
             if axes.bbox.contains(*pixel):
-                return (axes, *map(float, axes.transData.inverted().transform(pixel)))
+                across, up = axes.transData.inverted().transform(pixel)
+                return axes, float(across), float(up)
         return None
 
     # ---- on a page

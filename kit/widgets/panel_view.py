@@ -38,11 +38,14 @@ class ShownPanel(Protocol):
     title: str
     photo: bool
     pointed_at: bool
-    figure: Figure
     sentence: str
     trouble: str
     shown_controls: tuple[Control, ...]
     values: dict[str, Any]
+
+    @property
+    def figure(self) -> Figure:
+        """What it draws on."""
 
     def set(self, **values: Any) -> None:
         """Set controls by name."""
@@ -154,12 +157,11 @@ class PanelView:
         if begins:
             found = self.panel.locate(x, y)
             self.held = found[0] if found else None
-        if self.held is not None:
+        held = self.held
+        if held is not None:
             pixel = (x * self.panel.figure.bbox.width, y * self.panel.figure.bbox.height)
-            place = self.held.transData.inverted().transform(pixel)
-            self.attempt(
-                lambda: self.panel.point(self.held, float(place[0]), float(place[1]), begins)
-            )
+            place = held.transData.inverted().transform(pixel)
+            self.attempt(lambda: self.panel.point(held, float(place[0]), float(place[1]), begins))
 
     def _on_arrow_key(self, change: dict) -> None:
         right, up = (new - old for new, old in zip(change["new"], change["old"], strict=True))
@@ -171,7 +173,7 @@ class PanelView:
         """One control as ipywidgets."""
         if isinstance(control, Action):
             return self._make_button(control)
-        makers = {
+        makers: dict[type, Callable[..., tuple[ipywidgets.Widget, list]]] = {
             Number: self._make_number,
             Choice: self._make_choice,
             Toggle: self._make_toggle,

@@ -36,6 +36,7 @@ from kit.widgets.drawn_curve import (
     own_curve,
     train_entrants,
 )
+from kit.widgets.method_controls import weighing_parts
 from kit.widgets.panel import Panel
 
 #: In the order in which they are trained and stand below each other.
@@ -72,7 +73,11 @@ class Scores:
 
 
 def read_scores(run: Run) -> Scores:
-    """The scores of a run's training images. `KitError` where it stored no logits of them."""
+    """Read the scores of a run's training images.
+
+    Raises:
+        KitError: The run stored no logits of them.
+    """
     probs, y = probabilities(run.final, "train_logits_adv")
     return Scores(
         StepOutputs(y, probs.log()), -probabilistic_margin(probs, y), tuple(run.record["classes"])
@@ -297,8 +302,12 @@ class Race(Panel):
         while_busy(lambda: self.busy, self.redraw)
 
     def stop(self) -> None:
-        """End the training; finished epochs are kept. `KitError` where nothing is trained."""
-        if not self.busy:
+        """End the training; finished epochs are kept.
+
+        Raises:
+            KitError: Nothing is being trained.
+        """
+        if self.child is None or not self.child.alive:
             raise KitError('nothing is being trained; press "train it" first')
         self.child.stop()
 
@@ -429,10 +438,14 @@ class Race(Panel):
         """Draw the curve, and what it makes of the scores; refuse a curve of zeros."""
         heights = self.heights(values)
         row = own_curve(tuple(heights))
-        row.weight(torch.zeros(1))  # refuses a curve of zeros
+        _, weight = weighing_parts(row)
+        # It refuses a curve of zeros.
+        weight(torch.zeros(1))
         self.drawn.set_data(PLACES, heights)
         self.ring.set_data([PLACES[self.held]], [heights[self.held]])
-        words = self._show_weights(row) if self.scores else self._describe_curve(heights)
+        words = (
+            self._show_weights(row, self.scores) if self.scores else self._describe_curve(heights)
+        )
         words += self._show_accuracies() + self.news()
         return words + (f" As Python: {self.line()}" if values["code"] else "")
 
@@ -443,9 +456,10 @@ class Race(Panel):
             f"{heights[-1]:.2f} for the most wrong. Without a run there are no scores to weigh."
         )
 
-    def _show_weights(self, row: Method) -> str:
+    def _show_weights(self, row: Method, scores: Scores) -> str:
         """Move the histogram and the bars by class, and say what they show."""
-        found, n = weigh_scores(row, self.scores), len(self.scores.y)
+        assert self.run is not None, "the scores are of a run's images"
+        found, n = weigh_scores(row, scores), len(scores.y)
         self.weighed.set_data(found.histogram)
         self.by_class.set_data(found.by_class)
         self.effective.set_text(f"{n} scores count like {found.effective:.0f}")
@@ -453,7 +467,7 @@ class Race(Panel):
             f"Under this curve {n} training images of {s.label(self.run.method)} count like "
             f"{found.effective:.0f} of equal weight. The misclassified are "
             f"{found.wrong_images:.0%} of the images and have {found.wrong_weight:.0%} of the "
-            f"weight; class {self.scores.classes[found.heaviest]} has the largest share, "
+            f"weight; class {scores.classes[found.heaviest]} has the largest share, "
             f"{found.by_class[found.heaviest]:.0%} (of the images {found.heaviest_images:.0%})."
         )
 

@@ -169,7 +169,7 @@ class Scale(Panel):
         if not low <= own <= high:
             raise KitError(
                 f"own = {own:g} lies outside its interval, {low:g} to {high:g}; give low and high "
-                f"around it"
+                "around it"
             )
         results = {OWN_RESULT: Result(own, low, high, n)}
         if self.paper is not None:
@@ -280,7 +280,7 @@ class Scale(Panel):
         if self.results:
             return (
                 f"{words} The result is closed: set the slider above ({scale}) and press seal; it "
-                f"opens here."
+                "opens here."
             )
         if chosen:
             return f"{words} The slider says {how(value)}, not sealed yet ({scale})."

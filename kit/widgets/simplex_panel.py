@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon
 from matplotlib.patheffects import withStroke
 from torch import Tensor
@@ -54,11 +56,13 @@ HALO = [withStroke(linewidth=2.2, foreground="white")]
 
 MOST_EXAMPLES = 300
 
-POINT_STEP = 0.02  # of the margin, and of the rise
+#: A step of the margin, and of the rise.
+POINT_STEP = 0.02
 
 LARGEST_MARGIN = 0.96
 
-LINE_POINTS = 101  # of the line of equal margin, its ends included
+#: Points of the line of equal margin, its ends included.
+LINE_POINTS = 101
 
 
 # -------------------------------------------------------------------------------- what it computes
@@ -74,7 +78,11 @@ class Examples:
 
 
 def read_examples(run: Run, epoch: int) -> Examples:
-    """The first images of a run's probe. `KitError` where it stored no attacked logits."""
+    """Read the first images of a run's probe.
+
+    Raises:
+        KitError: The run stored no attacked logits of them.
+    """
     probs, y = (values[:MOST_EXAMPLES] for values in epoch_probabilities(run, epoch, "frozen"))
     return Examples(probs, y, confused_labels(probs, y).clamp_max(2).numpy())
 
@@ -122,7 +130,9 @@ def read_quantity(name: str, quantity: str, probs: Tensor, y: Tensor) -> np.ndar
     """(n,) a method's "weight" or "score" of examples."""
     if quantity == "weight":
         return weigh(READERS[name], probs, y)
-    return READERS[name].criterion.score(StepOutputs(y, probs.log())).numpy()
+    criterion = READERS[name].criterion
+    assert criterion is not None, f"{name} weighs by no score"
+    return criterion.score(StepOutputs(y, probs.log())).numpy()
 
 
 @dataclass(frozen=True)
@@ -189,7 +199,8 @@ def draw_map(axes: Axes, found: TriangleMap, k: int) -> None:
             zorder=2,
             clip_path=outline,
         )
-    if k > 3:  # where p_2 would not be the largest rival
+    if k > 3:
+        # There p_2 would not be the largest rival.
         peak = 1 / (k - 1)
         corners = [(1, 0), (-peak, HEIGHT * (1 - peak)), (0, HEIGHT)]
         axes.add_patch(Polygon(corners, facecolor="#E9EAEC", zorder=2.5))
@@ -248,10 +259,10 @@ class Simplex(Panel):
         self.run = run
         self.read: dict[int, Examples] = {}  # by epoch
         self.classes = 3 if run is None else len(run.record["classes"])
-        if self.classes < 3:
+        if run is not None and self.classes < 3:
             raise KitError(
                 f"{run.plan.recipe.data} has two classes, where the margin alone says everything; "
-                f"take a run with three or more"
+                "take a run with three or more"
             )
         super().__init__(() if run is None else (run,))
 
@@ -321,6 +332,7 @@ class Simplex(Panel):
     def examples(self, epoch: int) -> Examples:
         """The run's examples after an epoch, read once."""
         if epoch not in self.read:
+            assert self.run is not None, "only a run has examples"
             self.read[epoch] = read_examples(self.run, epoch)
         return self.read[epoch]
 
@@ -331,9 +343,9 @@ class Simplex(Panel):
         *self.triangles, curves = figure.subplots(1, 3, width_ratios=(10, 10, 7))
         self.names, k = (values["left"], values["right"]), self.k(values)
         maps = [map_triangle(name, values["shows"], k) for name in self.names]
-        self.clouds: list[list[Artist]] = []
-        self.rules: list[Artist] = []
-        self.dots: list[Artist] = []
+        self.clouds: list[list[PathCollection]] = []
+        self.rules: list[Line2D] = []
+        self.dots: list[Line2D] = []
         for axes, name, found in zip(self.triangles, self.names, maps, strict=True):
             draw_map(axes, found, k)
             name_corners(axes, k)
@@ -357,7 +369,12 @@ class Simplex(Panel):
     def _build_moving(self, axes: Axes) -> None:
         """The examples, the line of equal margin and the point on one triangle."""
         if self.run is not None:
-            style = {"alpha": 0.8, "edgecolor": "white", "linewidth": 0.5, "zorder": 4}
+            style: dict[str, Any] = {
+                "alpha": 0.8,
+                "edgecolor": "white",
+                "linewidth": 0.5,
+                "zorder": 4,
+            }
             self.clouds.append(
                 [
                     axes.scatter([], [], marker=mark, color=tint, **style)
@@ -396,7 +413,8 @@ class Simplex(Panel):
                     path_effects=HALO,
                 )
             )
-        self.least_gap = 0.09 * (high - low)  # between the two names
+        # This far apart stay the two names.
+        self.least_gap = 0.09 * (high - low)
 
     # ---- what moves
 
@@ -451,6 +469,7 @@ class Simplex(Panel):
 
     def _show_examples(self, values: Mapping[str, Any]) -> str:
         """Move the run's examples, and say how many have confused labels and who weighs them."""
+        assert self.run is not None, "only a run has examples"
         found = self.examples(values["epoch"])
         at, shares = place_examples(found.probs, found.y, values.get("corner", REST)), []
         for name, clouds in zip(self.names, self.clouds, strict=True):

@@ -42,13 +42,15 @@ class Probe:
             if missing:
                 raise KitError(
                     f"{self.run.folder.name} stored no {', '.join(missing)} after epoch {epoch}, "
-                    f"and weights are computed from them; delete the run and train it again"
+                    "and weights are computed from them; delete the run and train it again"
                 )
             outputs, ids = stored_outputs(self.run, epoch, "frozen")
             outputs = replace(outputs, streams=Streams(ids, self.run.plan.seed, "whatif", epoch))
             self.read[epoch] = outputs, example_groups(outputs)
         outputs, groups = self.read[epoch]
-        fresh = Streams(outputs.streams.ids, *outputs.streams.parts)  # draws begin anew
+        assert outputs.streams is not None, "they were given above"
+        # Draws begin anew.
+        fresh = Streams(outputs.streams.ids, *outputs.streams.parts)
         return replace(outputs, streams=fresh), groups
 
     def weigh(self, row: Method, epoch: int, name: str) -> np.ndarray:

@@ -29,6 +29,7 @@ from kit.widgets.method_controls import (
     parameter_controls,
     presets,
     round_up,
+    weighing_parts,
     weight_parameters,
     with_parameters,
 )
@@ -146,7 +147,7 @@ def weigh_images(probe: Probe, row: Method, name: str, epoch: int, burning: bool
     shares, images = class_shares(w, outputs), class_shares(np.ones(len(w)), outputs)
     return ImageFacts(
         w=w,
-        score=row.criterion.score(outputs).numpy(),
+        score=weighing_parts(row)[0].score(outputs).numpy(),
         right=groups["robust_share"],
         shares=shares,
         images=images,
@@ -254,7 +255,11 @@ class WeightingCurves(Panel):
         super().set(**values)
 
     def pin(self) -> None:
-        """Keep the present curve. `KitError` where it is kept already, or too many are."""
+        """Keep the present curve.
+
+        Raises:
+            KitError: It is kept already, or too many are.
+        """
         name = self.values["method"]
         changed = ", ".join(
             f"{path.partition('.')[2]} {self.values[path]:.4g}"
@@ -271,7 +276,11 @@ class WeightingCurves(Panel):
         self.pinned.append(kept)
 
     def unpin(self) -> None:
-        """Remove the curves that were kept. `KitError` where there are none."""
+        """Remove the curves that were kept.
+
+        Raises:
+            KitError: There are none.
+        """
         if not self.pinned:
             raise KitError("no curve is kept; compare keeps one")
         self.pinned.clear()
@@ -285,16 +294,17 @@ class WeightingCurves(Panel):
         grid.
         """
         row = row.at(epoch, self.epochs)
-        raw = row.weight(self.grid)
-        batch = row.weight(row.criterion.score(self.probe.at(epoch)[0])) if self.probe else raw
+        criterion, weight = weighing_parts(row)
+        raw = weight(self.grid)
+        batch = weight(criterion.score(self.probe.at(epoch)[0])) if self.probe else raw
         return normalise_curve(row.normaliser, batch, raw).numpy()
 
     def facts(self, values: Mapping[str, Any]) -> CurveFacts:
         """All numbers of the picture at these values; the last ones are remembered."""
         known = self.known_facts
         if known is None or known.values != values or known.grid is not self.grid:
-            self.known_facts = self._compute_facts(values)
-        return self.known_facts
+            known = self.known_facts = self._compute_facts(values)
+        return known
 
     def _compute_facts(self, values: Mapping[str, Any]) -> CurveFacts:
         name, epoch = values["method"], values["epoch"]
@@ -323,11 +333,12 @@ class WeightingCurves(Panel):
     def build(self, figure, values):
         """Draw the axes for the present method and score."""
         row = with_parameters(values["method"], values)
-        low, high = score_range(row.criterion, self.probe)
+        criterion, _ = weighing_parts(row)
+        low, high = score_range(criterion, self.probe)
         self.grid = torch.linspace(low, high, GRID_POINTS, dtype=torch.float64)
         self.others = rows_with_the_score_of(values["method"])
         self.kept = [
-            kept for kept in self.pinned if kept.row.criterion.title == row.criterion.title
+            kept for kept in self.pinned if weighing_parts(kept.row)[0].title == criterion.title
         ]
         facts, tint = self.facts(values), s.colour(values["method"])
         self.frame = facts.frame
@@ -345,20 +356,17 @@ class WeightingCurves(Panel):
         return moving
 
     def _build_axes(self, row: Method, name: str, limits: tuple[float, float], top: float) -> None:
-        sign = "−" if row.criterion.safe_end > 0 else ""
+        criterion, weight = weighing_parts(row)
+        sign = "−" if criterion.safe_end > 0 else ""
         self.axes.set(
             xlim=limits,
             ylim=(0, top),
             ylabel="weight w",
-            xlabel=f"score s = {sign}{row.criterion.symbol}   (right: more vulnerable)",
+            xlabel=f"score s = {sign}{criterion.symbol}   (right: more vulnerable)",
         )
         self.axes.set_title(s.label(name), color=s.colour(name))
-        weight, normaliser = (
-            plain_text(part_formula(part)) for part in (row.weight, row.normaliser)
-        )
-        self.axes.set_title(
-            f"v = {weight},   w = {normaliser}", loc="right", fontweight="normal", fontsize=8.5
-        )
+        v, w = (plain_text(part_formula(part)) for part in (weight, row.normaliser))
+        self.axes.set_title(f"v = {v},   w = {w}", loc="right", fontweight="normal", fontsize=8.5)
 
     def _build_thin(self, facts: CurveFacts, tint: str) -> None:
         """The other rows' curves in grey, and those that were kept in the method's colour.
@@ -393,7 +401,8 @@ class WeightingCurves(Panel):
 
     def _build_histogram(self) -> list[Artist]:
         """How the run's images lie along the score, all of them and those that are right."""
-        edges = np.linspace(*self.axes.get_xlim(), HISTOGRAM_BINS + 1)
+        low, high = self.axes.get_xlim()
+        edges = np.linspace(low, high, HISTOGRAM_BINS + 1)
         across = self.axes.get_xaxis_transform()
         flat = np.zeros(HISTOGRAM_BINS)
         self.bins = [
@@ -415,6 +424,7 @@ class WeightingCurves(Panel):
         return list(self.bins)
 
     def _build_classes(self, axes: Axes, top: float, tint: str) -> list[Artist]:
+        assert self.probe is not None, "only a run's images have classes"
         classes = self.probe.run.record["classes"]
         prepare_class_axes(axes, classes, top)
         axes.set_title("Weight by class (line: images)")

@@ -42,8 +42,9 @@ from kit.experiments.specification import RunSpec, parse_overrides, resolve
 from kit.jobs import archive, reproduction
 from kit.jobs.command_line import main
 from kit.notebook import parameter_cells
-from kit.training import loop
+from kit.training import loop, runner
 from tests.helpers.data_files import write_mnist
+from tests.helpers.processes import PATIENCE
 from tests.helpers.run_files import contents
 from tests.helpers.settings import TINY
 
@@ -77,7 +78,7 @@ def trying(share: float, default: int) -> Callable:
 
 
 @contextlib.contextmanager
-def soon(seconds: int = 60) -> Iterator[None]:
+def soon(seconds: int = PATIENCE) -> Iterator[None]:
     """Nothing may hang."""
 
     def late(*_: object) -> None:
@@ -440,10 +441,10 @@ def test_files_of_unfinished_runs(hasty, mark, record_property, monkeypatch):
     shutil.rmtree(runs_folder())
     real = loop.train_epoch
 
-    def stopped(states, split, epoch):
+    def stopped(state, split, epoch):
         if epoch == 4:
             raise KeyboardInterrupt
-        return real(states, split, epoch)
+        return real(state, split, epoch)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_epoch", stopped)
@@ -1032,7 +1033,7 @@ def test_command_lines(tmp_path, monkeypatch, record_property):
 
     monkeypatch.setenv("KIT_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop, "fit_plans", never)
+    monkeypatch.setattr(runner, "fit_plans", never)
     monkeypatch.setattr(reproduction, "forecast_seconds", never)
     monkeypatch.setattr(reproduction, "reproduce", never)
     seen = Counter()

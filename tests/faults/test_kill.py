@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import numpy as np
@@ -25,59 +26,89 @@ from kit.evaluation.accuracy import ATTACK_BATCH, evaluate
 from kit.experiments.runs import Run, run_folder, runs_folder
 from kit.experiments.specification import RunSpec, resolve
 from kit.jobs import archive
-from tests.helpers.processes import alive
-from tests.helpers.run_files import contents
+from tests.helpers.processes import PATIENCE, alive, wait_until
+from tests.helpers.run_files import contents, written_files
 from tests.helpers.settings import ROOT, TINY
 
-#: Kills in each test. With KIT_FAULTS=50 seven minutes go to `reproduce`, which takes seconds to
-#: start.
+#: Kills in each test. With KIT_FAULTS=50 most of the time goes to `reproduce`, which takes seconds
+#: to start.
 KILLS = int(os.environ.get("KIT_FAULTS", "5"))
 LONG = {**TINY, "epochs": 8, "milestones": [4]}
 
 
-def child(work: Callable[[], None]) -> int:
+class Moments:
+    """Random moments in work that writes files. They are told by these files, so that they lie in
+    the middle of the work on every machine, be it fast or slow.
+
+    A moment comes after so many changes of the files, from none to `most`, and then after a part
+    of the longest time that has passed between two changes. About a quarter come before any change.
+    """
+
+    def __init__(self, most: int, seed: int):
+        self.draw, self.most = random.Random(seed), most
+        self.longest = [0.0, 0.0]  # seconds until the first change, and between two of them
+
+    def reached(self, folder: Path, works: Callable[[], bool]) -> bool:
+        """Wait for the next moment of work in `folder`. -> whether it still `works` then."""
+        changes, part = max(0, self.draw.randint(-self.most // 4, self.most)), self.draw.random()
+        seen, count, since = written_files(folder), 0, time.monotonic()
+        while count < changes and works():
+            time.sleep(0.002)
+            assert time.monotonic() < since + PATIENCE, "the work stands still"
+            if (now := written_files(folder)) != seen:
+                passed = time.monotonic() - since
+                self.longest[count > 0] = max(self.longest[count > 0], passed)
+                seen, count, since = now, count + 1, since + passed
+        limit = time.monotonic() + part * self.longest[count > 0]
+        while time.monotonic() < limit and works():
+            time.sleep(0.002)
+        return works()
+
+
+def child(work: Callable[[], None]) -> ForkProcess:
     """A forked process that does `work` and ends.
 
     It shares nothing but what was imported: that saves its five seconds.
     """
-    pid = os.fork()
-    if pid == 0:
-        try:
-            torch.set_num_threads(1)
-            work()
-        finally:
-            os._exit(0)
-    return pid
+
+    def alone() -> None:
+        torch.set_num_threads(1)
+        work()
+
+    process = ForkProcess(target=alone, daemon=True)
+    process.start()
+    return process
 
 
 def killed_until_done(
     work: Callable[[], None],
     is_done: Callable[[], bool],
     afresh: Callable[[], None],
-    longest: float,
+    most: int,
     look: Callable[[], None] = lambda: None,
 ) -> int:
-    """Run `work` again and again, killed at random moments of up to `longest` seconds, until it was
-    killed KILLS times and is done; if it is done before, `afresh` forgets everything. -> kills that
-    left something to go on from.
+    """Run `work` again and again, killed at random `Moments` of up to `most` changed files, until
+    it was killed KILLS times and is done; if it is done before, `afresh` forgets everything.
+    -> kills that left something to go on from.
     """
-    draw, kills, useful = random.Random(0), 0, 0
-    while kills < KILLS or not is_done():
+    moments, kills, useful = Moments(most, seed=0), 0, 0
+    while kills < KILLS:
         if is_done():
             afresh()
-        pid, limit = (
-            child(work),
-            time.monotonic() + (draw.uniform(0, longest) if kills < KILLS else 600),
-        )
-        while time.monotonic() < limit and os.waitpid(pid, os.WNOHANG) == (0, 0):
-            time.sleep(0.002)
-        try:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        process = child(work)
+        if moments.reached(runs_folder(), process.is_alive):
+            process.kill()
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
             kills += 1
             useful += any(runs_folder().rglob("*.ckpt"))
-        except (ProcessLookupError, ChildProcessError):
-            pass
+        else:
+            assert process.exitcode == 0 and is_done(), "it ended by itself, but not at its end"
+        look()
+    if not is_done():
+        process = child(work)
+        process.join(PATIENCE)
+        assert process.exitcode == 0 and is_done(), "undisturbed it does not come to its end"
         look()
     return useful
 
@@ -123,7 +154,7 @@ def test_training(methods, tmp_path, monkeypatch, record_property):
                 lambda: kit.run_many(specs, quiet=True),
                 lambda folders=folders: all((f / "done.json").exists() for f in folders),
                 afresh,
-                0.8 * len(methods),
+                12 * len(methods),
                 look,
             )
             assert useful > KILLS / 3, "most kills were in the middle of something"
@@ -165,7 +196,7 @@ def test_evaluation(tmp_path, monkeypatch, tiny_run, record_property):
             work()
         else:
             killed_until_done(
-                work, is_done, lambda target=target: shutil.rmtree(target / "evaluations"), 3.0
+                work, is_done, lambda target=target: shutil.rmtree(target / "evaluations"), 6
             )
         ends[name] = evaluate(run, ["apgd-ce", "aa"], n=24, quiet=True).attrs["examples"]
         assert not list((target / "evaluations").glob("*.partial"))
@@ -202,23 +233,19 @@ def test_reproduce(tmp_path, record_property):
         "--set",
         *(f"{name}={value}".replace(" ", "") for name, value in TINY.items()),
     ]
-    draw, trained, home, kills = random.Random(1), {}, tmp_path / "0", 0
+    moments, trained, home, kills = Moments(30, seed=1), {}, tmp_path / "0", 0
     while kills < KILLS:
         environment = {**os.environ, "KIT_HOME": str(home), "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(words, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
-        try:
-            assert process.wait(timeout=draw.uniform(2, 12)) == 0
+        if moments.reached(home, lambda process=process: process.poll() is None):
+            process.kill()
+        if process.wait() != -signal.SIGKILL:
+            assert process.returncode == 0
             whole_files(home)
             home, trained = tmp_path / str(len(list(tmp_path.iterdir()))), {}
             continue
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-        deadline = time.monotonic() + 20
-        while alive(home) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert not alive(home), "orphans"
+        kills += 1
+        assert wait_until(lambda home=home: not alive(home)), "orphans"
         now = {path: path.stat().st_mtime_ns for path in home.rglob("done.json")}
         assert trained.items() <= now.items(), "a finished run was touched"
         trained = now

@@ -1,8 +1,24 @@
-"""What the files of two runs must have in common."""
+"""What files have been written, and what those of two runs must have in common."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+from pathlib import Path
+
 from kit.core import files
+
+
+def written_files(folder: Path) -> dict[str, tuple[int, int]]:
+    """{file: when it was written, its size} of all files that a reader would open."""
+    found = {}
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # it has just gone
+                if not name.startswith("."):
+                    facts = os.stat(path := os.path.join(root, name))
+                    found[path] = (facts.st_mtime_ns, facts.st_size)
+    return found
 
 
 def contents(folder) -> dict[str, bytes | list]:

@@ -113,7 +113,7 @@ def test_only_whole_runs_leave(two, tmp_path, monkeypatch):
     with pytest.raises(KitError, match="is not finished"):
         archive.export_runs(tmp_path / "a.tar")
     (two[1] / "best.ckpt").write_bytes(b"x")
-    with pytest.raises(KitError, match=r"is damaged and was not exported: .*best.ckpt"):
+    with pytest.raises(KitError, match=r"is damaged, nothing was exported: .*best.ckpt"):
         archive.export_runs(tmp_path / "a.tar", [two[1].name])
     monkeypatch.setenv("KIT_HOME", str(tmp_path / "empty"))
     with pytest.raises(KitError, match="no stored runs to export"):

@@ -146,7 +146,7 @@ def test_what_is_timed_is_what_is_trained(home, monkeypatch):
     files.
     """
     crews = []
-    for name in ("train_epoch", "run_epoch"):
+    for name in ("train_epoch_stacked", "run_epoch"):
         real = getattr(forecast, name)
         monkeypatch.setattr(
             forecast,
@@ -156,7 +156,7 @@ def test_what_is_timed_is_what_is_trained(home, monkeypatch):
             ),
         )
     measure_cost([resolve(spec) for spec in specs("mart", "mail-mart", "vir-at")], CPU)
-    assert set(crews) == {("train_epoch", 3), ("run_epoch", 3)}
+    assert set(crews) == {("train_epoch_stacked", 3), ("run_epoch", 3)}
 
 
 # --------------------------------------------------------------------------------------- arithmetic

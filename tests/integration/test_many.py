@@ -27,7 +27,7 @@ from kit.experiments.specification import RunSpec, group_for_stacking, resolve
 from kit.methods.table import METHODS
 from kit.models import architectures
 from kit.models.stacking import StackedNetworks, stack_networks
-from kit.training import loop
+from kit.training import runner
 from kit.training.runner import STACKED_NETWORKS, run_many
 from kit.training.stacked_step import Learner, train_step_stacked
 from kit.training.step import Batch
@@ -219,7 +219,7 @@ def test_asking_again_costs_nothing(fresh_home, monkeypatch, capsys):
         1,
         0,
     ] and "2 networks at once" in capsys.readouterr().out
-    monkeypatch.setattr(loop, "fit_plans", None)
+    monkeypatch.setattr(runner, "fit_plans", None)
     assert [run.key for run in run_many(specs)] == [run.key for run in first[:2]]
 
 
@@ -238,14 +238,14 @@ def test_one_that_fails_takes_no_other_along(fresh_home):
 
 
 def test_out_of_memory_halves_the_company(fresh_home, monkeypatch, capsys):
-    real = loop.fit_plans
+    real = runner.fit_plans
 
     def narrow(plans, device, **words):
         if len(plans) > 2:
             raise torch.OutOfMemoryError("too large")
         real(plans, device, **words)
 
-    monkeypatch.setattr(loop, "fit_plans", narrow)
+    monkeypatch.setattr(runner, "fit_plans", narrow)
     specs = [
         RunSpec("at", seed=seed, overrides={**TINY, "epochs": 1, "milestones": []})
         for seed in range(4)
@@ -260,9 +260,9 @@ def test_out_of_memory_halves_the_company(fresh_home, monkeypatch, capsys):
     def none(plans, device, **words):
         raise torch.OutOfMemoryError("too large")
 
-    monkeypatch.setattr(loop, "fit_plans", none)
+    monkeypatch.setattr(runner, "fit_plans", none)
     with pytest.raises(
-        KitError, match="batch_size=20 does not fit into the memory of cpu; lower it"
+        KitError, match="batch_size=20 does not fit into the device's memory; lower it"
     ):
         kit.run("at", seed=9, overrides=TINY, quiet=True)
     with pytest.raises(KitError, match="2 of 2 runs could not be trained"):

@@ -22,6 +22,7 @@ from kit.experiments.specification import RunSpec, resolve
 from kit.methods.table import METHODS
 from kit.training import loop
 from tests.helpers import shares
+from tests.helpers.processes import PATIENCE
 from tests.helpers.settings import ROOT, TINY, settings_words
 
 TOLERANCE = 1e-4  # of parameters and losses after four epochs in fp32; they were 1e-7 apart
@@ -46,7 +47,13 @@ def torchrun(count: int, *words: str, home: Path) -> subprocess.CompletedProcess
         *words,
     ]
     return subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+        command,
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
 
 

@@ -414,11 +414,11 @@ def test_damaged_checkpoint_costs_one_epoch(fresh_home, monkeypatch):
     shutil.rmtree(fresh_home / "data")
     real, begun = loop.train_epoch, []
 
-    def stopped(states, split, epoch):
+    def stopped(state, split, epoch):
         begun.append(epoch)
         if begun == [1, 2, 3]:
             raise KeyboardInterrupt
-        return real(states, split, epoch)
+        return real(state, split, epoch)
 
     monkeypatch.setattr(loop, "train_epoch", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -530,8 +530,8 @@ def test_collapse_ends_a_run(fresh_home, monkeypatch, capsys):
     """
     real = loop.train_epoch
 
-    def spoiled(states, split, epoch):
-        done, model = real(states, split, epoch), states[0].model
+    def spoiled(state, split, epoch):
+        done, model = real(state, split, epoch), state.model
         if epoch > 12:
             with torch.no_grad():
                 model[-1].weight.zero_()
@@ -554,9 +554,9 @@ def test_network_that_never_learned_says_so(fresh_home, capsys):
         patch.setattr(
             loop,
             "train_epoch",
-            lambda states, *rest, real=loop.train_epoch: (
-                nn.init.zeros_(states[0].model[-1].weight),
-                real(states, *rest),
+            lambda state, *rest, real=loop.train_epoch: (
+                nn.init.zeros_(state.model[-1].weight),
+                real(state, *rest),
             )[1],
         )
         kit.run(spec)

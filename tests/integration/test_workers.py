@@ -15,6 +15,7 @@ import torch
 from kit.core.errors import KitError
 from kit.jobs.local_engine import run_locally
 from kit.jobs.tasks import Place, Task, simulate_tasks, startable_tasks
+from tests.helpers.processes import PATIENCE, wait_until
 
 CPU = torch.device("cpu")
 
@@ -38,8 +39,7 @@ def span(folder: str, name: str, until: str = "") -> float:
     one.
     """
     began = time.monotonic()
-    while until and not (Path(folder) / until).exists() and time.monotonic() < began + 60:
-        time.sleep(0.05)
+    wait_until(lambda: not until or (Path(folder) / until).exists())
     (Path(folder) / name).write_text(f"{began} {time.monotonic()}")
     return 1.0
 
@@ -85,7 +85,7 @@ def test_a_task_begins_when_those_it_waits_for_have_ended_well_or_badly(tmp_path
     began, over = dict(zip(tasks, began, strict=True)), dict(zip(tasks, over, strict=True))
     assert (
         over["bad"] <= began["behind"] <= over["slow"] <= began["last"]
-        and over["slow"] - began["slow"] < 60
+        and over["slow"] - began["slow"] < PATIENCE
     )
 
 

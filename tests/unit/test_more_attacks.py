@@ -689,10 +689,10 @@ def test_spsa_keeps_its_batches_small(network, batch, monkeypatch):
     )  # the package has the function under that name
     x, y = batch
     whole = BUDGET["spsa"](network, x, y, THREATS[0], generator=streams(12))
-    monkeypatch.setattr(spsa_module, "IMAGES", 2 * spsa_module.BLOCK)
+    monkeypatch.setattr(spsa_module, "IMAGES_PER_PASS", 2 * spsa_module.DIRECTIONS)
     inputs = calls_of(network)
     small = BUDGET["spsa"](network, x, y, THREATS[0], generator=streams(12))
-    assert max(map(len, inputs)) == 2 * spsa_module.BLOCK
+    assert max(map(len, inputs)) == 2 * spsa_module.DIRECTIONS
     torch.testing.assert_close(small.x_adv, whole.x_adv, rtol=0, atol=1e-9)
 
 
