@@ -564,7 +564,7 @@ def test_every_part_has_a_formula():
     )
     missing = sorted(names - set(FORMULAS) - set(LOSSES))
     assert not missing, (
-        f"add to FORMULAS in methods/formulas.py, and their letters to SYMBOLS: {', '.join(missing)}"
+        f"add to FORMULAS in methods/formulas.py, their letters to SYMBOLS: {', '.join(missing)}"
     )
     missing = sorted(set(LOSSES) - set(formulas.LOSS_FORMULAS))
     assert not missing, (
