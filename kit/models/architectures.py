@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from kit.core.errors import KitError
 from kit.core.random_streams import derive_seed
+from kit.models.input_gradients import GreyConv2d
 
 #: So small that one thread is fastest, and two runs side by side use two cores.
 SMALL = ("linear", "cnn", "lenet")
@@ -52,7 +53,7 @@ def cnn(channels: int, size: int, num_classes: int) -> nn.Sequential:
     """Two 3x3 convolutions (16 and 32 channels, the second with stride 2) and two linear layers."""
     half = (size + 1) // 2
     return nn.Sequential(
-        nn.Conv2d(channels, 16, 3, padding=1),
+        GreyConv2d(channels, 16, 3, padding=1),
         nn.ReLU(),
         nn.Conv2d(16, 32, 3, stride=2, padding=1),
         nn.ReLU(),
@@ -80,7 +81,7 @@ def lenet(channels: int, size: int, num_classes: int) -> nn.Sequential:
             f"lenet needs images of at least 12x12 pixels, these are {size}x{size}; use model=cnn"
         )
     return nn.Sequential(
-        nn.Conv2d(channels, 6, 5, padding=2),
+        GreyConv2d(channels, 6, 5, padding=2),
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Conv2d(6, 16, 5),
@@ -188,7 +189,7 @@ def build_stages(
 def resnet18(channels: int, size: int, num_classes: int, width: int = 64) -> nn.Sequential:
     """ResNet-18 with the CIFAR stem; 11,173,962 parameters for 3 channels and 10 classes."""
     return Layers(
-        nn.Conv2d(channels, width, 3, 1, 1, bias=False),
+        GreyConv2d(channels, width, 3, 1, 1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(),
         build_stages(BasicBlock, width, [width, 2 * width, 4 * width, 8 * width], 2),
@@ -211,7 +212,7 @@ def wide_resnet(
     n = next((depth - extra) // 6 for extra in (4, 2) if (depth - extra) % 6 == 0)
     top = 64 * width
     net = nn.Sequential(
-        nn.Conv2d(channels, 16, 3, 1, 1, bias=False),
+        GreyConv2d(channels, 16, 3, 1, 1, bias=False),
         build_stages(PreActBlock, 16, [16 * width, 32 * width, top], n),
         nn.BatchNorm2d(top),
         nn.ReLU(),

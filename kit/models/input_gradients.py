@@ -76,8 +76,22 @@ def input_convolution(
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
+class GreyConv2d(nn.Conv2d):
+    """A convolution that takes `input_convolution`, for first layers of the kit's own networks."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.padding_mode != "zeros":
+            return super()._conv_forward(input, weight, bias)
+        return input_convolution(
+            input, weight, bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
 class _FastInputGradients(TorchFunctionMode):
-    """Within, every `conv2d` of this thread is `input_convolution`."""
+    """Within, every `conv2d` of this thread is `input_convolution`.
+
+    It costs some microseconds an operation, so it is for networks from elsewhere only.
+    """
 
     def __torch_function__(
         self, func: Callable, types: Sequence, args: tuple = (), kwargs: dict | None = None
@@ -89,7 +103,14 @@ class _FastInputGradients(TorchFunctionMode):
 def fast_input_gradients(model: nn.Module) -> AbstractContextManager:
     """Within, the model's convolutions from one channel give their input's gradient quickly.
 
-    Nothing of the model is changed. A model without such a layer is left alone.
+    Nothing of the model is changed. A model without such a layer, or with a `GreyConv2d` in its
+    place, is left alone.
     """
-    grey = any(isinstance(m, nn.Conv2d) and m.in_channels == 1 for m in model.modules())
-    return _FastInputGradients() if grey else contextlib.nullcontext()
+    if any(_is_plain_and_grey(module) for module in model.modules()):
+        return _FastInputGradients()
+    return contextlib.nullcontext()
+
+
+def _is_plain_and_grey(module: nn.Module) -> bool:
+    grey = isinstance(module, nn.Conv2d) and module.in_channels == 1
+    return grey and not isinstance(module, GreyConv2d)

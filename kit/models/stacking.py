@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kit.core.errors import KitError
 from kit.models.architectures import Normalise
+from kit.models.input_gradients import input_convolution
 
 #: Layers without parameters that treat every image and channel alike.
 PARAMETER_FREE = (nn.ReLU, nn.MaxPool2d)
@@ -57,7 +57,9 @@ class StackedNetworks(nn.Module):
                     torch.cat([getattr(each, name) for each in layers])
                     for name in ("weight", "bias")
                 )
-                h = F.conv2d(h, weight, bias, layer.stride, layer.padding, layer.dilation, count)
+                h = input_convolution(
+                    h, weight, bias, layer.stride, layer.padding, layer.dilation, count
+                )
             elif isinstance(layer, nn.Flatten):
                 h = h.reshape(n, count, -1).transpose(0, 1)  # (R, N, features)
             elif isinstance(layer, nn.Linear):
