@@ -99,7 +99,7 @@ OPENERS = (
 
 
 class Parser:
-    """Recursive descent over the LaTeX of kit/methods/formulas.py."""
+    """Recursive descent over the LaTeX of methods/formulas.py."""
 
     def __init__(self, text: str, scope: Scope):
         names = sorted({*scope.scalars, *scope.indexed}, key=len, reverse=True)
@@ -564,13 +564,11 @@ def test_every_part_has_a_formula():
     )
     missing = sorted(names - set(FORMULAS) - set(LOSSES))
     assert not missing, (
-        f"add to FORMULAS in kit/methods/formulas.py, and their letters to SYMBOLS: "
-        f"{', '.join(missing)}"
+        f"add to FORMULAS in methods/formulas.py, their letters to SYMBOLS: {', '.join(missing)}"
     )
     missing = sorted(set(LOSSES) - set(formulas.LOSS_FORMULAS))
     assert not missing, (
-        f"add (weighted part, plain part) to LOSS_FORMULAS in kit/methods/formulas.py: "
-        f"{', '.join(missing)}"
+        f"add (weighted part, plain part) to LOSSES in methods/formulas.py: {', '.join(missing)}"
     )
     assert (
         set(FORMULAS) <= names and set(formulas.LOSS_FORMULAS) <= names and set(SYMBOLS) <= names
@@ -588,8 +586,7 @@ def test_every_number_has_a_letter_in_its_formula(name):
         key for key in list_hyper_parameters(fn) if fn not in ATTACKS or key in ("tau", "omega")
     } - {choosing}
     assert given == set(letters), (
-        f"SYMBOLS[{name!r}] in kit/methods/formulas.py must give a letter to each of "
-        f"{sorted(given)}"
+        f"SYMBOLS[{name!r}] in methods/formulas.py must give a letter to each of {sorted(given)}"
     )
     assert len(set(letters.values())) == len(letters)
     for letter in letters.values():
