@@ -420,11 +420,22 @@ def test_cost_sensitive_losses_of_a_network(which, name):
 # ------------------------------------------------------------------------------ nothing is left out
 
 
+RAN: set[str] = set()
+
+
+@pytest.fixture(autouse=True)
+def remembered(request):
+    """Which tests of this file ran in this process; `--dist loadfile` runs them all in one."""
+    RAN.add(request.node.nodeid)
+
+
 def test_every_stored_array_is_read(request):
     """The last test: an array that none of the others looked at would only seem to be covered."""
-    ran = {item.function.__name__ for item in request.session.items if item.path == Path(__file__)}
-    partial = not {name for name in globals() if name.startswith("test_")} <= ran
-    if partial or request.session.testsfailed or hasattr(request.config, "workerinput"):
+    mine = [item for item in request.session.items if item.path == Path(__file__)]
+    all_asked = {name for name in globals() if name.startswith("test_")} <= {
+        item.function.__name__ for item in mine
+    }
+    if not all_asked or {item.nodeid for item in mine} - RAN or request.session.testsfailed:
         pytest.skip("needs all tests of this file, passed, in one process")
     goldens = (LOGITS, GAIRAT, *MODELS.values())
     stored = {f"{path.name}:{key}" for path in FOLDER.glob("*.npz") for key in np.load(path).files}

@@ -179,16 +179,14 @@ def test_many_runs_are_the_runs_one_by_one(tmp_path, monkeypatch):
 
     roundings differ, and where they turn a sign, paths do.
     """
-    found = {}
+    found, specs = {}, specs_of(train_size=200)
     for way in ("one by one", "together"):
         monkeypatch.setenv("KIT_HOME", str(tmp_path / way))
         alone = way == "one by one"
         found[way] = (
-            [kit.run(s, quiet=True) for s in specs_of()]
-            if alone
-            else kit.run_many(specs_of(), quiet=True)
+            [kit.run(s, quiet=True) for s in specs] if alone else kit.run_many(specs, quiet=True)
         )
-        assert [run.spec for run in found[way]] == specs_of()
+        assert [run.spec for run in found[way]] == specs
     for one, other in zip(*found.values(), strict=True):
         assert one.key == other.key and set(one.history) == set(other.history)
         first, second = one.history.iloc[0], other.history.iloc[0]
@@ -275,7 +273,8 @@ def test_two_threads_train_what_one_does(tmp_path, monkeypatch):
     initial parameters are drawn from the one global state, in turn.
     """
     specs = [
-        RunSpec(name, overrides={**TINY, "epochs": 2}) for name in ("at", "gairat", "trades", "std")
+        RunSpec(name, overrides={**TINY, "epochs": 2, "train_size": 200})
+        for name in ("at", "gairat", "trades", "std")
     ]
     ends = []
     before = torch.get_num_threads()

@@ -153,7 +153,7 @@ def test_what_no_part_reads_is_not_computed():
 
 @pytest.mark.parametrize("method", kit.METHODS)
 def test_every_method_trains(method, tiny_run):
-    run = tiny_run(method)
+    run = tiny_run(method, train_size=200)
     history = run.history
     assert list(history.epoch) == [1, 2, 3]
     assert np.isfinite(history.drop(columns="seconds").to_numpy()).all()
@@ -162,7 +162,7 @@ def test_every_method_trains(method, tiny_run):
     if run.plan.method.reweights:
         assert (run.epoch(3)["train_weight"] != 1).any()
     arrays = run.epoch(3)
-    assert arrays["train_logits_adv"].shape == (600, 10) and arrays["train_weight"].shape == (600,)
+    assert arrays["train_logits_adv"].shape == (200, 10) and arrays["train_weight"].shape == (200,)
     assert {"seen_kappa", "validation_lps", "test_p_flip", "test_logits_nat"} <= set(arrays)
     assert run.final["train_ids"].tolist() == run.data().train.ids.tolist()
     assert len(run.final["test_y"]) == len(run.data().test)
@@ -293,7 +293,7 @@ def test_networks_are_kept_along_the_way(tmp_path, monkeypatch):
     that epoch's network.
     """
     monkeypatch.setenv("KIT_HOME", str(tmp_path))
-    longer = {**TINY, "epochs": 14, "burn_in": 9, "milestones": []}
+    longer = {**TINY, "epochs": 14, "burn_in": 9, "milestones": [], "train_size": 100}
     runs = [kit.run(m, overrides=longer, quiet=True) for m in ("mail-at", "clirat")]
     for run in runs:
         assert run.snapshots == [2, 4, 6, 8, 9, 10, 12, 14]
@@ -599,7 +599,7 @@ def test_read_only_home(tmp_path, monkeypatch):
 # ----------------------------------------------------------------------- larger networks, real data
 
 
-@pytest.mark.parametrize("model", ["resnet18", "wrn-10-1"])
+@pytest.mark.parametrize("model", ["wrn-10-1", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_batch_norm_networks_train_and_resume(model, tmp_path):
     """Buffers are part of the state:
 
@@ -616,7 +616,7 @@ def test_batch_norm_networks_train_and_resume(model, tmp_path):
         "probe": 20,
         "batch_size": 32,
     }
-    plan, data = plan_of("trades", **overrides), None
+    plan = plan_of("trades", **overrides)
     data = open_dataset(plan)
     ends = []
     for interrupted in (False, True):

@@ -189,8 +189,8 @@ def test_plain_papermill(batch_run, home, tmp_path, monkeypatch):
     ("given", "words"),
     [
         ({"metod": "clirat"}, "Did you mean 'method'"),
-        ({"seed": "three"}, "whole number"),
-        ({"method": "clirrat"}, "Did you mean 'clirat'"),
+        pytest.param({"seed": "three"}, "whole number", marks=pytest.mark.slow),
+        pytest.param({"method": "clirrat"}, "Did you mean 'clirat'", marks=pytest.mark.slow),
     ],
 )
 def test_plain_papermill_refuses_wrong_words(given, words, home, tmp_path):
