@@ -21,7 +21,7 @@ from kit.data.bundled import digits_arrays, mixture_arrays
 from kit.data.downloads import torchvision_loader
 from kit.data.generated_images import add_generated_images
 from kit.data.image_folders import load_folder
-from kit.data.splits import Arrays, DataSet, Split, channels_first
+from kit.data.splits import Arrays, DataSet, Split, channels_first, stratified_order
 
 _BY_TRAIN = {"train": {"train": True}, "test": {"train": False}}
 
@@ -125,8 +125,9 @@ def load_dataset(
     """Load the data set `name` on the CPU.
 
     `validation` training images are held out, and at most `train_size` (0 = all) of the others are
-    used. The held-out and the used images are a fixed random choice, the same for every seed. Test
-    ids follow the training ids, and the ids of generated images follow the test ids; generated
+    used: a fixed stratified choice, the same for every seed. In each split every prefix is a
+    stratified sample (`stratified_order`). Ids count the images in the order of the files. Test ids
+    follow the training ids, and the ids of generated images follow the test ids; generated
     images are in `train` only.
 
     Raises:
@@ -159,9 +160,17 @@ def load_dataset(
             f"{base} has {len(train)} training images; validation={validation} and "
             f"train_size={train_size or 'all'} do not fit"
         )
-    order = torch.randperm(len(train), generator=named_generator(base.split("/")[-1], "validation"))
-    kept = order[validation:] if file else order[validation:][: train_size or None]
-    used = train.take(kept.sort().values)
-    if file:
-        used = add_generated_images(used, file, len(classes), len(train) + len(test), train_size)
-    return DataSet(name, classes, used, train.take(order[:validation].sort().values), test)
+    order = stratified_order(train.y, named_generator(base.split("/")[-1], "validation"))
+    used = train.take(order[validation:] if file else order[validation:][: train_size or None])
+    used = (
+        add_generated_images(used, file, len(classes), len(train) + len(test), train_size)
+        if file
+        else stratify(used)
+    )
+    held_out = train.take(order[:validation])
+    return DataSet(name, classes, used, stratify(held_out), stratify(test))
+
+
+def stratify(split: Split) -> Split:
+    """The split in its one order: every prefix is a stratified sample, whatever the run's seed."""
+    return split.take(stratified_order(split.y, named_generator("order", len(split))))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kit.core.errors import KitError
 from kit.core.random_streams import named_generator
-from kit.data.splits import CHUNK, Split, channels_first
+from kit.data.splits import CHUNK, Split, channels_first, stratified_order
 
 # --------------------------------------------------------------------------------- generated images
 
@@ -89,8 +89,8 @@ def _read_labels(file: Path, picture: tuple[int, ...], num_classes: int) -> np.n
     return labels.astype(np.int64)
 
 
-def _read_images(file: Path, rows: np.ndarray, into: Tensor) -> None:
-    """Read the file's images `rows` (sorted) into `into` (len(rows), C, H, W).
+def _read_images(file: Path, rows: np.ndarray, into: Tensor, places: Tensor) -> None:
+    """Read the file's images `rows` (sorted) into the `places` (len(rows),) of `into` (N, C, H, W).
 
     They are read in chunks: the file may exceed the memory.
     """
@@ -102,7 +102,7 @@ def _read_images(file: Path, rows: np.ndarray, into: Tensor) -> None:
                 count, *picture
             )
             begin, end = np.searchsorted(rows, [first, first + count])
-            into[begin:end] = channels_first(chunk[rows[begin:end] - first])
+            into[places[begin:end]] = channels_first(chunk[rows[begin:end] - first])
         if stream.read():  # also what makes zipfile compare the checksum
             raise KitError(
                 f"{file}: image has more bytes than {(n, *picture)}; it is damaged. Get it again"
@@ -112,9 +112,9 @@ def _read_images(file: Path, rows: np.ndarray, into: Tensor) -> None:
 def add_generated_images(
     base: Split, file: Path, num_classes: int, first_id: int, train_size: int
 ) -> Split:
-    """Add the file's images behind `base`, with ids from `first_id`.
+    """Add the file's images to `base`, with ids from `first_id`, in an order as `stratified_order`.
 
-    Of both, `train_size` are kept at random (0 = all).
+    Of both, the first `train_size` of that order are kept (0 = all).
 
     Raises:
         KitError: The file does not fit, there are fewer than `train_size` images, or the images do
@@ -130,19 +130,17 @@ def add_generated_images(
             f"train_size={train_size}, but there are {len(base)} training images and {len(labels)} "
             f"in {file}"
         )
-    order = torch.randperm(total, generator=named_generator(file.name, "generated"))
-    kept = order[:train_size].sort().values if train_size else torch.arange(total)
-    own, drawn = kept[kept < len(base)], kept[kept >= len(base)] - len(base)
+    y, ids = torch.cat([base.y, labels]), torch.cat([base.ids, first_id + torch.arange(len(labels))])
+    order = stratified_order(y, named_generator(file.name, "generated"))[: train_size or None]
+    own = (order < len(base)).nonzero().squeeze(1)
+    drawn, place = (order[order >= len(base)] - len(base)).sort()
+    place = (order >= len(base)).nonzero().squeeze(1)[place]
     try:
-        images = base.images.new_empty(len(kept), *base.images.shape[1:])
+        images = base.images.new_empty(len(order), *base.images.shape[1:])
     except RuntimeError as error:
         raise KitError(
-            f"{len(kept)} images do not fit into the memory; train_size=1000000 uses a million"
+            f"{len(order)} images do not fit into the memory; train_size=1000000 uses a million"
         ) from error
-    images[: len(own)] = base.images[own]
-    _read_images(file, drawn.numpy(), images[len(own) :])
-    return Split(
-        images,
-        torch.cat([base.y[own], labels[drawn]]),
-        torch.cat([base.ids[own], first_id + drawn]),
-    )
+    images[own] = base.images[order[own]]
+    _read_images(file, drawn.numpy(), images, place)
+    return Split(images, y[order], ids[order])

@@ -14,7 +14,7 @@ CHUNK = 4096  # images read or counted at a time
 
 @dataclass(frozen=True)
 class Split:
-    """Images with their labels and ids.
+    """Images with their labels and ids, in an order in which every prefix is a stratified sample.
 
     Images (N, C, H, W) uint8, labels (N,) int64, and ids (N,) int64 that never change for an image.
     """
@@ -86,6 +86,24 @@ class DataSet:
         mean = (shares * levels).sum(dim=1)
         variance = (shares * (levels - mean[:, None]) ** 2).sum(dim=1)
         return mean.float(), variance.sqrt().clamp_min(1e-6).float()
+
+
+def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw an order (N,) of images in which every prefix is a stratified sample.
+
+    Any first n images hold each class in proportion to its share of all N `labels` (N,), as evenly
+    as counts allow: of classes of one size, no class is ahead of another by more than one image.
+
+    The k-th image of a class of m stands at (k + 1/2) / m of the way. Images at one place, and the
+    images of a class among themselves, are in random order.
+    """
+    shuffled = torch.randperm(len(labels), generator=generator)
+    y = labels[shuffled]
+    counts, by_class = y.bincount(), y.argsort(stable=True)
+    first = counts.cumsum(0) - counts
+    k = torch.empty_like(y)
+    k[by_class] = torch.arange(len(y)) - first[y[by_class]]
+    return shuffled[((k + 0.5) / counts[y].double()).argsort(stable=True)]
 
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N, H, W) or (N, H, W, C), labels (N,)

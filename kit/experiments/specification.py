@@ -24,7 +24,7 @@ from kit.methods.table import METHODS, PART_NAMES, Method, check_override
 from kit.models.architectures import SMALL
 
 #: Raised by one whenever training would give other numbers for the same settings.
-REVISION = 1
+REVISION = 2
 
 #: Attacks that pass all images in every step, so that several networks can take theirs as one.
 STACKABLE_ATTACKS = ("pgd", "trained_loss_pgd")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kit.data.splits import Arrays
+from kit.data.splits import Arrays, Split
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -37,3 +37,8 @@ def write_mnist(
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels))
         kept[part] = images, labels
     return kept
+
+
+def in_file_order(split: Split) -> Split:
+    """The split in the order of the files, which its ids count."""
+    return split.take(split.ids.argsort())
