@@ -60,72 +60,121 @@ def two_standard_errors(share_a: float, share_b: float, n: int) -> float:
     return 2 * math.sqrt((share_a * (1 - share_a) + share_b * (1 - share_b)) / n)
 
 
-# ----------------------------------------------------------------------------- means, normal theory
+# ------------------------------------------------------------------------- means over images, seeds
 
 
 def mean_interval(values: np.ndarray) -> Interval:
-    """Mean of `values` (n,), 95 %, normal; infinitely wide for one value, which shows no spread."""
-    half = _half_width(values) if len(values) > 1 else float("inf")
-    return _around(values.mean(), half)
+    """Mean of `values` (n,), 95 %, by Student's t; infinitely wide for one value."""
+    if len(values) < 2:
+        return float(values.mean()), -math.inf, math.inf
+    return _around(values.mean(), t_95(len(values)) * values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def t_95(n: int, level: float = 0.95) -> float:
+    """How many standard errors a two-sided interval of `level` from n values reaches."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + level) / 2, n - 1))
 
 
 def paired_difference(broken_a: np.ndarray, broken_b: np.ndarray) -> Interval:
-    """Accuracy of b minus accuracy of a on the same images, 95 % (normal, of the differences)."""
-    difference = broken_a.astype(float) - broken_b.astype(float)
-    return _around(difference.mean(), _half_width(difference))
+    """Accuracy of b minus accuracy of a on the same images, 95 %, see `difference_interval`."""
+    return difference_interval(broken_a.astype(float) - broken_b.astype(float))
+
+
+def difference_interval(differences: np.ndarray) -> Interval:
+    """Mean of the images' `differences` (n,), each in [-1, 1], 95 %.
+
+    Normal, of n images and two invented ones, one for and one against. Without them a few images,
+    or none, that differ would give far too narrow an interval.
+
+    Source: Agresti and Min, 2005.
+    """
+    centre, half = _with_invented(differences)
+    return float(differences.mean()), centre - half, centre + half
 
 
 def grand_mean(right: np.ndarray) -> Interval:
     """Mean of `right` (seeds, images) bool, 95 %: of other seeds and images of the same kind.
 
-    One seed: Wilson's interval over the images. Several: normal, with the variance of the seeds'
-    means over their number plus the variance of the images' means over theirs (which counts the
-    noise of single cells twice: rather wide than narrow). With three seeds the first part is itself
-    uncertain; read close calls with care.
+    One seed: Wilson's interval over the images. Several: Student's t for the seeds' means and the
+    normal distribution for the images' means, in quadrature. The noise of single cells is counted
+    in both: rather wide than narrow.
     """
     seeds, n = right.shape
     mean = float(right.mean())
     if seeds == 1:
         return mean, *wilson(int(right.sum()), n)
-    half = _grand_half_width(right)
-    return mean, max(0.0, mean - half), min(1.0, mean + half)
+    images = right.mean(axis=0)
+    extended = np.append(images, [0.0, 1.0])
+    half = math.hypot(_seed_half_width(right.mean(axis=1)), Z_95 * _standard_error(extended))
+    centre = float(extended.mean())
+    return mean, max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
 
 
 def grand_difference(right_a: np.ndarray, right_b: np.ndarray) -> Interval:
     """Accuracy of b minus that of a, 95 %, of (seeds, images) bool on the same seeds and images.
 
-    One seed: of these two networks on other images. Several: of other seeds and images, with the
-    variance of `grand_mean`.
+    One seed: of these two networks on other images. Several: of other seeds and images, as in
+    `grand_mean`.
     """
     if len(right_a) == 1:
         return paired_difference(~right_a[0], ~right_b[0])
     difference = right_b.astype(float) - right_a
-    return _around(difference.mean(), _grand_half_width(difference))
+    centre, of_images = _with_invented(difference.mean(axis=0))
+    half = math.hypot(_seed_half_width(difference.mean(axis=1)), of_images)
+    return float(difference.mean()), centre - half, centre + half
+
+
+def combine_seeds(found: Sequence[Interval], level: float = 0.95) -> Interval:
+    """One number of several seeds from each seed's own number and its 95 % interval over images.
+
+    Mean over the seeds. The interval's halves add in quadrature what the seeds' spread says of
+    other seeds (Student's t) and what each seed's interval says, on average, of other images, which
+    the seeds share. One seed: its interval, at another level where asked for.
+    """
+    values, low, high = np.array(found, dtype=float).T
+    middle = float(values.mean())
+    seeds = _seed_half_width(values, level) if len(values) > 1 else 0.0
+    wider = _normal_point(level) / Z_95
+    below, above = (float(part.mean()) * wider for part in (values - low, high - values))
+    return middle, middle - math.hypot(seeds, below), middle + math.hypot(seeds, above)
 
 
 def contrast_interval(groups: Sequence[np.ndarray], shares: np.ndarray) -> Interval:
-    """Σ share x group mean, 95 % (normal, groups independent).
+    """Σ share x group mean of differences in [-1, 1], 95 % (normal, groups independent).
 
-    NaN where a group whose share is not 0 has fewer than two values.
+    Each group has two invented images more, as in `difference_interval`. NaN where a group whose
+    share is not 0 has fewer than two values.
     """
     used = [(share, group) for share, group in zip(shares, groups, strict=True) if share]
     if any(len(group) < 2 for _, group in used):
         return math.nan, math.nan, math.nan
+    extended = [(share, np.append(group, [1.0, -1.0])) for share, group in used]
     value = sum(share * group.mean() for share, group in used)
-    half = Z_95 * math.sqrt(sum(share**2 * group.var(ddof=1) / len(group) for share, group in used))
-    return _around(value, half)
+    centre = sum(share * group.mean() for share, group in extended)
+    half = Z_95 * math.hypot(*(share * _standard_error(group) for share, group in extended))
+    return float(value), float(centre - half), float(centre + half)
 
 
-def _half_width(values: np.ndarray) -> float:
-    return Z_95 * values.std(ddof=1) / math.sqrt(len(values))
+def _with_invented(differences: np.ndarray) -> tuple[float, float]:
+    """Centre and half-width of differences and two invented ones, 1 and -1."""
+    extended = np.append(differences, [1.0, -1.0])
+    return float(extended.mean()), Z_95 * _standard_error(extended)
 
 
-def _grand_half_width(values: np.ndarray) -> float:
-    """Of (seeds, images): the variances of both means over their numbers are added."""
-    seeds, images = values.shape
-    return Z_95 * math.sqrt(
-        values.mean(axis=1).var(ddof=1) / seeds + values.mean(axis=0).var(ddof=1) / images
-    )
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std() / math.sqrt(len(values)))
+
+
+def _seed_half_width(means: np.ndarray, level: float = 0.95) -> float:
+    return t_95(len(means), level) * float(means.std(ddof=1)) / math.sqrt(len(means))
+
+
+def _normal_point(level: float) -> float:
+    from scipy import stats
+
+    return Z_95 if level == 0.95 else float(stats.norm.ppf((1 + level) / 2))
 
 
 def _around(middle: float, half: float) -> Interval:
@@ -185,6 +234,20 @@ def spearman(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
         return math.nan, 1.0
     found = stats.spearmanr(a, b)
     return float(found.statistic), float(found.pvalue)
+
+
+def spearman_interval(rho: float | None, n: int) -> Interval:
+    """95 % interval of Spearman's rank correlation of n pairs; (0, -1, 1) where there is none.
+
+    Fisher's z with the standard error sqrt((1 + ρ² / 2) / (n - 3)).
+
+    Source: Bonett and Wright, 2000.
+    """
+    if rho is None or n < 4:
+        return rho or 0.0, -1.0, 1.0
+    z = math.atanh(min(max(rho, -1 + 1e-9), 1 - 1e-9))
+    half = Z_95 * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    return rho, math.tanh(z - half), math.tanh(z + half)
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

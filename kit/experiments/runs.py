@@ -10,6 +10,7 @@ done.json               written last, with all checksums
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -73,6 +74,11 @@ class Run:
     def method(self) -> str:
         """The name of its method."""
         return self.spec.method
+
+    @property
+    def learned_nothing(self) -> bool:
+        """Whether every image gets the same class, so that nothing can be judged by it."""
+        return bool(self.done["constant"])
 
     def __repr__(self) -> str:
         last = self.history.iloc[-1]
@@ -241,6 +247,17 @@ def run_folders() -> list[Path]:
     """Return every run folder, oldest first by name; a folder without run.json is none."""
     root = runs_folder()
     return sorted(path.parent for path in root.glob("*/run.json")) if root.is_dir() else []
+
+
+def stored_seeds(recipe: str) -> list[int]:
+    """Return the seeds of the runs that were begun on a recipe, in order."""
+    found = set()
+    for folder in run_folders():
+        with contextlib.suppress(KitError):  # what is damaged has no seed to tell
+            spec = read_run_record(folder, "run.json")["spec"]
+            if spec["recipe"] == recipe:
+                found.add(spec["seed"])
+    return sorted(found)
 
 
 def output_folder(recipe: str) -> Path:

@@ -21,6 +21,7 @@ from kit.figures.attacked_images import (
 )
 from kit.figures.base import Claim, Drawing, FigureData, format_points
 from kit.figures.run_outputs import describe_setting
+from kit.papers.claim_verdict import Estimate
 
 #: (colour, dash, marker) of the attacks, in their order.
 _ATTACK_LOOKS = (
@@ -118,8 +119,7 @@ def decide_attack_curves(data: FigureData) -> list[Claim]:
             "AT 57.88 % under FGSM, 51.58 % under PGD-100",
             f"{1 - one.mean():.1%} under FGSM, {1 - many.mean():.1%} under PGD-20 on {len(one)} "
             f"images, paired {format_points(interval, ' points')}",
-            holds=interval[1] > 0,
-            fails=interval[2] < 0,
+            (Estimate("FGSM - PGD-20", "> 0", *interval),),
         )
     ]
 

@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from kit.core.errors import KitError
 from kit.evaluation.masking_rules import AUTOATTACK_PARTS, RULES
 from kit.evaluation.robustness_audit import COLOURS, Audit, audit
-from kit.evaluation.statistics import mean_interval
+from kit.evaluation.statistics import difference_interval
 from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData, format_points
 from kit.figures.run_outputs import describe_setting
+from kit.papers.claim_verdict import Estimate
 
 #: A light is told by its shape, too.
 MARKERS = {"red": "X", "amber": "^", "green": "o", "not judged": "s"}
@@ -54,11 +55,11 @@ def compare_audits(audits: Mapping[str, Audit], setting: str = "") -> FigureData
     }
     facts = {method: report.record() for method, report in audits.items()}
     facts["gap"] = {
-        method: dict(zip(("mean", "low", "high"), mean_interval(values), strict=True))
+        method: dict(zip(("mean", "low", "high"), difference_interval(values), strict=True))
         for method, values in gaps.items()
     }
     above = {
-        method: (*mean_interval(gaps[method] - gaps["at"]), len(gaps["at"]))
+        method: (*difference_interval(gaps[method] - gaps["at"]), len(gaps["at"]))
         for method, *_ in _PRINTED_GAPS
         if {method, "at"} <= set(gaps) and len(gaps[method]) == len(gaps["at"])
     }
@@ -141,8 +142,7 @@ def decide_audit_steps(data: FigureData) -> list[Claim]:
                     "s. 4.2, Table 2)",
                     printed,
                     f"{format_points(interval, ' points more than AT')}, n = {n}",
-                    holds=interval[1] > 0,
-                    fails=interval[2] < 0,
+                    (Estimate(f"{method} - at", "> 0", *interval),),
                     number=number,
                 )
             )

@@ -23,6 +23,7 @@ from kit.core.files import write_bytes
 from kit.experiments.provenance import git_commit, versions
 from kit.experiments.runs import Run
 from kit.figures.style import styled
+from kit.papers.claim_verdict import Estimate, reading
 
 
 @dataclass(frozen=True)
@@ -42,32 +43,48 @@ class FigureData:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper says, what these runs show, and the rule's verdict.
+    """What a paper says, what these runs show, and the numbers that decide it.
 
-    Neither `holds` nor `fails` is undecided. `number` is the claim's row in kit/papers/claims.csv,
-    None for a statement that is not there.
+    `number` is the claim's row in kit/papers/claims.csv, None for a statement that is not there.
+    `estimates` are what must keep its bound for the claim to hold; without any, nothing is decided.
+    `exact` is the answer of a statement that arithmetic decides, alike for every run and seed.
+    `seeds` is how many seeds the estimates are over. `dead` names the runs among these that have
+    learned nothing: nothing is judged by them.
     """
 
     claim: str
     printed: str
     here: str
-    holds: bool
-    fails: bool
+    estimates: tuple[Estimate, ...] = ()
+    exact: bool | None = None
     number: int | None = None
+    seeds: int = 1
+    dead: tuple[str, ...] = ()
 
     @property
-    def verdict(self) -> str:
-        """One of holds, fails and undecided."""
-        return "holds" if self.holds else "fails" if self.fails else "undecided"
+    def reading(self) -> str:
+        """What these runs show by themselves: holds, fails or undecided.
+
+        It is no verdict on the claim: that takes several seeds, see `kit.papers.claim_verdict`.
+        """
+        if self.exact is not None:
+            return "holds" if self.exact else "fails"
+        if self.dead:
+            return "undecided"
+        return reading(self.estimates)
 
     def record(self) -> dict[str, Any]:
-        """The claim with its verdict, as JSON values."""
+        """The claim with its reading and its estimates, as JSON values."""
         return {
             "number": self.number,
             "claim": self.claim,
             "printed": self.printed,
             "here": self.here,
-            "verdict": self.verdict,
+            "reading": self.reading,
+            "exact": self.exact,
+            "seeds": self.seeds,
+            "dead": list(self.dead),
+            "estimates": plain([estimate.record() for estimate in self.estimates]),
         }
 
 

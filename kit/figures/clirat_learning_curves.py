@@ -17,6 +17,7 @@ from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData, format_points
 from kit.figures.run_outputs import CRITERION_LABELS, describe_setting, right_under_attack
+from kit.papers.claim_verdict import Estimate
 
 #: Asked of the networks since the end of burn-in alone: before it the methods do not differ, and
 #: these take longest.
@@ -444,25 +445,24 @@ def _decide_curves(facts: Mapping, place: str) -> list[Claim]:
                 f"{words} (CLIRAT {place})",
                 printed,
                 here or "AA was not asked for: aa=1",
-                holds=bool(rows) and all(low > bound for _, low, _ in rows.values()),
-                fails=any(high < bound for _, _, high in rows.values()),
+                tuple(Estimate(f"{pair}, {n}", f"> {bound}", *row) for n, row in rows.items()),
                 number=number,
+                seeds=facts["seeds"],
             )
         )
     control = facts["clirat - at after the jump"]
-    return [*found, _decide_jump(facts["jump"], control["pgd20"], place)] if control else found
+    return [*found, _decide_jump(facts, control["pgd20"], place)] if control else found
 
 
-def _decide_jump(jumps: Mapping, control: Interval, place: str) -> Claim:
-    _, low, high = control
-    rise = {method: format_points(jumps[method]["pgd20"]) for method in ("clirat", "at")}
+def _decide_jump(facts: Mapping, control: Interval, place: str) -> Claim:
+    rise = {method: format_points(facts["jump"][method]["pgd20"]) for method in ("clirat", "at")}
     return Claim(
         f"accuracy under PGD jumps as the weights begin, beyond AT's (CLIRAT {place})",
         "curves, no numbers",
         f"PGD-20: CLIRAT {rise['clirat']}, AT {rise['at']}; CLIRAT - AT after it "
         f"{format_points(control)}",
-        holds=low > 0,
-        fails=high < 0,
+        (Estimate("clirat - at after the jump", "> 0", *control),),
+        seeds=facts["seeds"],
     )
 
 

@@ -219,8 +219,7 @@ def decide_attack_gallery(data: FigureData) -> list[Claim]:
             f"eps {found['eps']:g}: norms {found['low']:.4g} to {found['high']:.4g} on "
             f"{found['n']} images; {found['moved']:.0%} of the pixels move that far, others meet 0 "
             "or 1",
-            holds=found["off"] < ROUNDING,
-            fails=found["off"] >= ROUNDING,
+            exact=found["off"] < ROUNDING,
         )
     ]
 

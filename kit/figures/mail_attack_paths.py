@@ -31,6 +31,7 @@ from kit.figures.attacked_images import first_images, parse_image_numbers
 from kit.figures.base import Claim, Drawing, FigureData, format_counted
 from kit.figures.run_outputs import describe_setting
 from kit.methods.criteria import probabilistic_margin
+from kit.papers.claim_verdict import Estimate
 
 PATH_COLOURS = {"PGD": s.BLUE, "LM-PGD": s.VERMILLION}
 
@@ -156,8 +157,6 @@ def decide_rank_order(claim: str, found: dict, over: str) -> Claim:
             claim,
             printed,
             f"all {found['n']} {over} have one LPS: no correlation",
-            holds=False,
-            fails=False,
         )
     return Claim(
         claim,
@@ -165,8 +164,7 @@ def decide_rank_order(claim: str, found: dict, over: str) -> Claim:
         f"Spearman {found['lps']:.3f} for LPS, {found['pm']:.3f} for PM, difference "
         f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], {found['n']} "
         f"{over}",
-        holds=found["low"] > 0,
-        fails=found["high"] < 0,
+        (Estimate("ρ of PM - ρ of LPS", "> 0", found["difference"], found["low"], found["high"]),),
     )
 
 
@@ -278,8 +276,7 @@ def decide_lps_starts(data: FigureData) -> list[Claim]:
             "no numbers for starts",
             f"moves by 2 steps or more in {format_counted(moved)} over {data.facts['count']} "
             "starts",
-            holds=moved["low"] > 0.05,
-            fails=moved["high"] < 0.05,
+            (Estimate("share moved", "> 0.05", moved["share"], moved["low"], moved["high"]),),
             number=16,
         ),
         decide_rank_order(
@@ -420,16 +417,16 @@ def decide_two_attacks(data: FigureData) -> list[Claim]:
             "an example that survives every PGD step falls to LM-PGD (MAIL Fig. 1a)",
             "LPS 50 under PGD, 14 (caption) or 15 (text) under LM-PGD",
             f"{format_counted(hidden)} of PGD's survivors",
-            holds=hidden["k"] > 0,
-            fails=False,
+            (Estimate("survivors broken", "> 0", hidden["share"], hidden["low"], hidden["high"]),)
+            if hidden["n"]
+            else (),
             number=16,
         ),
         Claim(
             "LPS depends on the path: LM-PGD crosses earlier than PGD (MAIL s. 2.2)",
             "one example",
             f"median difference {words}, of {facts['steps']} steps",
-            holds=bool(difference) and difference[1] > 0,
-            fails=bool(difference) and difference[2] <= 0,
+            (Estimate("median difference in LPS", "> 0", *difference),) if difference else (),
             number=16,
         ),
         decide_rank_order(

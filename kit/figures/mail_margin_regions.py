@@ -217,8 +217,7 @@ def decide_margin_regions(data: FigureData) -> list[Claim]:
             "3.1, Fig. 3)",
             "-0.2, 0 and +0.2 at (0.4, 0.6), (0.5, 0.5) and (0.6, 0.4)",
             ", ".join(f"{points[pair]:+.1f}" for pair in TEXT_POINTS),
-            holds=exact,
-            fails=not exact,
+            exact=exact,
         )
     ]
 

@@ -14,6 +14,7 @@ from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData
 from kit.figures.run_outputs import IMAGE_KINDS, describe_setting, image_probabilities
 from kit.methods.criteria import probabilistic_margin
+from kit.papers.claim_verdict import Estimate
 
 WIDTH = 0.05  # of a margin bin
 
@@ -198,8 +199,7 @@ def decide_margin_by_probability(data: FigureData) -> list[Claim]:
             "3.1, Fig. 2)",
             "p_y from 0.2 to 0.6",
             f"margin near {fullest['centre']:g}, n = {fullest['n']}: {_describe_bin(fullest)}",
-            holds=enough and fullest["span"][1] > 0.1,
-            fails=enough and fullest["span"][2] < 0.1,
+            (Estimate("span of p_y", "> 0.1", *fullest["span"]),) if enough else (),
             number=55,
         )
     ]

@@ -292,8 +292,7 @@ def decide_same_margin(data: FigureData) -> list[Claim]:
                 "x_1, near several boundaries, weighs more; on which side is not said",
                 f"in {_format_range(mine.values())} of the steps of o, m from {min(mine):+.1f} to "
                 f"{max(mine):+.1f}",
-                holds=min(mine.values()) == 1,
-                fails=min(mine.values()) < 0.5,
+                exact=min(mine.values()) == 1,
             )
         )
     return claims

@@ -13,6 +13,7 @@ from kit.figures.run_outputs import describe_setting
 from kit.methods.criteria import probabilistic_margin
 from kit.methods.step_outputs import StepOutputs
 from kit.methods.table import METHODS
+from kit.papers.claim_verdict import Estimate
 
 SIGN_VARIANTS = {
     "mr-mail": "Eqs. 14-16, sign mended",
@@ -84,8 +85,7 @@ def decide_mr_signs(data: FigureData) -> list[Claim]:
             "larger weights for smaller margins",
             f"{parts['mr-mail-literal']:.0%} of the weight on examples that are right under "
             f"attack, {parts['mr-mail']:.0%} with the margin's sign turned",
-            holds=parts["mr-mail-literal"] < 0.5,
-            fails=parts["mr-mail-literal"] >= 0.5,
+            (Estimate("weight on robust examples", "< 0.5", *(parts["mr-mail-literal"],) * 3),),
         )
     ]
 

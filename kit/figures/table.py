@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -513,6 +513,8 @@ def draw(
     # Some figures attack, so the network's own number of threads is set.
     with styled(), threads_for(given[0].plan.recipe.model, pick_device("cpu")):
         drawing = row.make(_arrange_runs(row, given), **options)
+    dead = tuple(str(run.spec) for run in given if run.learned_nothing)
+    drawing.claims = [replace(claim, dead=dead) for claim in drawing.claims]
     drawing.save(
         Path(folder) if folder else output_folder(given[0].spec.recipe),
         name,

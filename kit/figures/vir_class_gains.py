@@ -15,6 +15,7 @@ from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData, format_points
 from kit.figures.run_outputs import describe_setting
+from kit.papers.claim_verdict import Estimate
 
 #: Each method of VIR, what it builds on, and the network that says which classes are hard: one that
 #: is neither.
@@ -149,8 +150,7 @@ def _decide_helped(method: str, found: Mapping) -> list[Claim]:
             f"{s.label(method)} {words} (VIR s. 5.5, Fig. 2)",
             printed,
             f"{format_points(row)} points, hard: {', '.join(found['hard']) or 'none'}",
-            holds=bool(found["hard"]) and row[1] > 0,
-            fails=bool(found["hard"]) and row[2] < 0,
+            (Estimate(words, "> 0", *row),) if found["hard"] else (),
             number=33,
         )
         for row, words, printed in rows

@@ -163,13 +163,24 @@ def parser() -> argparse.ArgumentParser:
         action="extend",
         type=int,
         metavar="S",
-        help="as given to `reproduce`",
+        help="the seeds that count (default: all that are there)",
     )
     compare.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
         help="write it there, too, every statement with its numbers",
+    )
+    checks = compare.add_mutually_exclusive_group()
+    checks.add_argument(
+        "--self-check",
+        action="store_true",
+        help="try the rules on the printed numbers, on planted effects, and on none",
+    )
+    checks.add_argument(
+        "--stability",
+        action="store_true",
+        help="decide every claim twice, with disjoint sets of the seeds that are there",
     )
 
     commands.add_parser(
@@ -422,14 +433,26 @@ def _compare(options: argparse.Namespace) -> int:
     from kit.core.files import write_json
     from kit.figures.base import plain
     from kit.jobs.reproduction import plan_jobs
+    from kit.papers.rule_checks import (
+        check_rules,
+        check_stability,
+        report_rules,
+        report_stability,
+    )
     from kit.papers.verdicts import compare, report
 
+    if options.self_check:
+        print(report_rules(check_rules(options.paper)))
+        return 0
     [job] = plan_jobs(["tables_of_the_papers"], _given_settings(options), options.seeds, None)
     # These are the runs that reproduce makes.
     values = job.values
+    if options.stability:
+        print(report_stability(check_stability(**values.table_options)))
+        return 0
     found = compare(
         options.paper,
-        seeds=values.seeds,
+        seeds=options.seeds,
         settings=" ".join(options.set),
         **values.table_options,
     )

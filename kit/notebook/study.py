@@ -280,7 +280,7 @@ class Verdicts:
 
     def __repr__(self) -> str:
         return "\n".join(
-            f"{_VERDICT_MARKS[row['verdict']]}: {row['claim']}\n    paper: {row['printed']}\n    "
+            f"{_VERDICT_MARKS[row['reading']]}: {row['claim']}\n    paper: {row['printed']}\n    "
             f"here:  {row['here']}"
             for row in self.rows
         )
@@ -291,7 +291,7 @@ class Verdicts:
             for name in ("claim", "paper", "these runs", "")
         )
         cells = [
-            (row["claim"], row["printed"], row["here"], _VERDICT_MARKS[row["verdict"]])
+            (row["claim"], row["printed"], row["here"], _VERDICT_MARKS[row["reading"]])
             for row in self.rows
         ]
         cell = "<td style='text-align:left;vertical-align:top'>{}</td>"

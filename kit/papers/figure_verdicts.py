@@ -1,8 +1,9 @@
-"""Claims that no table decides: the verdicts that finished notebooks wrote of their figures.
+"""Claims as figures decide them: from what finished notebooks measured, over their seeds.
 
-A notebook's stamp, `<notebook>.json` in the recipe's folder of results, carries one record for each
-claim that its figures decided. The record names the claim by its `number`, the row of claims.csv; a
-record whose number is None is about no claim of that list. Nothing is read from prose.
+A notebook's stamp, `<notebook>.json` in the recipe's folder of results, or in that of a seed,
+carries one record for each statement that its figures make on a claim. The record names the claim
+by its `number`, the row of claims.csv; a record whose number is None is about no claim of that
+list. Nothing is read from prose.
 """
 
 from __future__ import annotations
@@ -18,18 +19,26 @@ from kit.data.datasets import base_of
 from kit.experiments.recipes import RECIPES, find_recipe
 from kit.experiments.runs import output_folder
 from kit.experiments.specification import parse_overrides
-from kit.papers.claim_verdict import NOT_RUN, ClaimVerdict, combine_verdicts
+from kit.papers.claim_verdict import (
+    NOT_RUN,
+    ClaimVerdict,
+    combine_estimates,
+    combine_verdicts,
+    decide,
+    read_estimate,
+)
 from kit.papers.printed_data import read_table
-
-#: What a figure's record says -> the verdict on the claim.
-VERDICT_WORDS = {"holds": "confirmed", "fails": "refuted", "undecided": "undecided"}
 
 
 @dataclass(frozen=True)
 class NotebookStamp:
-    """What a finished notebook left: its records, the keys of its runs, and what these trained."""
+    """What a finished notebook left: its records, the keys of its runs, and what these trained.
+
+    `seeds` is the one that its runs have, or the several of a notebook that takes them at once.
+    """
 
     notebook: str
+    seeds: tuple[int, ...]
     records: Sequence[Mapping[str, Any]]
     runs: frozenset[str]
     dataset: str
@@ -37,21 +46,23 @@ class NotebookStamp:
 
 
 def read_stamps(recipe: str) -> list[NotebookStamp]:
-    """Read the stamps of the notebooks that were finished on a recipe, those of seeds included.
+    """Read the stamps of the notebooks that were finished on a recipe, in all its folders.
 
-    A stamp whose records carry no number is of an older kit and is left out.
+    A stamp whose records carry no number or no estimates is of an older kit and is left out.
     """
-    folder = output_folder(recipe)
-    paths = [path for words in ("*.json", "seed-*/*.json") for path in sorted(folder.glob(words))]
     found = []
-    for record in map(read_json, paths):
+    for record in map(read_json, sorted(output_folder(recipe).rglob("*.json"))):
         if isinstance(record, dict) and {"notebook", "verdicts", "runs"} <= set(record):
             parameters = {"recipe": recipe, "overrides": "", **record.get("parameters", {})}
-            numbered = all("number" in verdict for verdict in record["verdicts"])
-            if numbered and parameters["recipe"] == recipe:
+            current = all({"number", "estimates"} <= set(found) for found in record["verdicts"])
+            if current and parameters["recipe"] == recipe:
                 trained = trained_on(recipe, parse_overrides(parameters["overrides"]))
                 runs = frozenset(record["runs"].values())
-                found.append(NotebookStamp(record["notebook"], record["verdicts"], runs, *trained))
+                several = str(parameters.get("seeds", parameters.get("seed", 0)))
+                seeds = tuple(map(int, several.replace(",", " ").split()))
+                found.append(
+                    NotebookStamp(record["notebook"], seeds, record["verdicts"], runs, *trained)
+                )
     return found
 
 
@@ -70,29 +81,73 @@ def is_about(claim: pd.Series, dataset: str, model: str) -> bool:
 def decide_by_figures(
     number: int, claim: pd.Series, stamps: Sequence[NotebookStamp], trained: tuple[str, str]
 ) -> ClaimVerdict:
-    """Take the verdict that finished notebooks wrote of a claim, or name those that decide it.
+    """Decide a claim by what finished notebooks wrote of it, or name those that decide it.
 
-    `trained` is the data set and the network of the runs that are asked for.
+    Each statement on the claim is decided over the seeds that have it; see
+    `kit.papers.claim_verdict.decide`. `trained` is the data set and the network of the runs that
+    are asked for.
     """
     fitting = [stamp for stamp in stamps if is_about(claim, stamp.dataset, stamp.model)]
-    found: list[dict[str, Any]] = []
+    statements: dict[str, dict[tuple[int, ...], Mapping[str, Any]]] = {}
     runs: set[str] = set()
     for stamp in fitting:
-        mine = [
-            {"notebook": stamp.notebook, **record}
-            for record in stamp.records
-            if record["number"] == number
-        ]
-        found += [record for record in mine if record not in found]
+        mine = [record for record in stamp.records if record["number"] == number]
+        for record in mine:
+            statements.setdefault(record["claim"], {}).setdefault(stamp.seeds, record)
         runs |= stamp.runs if mine else set()
-    if not found:
+    if not statements:
         return _name_what_decides(claim, trained, {stamp.notebook for stamp in fitting})
-    words = [VERDICT_WORDS[record["verdict"]] for record in found]
-    here = "; ".join(
-        f"{word}: {record['claim']}: {record['here']}"
-        for word, record in zip(words, found, strict=True)
+    found = [decide_statement(text, by_seed) for text, by_seed in statements.items()]
+    return ClaimVerdict(
+        combine_verdicts([record["verdict"] for record in found]),
+        "; ".join(map(_describe_statement, found)),
+        found,
+        sorted(runs),
     )
-    return ClaimVerdict(combine_verdicts(words), here, found, sorted(runs))
+
+
+def decide_statement(
+    text: str, by_seed: Mapping[tuple[int, ...], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Decide one statement by the records of its seeds: a record with its verdict and estimates.
+
+    Seeds whose runs learned nothing are left out, and counted.
+    """
+    records = list(by_seed.values())
+    if exact := [record["reading"] for record in records if record["exact"] is not None]:
+        here = records[0]["here"]
+        return {"statement": text, "verdict": combine_verdicts(exact), "seeds": 0, "here": here}
+    alive = {seeds: record for seeds, record in by_seed.items() if not record["dead"]}
+    estimates = {
+        seeds: list(map(read_estimate, record["estimates"])) for seeds, record in alive.items()
+    }
+    # Of notebooks that take several seeds at once, the one with most speaks for all.
+    several = sorted((seeds for seeds in estimates if len(seeds) > 1), key=len)[-1:]
+    given = [estimates[seeds] for seeds in several or estimates if estimates[seeds]]
+    seeds = len(several[0]) if several else len(given)
+    return {
+        "statement": text,
+        "verdict": decide(given, seeds) if given else "undecided",
+        "seeds": seeds,
+        "left_out": len(records) - len(alive),
+        "estimates": [estimate.record() for estimate in combine_estimates(given)],
+        "here": records[0]["here"],
+    }
+
+
+def _describe_statement(record: Mapping[str, Any]) -> str:
+    """One statement in words: its verdict, and what it rests on."""
+    if not record["seeds"]:
+        return f"{record['verdict']}: {record['statement']}: {record['here']}"
+    numbers = ", ".join(
+        f"{e['name']} {e['value']:.3g} [{e['low']:.3g}, {e['high']:.3g}], expected {e['expected']}"
+        for e in record["estimates"]
+    )
+    left_out = f", {record['left_out']} that learned nothing left out" * bool(record["left_out"])
+    return (
+        f"{record['verdict']} ({record['seeds']} seed(s){left_out}): {record['statement']}: "
+        f"{numbers or record['here']}"
+    )
 
 
 def _name_what_decides(

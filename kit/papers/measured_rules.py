@@ -4,8 +4,9 @@ Cells are accuracies on the same images, so what is tested are differences in pa
 drawn anew (Poisson weights) and so are seeds, one fewer than there are (Rao and Wu 1988); with one
 seed, what other seeds would show is unknown. Each cell gets two invented images, one for what the
 rule expects and one against it, as Agresti and Min (2005) do for paired proportions, so that a
-handful of images decides nothing. A statement is confirmed if it keeps its bound in 97.5 % of the
-draws; one of m statements is refuted if it keeps it in at most 2.5 % / m.
+handful of images decides nothing. A statement holds if it keeps its bound in 97.5 % of the draws;
+one of m statements fails if it keeps it in at most 2.5 % / m. Fewer than FEWEST_SEEDS seeds decide
+nothing.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import permutations
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from kit.experiments.runs import Run
-from kit.papers.claim_verdict import NOT_RUN, ClaimVerdict, combine_verdicts
+from kit.papers.claim_verdict import FEWEST_SEEDS, NOT_RUN, ClaimVerdict, combine_verdicts
 from kit.papers.measured_cells import observed
 from kit.papers.rule_language import (
     REDUCTIONS,
@@ -75,13 +76,15 @@ class Statement:
     parts: int = 1
 
     def verdict(self, of: int) -> str:
-        """Say confirmed, refuted, undecided or not run, as one of so many statements."""
+        """Say holds, fails, undecided or not run, as one of so many statements."""
         if self.sure is None or self.possible is None:
             return NOT_RUN
+        if self.sum.seeds < FEWEST_SEEDS:
+            return "undecided"
         return (
-            "confirmed"
+            "holds"
             if self.sure.mean() >= 1 - LEVEL
-            else "refuted"
+            else "fails"
             if self.possible.mean() <= LEVEL / of
             else "undecided"
         )
@@ -108,6 +111,10 @@ class Cells:
     needs: list[Need]
     seeds: Sequence[int]
     known: dict[tuple, Observation | None] = field(default_factory=dict)
+
+    def measure(self, expression: Expression) -> MeasuredSum:
+        """Measure a sum; see `measure_expression`."""
+        return measure_expression(self, expression)
 
     def find(self, words: str) -> Need:
         """Return the cell that carries all `words`.
@@ -176,6 +183,14 @@ def draw_accuracy(right: np.ndarray, counts: np.ndarray, favourable: bool) -> np
 # --------------------------------------------------------------------------------------------- sums
 
 
+class Measures(Protocol):
+    """Whatever can say what a sum of cells comes to: `Cells`, or numbers that were planted."""
+
+    def measure(self, expression: Expression) -> MeasuredSum:
+        """Return the sum's value and its draws, or why it was not run."""
+        ...
+
+
 def measure_expression(cells: Cells, expression: Expression) -> MeasuredSum:
     """Measure a sum, on the images and seeds that all of its cells share."""
     text = expression.text
@@ -237,14 +252,14 @@ def _add_terms(
 # --------------------------------------------------------------------------------------- statements
 
 
-def measure_rule(cells: Cells, rule: Rule) -> list[Statement]:
+def measure_rule(cells: Measures, rule: Rule) -> list[Statement]:
     """Measure what a rule states; one that only gives a number states nothing."""
     if rule.take in STEP_BOUNDS:
         bound = STEP_BOUNDS[rule.take]
-        return [_state(measure_expression(cells, step), bound) for step in rule.steps]
+        return [_state(cells.measure(step), bound) for step in rule.steps]
     if rule.bound is None:
         return []
-    sums = [measure_expression(cells, part) for part in rule.expressions]
+    sums = [cells.measure(part) for part in rule.expressions]
     if rule.take == "most":
         return [_state_most(rule.summary, sums, rule.bound)]
     if rule.take not in REDUCTIONS:
@@ -254,7 +269,7 @@ def measure_rule(cells: Cells, rule: Rule) -> list[Statement]:
         return [statement]
     if rule.take == "range":
         pairs = permutations(rule.expressions, 2)
-        sums = [measure_expression(cells, one.minus(other)) for one, other in pairs]
+        sums = [cells.measure(one.minus(other)) for one, other in pairs]
     return [_limit_by_parts(statement, sums, rule.bound)]
 
 
@@ -293,7 +308,7 @@ def _state(part: MeasuredSum, bound: Bound) -> Statement:
 def _limit_by_parts(statement: Statement, parts: Sequence[MeasuredSum], bound: Bound) -> Statement:
     """A statement on an extreme, with what single values, or differences of pairs, allow.
 
-    An extreme of noisy values lies further out than that of the true ones: a bound on it is refuted
+    An extreme of noisy values lies further out than that of the true ones: a bound on it fails
     only where a single part breaks it.
     """
     if statement.sure is None:
@@ -328,8 +343,8 @@ def _state_most(text: str, sums: Sequence[MeasuredSum], bound: Bound) -> Stateme
 # ------------------------------------------------------------------------------------------- claims
 
 
-def decide_by_rules(cells: Cells, rules: Sequence[Rule]) -> ClaimVerdict:
-    """Decide a claim by its rules: refuted if one statement is, confirmed if all are."""
+def decide_by_rules(cells: Measures, rules: Sequence[Rule]) -> ClaimVerdict:
+    """Decide a claim by its rules: it fails if one statement does, and holds if all do."""
     found = [statement for rule in rules for statement in measure_rule(cells, rule)]
     words = [statement.verdict(len(found)) for statement in found]
     records = [part.record(word) for part, word in zip(found, words, strict=True)]
@@ -346,13 +361,11 @@ def _describe_records(records: Sequence[Mapping[str, Any]]) -> str:
     """How many statements came out how, and the one that says most about the verdict."""
     tally = Counter(record["verdict"] for record in records)
     counts = ", ".join(
-        f"{tally[word]} {word}"
-        for word in ("confirmed", "refuted", "undecided", NOT_RUN)
-        if tally[word]
+        f"{tally[word]} {word}" for word in ("holds", "fails", "undecided", NOT_RUN) if tally[word]
     )
     telling = next(
         record
-        for word in ("refuted", "undecided", "confirmed", NOT_RUN)
+        for word in ("fails", "undecided", "holds", NOT_RUN)
         for record in records
         if record["verdict"] == word
     )

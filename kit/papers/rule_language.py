@@ -12,28 +12,19 @@ into the same records; nothing else reads the text of a rule.
 
 from __future__ import annotations
 
-import contextlib
-import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import cache, partial
 from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 
-from kit.core.errors import KitError, unknown_name
+from kit.core.errors import unknown_name
+from kit.papers.bounds import Bound, parse_bound
 from kit.papers.printed_data import read_table
-
-RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
-    ">": operator.gt,
-    ">=": operator.ge,
-    "<": operator.lt,
-    "<=": operator.le,
-    "=": operator.eq,
-}
 
 #: What makes one number of a rule's values, along the first axis; the bound is tried on it.
 REDUCTIONS: dict[str, Callable[[np.ndarray], Any]] = {
@@ -42,25 +33,6 @@ REDUCTIONS: dict[str, Callable[[np.ndarray], Any]] = {
     "mean": partial(np.mean, axis=0),
     "range": partial(np.ptp, axis=0),
 }
-
-
-@dataclass(frozen=True)
-class Bound:
-    """What a value must keep to, such as "> 0"."""
-
-    relation: str
-    number: Decimal
-
-    def __str__(self) -> str:
-        return f"{self.relation} {self.number}"
-
-    def keeps(self, values: Any) -> Any:
-        """Say of a value, or of each value of an array, whether it is on the claimed side.
-
-        Decimals are compared exactly, floating-point numbers with the nearest such number.
-        """
-        number = self.number if isinstance(values, Decimal) else float(self.number)
-        return RELATIONS[self.relation](values, number)
 
 
 #: Takes that compare each value with the one before it, and what the difference must keep to.
@@ -127,22 +99,6 @@ def parse_expression(text: str) -> Expression:
     return Expression(
         text,
         tuple(Term(1 if sign == "+" else -1, tuple(term.split(" / "))) for sign, term in signed),
-    )
-
-
-def parse_bound(text: str) -> Bound:
-    """Parse a bound such as ">= -0.3".
-
-    Raises:
-        KitError: It is not one of RELATIONS and a number.
-    """
-    relation, _, number = text.partition(" ")
-    with contextlib.suppress(InvalidOperation):
-        if relation in RELATIONS:
-            return Bound(relation, Decimal(number))
-    raise KitError(
-        f"'{text}' is no bound; a bound is one of {' '.join(RELATIONS)}, a space and a number, "
-        "such as '> 0'"
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from kit.experiments.runs import stored_seeds
 from kit.papers.claim_verdict import NOT_RUN, ClaimVerdict
 from kit.papers.consistency import copied_cells, resolution, text_against_table
 from kit.papers.figure_verdicts import decide_by_figures, read_stamps, trained_on
@@ -30,7 +31,7 @@ def compare(
     paper: str | None = None,
     *,
     recipe: str = "digits",
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | None = None,
     overrides: Mapping[str, Any] | None = None,
     strong_n: int = 100,
     settings: str | None = None,
@@ -38,12 +39,13 @@ def compare(
     """List the claims of a paper, or of all, with a verdict from what is finished on a recipe.
 
     Columns: paper, claim, decided_by, printed (the verdict of the papers' own numbers), verdict
-    (confirmed, refuted, undecided, not run), on (the recipe), here (in words), statements (a list
+    (holds, fails, undecided, not run), on (the recipe), here (in words), statements (a list
     of records), runs (keys that it rests on), command (what makes the runs that are missing, "" if
     none are; `settings` is what it puts behind --set, the overrides if not given). A claim of
-    several statements is refuted if one is, and confirmed if all are. Claims that no table decides
-    take the verdicts that finished notebooks wrote; one about other data or another network than
-    the recipe's is not run there.
+    several statements fails if one does, and holds if all do. `seeds` are those that count, all
+    that are there if not given. Claims that no table decides, or whose tables are not run, take
+    what finished notebooks measured; one about other data or another network than the recipe's is
+    not run there.
 
     Raises:
         KitError: There is no such paper or recipe.
@@ -54,6 +56,10 @@ def compare(
         )
     listed = claims(paper)
     stamps, trained = read_stamps(recipe), trained_on(recipe, overrides or {})
+    if seeds is None:
+        seeds = stored_seeds(recipe)
+    else:
+        stamps = [stamp for stamp in stamps if set(stamp.seeds) <= set(seeds)]
     cells = {}
     for name in dict.fromkeys(listed["paper"]):
         planned = [
@@ -64,11 +70,11 @@ def compare(
         cells[name] = Cells(planned, seeds)
     rows = {}
     for number, claim in listed.iterrows():
-        found = (
-            decide_by_rules(cells[claim["paper"]], read_rules()[number])
-            if claim["decided_by"] == "tables"
-            else decide_by_figures(number, claim, stamps, trained)
-        )
+        found = decide_by_figures(number, claim, stamps, trained)
+        if claim["decided_by"] == "tables":
+            by_tables = decide_by_rules(cells[claim["paper"]], read_rules()[number])
+            if by_tables.verdict != NOT_RUN or found.verdict == NOT_RUN:
+                found = by_tables
         rows[number] = {
             "paper": claim["paper"],
             "claim": claim["claim"],
@@ -91,7 +97,7 @@ def _command(found: ClaimVerdict, recipe: str, seeds: Sequence[int], settings: s
         return ""
     recipe = found.recipe or recipe
     where = f" --recipe {recipe}" if recipe != "digits" else ""
-    which = f" --seeds {' '.join(map(str, seeds))}" if list(seeds) != [0] else ""
+    which = f" --seeds {' '.join(map(str, seeds))}" if seeds else ""
     words = [f"tables={','.join(found.missing_tables)}"] if found.missing_tables else []
     words += settings.split()
     behind = f" --set {' '.join(words)}" if words else ""

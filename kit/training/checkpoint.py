@@ -335,7 +335,7 @@ def align_epochs(states: Sequence[TrainingState], device: torch.device) -> None:
 
 def run_warning(run: Run) -> str:
     """Say what to know before using a finished run; "" if nothing."""
-    if not run.done["constant"]:
+    if not run.learned_nothing:
         return ""
     history = run.history
     since = len(history) - int(history.constant[::-1].cumprod().sum()) + 1

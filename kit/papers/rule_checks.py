@@ -1,0 +1,203 @@
+"""Whether rules can tell, and whether verdicts stay.
+
+A rule's "fails" counts only if it says "holds" on a case that is built to hold, and its "holds"
+only if it fails on one built to fail. `check_rules` tries every claim that tables decide on four
+such cases. `check_stability` decides the whole scoreboard twice, with seeds of which none is used
+twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kit.core.errors import KitError
+from kit.experiments.runs import stored_seeds
+from kit.papers.bounds import Bound
+from kit.papers.claim_verdict import FEWEST_SEEDS, NOT_RUN, combine_verdicts
+from kit.papers.measured_rules import DRAWS, MeasuredSum, decide_by_rules
+from kit.papers.printed_rules import claims, value
+from kit.papers.rule_language import STEP_BOUNDS, Expression, Rule, read_rules
+from kit.papers.verdicts import compare
+
+#: What a claim's own tables say of it -> what its rules must say of the same numbers as measured.
+EXPECTED = {"holds": "holds", "fails": "fails", "partly": "fails"}
+
+#: What every cell shows where there is no effect.
+NO_EFFECT = 50.0
+
+#: The verdicts that decide something, each the other's opposite.
+DECIDED = ("holds", "fails")
+
+
+@dataclass(frozen=True)
+class PlantedSums:
+    """Sums of cells whose values were chosen, without any noise: {text of the sum: its value}."""
+
+    values: Mapping[str, float]
+
+    def measure(self, expression: Expression) -> MeasuredSum:
+        """Return the planted value of a sum, or of the difference of two."""
+        found = self.values.get(expression.text)
+        if found is None:
+            found = next(
+                self.values[first] - self.values[second]
+                for first in self.values
+                if expression.text.startswith(f"{first} - ")
+                for second in [expression.text.removeprefix(f"{first} - ")]
+                if second in self.values
+            )
+        draws = np.full(DRAWS, found)
+        return MeasuredSum(expression.text, found, draws, n=1, seeds=FEWEST_SEEDS)
+
+
+def check_rules(paper: str | None = None) -> pd.DataFrame:
+    """Try the rules of every claim that tables decide on four cases: what they say of each.
+
+    Columns: printed (the printed numbers as if measured), kept (numbers on the claimed side),
+    broken (numbers on the other side), none (every cell alike); `expected` is what the first must
+    be, and `tells` whether all is as it must be: kept holds, broken fails, and none does not hold.
+    A claim that says that nothing is lost holds where nothing differs; `none` is not asked of it.
+
+    Raises:
+        KitError: There is no such paper.
+    """
+    rows = {}
+    listed = claims(paper)
+    for number, claim in listed[listed["decided_by"] == "tables"].iterrows():
+        rules = [rule for rule in read_rules()[number] if rule.bound or rule.take in STEP_BOUNDS]
+        if not rules:
+            continue
+        printed = {
+            part.text: float(value(claim["paper"], part.text))
+            for rule in rules
+            for part in rule.expressions
+        }
+        cases: dict[str, Callable[[Rule], dict[str, float]]] = {
+            "printed": lambda _, printed=printed: printed,
+            "kept": lambda rule: _planted(rule, kept=True),
+            "broken": lambda rule: _planted(rule, kept=False),
+            "none": _without_effect,
+        }
+        found = {
+            name: combine_verdicts(
+                [decide_by_rules(PlantedSums(plant(rule)), [rule]).verdict for rule in rules]
+            )
+            for name, plant in cases.items()
+        }
+        expected = EXPECTED[claim["verdict"]]
+        rows[number] = {
+            "paper": claim["paper"],
+            "expected": expected,
+            **found,
+            "tells": found["printed"] == expected
+            and found["kept"] == "holds"
+            and found["broken"] == "fails"
+            and (found["none"] != "holds" or _allows_no_effect(rules)),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("number")
+
+
+def _without_effect(rule: Rule) -> dict[str, float]:
+    """The value of each of a rule's sums where all cells are alike."""
+    return {
+        part.text: NO_EFFECT * sum(term.sign for term in part.terms) for part in rule.expressions
+    }
+
+
+def _allows_no_effect(rules: Sequence[Rule]) -> bool:
+    """Say whether every rule tolerates a difference of 0, as one against a loss does."""
+    return all(rule.bound is not None and bool(rule.bound.keeps(0.0)) for rule in rules)
+
+
+def _planted(rule: Rule, *, kept: bool) -> dict[str, float]:
+    """Values of a rule's sums that keep, or break, its bound by one point."""
+    texts = [expression.text for expression in rule.expressions]
+    if rule.take in STEP_BOUNDS:
+        up = (rule.take == "rising") == kept
+        return {text: float(i if up else -i) for i, text in enumerate(texts)}
+    assert rule.bound is not None, f"{rule.text} states nothing"
+    if rule.take == "range":
+        apart = _beside(rule.bound, kept)
+        return {text: apart * (i % 2) for i, text in enumerate(texts)}
+    return dict.fromkeys(texts, _beside(rule.bound, kept))
+
+
+def _beside(bound: Bound, kept: bool) -> float:
+    """A number one beyond a bound, on its side or on the other."""
+    number = float(bound.number)
+    return next(x for x in (number + 1, number - 1, number) if bool(bound.keeps(x)) == kept)
+
+
+# --------------------------------------------------------------------------------------- stability
+
+
+def check_stability(recipe: str = "digits", **options: Any) -> pd.DataFrame:
+    """Decide every claim twice, with the first half of the seeds that are there and the second.
+
+    Columns: paper, claim, first, second, changed, reversed. `options` are those of `compare`.
+
+    Raises:
+        KitError: There are fewer than twice `FEWEST_SEEDS` seeds.
+    """
+    seeds = stored_seeds(recipe)
+    half = len(seeds) // 2
+    if half < FEWEST_SEEDS:
+        raise KitError(
+            f"{recipe} has runs of {len(seeds)} seed(s); two disjoint sets take "
+            f"{2 * FEWEST_SEEDS}: python -m kit reproduce --recipe {recipe} --seeds "
+            f"{' '.join(map(str, range(2 * FEWEST_SEEDS)))}"
+        )
+    first, second = (
+        compare(recipe=recipe, seeds=some, **options) for some in (seeds[:half], seeds[half:])
+    )
+    found = pd.DataFrame(
+        {
+            "paper": first["paper"],
+            "claim": first["claim"],
+            "first": first["verdict"],
+            "second": second["verdict"],
+        }
+    )
+    both = (found[["first", "second"]] != NOT_RUN).all(axis=1)
+    found["changed"] = both & (found["first"] != found["second"])
+    found["reversed"] = found["changed"] & found[["first", "second"]].isin(DECIDED).all(axis=1)
+    found.attrs["seeds"] = (seeds[:half], seeds[half:])
+    return found
+
+
+# ----------------------------------------------------------------------------------------- in words
+
+
+def report_rules(checked: pd.DataFrame) -> str:
+    """Write what `check_rules` found: how many rules can tell, and those that cannot."""
+    lines = [
+        f"{int(checked['tells'].sum())} of {len(checked)} claims that tables decide have rules "
+        "that can tell: printed numbers, an effect, its reverse, and none."
+    ]
+    for number, row in checked[~checked["tells"]].iterrows():
+        lines.append(
+            f"   {number} {row['paper']}: printed numbers {row['printed']} (expected "
+            f"{row['expected']}), kept {row['kept']}, broken {row['broken']}, none {row['none']}"
+        )
+    return "\n".join(lines)
+
+
+def report_stability(found: pd.DataFrame) -> str:
+    """Write what `check_stability` found: what changed between the two halves, and what turned."""
+    first, second = (" ".join(map(str, some)) for some in found.attrs["seeds"])
+    ran = found[(found[["first", "second"]] != NOT_RUN).all(axis=1)]
+    decided = ran[ran["first"].isin(DECIDED) | ran["second"].isin(DECIDED)]
+    lines = [
+        f"seeds {first} against seeds {second}: {len(ran)} claims were run, {len(decided)} decided "
+        f"by either; {int(found['changed'].sum())} changed, {int(found['reversed'].sum())} reversed"
+    ]
+    for number, row in found[found["changed"]].iterrows():
+        lines.append(
+            f"   {number} {row['paper']}: {row['first']} -> {row['second']}: {row['claim']}"
+        )
+    return "\n".join(lines)
