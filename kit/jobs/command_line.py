@@ -178,6 +178,11 @@ def parser() -> argparse.ArgumentParser:
         help="try the rules on the printed numbers, on planted effects, and on none",
     )
     checks.add_argument(
+        "--coverage",
+        action="store_true",
+        help="simulate how often each of the kit's 95 %% intervals holds the truth (a minute)",
+    )
+    checks.add_argument(
         "--stability",
         action="store_true",
         help="decide every claim twice, with disjoint sets of the seeds that are there",
@@ -431,6 +436,7 @@ def _explain(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from kit.core.files import write_json
+    from kit.evaluation.coverage import measure_coverage
     from kit.figures.base import plain
     from kit.jobs.reproduction import plan_jobs
     from kit.papers.rule_checks import (
@@ -443,6 +449,9 @@ def _compare(options: argparse.Namespace) -> int:
 
     if options.self_check:
         print(report_rules(check_rules(options.paper)))
+        return 0
+    if options.coverage:
+        print(measure_coverage().to_string(index=False, float_format="{:.3f}".format))
         return 0
     [job] = plan_jobs(["tables_of_the_papers"], _given_settings(options), options.seeds, None)
     # These are the runs that reproduce makes.

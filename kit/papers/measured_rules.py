@@ -1,8 +1,8 @@
 """The rules of rules.csv on measured cells: what finished runs show, with a test.
 
 Cells are accuracies on the same images, so what is tested are differences in pairs: images are
-drawn anew (Poisson weights) and so are seeds, one fewer than there are (Rao and Wu 1988); with one
-seed, what other seeds would show is unknown. Each cell gets two invented images, one for what the
+drawn anew (Poisson weights), and so are seeds, as Student's t says of so few; with one seed, what
+other seeds would show is unknown. Each cell gets two invented images, one for what the
 rule expects and one against it, as Agresti and Min (2005) do for paired proportions, so that a
 handful of images decides nothing. A statement holds if it keeps its bound in 97.5 % of the draws;
 one of m statements fails if it keeps it in at most 2.5 % / m. Fewer than FEWEST_SEEDS seeds decide
@@ -157,9 +157,18 @@ def _image_weights(n: int) -> np.ndarray:
 
 @cache
 def _seed_weights(seeds: int) -> np.ndarray:
-    """(DRAWS, seeds) shares of the seeds."""
-    size = max(1, seeds - 1)
-    return np.random.default_rng(1).multinomial(size, [1 / seeds] * seeds, DRAWS) / size
+    """(DRAWS, seeds) weights of the seeds, which sum to 1.
+
+    The weighted mean of any values lies about their mean as Student's t says that the mean of other
+    seeds would: a normal draw of the deviations over the root of a χ² of seeds - 1.
+    """
+    if seeds == 1:
+        return np.ones((DRAWS, 1))
+    random = np.random.default_rng(1)
+    deviations = random.standard_normal((DRAWS, seeds))
+    deviations -= deviations.mean(axis=1, keepdims=True)
+    scale = np.sqrt(random.chisquare(seeds - 1, (DRAWS, 1)) * seeds)
+    return 1 / seeds + deviations / scale
 
 
 @cache

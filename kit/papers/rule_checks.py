@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def check_rules(paper: str | None = None) -> pd.DataFrame:
             for part in rule.expressions
         }
         cases: dict[str, Callable[[Rule], dict[str, float]]] = {
-            "printed": lambda _, printed=printed: printed,
+            "printed": partial(_take, printed),
             "kept": lambda rule: _planted(rule, kept=True),
             "broken": lambda rule: _planted(rule, kept=False),
             "none": _without_effect,
@@ -100,6 +101,10 @@ def check_rules(paper: str | None = None) -> pd.DataFrame:
             and (found["none"] != "holds" or _allows_no_effect(rules)),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("number")
+
+
+def _take(values: dict[str, float], rule: Rule) -> dict[str, float]:
+    return values
 
 
 def _without_effect(rule: Rule) -> dict[str, float]:
