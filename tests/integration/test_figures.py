@@ -121,7 +121,7 @@ def test_every_figure_draws_and_says_where_it_came_from(name, runs, tmp_path, br
         assert entry["versions"]["torch"]
     assert record["source"] == row.source and record["facts"]
     assert record["claims"] == [claim.record() for claim in drawing.claims]
-    assert not any(claim.holds and claim.fails for claim in drawing.claims)
+    assert not any(claim.exact is not None and claim.estimates for claim in drawing.claims)
 
 
 def test_claims_name_the_rows_of_their_own_papers(tiny_run, tmp_path, brief):
@@ -152,11 +152,11 @@ def test_facts_claims_and_caption_need_no_canvas(name, runs):
     given = runs(row)
     data = row.compute(next(iter(given.values())) if row.one else given)
     facts, words = plain(data.facts), row.caption(data)
-    verdicts = [claim.verdict for claim in row.decide(data)]
+    verdicts = [claim.reading for claim in row.decide(data)]
     first, second = row.draw(data).png(), row.draw(data).png()
     assert first == second
     assert facts == plain(data.facts) and words == row.caption(data)
-    assert verdicts == [claim.verdict for claim in row.decide(data)] and len(verdicts) > 0
+    assert verdicts == [claim.reading for claim in row.decide(data)] and len(verdicts) > 0
 
 
 def test_a_papers_own_number_is_a_name(tiny_run, tmp_path):

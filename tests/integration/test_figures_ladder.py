@@ -57,7 +57,7 @@ def test_the_gap_is_counted_image_by_image(quick, tiny_run, tmp_path):
         difference = gaps[method] - gaps["at"]
         assert f"{100 * difference.mean():+.1f} points" in claim.here and "n = 30" in claim.here
         _, low, high = mean_interval(difference)
-        assert claim.verdict == ("holds" if low > 0 else "fails" if high < 0 else "undecided")
+        assert claim.reading == ("holds" if low > 0 else "fails" if high < 0 else "undecided")
     alone = kit.draw("attack-ladder", runs[1:2], folder=tmp_path, n=30)
     assert alone.claims == [] and set(alone.facts) == {"gairat", "gap"}
 

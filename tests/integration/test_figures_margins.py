@@ -188,7 +188,7 @@ def test_verdicts_on_similarity_and_on_one_margin():
         ((0.9, 0.85, 0.94), "fails"),
         ((0.96, 0.94, 0.97), "undecided"),
     ):
-        assert mr_similarity.decide_correlation("nat", r, 9).verdict == verdict
+        assert mr_similarity.decide_correlation("nat", r, 9).reading == verdict
     random = np.random.default_rng(0)
     for width, count, verdict in ((0.4, 40, "holds"), (0.05, 40, "fails"), (0.4, 9, "undecided")):
         p_y = random.uniform(0.3 - width / 2, 0.3 + width / 2, count)
@@ -199,7 +199,7 @@ def test_verdicts_on_similarity_and_on_one_margin():
         (claim,) = mr_margin_by_probability.decide_margin_by_probability(
             FigureData({"bins": [middle]})
         )
-        assert claim.verdict == verdict
+        assert claim.reading == verdict
 
 
 def test_correlation_interval_is_near_fishers():
@@ -332,7 +332,7 @@ def test_which_side_of_the_boundary(run):
 
     by the formula, in a sweep finer than the figure's.
     """
-    assert [claim.verdict for claim in FIGURES["same-margin"].make(run).claims] == [
+    assert [claim.reading for claim in FIGURES["same-margin"].make(run).claims] == [
         "holds",
         "fails",
     ]
@@ -467,7 +467,7 @@ def test_claims_about_gain_follow_their_intervals():
         gain = dict(zip(("pgd100", "cw20", "aa"), gains[:3], strict=True))
         facts = {"gain": gain, "interaction": {"cw20": gains[3]}, "n": n}
         claims = decide_pgd_against_cw(FigureData(facts))
-        assert [claim.verdict for claim in claims] == verdicts
+        assert [claim.reading for claim in claims] == verdicts
 
 
 # -------------------------------------------------------------------------------------- wrong words

@@ -217,12 +217,12 @@ def test_a_study_keeps_to_its_parameters(home, tiny_run, monkeypatch, tmp_path):
     assert torch.equal(torch.get_rng_state(), state), "a drawing leaves the random state alone"
     assert {path.suffix for path in drawing.files} == {".png", ".svg", ".json"}
     rows = [
-        Claim("a", "p", "<h>", holds=True, fails=False),
-        Claim("b", "p", "h", holds=False, fails=True),
+        Claim("a", "p", "<h>", exact=True),
+        Claim("b", "p", "h", exact=False),
     ]
     drawing.claims = rows
     study.check(drawing)
-    drawing.claims = [Claim("a", "p", "<h2>", holds=False, fails=False)]
+    drawing.claims = [Claim("a", "p", "<h2>")]
     table = study.check(drawing)
     assert (
         "undecided" in repr(table)
@@ -232,5 +232,5 @@ def test_a_study_keeps_to_its_parameters(home, tiny_run, monkeypatch, tmp_path):
     study.finish()
     record = json.loads((tmp_path / "00_test.json").read_text())
     assert record["stamp"] == "abc" and list(record["runs"].values()) == [tiny_run("at").key]
-    assert [v["verdict"] for v in record["verdicts"]] == ["fails", "undecided"]
+    assert [v["reading"] for v in record["verdicts"]] == ["fails", "undecided"]
     assert set(record["figures"]) == {path.name for path in drawing.files}
