@@ -18,16 +18,16 @@ from scipy import stats
 import kit
 from kit.core.errors import KitError
 from kit.evaluation.class_tables import confusion
-from kit.evaluation.statistics import Z_95, contrast_interval, rank_trend
+from kit.evaluation.statistics import contrast_interval, rank_trend
 from kit.figures import clirat_learning_curves as curves
 from kit.figures import vir_class_gains, vir_class_weights
 from kit.figures.base import FigureData
 from kit.figures.clirat_slope_and_offset import decide_opposite_trends
 from kit.figures.style import spread_labels
 from kit.figures.table import FIGURES
+from tests.helpers.intervals import over_seeds, paired
 
 N = 30
-Z = Z_95
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import kit
 from kit.core.errors import KitError
 from kit.evaluation.robustness_audit import audit
 from kit.evaluation.statistics import mean_interval
+from tests.helpers.intervals import paired
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_the_gap_is_counted_image_by_image(quick, tiny_run, tmp_path):
     for claim, method in zip(drawing.claims, ("gairat", "mail-at"), strict=True):
         difference = gaps[method] - gaps["at"]
         assert f"{100 * difference.mean():+.1f} points" in claim.here and "n = 30" in claim.here
-        _, low, high = mean_interval(difference)
+        _, low, high = paired(difference)
         assert claim.reading == ("holds" if low > 0 else "fails" if high < 0 else "undecided")
     alone = kit.draw("attack-ladder", runs[1:2], folder=tmp_path, n=30)
     assert alone.claims == [] and set(alone.facts) == {"gairat", "gap"}
@@ -103,6 +104,7 @@ def test_black_box_refuses_what_it_cannot_draw(tiny_run, tmp_path):
 def test_mean_interval():
     values = np.array([1.0, 0, 0, -1, 1, 1, 0, 0])
     mean, low, high = mean_interval(values)
-    assert mean == 0.25 and high - mean == pytest.approx(1.959964 * values.std(ddof=1) / 8**0.5)
+    half = 2.364624 * values.std(ddof=1) / 8**0.5  # the t of seven degrees of freedom
+    assert mean == 0.25 and high - mean == pytest.approx(half)
     assert mean - low == pytest.approx(high - mean)
     assert mean_interval(np.array([1.0]))[1:] == (-float("inf"), float("inf"))

@@ -46,12 +46,11 @@ def test_cells_are_recounted(table):
             and cell["n"] == len(right[0])
         )
         assert cell["sd"] == pytest.approx(abs(shares[0] - shares[1]) / math.sqrt(2))
-        per_image = [(a + b) / 2 for a, b in zip(*right, strict=True)]
-        n = len(per_image)
-        variance = cell["sd"] ** 2 / 2 + sum((v - mean) ** 2 for v in per_image) / (n - 1) / n
-        assert cell["high"] - cell["mean"] == pytest.approx(
-            min(1.959964 * math.sqrt(variance), 1 - cell["mean"])
-        )
+        images = [*((a + b) / 2 for a, b in zip(*right, strict=True)), 0.0, 1.0]
+        centre, n = sum(images) / len(images), len(images)
+        of_images = 1.959964 * math.sqrt(sum((v - centre) ** 2 for v in images)) / n
+        half = math.hypot(of_images, 12.706205 * cell["sd"] / math.sqrt(2))  # t of one degree
+        assert cell["high"] == pytest.approx(min(centre + half, 1))
 
 
 def test_interval_of_one_seed_is_wilsons():
