@@ -105,9 +105,6 @@ def test_what_is_left_out_is_what_must_be():
             "digits has classes 0 to 9, not 21": 20,
             "digits has classes 0 to 9, not 36": 20,
             "needs 20 million generated images": 16,
-            "no row of kit.METHODS computes awp": 10,
-            "no row of kit.METHODS computes mail-mart criterion=pm_nat": 3,
-            "no row of kit.METHODS computes mail-trades criterion=pm_nat": 3,
         }
     )
 
