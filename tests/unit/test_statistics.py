@@ -78,3 +78,17 @@ def test_a_bootstrapped_mean_is_near_the_normal_interval():
         high,
     )
     assert all(map(math.isnan, st.bootstrap_interval(lambda rows: 0.0, 2)))
+
+
+def test_a_contrast_is_a_difference_of_weighted_accuracies():
+    """With shares -1 and 1 it is `grand_difference`; of one seed the images alone are counted."""
+    dice = np.random.default_rng(1)
+    a, b, c = (dice.random((3, 40)) < share for share in (0.4, 0.6, 0.7))
+    assert st.grand_contrast([a, b], [-1, 1]) == st.grand_difference(a, b)
+    mean, low, high = st.grand_contrast([a, b, c], [-1, 0.5, 0.5])
+    assert mean == pytest.approx((b.mean() + c.mean()) / 2 - a.mean()) and low < mean < high
+    each = (b[0].astype(float) + c[0]) / 2 - a[0]
+    half = st.Z_95 * each.std(ddof=1) / math.sqrt(40)
+    assert st.grand_contrast([a[:1], b[:1], c[:1]], [-1, 0.5, 0.5]) == pytest.approx(
+        (each.mean(), each.mean() - half, each.mean() + half)
+    )
