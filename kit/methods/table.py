@@ -602,6 +602,19 @@ SQUARES: dict[str, dict[tuple[str, str], str]] = {
 }
 
 
+def controls_between(one: str, other: str) -> tuple[str, ...]:
+    """Name the rows that differ from `one` and from `other` in a single thing each.
+
+    They are the two other corners of a square where the names are opposite corners of it, which
+    differ in criterion and normaliser; else there are none.
+    """
+    for square in SQUARES.values():
+        places = {row: place for place, row in square.items()}
+        if {one, other} <= set(places) and not set(places[one]) & set(places[other]):
+            return tuple(row for row in places if row not in (one, other))
+    return ()
+
+
 def check_override(method: Method, path: str) -> None:
     """Refuse a dotted name of which the row takes no hyper-parameter.
 

@@ -241,6 +241,23 @@ def test_what_was_not_run_is_no_number(runs, tmp_path):
     assert len(json.loads((tmp_path / "clirat-table-1.json").read_text())["runs"]) == 4
 
 
+def test_verdicts_on_rows_that_differ_in_two_things_name_the_controls(fresh_home):
+    """MAIL multiplies by 3 and CLIRAT normalises: a difference of the two is not CL-PM's alone."""
+    here = compare("clirat", overrides=TINY)["here"]
+    for number, pairs in {
+        5: {"clirat and mail-at": "mail-at-printed, clirat-x3"},
+        8: {
+            "clir-trades and mail-trades": "mail-trades-mean, clir-trades-x3",
+            "clir-mart and mail-mart": "mail-mart-mean, clir-mart-x3",
+        },
+        12: {},  # CLIRAT against AT
+    }.items():
+        assert here[number].count("differ in criterion and normaliser") == len(pairs)
+        for pair, controls in pairs.items():
+            assert f"{pair} differ in criterion and normaliser" in here[number]
+            assert f"controls that differ in one: {controls}" in here[number]
+
+
 def test_a_network_alone_measures_nothing(runs):
     """An evaluation counts only with the very attack, images and network that the cell asks for."""
     run = runs["at", 0]

@@ -26,7 +26,7 @@ from kit.experiments.specification import RunSpec, resolve
 from kit.methods import weights as kit_weights
 from kit.methods.criteria import Criterion, confused_labels
 from kit.methods.step_outputs import StepOutputs
-from kit.methods.table import PART_NAMES, SQUARES
+from kit.methods.table import PART_NAMES, SQUARES, controls_between
 from kit.methods.weights import WEIGHTS
 from kit.models.architectures import build_network
 
@@ -628,6 +628,13 @@ def test_configurations_are_json_and_tell_rows_apart():
     assert all(len(names) == 1 for names in same.values()), [
         names for names in same.values() if len(names) > 1
     ]
+
+
+def test_controls_stand_between_opposite_corners_alone():
+    assert controls_between("clirat", "mail-at") == ("mail-at-printed", "clirat-x3")
+    assert controls_between("mail-mart", "clir-mart") == ("mail-mart-mean", "clir-mart-x3")
+    for pair in (("clirat", "mail-at-printed"), ("clirat", "clirat"), ("clirat", "mail-trades")):
+        assert controls_between(*pair) == ()
 
 
 #: What the papers and their code print, row by row: the hyper-parameters, the epochs of burn-in out
