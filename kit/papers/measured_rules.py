@@ -345,7 +345,7 @@ def decide_by_rules(cells: Cells, rules: Sequence[Rule]) -> ClaimVerdict:
 
 def _name_controls(cells: Cells, rules: Sequence[Rule]) -> str:
     """Say which compared rows differ in criterion and normaliser, and which differ in one."""
-    found = {}
+    found: dict[tuple[str, ...], tuple[str, ...]] = {}
     for terms in (expression.terms for rule in rules for expression in rule.expressions):
         added, taken = (
             [
