@@ -51,14 +51,15 @@ def pgd(
     validate: bool = True,
     trained_loss: TrainedLoss | None = None,
     loss: Literal["ce", "kl", "margin"] | Callable = "ce",
-    init: Literal["none", "uniform", "gaussian"] | Tensor = "uniform",
+    init: Literal["none", "uniform", "gaussian", "unit"] | Tensor = "uniform",
 ) -> Tensor:
     """Projected gradient ascent; returns the last iterate x_adv, in the ball and in [0, 1].
 
     x (N, C, H, W) in [0, 1]; y (N,) int64; `step_size` in pixels (default 2.5 eps / steps). `loss`:
     a name of `OBJECTIVES`, or a function of the same arguments. `init`: none (x), uniform (in the
     ball, then clipped), gaussian (x + 0.001 N(0, 1), not clipped before the first gradient, as the
-    TRADES family's code does), or a start perturbation shaped like x. `watch(t, x_t, logits_t)` is
+    TRADES family's code does), unit (x + U(0, 1), far outside the ball until the first projection,
+    as MAIL prints it), or a start perturbation shaped like x. `watch(t, x_t, logits_t)` is
     called at the `steps` evaluation points, the start included and the returned point not: that one
     has had no forward pass. `trained_loss` is what every training attack is handed; this one does
     not use it. The model is attacked in eval mode and handed back as it was. `validate=False` is
@@ -107,7 +108,7 @@ def trained_loss_pgd(
     threat: Threat,
     *,
     trained_loss: TrainedLoss,
-    init: Literal["none", "uniform", "gaussian"] | Tensor = "uniform",
+    init: Literal["none", "uniform", "gaussian", "unit"] | Tensor = "uniform",
     **supplied: Any,
 ) -> Tensor:
     """PGD on the loss that is trained, with its weights or class costs; see `pgd`.
@@ -137,8 +138,10 @@ def start_point(
         return x
     if init == "gaussian":
         return x + 0.001 * draw_noise(source, "normal", x)
+    if init == "unit":
+        return x + draw_noise(source, "uniform", x)
     if init != "uniform":
-        raise KitError(f"init={init!r} is none of: none, uniform, gaussian, or a tensor")
+        raise KitError(f"init={init!r} is none of: none, uniform, gaussian, unit, or a tensor")
     if threat.norm == "linf":
         return (x + threat.eps * (2 * draw_noise(source, "uniform", x) - 1)).clamp(0, 1)
     direction = draw_noise(source, "normal", x)

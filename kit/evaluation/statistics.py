@@ -118,12 +118,20 @@ def grand_difference(right_a: np.ndarray, right_b: np.ndarray) -> Interval:
     One seed: of these two networks on other images. Several: of other seeds and images, as in
     `grand_mean`.
     """
-    if len(right_a) == 1:
-        return paired_difference(~right_a[0], ~right_b[0])
-    difference = right_b.astype(float) - right_a
-    centre, of_images = _with_invented(difference.mean(axis=0))
-    half = math.hypot(_seed_half_width(difference.mean(axis=1)), of_images)
-    return float(difference.mean()), centre - half, centre + half
+    return grand_contrast([right_a, right_b], [-1, 1])
+
+
+def grand_contrast(rights: Sequence[np.ndarray], shares: Sequence[float]) -> Interval:
+    """Σ share x accuracy, 95 %, of several (seeds, images) bool on the same seeds and images.
+
+    Its interval is that of `grand_difference`, which is the contrast with shares -1 and 1.
+    """
+    parts = [share * right.astype(float) for share, right in zip(shares, rights, strict=True)]
+    contrast = np.sum(parts, axis=0)
+    centre, half = _with_invented(contrast.mean(axis=0))
+    if len(contrast) > 1:
+        half = math.hypot(_seed_half_width(contrast.mean(axis=1)), half)
+    return float(contrast.mean()), centre - half, centre + half
 
 
 def combine_seeds(found: Sequence[Interval], level: float = 0.95) -> Interval:

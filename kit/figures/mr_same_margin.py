@@ -31,7 +31,7 @@ from kit.methods.table import METHODS, Method
 def compute_same_margin(
     run: Run,
     *,
-    tau: Annotated[float, Range(2)] = 2.0,
+    tau: Annotated[float, Range(1)] = 2.0,
     n: Count = 300,
     first: int = -1,
     second: int = -1,

@@ -19,6 +19,7 @@ from kit.figures import (
     clirat_confused_labels,
     clirat_learning_curves,
     clirat_leave_out,
+    clirat_normalisers,
     clirat_slope_and_offset,
     csa_cse_attack_gallery,
     csa_cse_fuzziness,
@@ -43,6 +44,7 @@ from kit.figures import (
 )
 from kit.figures.base import Claim, Drawing, FigureData
 from kit.figures.style import styled
+from kit.methods.table import SQUARES
 from kit.papers.printed_data import figures_by_number
 
 
@@ -320,11 +322,11 @@ FIGURES = Registry(
         "vir-scale": FigureRow(
             "VIR-AT beside AT with VIR's scale alone",
             "VIR Eq. 8",
-            print_and_code.compute_weight_scale,
+            print_and_code.compute_vir_scale,
             print_and_code.draw_weight_scale,
             print_and_code.describe_weight_scale,
             print_and_code.decide_vir_scale,
-            ("at", "at-scaled", "vir-at"),
+            ("at", "at-scaled", "vir-at-mean", "vir-at"),
         ),
         "clirat-burn-in": FigureRow(
             "CLIRAT with its burn-in and as printed",
@@ -459,6 +461,16 @@ FIGURES = Registry(
             clirat_learning_curves.describe_learning_curves_each,
             clirat_learning_curves.decide_learning_curves_each,
             clirat_learning_curves.COMPARED,
+            any=True,
+        ),
+        "criterion-and-normaliser": FigureRow(
+            "PM and CL-PM, each with MAIL's factor 3 and with batch mean 1",
+            "CLIRAT Table 1, MAIL's code",
+            clirat_normalisers.compute_normalisers,
+            clirat_normalisers.draw_normalisers,
+            clirat_normalisers.describe_normalisers,
+            clirat_normalisers.decide_normalisers,
+            tuple(SQUARES["at"].values()),
             any=True,
         ),
         "slope-and-offset": FigureRow(

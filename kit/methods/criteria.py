@@ -77,6 +77,27 @@ def geometry_value(kappa: Tensor, steps: int) -> Tensor:
     return (kappa.double() - half) / half
 
 
+def least_steps_value(lps: Tensor, steps: int) -> Tensor:
+    """(LPS - ⌊K/2⌋) / ⌊K/2⌋: MAIL's name for what GAIRAT weighs by, centred and scaled as κ is.
+
+    Returns (N,) float64, in [-1, 1] for even K. LPS is the first misclassified step, K if there is
+    none. Where a path crosses the boundary once it is κ.
+
+    Source: MAIL s. 2.2.
+    """
+    return geometry_value(lps, steps)
+
+
+def logit_margin(logits_adv: Tensor, y: Tensor) -> Tensor:
+    """z_y - max_{j≠y} z_j: the margin before the softmax.
+
+    Returns (N,), unbounded, from the logits (N, K) of x_adv.
+
+    Source: MAIL s. 3.1, which takes probabilities instead.
+    """
+    return tensors.margin(logits_adv, y)
+
+
 def top2_ratio(probs: Tensor, y: Tensor) -> Tensor:
     """Ratio o = p_2 / (1 - p_y): 1 when one class takes all the error mass.
 
@@ -101,12 +122,13 @@ def true_class_similarity(probs: Tensor, y: Tensor) -> Tensor:
 
 
 def reweighted_margin(
-    probs: Tensor, y: Tensor, *, tau: Annotated[float, Range(2)] = 2.0, similarity: bool = True
+    probs: Tensor, y: Tensor, *, tau: Annotated[float, Range(1)] = 2.0, similarity: bool = True
 ) -> Tensor:
     """m̃ = PM · (τ - o) · c, or without c.
 
     Returns (N,). The margin's sign is that of p_y - p_2: Eq. 4 prints it with the other sign, and
-    with Eqs. 15-16 that would give safe examples the large weight.
+    with Eqs. 15-16 that would give safe examples the large weight. τ is at least 1, so that the
+    scale is not negative; with τ = 1 (Eq. 9) it is 0 where one class has all the error mass.
 
     Source: MR Eq. 14.
     """
@@ -253,6 +275,22 @@ CRITERIA = Registry(
             +1,
             r"$(\kappa-\lfloor K/2\rfloor)/\lfloor K/2\rfloor$",
             "GAIRAT; VIR Eq. 2",
+        ),
+        "lps": Criterion(
+            "first misclassified attack step, centred and scaled (GAIRAT as MAIL describes it)",
+            part(least_steps_value),
+            ("lps", "steps"),
+            +1,
+            r"$(\mathrm{LPS}-\lfloor K/2\rfloor)/\lfloor K/2\rfloor$",
+            "MAIL s. 2.2",
+        ),
+        "logit-margin": Criterion(
+            "margin of the adversarial example before the softmax (MAIL)",
+            part(logit_margin),
+            ("logits_adv", "y"),
+            +1,
+            r"$z_y - z_2$",
+            "MAIL s. 3.1 on x_adv",
         ),
         "mr": Criterion(
             "reweighted margin (MR)",

@@ -30,6 +30,8 @@ NOTATION = (
 
 _KL = r"\sum_{j} p_j \log \frac{p_j}{\hat p_j}"
 
+_REVERSED_KL = r"\sum_{j} \hat p_j \log \frac{\hat p_j}{p_j}"
+
 _MARGIN = r"q_y - \max_{j \ne y} q_j"
 
 _RATIO = r"\frac{\max_{j \ne y} q_j}{1 - q_y}"
@@ -50,6 +52,8 @@ FORMULAS: dict[str, str | tuple[str, Mapping]] = {
     "confused_label_margin": rf"\begin{{cases}} \sum_{{j : q_j > q_y}} (q_y - q_j) & \text{{if }} "
     rf"q_y < \max_{{j \ne y}} q_j \\ {_MARGIN} & \text{{otherwise}} \end{{cases}}",
     "geometry_value": r"\frac{\kappa}{\max(1, \lfloor K/2 \rfloor)} - 1",
+    "least_steps_value": r"\frac{\mathrm{LPS}}{\max(1, \lfloor K/2 \rfloor)} - 1",
+    "logit_margin": r"\log \hat p_y - \max_{j \ne y} \log \hat p_j",
     "top2_ratio": _RATIO,
     "true_class_similarity": _COSINE,
     "reweighted_margin": (
@@ -133,6 +137,7 @@ FORMULAS: dict[str, str | tuple[str, Mapping]] = {
 LOSS_FORMULAS: dict[str, tuple[str, str]] = {
     "cross_entropy": (r"-\log \hat p_y", ""),
     "trades": (rf"\beta_{{\mathrm{{KL}}}} {_KL}", r"-\log p_y"),
+    "trades_reversed": (rf"\beta_{{\mathrm{{KL}}}} {_REVERSED_KL}", r"-\log p_y"),
     "mart": (
         r"-\log \hat p_y - \log(1.0001 - \max_{j \ne y} \hat p_j + 10^{-12})",
         r"\beta_{\mathrm{KL}} (1.0000001 - p_y) \sum_{j} p_j \log \frac{p_j}{\hat p_j + 10^{-12}}",
@@ -160,7 +165,10 @@ SYMBOLS: dict[str, dict[str, str]] = {
     "exponential": {"alpha": r"\alpha"},
     "affine": {"slope": "a", "offset": r"\beta"},
     "factor": {"scale": "M"},
-    **{name: {"beta": r"\beta_{\mathrm{KL}}"} for name in ("trades", "mart", "gair_trades")},
+    **{
+        name: {"beta": r"\beta_{\mathrm{KL}}"}
+        for name in ("trades", "trades_reversed", "mart", "gair_trades")
+    },
     "cost_sensitive": {"protected": "r", "cost": "c"},
     **{name: {"strength": r"\gamma"} for name in ("conv_fuzziness", "weight_norms")},
     **{
@@ -177,7 +185,7 @@ SYMBOLS: dict[str, dict[str, str]] = {
 
 
 #: Letters of quantities whose symbol on an axis is an expression or words.
-LETTERS = {"geometry_value": "g", "confused_labels": "n", "entropy": "H"}
+LETTERS = {"geometry_value": "g", "least_steps_value": "g", "confused_labels": "n", "entropy": "H"}
 
 PREDICTIONS = {"probs_nat": "p", "probs_adv": r"\hat p", "probs": "q"}
 

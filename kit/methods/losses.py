@@ -41,6 +41,20 @@ def trades(outputs: StepOutputs, *, beta: NonNegative = 6.0) -> tuple[Tensor, Te
 
 
 @reads("logits_nat", "logits_adv", "y")
+def trades_reversed(outputs: StepOutputs, *, beta: NonNegative = 5.0) -> tuple[Tensor, Tensor]:
+    """CE(x) + β KL(p(x_adv) ‖ p(x)): TRADES with the two sides of its KL exchanged.
+
+    Returns two (N,), in nats; a weight multiplies the KL.
+
+    Source: MAIL Eq. 10 as printed.
+    """
+    logits_nat, logits_adv = outputs.logits_nat, outputs.logits_adv
+    assert logits_nat is not None  # stated above
+    divergence = tensors.kl(logits_adv, logits_nat)
+    return beta * divergence, tensors.per_example_cross_entropy(logits_nat, outputs.y)
+
+
+@reads("logits_nat", "logits_adv", "y")
 def mart(outputs: StepOutputs, *, beta: NonNegative = 5.0) -> tuple[Tensor, Tensor]:
     """BCE(x_adv) + β KL(p(x) ‖ p(x_adv)) (1 - p_y(x)); a weight multiplies the BCE only.
 
@@ -105,5 +119,8 @@ def cost_sensitive(
 
 LOSSES = Registry(
     "loss",
-    {fn.__name__: fn for fn in (cross_entropy, trades, mart, gair_trades, cost_sensitive)},
+    {
+        fn.__name__: fn
+        for fn in (cross_entropy, trades, trades_reversed, mart, gair_trades, cost_sensitive)
+    },
 )

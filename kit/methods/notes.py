@@ -26,15 +26,22 @@ NOTES = (
         "since its first release: times 3, nothing divided. mail-at-printed is the former.",
     ),
     (
-        "mail-*",
-        "Burn-in ends with epoch 74 in the text and with the 76th in the code (the -released "
-        "rows); CLIRAT, MR and VIR's text say 75, as here. The first release went on from a plain "
-        "network of 70 epochs and stopped after 100.",
+        "mail-* clir*",
+        "MAIL's rows multiply by 3 and CLIRAT's have batch mean 1, so CLIRAT against MAIL-AT sets "
+        "two normalisers against each other as well as two criteria. The rows -mean (for AT: "
+        "mail-at-printed) and -x3 complete the square.",
     ),
     (
         "mail-*",
-        "The algorithm prints start noise from U(0, 1), far outside the ball; the code has 0.001 "
-        "N(0, 1). The code attacks with eps 0.031 and step 0.007, the paper with 8/255 and 2/255.",
+        "Burn-in ends with epoch 74 in the text (mail-at-burn-in-74) and with the 76th in the "
+        "code (the -released rows); CLIRAT, MR and VIR's text say 75, as here. The first release "
+        "went on from a plain network of 70 epochs and stopped after 100.",
+    ),
+    (
+        "mail-*",
+        "The algorithm prints start noise from U(0, 1), far outside the ball (mail-at-unit-noise); "
+        "the code has 0.001 N(0, 1). The code attacks with eps 0.031 and step 0.007, the paper "
+        "with 8/255 and 2/255.",
     ),
     (
         "mail-at-dif",
@@ -43,19 +50,20 @@ NOTES = (
     ),
     (
         "mail-trades*",
-        "Eq. 10 prints KL(p̂ ‖ p), the code computes KL(p ‖ p̂) like all other papers. Its attack "
-        "was on the cross-entropy until 2022-04 (mail-trades-2021), since then on the KL.",
+        "Eq. 10 prints KL(p̂ ‖ p) (mail-trades-eq10), the code computes KL(p ‖ p̂) like all other "
+        "papers. Its attack was on the cross-entropy until 2022-04 (mail-trades-2021), since then "
+        "on the KL.",
     ),
     (
-        "mail-mart* clir-mart gair-mart",
+        "mail-mart* clir-mart* gair-mart",
         "Only the boosted cross-entropy is weighted, as in MAIL's code; MAIL's own description is "
         "in an appendix that was not available.",
     ),
     (
         "gair*",
         "κ counts the attack's points that are still classified correctly (code); the paper speaks "
-        "of the least number of steps. The two differ where an attack's path crosses the boundary "
-        "more than once.",
+        "of the least number of steps, which MAIL calls LPS (gairat-lps). The two differ where an "
+        "attack's path crosses the boundary more than once.",
     ),
     (
         "gairat*",
@@ -68,12 +76,13 @@ NOTES = (
         "MAIL-MART does, a guess.",
     ),
     (
-        "clirat clirat-printed clir-*",
+        "clirat clirat-printed clirat-from-x clirat-x3 clir-*",
         "No code exists. Algorithm 1 as printed normalises after burn-in has set w = 1 and so "
-        "cancels it (that is clirat-printed); the line is read as the else branch.",
+        "cancels it (that is clirat-printed); the line is read as the else branch. It also "
+        "starts its attack at x itself (clirat-from-x).",
     ),
     (
-        "clirat clirat-printed clir-*",
+        "clirat clirat-printed clirat-from-x clirat-x3 clir-*",
         'M is said to be "the number of batches"; read as the batch size, so that weights average '
         "1 and the loss "
         "keeps its scale. The ascent step is printed with the gradient of θ; that of x is meant.",
@@ -86,8 +95,8 @@ NOTES = (
     (
         "mr-*",
         "Eq. 4 prints the margin as p_2 - p_y; with Eqs. 15-16 safe examples would then weigh most "
-        "(mr-mail-literal). Taken: p_y - p_2. Algorithm 1 has another sign before β, with which "
-        "all weights are nearly equal (mr-mail-alg1).",
+        "(mr-mail-literal, mr-wmmr-literal). Taken: p_y - p_2. Algorithm 1 has another sign before "
+        "β, with which all weights are nearly equal (mr-mail-alg1).",
     ),
     (
         "mr-*",
@@ -101,7 +110,7 @@ NOTES = (
         "which compares with it, speaks of a weight only (wmmr-mr: detached, plain PGD, factor 3).",
     ),
     (
-        "wmmr-mr mr-wmmr",
+        "wmmr-mr mr-wmmr*",
         "MR's version of WMMR: α is 2 in its baseline and dropped beside the reweighted margin; "
         "the authors' code has 0.5 on CIFAR-10 and no burn-in.",
     ),
@@ -111,15 +120,16 @@ NOTES = (
         "loss are guesses.",
     ),
     (
-        "vir-* at-scaled",
+        "vir-* at-scaled trades-scaled",
         "Weights begin after epoch 76 (algorithm) or with it (text, as here). Of S_d the paper "
         "says that its value "
         "alone is used, of S_v nothing; no gradient runs through either. No code.",
     ),
     (
-        "vir-* at-scaled",
+        "vir-* at-scaled trades-scaled",
         "Weights are not normalised, so most are far below 1: after burn-in VIR-AT also takes "
-        "smaller steps. at-scaled is AT with its mean weight.",
+        "smaller steps. at-scaled and trades-scaled have the mean weight alone, -mean the weights "
+        "with mean 1.",
     ),
     (
         "vir-*",
@@ -180,7 +190,13 @@ RANGES: Mapping[str, Callable[[Mapping], tuple[float, float]]] = {
         )
     },
     "confused_labels": lambda _: (0.0, 9.0),
-    "reweighted_margin": lambda p: (1 - p["tau"], 0.15 * p["tau"] if p["similarity"] else p["tau"]),
+    "least_steps_value": lambda _: (-1.0, 1.0),
+    "logit_margin": lambda _: (-10.0, 10.0),
+    # lowest where p_2 = min(1, τ/2) and p_y = 0
+    "reweighted_margin": lambda p: (
+        1 - p["tau"] if p["tau"] >= 2 else -(p["tau"] ** 2) / 4,
+        0.15 * p["tau"] if p["similarity"] else p["tau"],
+    ),
     "vulnerability": lambda p: (0.0, p["alpha"]),
     "discrepancy": lambda _: (0.0, 1.0),
     "vulnerability_discrepancy": lambda p: (0.0, p["alpha"]),

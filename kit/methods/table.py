@@ -20,7 +20,14 @@ from kit.core.parameters import Share
 from kit.core.parts import Part, controlled_by, part
 from kit.core.registry import Registry
 from kit.methods.criteria import CRITERIA, Criterion
-from kit.methods.losses import cost_sensitive, cross_entropy, gair_trades, mart, trades
+from kit.methods.losses import (
+    cost_sensitive,
+    cross_entropy,
+    gair_trades,
+    mart,
+    trades,
+    trades_reversed,
+)
 from kit.methods.regularisers import conv_fuzziness, conv_kurtosis, conv_l1_minus_l2, weight_norms
 from kit.methods.schedules import (
     adversarial,
@@ -301,6 +308,19 @@ def _clir(base: Method, title: str) -> Method:
     )
 
 
+CLIRAT = _clir(MAIL_AT, "weights from the confused-label margin")
+CLIR_TRADES = _clir(MAIL_TRADES, "TRADES with confused-label weights on the KL")
+CLIR_MART = _clir(MAIL_MART, "MART with confused-label weights on the boosted loss")
+
+
+def _by_mean(row: Method, title: str) -> Method:
+    return row.but(title, "one difference: the batch mean", normaliser=part(batch_mean))
+
+
+def _by_three(row: Method, title: str) -> Method:
+    return row.but(title, "one difference: MAIL's factor 3", normaliser=part(factor))
+
+
 def _without(which: str, title: str) -> Method:
     return MAIL_AT.but(title, "CLIRAT Fig. 1B", select=part(drop_confused, which=which))
 
@@ -344,14 +364,54 @@ METHODS = Registry(
         ),
         "mail-trades": MAIL_TRADES,
         "mail-mart": MAIL_MART,
-        "clirat": _clir(MAIL_AT, "weights from the confused-label margin"),
-        "clirat-printed": _clir(MAIL_AT, "").but(
+        # Criterion x normaliser: SQUARES below names the four rows of each base.
+        "mail-at-printed": MAIL_AT.but(
+            "MAIL-AT with weights normalised over the batch",
+            "MAIL Alg. 1 as printed",
+            normaliser=part(batch_mean),
+        ),
+        "mail-trades-mean": _by_mean(MAIL_TRADES, "MAIL-TRADES with weights of mean 1"),
+        "mail-mart-mean": _by_mean(MAIL_MART, "MAIL-MART with weights of mean 1"),
+        "clirat": CLIRAT,
+        "clir-trades": CLIR_TRADES,
+        "clir-mart": CLIR_MART,
+        "clirat-x3": _by_three(CLIRAT, "CLIRAT with weights times 3"),
+        "clir-trades-x3": _by_three(CLIR_TRADES, "CLIR-TRADES with weights times 3"),
+        "clir-mart-x3": _by_three(CLIR_MART, "CLIR-MART with weights times 3"),
+        "mail-trades-nat": MAIL_TRADES.but(
+            "MAIL-TRADES on the clean margin", "MAIL Table 1", criterion=CRITERIA["pm-nat"]
+        ),
+        "mail-mart-nat": MAIL_MART.but(
+            "MAIL-MART on the clean margin", "MAIL Table 1", criterion=CRITERIA["pm-nat"]
+        ),
+        "mail-at-logit": MAIL_AT.but(
+            "MAIL-AT on the margin before the softmax",
+            "MAIL s. 3.1",
+            criterion=CRITERIA["logit-margin"],
+        ),
+        "mail-at-burn-in-74": MAIL_AT.but(
+            "MAIL-AT with the 74 epochs of burn-in of its text", "MAIL s. 4", burn_in=74 / 120
+        ),
+        "mail-at-unit-noise": MAIL_AT.but(
+            "MAIL-AT whose attack starts from x + U(0, 1)",
+            "MAIL Alg. 1 as printed",
+            attack=part(pgd, loss="ce", init="unit"),
+        ),
+        "mail-trades-eq10": MAIL_TRADES.but(
+            "MAIL-TRADES with the KL from the attacked to the clean prediction",
+            "MAIL Eq. 10 as printed",
+            loss=part(trades_reversed, beta=5.0),
+        ),
+        "clirat-from-x": CLIRAT.but(
+            "CLIRAT whose attack starts at x itself",
+            "CLIRAT Alg. 1 as printed",
+            attack=part(pgd, loss="ce", init="none"),
+        ),
+        "clirat-printed": CLIRAT.but(
             "CLIRAT without burn-in, which its last line overwrites",
             "CLIRAT Alg. 1 to the letter",
             burn_in=0.0,
         ),
-        "clir-trades": _clir(MAIL_TRADES, "TRADES with confused-label weights on the KL"),
-        "clir-mart": _clir(MAIL_MART, "MART with confused-label weights on the boosted loss"),
         "clirat-drop-single": _without("single", "MAIL-AT without examples of one confused label"),
         "clirat-drop-multiple": _without(
             "multiple", "MAIL-AT without examples of several confused labels"
@@ -361,6 +421,11 @@ METHODS = Registry(
         ),
         "clirat-drop-random": _without(
             "random", "MAIL-AT without as many random examples as S_mul has (control)"
+        ),
+        "gairat-lps": GAIRAT.but(
+            "GAIRAT by the first misclassified step in place of κ",
+            "MAIL s. 2.2",
+            criterion=CRITERIA["lps"],
         ),
         "gairat-sigmoid": GAIRAT.but(
             "GAIRAT with its sigmoid", "its code", weight=part(sigmoid, slope=5.0, bias=-0.2)
@@ -428,6 +493,12 @@ METHODS = Registry(
             criterion=CRITERIA["mr"],
             weight=part(exponential, alpha=1.0),
         ),
+        "mr-wmmr-literal": WMMR_MR.but(
+            "MR-WMMR with Eq. 4's sign as printed: weighs the safe",
+            "MR Eqs. 4, 15 as printed",
+            criterion=CRITERIA["mr-literal"],
+            weight=part(exponential, alpha=1.0),
+        ),
         "vir-at": VIR_AT,
         "vir-at-sv": VIR_AT.but(
             "VIR-AT with vulnerability alone", "VIR Table 6", criterion=CRITERIA["s-v"], weight=BARE
@@ -448,15 +519,17 @@ METHODS = Registry(
             criterion=CRITERIA["s-d"],
             weight=BARE,
         ),
+        "vir-at-mean": _by_mean(VIR_AT, "VIR-AT with weights of mean 1"),
+        "vir-trades-mean": _by_mean(VIR_TRADES, "VIR-TRADES with weights of mean 1"),
+        "trades-scaled": VIR_TRADES.but(
+            "TRADES with the KL scaled by VIR's mean weight (control)",
+            "is VIR more than a smaller KL?",
+            normaliser=part(flattened),
+        ),
         "at-scaled": VIR_AT.but(
             "AT with the loss scaled by VIR's mean weight (control)",
             "is VIR more than a smaller step?",
             normaliser=part(flattened),
-        ),
-        "mail-at-printed": MAIL_AT.but(
-            "MAIL-AT with weights normalised over the batch",
-            "MAIL Alg. 1 as printed",
-            normaliser=part(batch_mean),
         ),
         "mail-at-released": MAIL_AT.but(
             "MAIL-AT with the 76 epochs of burn-in of its code", "MAIL's code", burn_in=76 / 120
@@ -502,6 +575,44 @@ METHODS = Registry(
         ),
     },
 )
+
+
+#: Criterion x normaliser: {base: {(criterion, normaliser): row of METHODS}}. Within a base the four
+#: rows differ in these two alone, so that an effect of one is told from an effect of the other.
+#: MAIL's own rows multiply by 3, CLIRAT's own have batch mean 1.
+SQUARES: dict[str, dict[tuple[str, str], str]] = {
+    "at": {
+        ("pm", "factor"): "mail-at",
+        ("pm", "batch_mean"): "mail-at-printed",
+        ("cl-pm", "factor"): "clirat-x3",
+        ("cl-pm", "batch_mean"): "clirat",
+    },
+    "trades": {
+        ("pm", "factor"): "mail-trades",
+        ("pm", "batch_mean"): "mail-trades-mean",
+        ("cl-pm", "factor"): "clir-trades-x3",
+        ("cl-pm", "batch_mean"): "clir-trades",
+    },
+    "mart": {
+        ("pm", "factor"): "mail-mart",
+        ("pm", "batch_mean"): "mail-mart-mean",
+        ("cl-pm", "factor"): "clir-mart-x3",
+        ("cl-pm", "batch_mean"): "clir-mart",
+    },
+}
+
+
+def controls_between(one: str, other: str) -> tuple[str, ...]:
+    """Name the rows that differ from `one` and from `other` in a single thing each.
+
+    They are the two other corners of a square where the names are opposite corners of it, which
+    differ in criterion and normaliser; else there are none.
+    """
+    for square in SQUARES.values():
+        places = {row: place for place, row in square.items()}
+        if {one, other} <= set(places) and not set(places[one]) & set(places[other]):
+            return tuple(row for row in places if row not in (one, other))
+    return ()
 
 
 def check_override(method: Method, path: str) -> None:

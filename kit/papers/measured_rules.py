@@ -15,12 +15,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any, Protocol
 
 import numpy as np
 
 from kit.experiments.runs import Run
+from kit.methods.table import controls_between
 from kit.papers.claim_verdict import FEWEST_SEEDS, NOT_RUN, ClaimVerdict, combine_verdicts
 from kit.papers.measured_cells import observed
 from kit.papers.rule_language import (
@@ -363,6 +364,29 @@ def decide_by_rules(cells: Measures, rules: Sequence[Rule]) -> ClaimVerdict:
         records,
         sorted(_union([part.sum.runs for part in found])),
         sorted(_union([part.sum.missing_tables for part in found])),
+    )
+
+
+def name_controls(cells: Cells, rules: Sequence[Rule]) -> str:
+    """Say which compared rows differ in criterion and normaliser, and which differ in one."""
+    found: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for terms in (expression.terms for rule in rules for expression in rule.expressions):
+        added, taken = (
+            [
+                cells.find(words).method
+                for term in terms
+                if term.sign == sign
+                for words in term.cells
+            ]
+            for sign in (1, -1)
+        )
+        found |= {
+            pair: between for pair in product(added, taken) if (between := controls_between(*pair))
+        }
+    return "".join(
+        f"; {one} and {other} differ in criterion and normaliser, controls that differ in one: "
+        f"{', '.join(between)}"
+        for (one, other), between in found.items()
     )
 
 

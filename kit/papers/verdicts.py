@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -17,7 +18,7 @@ from kit.experiments.runs import stored_seeds
 from kit.papers.claim_verdict import NOT_RUN, ClaimVerdict
 from kit.papers.consistency import copied_cells, resolution, text_against_table
 from kit.papers.figure_verdicts import decide_by_figures, read_stamps, trained_on
-from kit.papers.measured_rules import Cells, decide_by_rules
+from kit.papers.measured_rules import Cells, decide_by_rules, name_controls
 from kit.papers.printed_data import tables
 from kit.papers.printed_rules import claims
 from kit.papers.rule_language import read_rules
@@ -72,7 +73,9 @@ def compare(
     for number, claim in listed.iterrows():
         found = decide_by_figures(number, claim, stamps, trained)
         if claim["decided_by"] == "tables":
-            by_tables = decide_by_rules(cells[claim["paper"]], read_rules()[number])
+            mine, rules = cells[claim["paper"]], read_rules()[number]
+            by_tables = decide_by_rules(mine, rules)
+            by_tables = replace(by_tables, here=by_tables.here + name_controls(mine, rules))
             if by_tables.verdict != NOT_RUN or found.verdict == NOT_RUN:
                 found = by_tables
         rows[number] = {

@@ -54,7 +54,7 @@ FAMILIES = {
     "CLIRAT": ("clirat", "clir"),
     "GAIRAT, EWAT": ("gairat", "gair", "ewat"),
     "MR, WMMR": ("mr", "wmmr"),
-    "VIR": ("vir", "at"),
+    "VIR": ("vir", "at", "trades"),
 }
 
 ONE_OF_EACH = (

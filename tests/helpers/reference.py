@@ -58,6 +58,7 @@ def attack(
     noise = {
         "uniform": lambda: eps * (2 * streams.uniform(x) - 1),
         "gaussian": lambda: 0.001 * streams.normal(x),
+        "unit": lambda: streams.uniform(x),
         "none": lambda: 0 * x,
     }[part.params["init"]]()
     x_t = (x + noise).clamp(0, 1) if friendly or part.params["init"] == "uniform" else x + noise

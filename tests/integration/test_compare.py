@@ -108,9 +108,6 @@ def test_what_is_left_out_is_what_must_be():
             "digits has classes 0 to 9, not 21": 20,
             "digits has classes 0 to 9, not 36": 20,
             "needs 20 million generated images": 16,
-            "no row of kit.METHODS computes awp": 10,
-            "no row of kit.METHODS computes mail-mart criterion=pm_nat": 3,
-            "no row of kit.METHODS computes mail-trades criterion=pm_nat": 3,
         }
     )
 
@@ -245,6 +242,23 @@ def test_what_was_not_run_is_no_number(runs, tmp_path):
     )
     assert pd.read_csv(tmp_path / "clirat-table-1.csv")["mean"].isna().sum() == 50
     assert len(json.loads((tmp_path / "clirat-table-1.json").read_text())["runs"]) == 4
+
+
+def test_verdicts_on_rows_that_differ_in_two_things_name_the_controls(fresh_home):
+    """MAIL multiplies by 3 and CLIRAT normalises: a difference of the two is not CL-PM's alone."""
+    here = compare("clirat", overrides=TINY)["here"]
+    for number, pairs in {
+        5: {"clirat and mail-at": "mail-at-printed, clirat-x3"},
+        8: {
+            "clir-trades and mail-trades": "mail-trades-mean, clir-trades-x3",
+            "clir-mart and mail-mart": "mail-mart-mean, clir-mart-x3",
+        },
+        12: {},  # CLIRAT against AT
+    }.items():
+        assert here[number].count("differ in criterion and normaliser") == len(pairs)
+        for pair, controls in pairs.items():
+            assert f"{pair} differ in criterion and normaliser" in here[number]
+            assert f"controls that differ in one: {controls}" in here[number]
 
 
 def test_a_network_alone_measures_nothing(runs):

@@ -472,7 +472,7 @@ def test_claims_about_gain_follow_their_intervals():
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("mr-1", {"tau": 1.5}, "at least 2"),
+        ("mr-1", {"tau": 0.5}, "at least 1"),
         ("mr-1", {"n": 0}, "at least 1"),
         ("mr-1", {"first": 999_999}, "not among the 300"),
         ("mr-2", {"which": "both"}, "Choices: adv, nat"),

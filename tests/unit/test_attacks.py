@@ -304,6 +304,9 @@ def test_starts_are_what_they_say(threat, network, batch):
         float(gaussian.std()) == pytest.approx(1, abs=0.1)
         and float((gaussian + x / 0.001).min()) < 0
     )
+    unit = first("unit") - x
+    assert float(unit.min()) >= 0 and float(unit.max()) <= 1
+    assert float(unit.mean()) == pytest.approx(0.5, abs=0.05) and float((unit + x).max()) > 1
     shift = 0.01 * (random(*x.shape, seed=9) - 0.5)
     assert torch.equal(first(shift), x + shift)
 
@@ -407,7 +410,9 @@ USES = {
     "fgsm": lambda net, x, y: fgsm(net, x, y, THREATS[0]),
     **{
         f"pgd {loss} {init}": functools.partial(short_pgd, loss, init)
-        for loss, init in itertools.product(("ce", "kl", "margin"), ("none", "uniform", "gaussian"))
+        for loss, init in itertools.product(
+            ("ce", "kl", "margin"), ("none", "uniform", "gaussian", "unit")
+        )
     },
     "pgd with a generator": lambda net, x, y: pgd(
         net, x, y, THREATS[0], generator=torch.Generator().manual_seed(1)
@@ -841,7 +846,7 @@ def test_good_input_is_not_refused():
 
 def test_bad_settings_of_pgd_are_refused():
     net = flat_net()
-    with pytest.raises(KitError, match="init='sphere' is none of: none, uniform, gaussian"):
+    with pytest.raises(KitError, match="init='sphere' is none of: none, uniform, gaussian, unit"):
         pgd(net, X, Y, Threat(), init="sphere")
     with pytest.raises(
         KitError, match=r"start perturbation has shape \(1, 2, 2\), the images \(4, 1, 2, 2\)"

@@ -85,6 +85,8 @@ LITERAL = {
     "cl-pm": lambda e: cl_pm(e.adv, e.y),
     "confused-labels": lambda e: count(e.adv, e.y),
     "kappa": lambda e: geometry(e.kappa, e.steps),
+    "lps": lambda e: geometry(e.lps, e.steps),
+    "logit-margin": lambda e: math.log(e.adv[e.y]) - math.log(max(rest(e.adv, e.y))),
     "mr": lambda e: mr(e.adv, e.y),
     "s-v": lambda e: 7.0 * math.exp(-10.0 * e.nat[e.y]),
     "s-d": lambda e: kl(e.nat, e.adv),
@@ -100,6 +102,7 @@ class Example:
     adv: list[float]
     y: int
     kappa: int
+    lps: int
     p_flip: float
     steps: int
 
@@ -124,7 +127,7 @@ def seen_of(
         adv,
         nat,
         kappa=kappa,
-        lps=kappa,
+        lps=10 - kappa,
         p_flip=torch.rand(n, generator=g, dtype=dtype),
         steps=10,
     )
@@ -132,12 +135,13 @@ def seen_of(
 
 def examples_of(seen: StepOutputs) -> list[Example]:
     return [
-        Example(softmax(nat), softmax(adv), y, k, p, seen.steps)
-        for nat, adv, y, k, p in zip(
+        Example(softmax(nat), softmax(adv), y, k, lps, p, seen.steps)
+        for nat, adv, y, k, lps, p in zip(
             seen.logits_nat.tolist(),
             seen.logits_adv.tolist(),
             seen.y.tolist(),
             seen.kappa.tolist(),
+            seen.lps.tolist(),
             seen.p_flip.tolist(),
             strict=True,
         )
@@ -165,7 +169,7 @@ def test_row_equals_a_loop_over_examples(name, num_classes):
     got = CRITERIA[name].value(seen)
     assert got.shape == (len(expected),)
     assert got.tolist() == pytest.approx(
-        expected, rel=1e-6 if name == "kappa" else 1e-10, abs=1e-12
+        expected, rel=1e-6 if name in ("kappa", "lps") else 1e-10, abs=1e-12
     )
 
 
@@ -185,7 +189,13 @@ def test_score_is_finite_for_saturated_softmaxes(name, num_classes):
         (right.flip(0), right.flip(0)),
     ):
         seen = StepOutputs(
-            y, adv, nat, kappa=torch.tensor([0, 10]), p_flip=torch.tensor([0.0, 1.0]), steps=10
+            y,
+            adv,
+            nat,
+            kappa=torch.tensor([0, 10]),
+            lps=torch.tensor([0, 10]),
+            p_flip=torch.tensor([0.0, 1.0]),
+            steps=10,
         )
         score = CRITERIA[name].score(seen)
         assert score.shape == (2,) and bool(score.isfinite().all())
@@ -225,6 +235,7 @@ def along(p_true: list[float], side: str, other: list[float]) -> StepOutputs:
         adv,
         nat,
         kappa=torch.arange(len(y)),
+        lps=torch.arange(len(y)),
         p_flip=torch.full((len(y),), 0.2, dtype=torch.float64),
         steps=len(y) - 1,
     )
@@ -242,6 +253,8 @@ SAFER = {
         [0.05, 0.15, 0.3, 0.7], "adv", mixed(0.5)
     ),  # three, two, one, no label above
     "kappa": along(RISING, "adv", mixed(0.5)),  # survived 0, 1, 2, ... steps
+    "lps": along(RISING, "adv", mixed(0.5)),  # first wrong at step 0, 1, 2, ...
+    "logit-margin": along(RISING, "adv", mixed(0.5)),
     "mr": along(WRONG, "adv", mixed(0.5)),  # by design not monotone where correct: c falls to 0
     "s-v": along(RISING, "nat", mixed(0.5)),
     "s-d": along(RISING, "adv", mixed(0.99)),  # the attacked prediction comes back to the clean one
@@ -267,8 +280,8 @@ def test_parameters_of_a_row_can_be_varied_and_are_checked():
     seen = seen_of(10)
     changed = CRITERIA["s-v"].but(alpha=3.0)
     torch.testing.assert_close(changed.score(seen), CRITERIA["s-v"].score(seen) * 3 / 7)
-    with pytest.raises(KitError, match=r"tau=1\.5 is out of range"):
-        CRITERIA["mr"].but(tau=1.5)
+    with pytest.raises(KitError, match=r"tau=0\.5 is out of range"):
+        CRITERIA["mr"].but(tau=0.5)
     with pytest.raises(KitError, match="no parameter of probabilistic_margin 'tau'"):
         CRITERIA["pm"].but(tau=3.0)
 

@@ -150,6 +150,10 @@ def test_no_text_is_clipped(name):
         ), text.get_text()
 
 
+#: Quantities without an end, whose range is cut on purpose.
+CUT = ("discrepancy", "vulnerability_discrepancy", "logit_margin")
+
+
 def test_ranges_hold_the_quantities():
     """Of sharp and flat predictions alike; those that have no end are cut on purpose."""
     draw = torch.Generator().manual_seed(0)
@@ -162,6 +166,7 @@ def test_ranges_hold_the_quantities():
         adv,
         nat,
         kappa=torch.randint(11, (4000,), generator=draw),
+        lps=torch.randint(11, (4000,), generator=draw),
         p_flip=torch.rand(4000, generator=draw, dtype=torch.float64),
         steps=10,
     )
@@ -172,7 +177,7 @@ def test_ranges_hold_the_quantities():
     for criterion in used:
         low, high = RANGES[criterion.quantity.name](criterion.quantity.params)
         value = criterion.value(seen).double()
-        if criterion.quantity.name not in ("discrepancy", "vulnerability_discrepancy"):
+        if criterion.quantity.name not in CUT:
             assert low - 1e-9 <= value.min() and value.max() <= high + 1e-9, criterion
             assert value.max() - value.min() > 0.8 * (high - low), (
                 f"{criterion}: drawn far beyond what occurs"

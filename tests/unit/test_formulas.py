@@ -447,6 +447,7 @@ def scope_of(seen: StepOutputs, n: int) -> Scope:
     scalars = {
         "y": int(seen.y[n]),
         r"\kappa": float(seen.kappa[n]),
+        r"\mathrm{LPS}": float(seen.lps[n]),
         "K": seen.steps,
         "m": N,
         r"p_y(x + \delta^{(t)})": float(seen.p_flip[n]),

@@ -324,11 +324,11 @@ def test_every_named_row_exists_and_takes_its_overrides():
                 != METHODS[row].hyper_parameters()[path]
             )
         assert not row or row in METHODS
-    assert unmatched() == [
-        "mail awp",
-        "mail mail-mart criterion=pm_nat",
-        "mail mail-trades criterion=pm_nat",
-    ]
+
+
+def test_every_printed_row_has_a_row_of_methods():
+    """Without one its cells could never be measured, nor the claims on them be confirmed."""
+    assert unmatched() == []
 
 
 def test_a_cell_without_overrides_is_at_the_rows_own_values():

@@ -12,6 +12,7 @@ from scipy import stats
 
 from kit.evaluation import statistics as st
 from kit.evaluation.coverage import experiments, measure_coverage
+from tests.helpers.intervals import paired
 
 KIT = Path(st.__file__).parents[1]
 
@@ -143,3 +144,15 @@ def test_every_interval_of_the_module_is_simulated():
     }
     # `difference_interval` is what `paired_difference` is made of
     assert named - {"difference_interval"} <= set(vars(coverage))
+
+
+def test_a_contrast_is_a_difference_of_weighted_accuracies():
+    """With shares -1 and 1 it is `grand_difference`; of one seed the images alone are counted."""
+    dice = np.random.default_rng(1)
+    a, b, c = (dice.random((3, 40)) < share for share in (0.4, 0.6, 0.7))
+    assert st.grand_contrast([a, b], [-1, 1]) == st.grand_difference(a, b)
+    mean, low, high = st.grand_contrast([a, b, c], [-1, 0.5, 0.5])
+    assert mean == pytest.approx((b.mean() + c.mean()) / 2 - a.mean()) and low < mean < high
+    each = (b[0].astype(float) + c[0]) / 2 - a[0]
+    found = st.grand_contrast([a[:1], b[:1], c[:1]], [-1, 0.5, 0.5])
+    assert found == pytest.approx(paired(each))

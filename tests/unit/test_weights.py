@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -25,7 +26,7 @@ from kit.experiments.specification import RunSpec, resolve
 from kit.methods import weights as kit_weights
 from kit.methods.criteria import Criterion, confused_labels
 from kit.methods.step_outputs import StepOutputs
-from kit.methods.table import PART_NAMES
+from kit.methods.table import PART_NAMES, SQUARES, controls_between
 from kit.methods.weights import WEIGHTS
 from kit.models.architectures import build_network
 
@@ -302,7 +303,9 @@ def test_weights_of_a_row_are_weights(name, scale):
     kit_weights.check_weights(weights.detach(), name)
     assert weights.shape == seen.y.shape and weights.dtype == torch.float32
     assert weights.requires_grad == (name in ("wmmr", "wmmr-trades"))
-    assert (weights.unique().numel() > 1) == (method.reweights and name != "at-scaled")
+    assert (weights.unique().numel() > 1) == (
+        method.reweights and method.normaliser.name != "flattened"
+    )
     if not method.reweights:
         assert bool((weights == 1).all())
 
@@ -341,9 +344,33 @@ def test_batch_mean_rows_have_mean_one(name):
     assert kit.METHODS[name].weigh(seen_of()).mean().item() == pytest.approx(1, rel=1e-5)
 
 
-def test_at_scaled_keeps_the_mean_weight_alone():
-    weights, vir = kit.METHODS["at-scaled"].weigh(seen_of()), kit.METHODS["vir-at"].weigh(seen_of())
+@pytest.mark.parametrize(
+    ("control", "row"), [("at-scaled", "vir-at"), ("trades-scaled", "vir-trades")]
+)
+def test_a_scaled_control_keeps_the_mean_weight_alone(control, row):
+    weights, vir = (kit.METHODS[name].weigh(seen_of()) for name in (control, row))
     assert weights.tolist() == pytest.approx([vir.mean().item()] * 48) and vir.std() > 0
+    differing = {
+        key: value
+        for key, value in kit.METHODS[control].config().items()
+        if value != kit.METHODS[row].config()[key]
+    }
+    assert set(differing) == {"normaliser"}
+
+
+@pytest.mark.parametrize("base", SQUARES)
+def test_a_square_differs_in_criterion_and_normaliser_alone(base):
+    """All four rows exist, each is what its place says, and the rest of their settings is equal."""
+    square = SQUARES[base]
+    assert set(square) == set(itertools.product(("pm", "cl-pm"), ("factor", "batch_mean")))
+    rest = []
+    for (criterion, normaliser), name in square.items():
+        row = kit.METHODS[name]
+        assert row.criterion == kit.CRITERIA[criterion] and row.normaliser.name == normaliser
+        config = row.config() | {"burn_in": row.burn_in}
+        rest.append({k: v for k, v in config.items() if k not in ("criterion", "normaliser")})
+    assert all(other == rest[0] for other in rest)
+    assert rest[0]["loss"]["fn"] == {"at": "cross_entropy"}.get(base, base)
 
 
 def test_vir_weights_literally():
@@ -603,6 +630,13 @@ def test_configurations_are_json_and_tell_rows_apart():
     ]
 
 
+def test_controls_stand_between_opposite_corners_alone():
+    assert controls_between("clirat", "mail-at") == ("mail-at-printed", "clirat-x3")
+    assert controls_between("mail-mart", "clir-mart") == ("mail-mart-mean", "clir-mart-x3")
+    for pair in (("clirat", "mail-at-printed"), ("clirat", "clirat"), ("clirat", "mail-trades")):
+        assert controls_between(*pair) == ()
+
+
 #: What the papers and their code print, row by row: the hyper-parameters, the epochs of burn-in out
 #: of 120, and the passes that one batch takes, clean ones as 0 and attacked ones as 1.
 GAUSSIAN, UNIFORM = (
@@ -662,6 +696,25 @@ PRINTED = {
     "mail-trades": (KL | FLAT | THREE | {"loss.beta": 5.0}, 75, [1]),
     "mail-mart": (GAUSSIAN | FLAT | THREE | {"loss.beta": 6.0}, 75, [1]),
     "clirat": (GAUSSIAN | STEEP, 75, [1]),
+    "mail-trades-mean": (KL | FLAT | {"loss.beta": 5.0}, 75, [1]),
+    "mail-mart-mean": (GAUSSIAN | FLAT | {"loss.beta": 6.0}, 75, [1]),
+    "clirat-x3": (GAUSSIAN | STEEP | THREE, 75, [1]),
+    "clir-trades-x3": (KL | FLAT | THREE | {"loss.beta": 5.0}, 75, [1]),
+    "clir-mart-x3": (GAUSSIAN | FLAT | THREE | {"loss.beta": 6.0}, 75, [1]),
+    "mail-trades-nat": (KL | FLAT | THREE | {"loss.beta": 5.0}, 75, [1]),
+    "mail-mart-nat": (GAUSSIAN | FLAT | THREE | {"loss.beta": 6.0}, 75, [1]),
+    "mail-at-logit": (GAUSSIAN | STEEP | THREE, 75, [1]),
+    "mail-at-burn-in-74": (GAUSSIAN | STEEP | THREE, 74, [1]),
+    "mail-at-unit-noise": ({"attack.loss": "ce", "attack.init": "unit"} | STEEP | THREE, 75, [1]),
+    "mail-trades-eq10": (KL | FLAT | THREE | {"loss.beta": 5.0}, 75, [1]),
+    "clirat-from-x": ({"attack.loss": "ce", "attack.init": "none"} | STEEP, 75, [1]),
+    "gairat-lps": (UNIFORM | {"weight.shift": -1.0, "weight.slope": 5.0}, 59, [1]),
+    "mr-wmmr-literal": (GAUSSIAN | THREE | MR | {"weight.alpha": 1.0}, 75, [1]),
+    "vir-at-mean": (GAUSSIAN | VIR | PLAIN | {"weight.offset": 0.007}, 75, [1]),
+    **dict.fromkeys(
+        ("vir-trades-mean", "trades-scaled"),
+        (KL | VIR_T | PLAIN | {"weight.offset": 1.6, "loss.beta": 5.0}, 75, [1]),
+    ),
     "clirat-printed": (GAUSSIAN | STEEP, 0, [1]),
     "clir-trades": (KL | FLAT | {"loss.beta": 5.0}, 75, [1]),
     "clir-mart": (GAUSSIAN | FLAT | {"loss.beta": 6.0}, 75, [1]),
@@ -740,7 +793,16 @@ CRITERION = {
     "mail-trades": "pm",
     "mail-mart": "pm",
     "clirat": "cl-pm",
-    "clirat-printed": "cl-pm",
+    **dict.fromkeys(
+        ("clirat-printed", "clirat-from-x", "clirat-x3", "clir-trades-x3", "clir-mart-x3"), "cl-pm"
+    ),
+    **dict.fromkeys(("mail-trades-mean", "mail-mart-mean", "mail-trades-eq10"), "pm"),
+    **dict.fromkeys(("mail-at-burn-in-74", "mail-at-unit-noise"), "pm"),
+    **dict.fromkeys(("mail-trades-nat", "mail-mart-nat"), "pm-nat"),
+    "mail-at-logit": "logit-margin",
+    "gairat-lps": "lps",
+    "mr-wmmr-literal": "mr-literal",
+    "vir-at-mean": "vir",
     "clir-trades": "cl-pm",
     "clir-mart": "cl-pm",
     **{f"clirat-drop-{name}": "pm" for name in ("single", "multiple", "matched", "random")},
@@ -761,7 +823,9 @@ CRITERION = {
 #: Rows that run the criterion with settings of their own.
 VARIED = {
     "mr-mail-nosim": ("mr", {"similarity": False}),
-    "vir-trades": ("vir", {"alpha": 8.0, "gamma": 3.0}),
+    **dict.fromkeys(
+        ("vir-trades", "vir-trades-mean", "trades-scaled"), ("vir", {"alpha": 8.0, "gamma": 3.0})
+    ),
     "vir-trades-sv": ("s-v", {"alpha": 8.0, "gamma": 3.0}),
 }
 
