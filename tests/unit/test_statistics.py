@@ -142,8 +142,8 @@ def test_every_interval_of_the_module_is_simulated():
         and getattr(value, "__annotations__", {}).get("return") == "Interval"
         and not name.startswith("_")
     }
-    # `difference_interval` is what `paired_difference` is made of
-    assert named - {"difference_interval"} <= set(vars(coverage))
+    # what `paired_difference` and `grand_difference` are made of
+    assert named - {"difference_interval", "grand_contrast"} <= set(vars(coverage))
 
 
 def test_a_contrast_is_a_difference_of_weighted_accuracies():
