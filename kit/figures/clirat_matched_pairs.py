@@ -354,8 +354,8 @@ def describe_matched_pairs(data: FigureData) -> str:
         "CLIRAT holds that at equal PM an example with several confused labels is deeper in "
         f"trouble than one with a single one. {s.label(data.method)} on {data.setting}, "
         f"{count_seeds(facts['seeds'])}, misclassified training images paired within "
-        f"{facts['width']:g} of PM; in the pairs of the finished network PM differs by {pm:+.4f} on "
-        f"average and CL-PM by {cl_pm:+.3f}. Several less single: {differences}. Distances by FMN; "
-        "the three intervals hold together at 95 %, over seeds and images. "
-        "Grey: one line a seed."
+        f"{facts['width']:g} of PM; in the pairs of the finished network PM differs by {pm:+.4f} "
+        f"on average and CL-PM by {cl_pm:+.3f}. Several less single: {differences}. Distances by "
+        "FMN; the three intervals hold together at 95 %, over seeds and images. Grey: one line a "
+        "seed."
     )
