@@ -42,6 +42,7 @@ from kit.figures import (
     vir_class_gains,
     vir_class_weights,
     vir_confusion,
+    vir_two_gaussians,
 )
 from kit.figures.base import Claim, Drawing, FigureData
 from kit.figures.style import styled
@@ -71,6 +72,7 @@ class FigureRow:
     methods: tuple[str, ...]
     one: bool = False  # draws any single run, whatever its method
     any: bool = False  # draws whatever runs it is given, several seeds of a method among them
+    recipe: str = ""  # the only recipe whose runs it draws; any if empty
 
     @property
     def options(self) -> set[str]:
@@ -423,7 +425,7 @@ FIGURES = Registry(
             vir_confusion.draw_confusion_matrices,
             vir_confusion.describe_confusion,
             vir_confusion.decide_confusion,
-            ("at", "trades", "mart"),
+            ("std", "at", "trades", "mart"),
         ),
         "classes-by-method": FigureRow(
             "VIR's confusion matrices, and whom it helps",
@@ -503,6 +505,17 @@ FIGURES = Registry(
             ("mail-at",),
             any=True,
         ),
+        "two-gaussians": FigureRow(
+            "two Gaussian classes: risks at the optimum and of trained linear networks",
+            "VIR App. A",
+            vir_two_gaussians.compute_two_gaussians,
+            vir_two_gaussians.draw_two_gaussians,
+            vir_two_gaussians.describe_two_gaussians,
+            vir_two_gaussians.decide_two_gaussians,
+            ("std", "at"),
+            any=True,
+            recipe="mixture",
+        ),
     },
 )
 
@@ -567,6 +580,11 @@ def _check_runs(name: str, row: FigureRow, given: list[Run]) -> None:
             )
     if not given:
         raise KitError(f"draw('{name}', ...) was given no runs; make one with kit.run(...)")
+    if row.recipe and any(run.spec.recipe != row.recipe for run in given):
+        raise KitError(
+            f"'{name}' draws runs of recipe {row.recipe} alone, such as "
+            f'kit.run("{row.methods[0]}", "{row.recipe}")'
+        )
     if row.one and len(given) != 1:
         raise KitError(f"'{name}' draws exactly one run, it was given {len(given)}")
     there = {run.method for run in given}
