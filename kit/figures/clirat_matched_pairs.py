@@ -37,7 +37,7 @@ from kit.figures.run_outputs import (
 )
 from kit.methods.criteria import confused_label_margin, confused_labels, probabilistic_margin
 
-ATTACK_BATCH = 256
+IMAGES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def attack_training_images(run: Run, n: int) -> tuple[nn.Module, Tensor, Tensor]
             step_size=recipe.step * recipe.eps,
             init="none",
         )
-        for rows in torch.arange(len(train), device=device).split(ATTACK_BATCH)
+        for rows in torch.arange(len(train), device=device).split(IMAGES_AT_ONCE)
     ]
     return model, torch.cat(attacked), train.y
 

@@ -42,12 +42,12 @@ from kit.methods.criteria import confused_label_margin, probabilistic_margin
 ATTACK = "pgd20"
 
 #: {(score, the score that it should beat): who says so}.
-COMPARED = {("PM", "LPS"): "MAIL s. 3.1", ("CL-PM", "PM"): "CLIRAT s. 1"}
+SCORE_PAIRS = {("PM", "LPS"): "MAIL s. 3.1", ("CL-PM", "PM"): "CLIRAT s. 1"}
 
 
 @dataclass(frozen=True)
 class ScoredImages:
-    """The same n test images seen by one run: scores, distances (n,) in eps, and what fell.
+    """The same n test images as one run finds them: scores, distances (n,) in eps, and what fell.
 
     A score is such that larger is safer. A distance is 0 where the clean image is misclassified,
     and infinite where FMN found nothing.
@@ -62,9 +62,9 @@ class ScoredImages:
 Membership = Callable[[ScoredImages], np.ndarray]
 
 GROUPS: dict[str, Membership] = {
-    "all": lambda seen: np.ones_like(seen.fell),
-    "fell": lambda seen: seen.fell,
-    "survived": lambda seen: ~seen.fell,
+    "all": lambda scored: np.ones_like(scored.fell),
+    "fell": lambda scored: scored.fell,
+    "survived": lambda scored: ~scored.fell,
 }
 
 GROUP_TITLES = {
@@ -107,39 +107,39 @@ def compute_score_ranks(runs: Sequence[Run], *, n: Natural = 0) -> FigureData:
     """
     check_value("n", n, Natural)
     check_seeds(runs, "the rank correlations")
-    seen = [score_test_images(run, n) for run in runs]
+    scored = [score_test_images(run, n) for run in runs]
     facts = {
-        "n": len(seen[0].distance),
+        "n": len(scored[0].distance),
         "seeds": len(runs),
-        "groups": {group: correlate_scores(seen, belongs) for group, belongs in GROUPS.items()},
+        "groups": {group: correlate_scores(scored, belongs) for group, belongs in GROUPS.items()},
     }
     return FigureData(facts, describe_setting(runs[0], seed=False), runs[0].method)
 
 
-def correlate_scores(seen: Sequence[ScoredImages], belongs: Membership) -> dict:
+def correlate_scores(scored: Sequence[ScoredImages], belongs: Membership) -> dict:
     """Each score's rank correlation with the distance in a group of images, and differences.
 
     NaN where all images of the group share one value.
     """
-    names = list(seen[0].scores)
-    columns = [np.column_stack(list(one.scores.values())) for one in seen]
+    names = list(scored[0].scores)
+    columns = [np.column_stack(list(one.scores.values())) for one in scored]
 
     def statistic(seed: int, drawn: np.ndarray) -> np.ndarray:
-        mine = drawn[belongs(seen[seed])[drawn]]
-        return rank_correlations(columns[seed][mine], seen[seed].distance[mine])
+        mine = drawn[belongs(scored[seed])[drawn]]
+        return rank_correlations(columns[seed][mine], scored[seed].distance[mine])
 
-    value, draws = draw_over_seeds(statistic, len(seen), len(seen[0].distance))
+    value, draws = draw_over_seeds(statistic, len(scored), len(scored[0].distance))
     found = {name: (value[k], draws[:, k]) for k, name in enumerate(names)}
     return {
-        "n": [int(belongs(one).sum()) for one in seen],
+        "n": [int(belongs(one).sum()) for one in scored],
         "spearman": {name: interval_of_draws(*found[name]) for name in names},
         "difference": {
             f"{better} - {worse}": interval_of_draws(
                 found[better][0] - found[worse][0],
                 found[better][1] - found[worse][1],
-                statements=len(COMPARED),
+                statements=len(SCORE_PAIRS),
             )
-            for better, worse in COMPARED
+            for better, worse in SCORE_PAIRS
         },
     }
 
@@ -181,7 +181,7 @@ def _count(numbers: Sequence[int]) -> str:
 
 def decide_score_ranks(data: FigureData) -> list[Claim]:
     """Decide whether PM follows the distance more closely than LPS, and CL-PM than PM."""
-    return [_decide_order(data.facts, *pair, source) for pair, source in COMPARED.items()]
+    return [_decide_order(data.facts, *pair, source) for pair, source in SCORE_PAIRS.items()]
 
 
 def _decide_order(facts: dict, better: str, worse: str, source: str) -> Claim:

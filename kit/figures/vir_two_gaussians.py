@@ -28,7 +28,7 @@ from kit.figures.run_outputs import MIN_SEEDS, check_seeds, count_seeds, describ
 TRAININGS = {"std": "standard", "at": "adversarial"}
 
 #: {kind of risk: the attack under which it is measured}.
-ATTACKS = {"natural": "natural", "robust": "pgd20"}
+RISK_ATTACKS = {"natural": "natural", "robust": "pgd20"}
 
 #: The classes by difficulty, as names of `MIXTURE_CLASSES`.
 CLASSES = dict(zip(("harder", "easier"), MIXTURE_CLASSES, strict=True))
@@ -73,7 +73,7 @@ def compute_two_gaussians(runs: Sequence[Run]) -> FigureData:
                 for method, training in TRAININGS.items()
                 for which, name in CLASSES.items()
             }
-            for kind, attack in ATTACKS.items()
+            for kind, attack in RISK_ATTACKS.items()
         },
         "hard less easy": {
             training: mean_interval(gap_of_classes(weights[method]))
@@ -113,7 +113,7 @@ def draw_two_gaussians(data: FigureData) -> Drawing:
     """Draw a panel a kind of risk: the optimum as a bar, trained networks as marks on it."""
     drawing = Drawing(7.8, 3.3)
     panels = drawing.subplots(1, 2)
-    titles = ("Natural risk", f"Risk under attack ({s.attack_label(ATTACKS['robust'])})")
+    titles = ("Natural risk", f"Risk under attack ({s.attack_label(RISK_ATTACKS['robust'])})")
     for panel, (kind, found), title in zip(
         panels, data.facts["risks"].items(), titles, strict=True
     ):

@@ -218,7 +218,8 @@ def test_the_rules_of_the_ranks(sign, seeds, verdict):
             "all": {
                 "spearman": {name: interval(0.5) for name in ("PM", "LPS", "CL-PM")},
                 "difference": {
-                    f"{better} - {worse}": interval(0.2 * sign) for better, worse in scores.COMPARED
+                    f"{better} - {worse}": interval(0.2 * sign)
+                    for better, worse in scores.SCORE_PAIRS
                 },
             }
         },
