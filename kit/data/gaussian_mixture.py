@@ -2,7 +2,8 @@
 
 One class is harder than the other. VIR's appendix A argues with such a mixture. This is our reading
 of it, the construction of Xu et al. (2021, "To be Robust or to be Fair", s. 3; Ma et al., 2022, use
-it too), with class -1 as the harder one:
+it too), with class -1 as the harder one; VIR calls the harder one +1, which turns x into -x and
+changes no risk:
 
     y = -1 or +1 with equal chance,  x ~ N(yθ, σ_y² I),  θ = (η, ..., η) in R^d,
     σ_+ = σ,  σ_- = Kσ with K >= 1.

@@ -11,6 +11,7 @@ import pandas as pd
 from kit.evaluation.statistics import (
     Interval,
     bootstrap_interval,
+    bootstrap_over_seeds,
     combine_seeds,
     contrast_interval,
     correlation_interval,
@@ -59,6 +60,7 @@ def experiments() -> Iterator[tuple[str, str, Experiment]]:
     for seeds in (3, 5):
         yield "estimates of seeds combined", f"{seeds} seeds, 300 images", _combined(seeds, 300)
         yield "mean of seeds", f"{seeds} values", _mean(seeds)
+        yield "bootstrap over seeds", f"{seeds} seeds, 100 images", _bootstrap_seeds(seeds, 100)
     yield "contrast of classes", "10 classes of 50 images", _contrast(10, 50)
     yield "median", "n = 40", _median(40)
     yield "correlation (bootstrap)", "n = 200, r = 0.7", _correlation(200, 0.7)
@@ -181,6 +183,14 @@ def _bootstrap_mean(n: int) -> Experiment:
     def experiment(random: np.random.Generator) -> tuple[Interval, float]:
         values = random.normal(size=n)
         return bootstrap_interval(lambda rows: float(values[rows].mean()), n), 0.0
+
+    return experiment
+
+
+def _bootstrap_seeds(seeds: int, n: int) -> Experiment:
+    def experiment(random: np.random.Generator) -> tuple[Interval, float]:
+        values = random.normal(0, 0.1, (seeds, 1)) + random.normal(size=n)
+        return bootstrap_over_seeds(lambda k, rows: float(values[k][rows].mean()), seeds, n), 0.0
 
     return experiment
 

@@ -265,6 +265,22 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return pearson(rankdata(a), rankdata(b))
 
 
+def rank_correlations(columns: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation of each column of (n, k) with `values` (n,), (k,).
+
+    NaN where a column or the values are constant, and for fewer than three rows.
+    """
+    from scipy.stats import rankdata
+
+    if len(values) < 3:
+        return np.full(columns.shape[1], math.nan)
+    ranks = rankdata(np.column_stack([columns, values]), axis=0)
+    ranks -= ranks.mean(axis=0)
+    squares = (ranks**2).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        return ranks[:, :-1].T @ ranks[:, -1] / np.sqrt(squares[:-1] * squares[-1])
+
+
 def rank_trend(x: np.ndarray, accuracy: np.ndarray) -> tuple[float | None, float]:
     """(Spearman's ρ, two-sided p) of x (values,) and accuracy (values, seeds).
 
@@ -286,3 +302,59 @@ def rank_trend(x: np.ndarray, accuracy: np.ndarray) -> tuple[float | None, float
     there = np.abs(np.einsum("v,pvs->p", away, shuffled))
     here = abs(float(away @ ranks.sum(axis=1)))
     return rho, float((1 + (there >= here - 1e-9).sum()) / (1 + PERMUTATIONS))
+
+
+# -------------------------------------------------------------------------------- several seeds
+
+
+def draw_over_seeds(
+    statistic: Callable[[int, np.ndarray], np.ndarray | float], seeds: int, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of `statistic` over the seeds, (k,), and that of each draw of a bootstrap, (draws, k).
+
+    `statistic` takes the number of a seed and row numbers of the n images that the seeds share, and
+    returns one number or k. Images are drawn with replacement, from a fixed seed, each for all
+    seeds alike; the seeds are weighed as `draw_seed_weights` does.
+    """
+    random = np.random.default_rng(0)
+    weights = draw_seed_weights(seeds, BOOTSTRAP_DRAWS)
+
+    def of_seeds(rows: np.ndarray) -> np.ndarray:
+        return np.stack([np.atleast_1d(statistic(seed, rows)) for seed in range(seeds)])
+
+    draws = [mine @ of_seeds(random.integers(0, n, n)) for mine in weights]
+    return of_seeds(np.arange(n)).mean(axis=0), np.stack(draws)
+
+
+def draw_seed_weights(seeds: int, draws: int) -> np.ndarray:
+    """(draws, seeds) weights of the seeds, each row's sum 1, from a fixed seed.
+
+    The weighted mean of any values lies about their mean as Student's t says that the mean of other
+    seeds would: a normal draw of the deviations over the root of a χ² of seeds - 1.
+    """
+    if seeds == 1:
+        return np.ones((draws, 1))
+    random = np.random.default_rng(1)
+    deviations = random.standard_normal((draws, seeds))
+    deviations -= deviations.mean(axis=1, keepdims=True)
+    return 1 / seeds + deviations / np.sqrt(random.chisquare(seeds - 1, (draws, 1)) * seeds)
+
+
+def interval_of_draws(value: float, draws: np.ndarray, *, statements: int = 1) -> Interval:
+    """`value` with the middle 95 % of those `draws` that are numbers.
+
+    `statements` that are tested together share the 5 % (Bonferroni).
+    """
+    found = draws[np.isfinite(draws)]
+    if not len(found):
+        return math.nan, math.nan, math.nan
+    low, high = np.percentile(found, [2.5 / statements, 100 - 2.5 / statements])
+    return float(value), float(low), float(high)
+
+
+def bootstrap_over_seeds(
+    statistic: Callable[[int, np.ndarray], float], seeds: int, n: int, *, statements: int = 1
+) -> Interval:
+    """Mean of `statistic` over the seeds, 95 % over other seeds and images: `draw_over_seeds`."""
+    value, draws = draw_over_seeds(statistic, seeds, n)
+    return interval_of_draws(value[0], draws[:, 0], statements=statements)

@@ -23,7 +23,7 @@ from kit.core.files import write_bytes
 from kit.experiments.provenance import git_commit, versions
 from kit.experiments.runs import Run
 from kit.figures.style import styled
-from kit.papers.claim_verdict import Estimate, reading
+from kit.papers.claim_verdict import Estimate, decide, reading
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,13 @@ class Claim:
         if self.dead:
             return "undecided"
         return reading(self.estimates)
+
+    @property
+    def verdict(self) -> str:
+        """What these runs decide: their reading, if they are of enough seeds or none is needed."""
+        if self.exact is not None:
+            return self.reading
+        return "undecided" if self.dead else decide([self.estimates], self.seeds)
 
     def record(self) -> dict[str, Any]:
         """The claim with its reading and its estimates, as JSON values."""

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from kit.attacks.contract import AttackTrace
-from kit.attacks.line_search_pgd import lmpgd
+from kit.attacks.line_search_pgd import LINE_SEARCH, lmpgd
 from kit.attacks.projected_gradient_descent import pgd
 from kit.core import tensors
-from kit.core.parameters import Count, Natural, Range, check_value
+from kit.core.parameters import Count, Natural, NonNegative, Range, check_value
 from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 from kit.data.splits import Split
@@ -32,6 +32,12 @@ from kit.figures.base import Claim, Drawing, FigureData, format_counted
 from kit.figures.run_outputs import describe_setting
 from kit.methods.criteria import probabilistic_margin
 from kit.papers.claim_verdict import Estimate
+
+#: Lengths of steps, as shares of eps, that are compared with the paper's.
+OTHER_STEPS = (1 / 20, 1 / 10)
+
+#: {where LM-PGD looks for a step: its longest, in steps of PGD}.
+SEARCHES = {"around": max(LINE_SEARCH), "up to": 1}
 
 PATH_COLOURS = {"PGD": s.BLUE, "LM-PGD": s.VERMILLION}
 
@@ -83,13 +89,21 @@ def record_path(
 
 
 def record_both_attacks(
-    model: nn.Module, images: Split, threat: Threat, steps: int, follow: int = 0
+    model: nn.Module,
+    images: Split,
+    threat: Threat,
+    steps: int,
+    step: float,
+    *,
+    follow: int = 0,
+    longest: float = max(LINE_SEARCH),
 ) -> dict[str, AttackPath]:
-    """Run PGD and LM-PGD from the clean images, with steps of 2.5 eps / steps.
+    """Run PGD and LM-PGD from the clean images, PGD with steps of `step` eps.
 
-    LM-PGD's search tries ¼ to 4 of that length.
+    LM-PGD's search tries steps of up to `longest` times PGD's; at 4 it tries ¼ to 4 of it.
     """
-    x, y, length = images.x(), images.y, 2.5 * threat.eps / steps
+    x, y, length = images.x(), images.y, step * threat.eps
+    search = length * longest / max(LINE_SEARCH)
     return {
         "PGD": record_path(
             lambda watch: pgd(
@@ -100,7 +114,7 @@ def record_both_attacks(
             follow,
         ),
         "LM-PGD": record_path(
-            lambda watch: lmpgd(model, x, y, threat, watch=watch, steps=steps, step_size=length),
+            lambda watch: lmpgd(model, x, y, threat, watch=watch, steps=steps, step_size=search),
             y,
             steps,
             follow,
@@ -303,22 +317,36 @@ def describe_lps_starts(data: FigureData) -> str:
 
 
 def compute_two_attacks(
-    run: Run, *, example: int = -1, n: int = 200, steps: Count = 50
+    run: Run, *, example: int = -1, n: int = 200, steps: Count = 50, step: NonNegative = 0.0
 ) -> FigureData:
     """LPS and PM of the first `n` test images under PGD and LM-PGD, and the loss along one path.
 
     `example`: the number of an image below `n`; -1 is the one whose LPS differs most. LPS and PM
-    are taken at the attacks' evaluation points, the start included; PM at the last. Steps of 2.5
-    eps / `steps`, see `record_both_attacks`.
+    are taken at the attacks' evaluation points, the start included; PM at the last. `step`: the
+    length of a step of both attacks as a share of eps; 0 is the training attack's, which in MAIL is
+    2/255 of 8/255. Beside it stand steps of other lengths, and LM-PGD with a search that ends at
+    PGD's step.
     """
     check_value("steps", steps, Count)
+    step = check_value("step", step, NonNegative) or run.plan.recipe.step
     model, images = first_images(run, n)
     row = parse_image_numbers(str(example), n)[0] if example != -1 else -1
-    paths = record_both_attacks(model, images, run.plan.recipe.threat, steps)
+    threat, lengths = run.plan.recipe.threat, sorted({*OTHER_STEPS, step})
+    walked = {
+        (search, length): record_both_attacks(model, images, threat, steps, length, longest=longest)
+        for search, longest in SEARCHES.items()
+        for length in lengths
+    }
+    paths = walked["around", step]
     row = row if row >= 0 else find_widest(paths)
     facts = compare_paths(paths, steps) | {
         "n": n,
         "steps": steps,
+        "step": step,
+        "by_step": {
+            search: {length: compare_lps(walked[search, length], steps) for length in lengths}
+            for search in SEARCHES
+        },
         "example": {
             "row": row,
             "id": int(images.ids[row]),
@@ -337,17 +365,26 @@ def find_widest(paths: dict[str, AttackPath]) -> int:
     return int((paths["PGD"].lps - paths["LM-PGD"].lps).argmax())
 
 
+def compare_lps(paths: dict[str, AttackPath], steps: int) -> dict:
+    """How much earlier LM-PGD crosses than PGD, and how many of PGD's survivors it breaks.
+
+    The difference is a median over the images that are right at the start and that either breaks.
+    """
+    a, b = paths["PGD"].lps, paths["LM-PGD"].lps
+    either = (a > 0) & ((a < steps) | (b < steps))
+    return {
+        "hidden": share_with_interval((b < steps)[a == steps]),
+        "n_either": int(either.sum()),
+        "difference": median_interval((a - b)[either]) if either.any() else None,
+    }
+
+
 def compare_paths(paths: dict[str, AttackPath], steps: int) -> dict:
     """How LPS and PM of the same images agree under two attacks, and how far each moves."""
     a, b = paths["PGD"], paths["LM-PGD"]
-    right = a.lps > 0  # both start at the clean image
-    either = right & ((a.lps < steps) | (b.lps < steps))
-    both = right & (a.lps < steps) & (b.lps < steps)
-    return {
+    both = (a.lps > 0) & (a.lps < steps) & (b.lps < steps)  # both start at the clean image
+    return compare_lps(paths, steps) | {
         "lps": {name: path.lps for name, path in paths.items()},
-        "hidden": share_with_interval((b.lps < steps)[a.lps == steps]),
-        "n_either": int(either.sum()),
-        "difference": median_interval((a.lps - b.lps)[either]) if either.any() else None,
         "change": {
             "lps": float(np.abs(a.lps - b.lps).mean() / steps),
             "pm": float(np.abs(a.pm - b.pm).mean() / 2),
@@ -360,8 +397,8 @@ def compare_paths(paths: dict[str, AttackPath], steps: int) -> dict:
 def draw_two_attacks(data: FigureData) -> Drawing:
     """Draw the loss along one image's paths, and LPS and PM under one attack against the other."""
     facts, steps, example = data.facts, data.facts["steps"], data.facts["example"]
-    drawing = Drawing(8.8, 3.0)
-    left, middle, right = drawing.subplots(1, 3)
+    drawing = Drawing(10.4, 2.9)
+    left, middle, right, lengths = drawing.subplots(1, 4)
     draw_along_paths(left, data.extras["loss"], example["lps"])
     left.set(ylabel="cross-entropy / nats", title=f"a  Test image {example['row']}", box_aspect=1)
     lps = np.stack([facts["lps"][name] for name in PATH_COLOURS])
@@ -387,7 +424,38 @@ def draw_two_attacks(data: FigureData) -> Drawing:
             xlim=(low - pad, high + pad),
             ylim=(low - pad, high + pad),
         )
+    _draw_step_lengths(lengths, facts)
     return drawing
+
+
+def _draw_step_lengths(axes: Axes, facts: dict) -> None:
+    """Draw the median difference in LPS by the steps' length, for each way of searching."""
+    axes.axhline(0, color=s.BLACK, linewidth=0.8, linestyle="--", zorder=0)
+    for (search, found), tint in zip(facts["by_step"].items(), (s.BLUE, s.ORANGE), strict=True):
+        known = {length: one["difference"] for length, one in found.items() if one["difference"]}
+        if not known:
+            continue
+        middle, low, high = np.array(list(known.values())).T
+        axes.errorbar(
+            list(known),
+            middle,
+            yerr=[middle - low, high - middle],
+            fmt="o-",
+            color=tint,
+            capsize=3,
+            label={"around": "up to 4 of PGD's steps", "up to": "up to PGD's step"}[search],
+        )
+    shown = list(facts["by_step"]["around"])
+    axes.set(
+        xlabel="PGD's step / eps",
+        ylabel="LPS, PGD less LM-PGD",
+        title="d  LM-PGD's search",
+        box_aspect=1,
+        xticks=shown,
+        xlim=(0, 1.15 * max(shown)),
+    )
+    axes.set_xticklabels([f"{length:.2g}" for length in shown])
+    axes.legend(loc="upper right", fontsize=7)
 
 
 def draw_along_paths(axes: Axes, values: dict[str, np.ndarray], lps: dict[str, int]) -> None:
@@ -425,7 +493,7 @@ def decide_two_attacks(data: FigureData) -> list[Claim]:
         Claim(
             "LPS depends on the path: LM-PGD crosses earlier than PGD (MAIL s. 2.2)",
             "one example",
-            f"median difference {words}, of {facts['steps']} steps",
+            f"median difference {words}, of {facts['steps']} steps of {facts['step']:g} eps",
             (Estimate("median difference in LPS", "> 0", *difference),) if difference else (),
             number=16,
         ),
@@ -446,6 +514,14 @@ def describe_two_attacks(data: FigureData) -> str:
     """The caption: how many survivors fall to LM-PGD, and how far LPS and PM move."""
     facts = data.facts
     difference, either, steps = facts["difference"], facts["n_either"], facts["steps"]
+    others = {
+        search: ", ".join(
+            f"{one['difference'][0]:+g} with steps of {length:g} eps"
+            for length, one in found.items()
+            if one["difference"] and (search, length) != ("around", facts["step"])
+        )
+        for search, found in facts["by_step"].items()
+    }
     median = (
         f"Median LPS under PGD minus LM-PGD, {either} images that either breaks after the start: "
         f"{difference[0]:+g} [{difference[1]:+g}, {difference[2]:+g}]. "
@@ -454,9 +530,11 @@ def describe_two_attacks(data: FigureData) -> str:
     )
     return (
         "MAIL Fig. 1a shows an example with LPS 50 under PGD and 14 under LM-PGD. "
-        f"{s.label(data.method)} on {data.setting}, {steps} steps from the clean image, first "
-        f"{facts['n']} test images: of those that survive every PGD step, "
-        f"{format_counted(facts['hidden'])} fall to LM-PGD. {median}Mean change between the "
+        f"{s.label(data.method)} on {data.setting}, {steps} steps of {facts['step']:g} eps from "
+        f"the clean image, LM-PGD's search up to four times that, first {facts['n']} test images: "
+        f"of those that survive every PGD step, {format_counted(facts['hidden'])} fall to LM-PGD. "
+        f"{median}Else it is {others['around']}; where LM-PGD may take no longer steps than PGD, "
+        f"{others['up to']}. Mean change between the "
         f"attacks, as a share of the full range: LPS {facts['change']['lps']:.3f}, PM "
         f"{facts['change']['pm']:.3f}."
     )

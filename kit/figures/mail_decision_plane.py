@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kit.core import tensors
 from kit.core.errors import KitError
-from kit.core.parameters import Count, check_value
+from kit.core.parameters import Count, NonNegative, check_value
 from kit.core.threat import Threat
 from kit.data.splits import Split
 from kit.experiments.runs import Run
@@ -29,25 +29,26 @@ from kit.figures.run_outputs import describe_setting
 
 
 def compute_decision_plane(
-    run: Run, *, example: int = -1, n: int = 200, steps: Count = 50
+    run: Run, *, example: int = -1, n: int = 200, steps: Count = 50, step: NonNegative = 0.0
 ) -> FigureData:
     """Classes on the plane through a test image, its PGD end and its LM-PGD end, and both paths.
 
-    `example`, `n` and `steps` as in `compute_two_attacks`.
+    `example`, `n`, `steps` and `step` as in `compute_two_attacks`.
 
     Raises:
         KitError: where PGD does not move the image, since then there is no plane.
     """
     check_value("steps", steps, Count)
+    step = check_value("step", step, NonNegative) or run.plan.recipe.step
     threat, classes = run.plan.recipe.threat, run.record["classes"]
     model, images = first_images(run, n)
     row = (
         parse_image_numbers(str(example), n)[0]
         if example != -1
-        else find_widest(record_both_attacks(model, images, threat, steps))
+        else find_widest(record_both_attacks(model, images, threat, steps, step))
     )
     one = images.take(slice(row, row + 1))
-    paths, x = record_both_attacks(model, one, threat, steps), one.x()[0].cpu()
+    paths, x = record_both_attacks(model, one, threat, steps, step), one.x()[0].cpu()
     directions = find_directions(paths, x, row)
     on, off = project_paths(paths, x, directions)
     grid = classify_plane(model, one, threat, directions, torch.cat(list(on.values())).numpy())
@@ -56,6 +57,7 @@ def compute_decision_plane(
         "id": int(one.ids[0]),
         "y": int(one.y[0]),
         "steps": steps,
+        "step": step,
         "classes": [classes[k] for k in np.unique(grid["said"])],
         "off_plane": off,
         "ends": {name: values[-1].tolist() for name, values in on.items()},

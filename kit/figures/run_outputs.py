@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -78,6 +80,27 @@ def epoch_probabilities(run: Run, epoch: int, counted: str) -> tuple[Tensor, Ten
 def count_confused(probs: Tensor, y: Tensor) -> np.ndarray:
     """Number of examples that have 0, 1, ..., K-1 confused labels, (K,)."""
     return np.bincount(confused_labels(probs, y).numpy(), minlength=probs.shape[1])
+
+
+def check_seeds(runs: Sequence[Run], what: str) -> None:
+    """Refuse runs that are not one method's, alike but for their seeds.
+
+    Raises:
+        KitError: They differ in their method or settings, or a seed is there twice.
+    """
+    settings = {(run.method, run.plan.recipe) for run in runs}
+    seeds = [run.spec.seed for run in runs]
+    if len(settings) > 1 or len(set(seeds)) < len(seeds):
+        have = ", ".join(str(run.spec) for run in runs)
+        raise KitError(
+            f"{what} need runs of one method with the same settings and different seeds, but they "
+            f"were given {have}"
+        )
+
+
+def count_seeds(seeds: int) -> str:
+    """The number of seeds in words: "one seed", "3 seeds"."""
+    return "one seed" if seeds == 1 else f"{seeds} seeds"
 
 
 def describe_setting(run: Run, *, seed: bool = True) -> str:

@@ -19,6 +19,7 @@ from kit.figures import (
     clirat_confused_labels,
     clirat_learning_curves,
     clirat_leave_out,
+    clirat_matched_pairs,
     clirat_normalisers,
     clirat_slope_and_offset,
     csa_cse_attack_gallery,
@@ -37,10 +38,12 @@ from kit.figures import (
     mr_similarity,
     one_batch,
     print_and_code,
+    scores_and_distance,
     vir_black_box,
     vir_class_gains,
     vir_class_weights,
     vir_confusion,
+    vir_two_gaussians,
 )
 from kit.figures.base import Claim, Drawing, FigureData
 from kit.figures.style import styled
@@ -71,6 +74,7 @@ class FigureRow:
     methods: tuple[str, ...]
     one: bool = False  # draws any single run, whatever its method
     any: bool = False  # draws whatever runs it is given, several seeds of a method among them
+    recipe: str = ""  # the only recipe whose runs it draws; any if empty
 
     @property
     def options(self) -> set[str]:
@@ -423,7 +427,7 @@ FIGURES = Registry(
             vir_confusion.draw_confusion_matrices,
             vir_confusion.describe_confusion,
             vir_confusion.decide_confusion,
-            ("at", "trades", "mart"),
+            ("std", "at", "trades", "mart"),
         ),
         "classes-by-method": FigureRow(
             "VIR's confusion matrices, and whom it helps",
@@ -482,6 +486,47 @@ FIGURES = Registry(
             clirat_slope_and_offset.decide_slope_and_offset,
             ("clirat",),
             any=True,
+        ),
+        "matched-pairs": FigureRow(
+            "one and several confused labels at equal margin: distances, and an epoch later",
+            "CLIRAT s. 1",
+            clirat_matched_pairs.compute_matched_pairs,
+            clirat_matched_pairs.draw_matched_pairs,
+            clirat_matched_pairs.describe_matched_pairs,
+            clirat_matched_pairs.decide_matched_pairs,
+            ("mail-at",),
+            any=True,
+        ),
+        "score-ranks": FigureRow(
+            "rank correlation of each score with the distance to the boundary",
+            "CLIRAT s. 1, MAIL s. 3.1",
+            scores_and_distance.compute_score_ranks,
+            scores_and_distance.draw_score_ranks,
+            scores_and_distance.describe_score_ranks,
+            scores_and_distance.decide_score_ranks,
+            ("mail-at",),
+            any=True,
+        ),
+        "clean-probability": FigureRow(
+            "clean probability of the true class against the distance to the boundary",
+            "VIR Def. 4.1",
+            scores_and_distance.compute_clean_probability,
+            scores_and_distance.draw_clean_probability,
+            scores_and_distance.describe_clean_probability,
+            scores_and_distance.decide_clean_probability,
+            ("mail-at",),
+            any=True,
+        ),
+        "two-gaussians": FigureRow(
+            "two Gaussian classes: risks at the optimum and of trained linear networks",
+            "VIR App. A",
+            vir_two_gaussians.compute_two_gaussians,
+            vir_two_gaussians.draw_two_gaussians,
+            vir_two_gaussians.describe_two_gaussians,
+            vir_two_gaussians.decide_two_gaussians,
+            ("std", "at"),
+            any=True,
+            recipe="mixture",
         ),
     },
 )
@@ -549,6 +594,11 @@ def _check_runs(name: str, row: FigureRow, given: list[Run]) -> None:
             )
     if not given:
         raise KitError(f"draw('{name}', ...) was given no runs; make one with kit.run(...)")
+    if row.recipe and any(run.spec.recipe != row.recipe for run in given):
+        raise KitError(
+            f"'{name}' draws runs of recipe {row.recipe} alone, such as "
+            f'kit.run("{row.methods[0]}", "{row.recipe}")'
+        )
     if row.one and len(given) != 1:
         raise KitError(f"'{name}' draws exactly one run, it was given {len(given)}")
     there = {run.method for run in given}

@@ -16,26 +16,36 @@ from kit.figures.base import Claim, Drawing, FigureData
 from kit.figures.run_outputs import describe_setting
 from kit.papers.claim_verdict import Estimate, exactly
 
+#: The method of the first panel, which sees no attack in training.
+NATURAL_TRAINING = "std"
+
 
 def compute_confusion(runs: Mapping[str, Run], *, attack: str = "pgd100") -> FigureData:
-    """Confusion matrix of AT on clean images, then one per method under `attack`."""
+    """Confusion matrix of natural training on clean images, then one per method under `attack`.
+
+    AT's own matrix on clean images is not drawn. It is among the facts, because the claim compares
+    AT under attack with AT on clean images, so that training is the same on both sides.
+    """
     first = next(iter(runs.values()))
     classes = first.record["classes"]
+    defended = {method: run for method, run in runs.items() if method != NATURAL_TRAINING}
     tables = {
-        method: evaluate(run, ["natural", attack], quiet=True) for method, run in runs.items()
+        method: evaluate(run, ["natural", attack], quiet=True) for method, run in defended.items()
     }
-    natural, attacked = f"{s.label('at')}, natural", f"{s.label('at')}, {s.attack_label(attack)}"
-    counts = {natural: confusion(tables["at"], "natural")} | {
+    naturally = evaluate(runs[NATURAL_TRAINING], ["natural"], quiet=True)
+    first_panel = f"{s.label(NATURAL_TRAINING)}, natural"
+    counts = {first_panel: confusion(naturally, "natural")} | {
         f"{s.label(method)}, {s.attack_label(attack)}": confusion(table, attack)
         for method, table in tables.items()
     }
     panels = {title: measure_disparity(found, classes) for title, found in counts.items()}
     facts = {
         "attack": attack,
-        "n": int(counts[natural].sum()),
+        "n": int(counts[first_panel].sum()),
         "panels": panels,
-        "natural": panels[natural],
-        "attacked": panels[attacked],
+        "natural training": panels[first_panel],
+        "natural": measure_disparity(confusion(tables["at"], "natural"), classes),
+        "attacked": panels[f"{s.label('at')}, {s.attack_label(attack)}"],
     }
     return FigureData(facts, describe_setting(first), extras={"counts": counts, "classes": classes})
 
@@ -103,8 +113,8 @@ def decide_confusion(data: FigureData) -> list[Claim]:
         Claim(
             "adversarial training serves classes unequally under attack (VIR Fig. 1)",
             "cat 89 to 17 %, ship 96 to 59 %",
-            f"recall spreads by {natural['spread']:.0%} clean, {attacked['spread']:.0%} under "
-            "attack",
+            f"AT's recall spreads by {natural['spread']:.0%} clean, {attacked['spread']:.0%} under "
+            f"attack; natural training's by {data.facts['natural training']['spread']:.0%} clean",
             (
                 exactly("spread under attack - clean", spread, "> 0"),
                 Estimate("lowest recall - mean", "< 0", *_from_mean(attacked, "lowest")),
@@ -135,8 +145,9 @@ def describe_confusion(data: FigureData) -> str:
     facts, natural, attacked = data.facts, data.facts["natural"], data.facts["attacked"]
     return (
         "VIR Fig. 1 claims that adversarial training serves classes unequally, with one similar "
-        f"pair suffering most. {data.setting}, n = {facts['n']} test images: under AT recall "
-        f"spreads by {natural['spread']:.0%} between classes on clean images and by "
+        f"pair suffering most. {data.setting}, n = {facts['n']} test images: recall "
+        f"spreads by {facts['natural training']['spread']:.0%} between classes after natural "
+        f"training on clean images, after AT by {natural['spread']:.0%} on clean images and by "
         f"{attacked['spread']:.0%} under {s.attack_label(facts['attack'])}; lowest is class "
         f"{attacked['lowest']} ({attacked['lowest_recall']:.0%} [{attacked['lowest_low']:.0%}, "
         f"{attacked['lowest_high']:.0%}]), and the most confused pair is "

@@ -138,6 +138,17 @@ class Study:
         self._train([plan for plan in self.values.plans if plan.spec.method in names])
         return {method: self.run(method) for method in names}
 
+    def every_seed(self, method: str) -> list[Run]:
+        """Return the runs of a method, one for each of the parameters' seeds.
+
+        Raises:
+            KitError: They name no such method, or its run cannot be trained.
+        """
+        self.run(method)  # refuses a method that is not there
+        wanted = [plan for plan in self.values.plans if plan.spec.method == method]
+        self._train(wanted)
+        return [self._open(plan) for plan in wanted]
+
     def grid(self, setting: str) -> list[Run]:
         """Return the runs at the values of one setting of the `grid` parameter.
 

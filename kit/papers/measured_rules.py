@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from kit.evaluation.statistics import draw_seed_weights
 from kit.experiments.runs import Run
 from kit.methods.table import controls_between
 from kit.papers.claim_verdict import FEWEST_SEEDS, NOT_RUN, ClaimVerdict, combine_verdicts
@@ -158,18 +159,8 @@ def _image_weights(n: int) -> np.ndarray:
 
 @cache
 def _seed_weights(seeds: int) -> np.ndarray:
-    """(DRAWS, seeds) weights of the seeds, which sum to 1.
-
-    The weighted mean of any values lies about their mean as Student's t says that the mean of other
-    seeds would: a normal draw of the deviations over the root of a χ² of seeds - 1.
-    """
-    if seeds == 1:
-        return np.ones((DRAWS, 1))
-    random = np.random.default_rng(1)
-    deviations = random.standard_normal((DRAWS, seeds))
-    deviations -= deviations.mean(axis=1, keepdims=True)
-    scale = np.sqrt(random.chisquare(seeds - 1, (DRAWS, 1)) * seeds)
-    return 1 / seeds + deviations / scale
+    """(DRAWS, seeds) weights of the seeds."""
+    return draw_seed_weights(seeds, DRAWS)
 
 
 @cache

@@ -19,6 +19,7 @@ import kit
 from kit.core.errors import KitError
 from kit.core.random_streams import Streams
 from kit.evaluation.statistics import ratio_interval
+from kit.experiments.recipes import RECIPES
 from kit.figures import style
 from kit.figures.base import plain, swap_lightness
 from kit.figures.csa_cse_parameters import measure_shape
@@ -28,11 +29,15 @@ from kit.training.step import compute_loss, forward
 from tests.helpers.settings import TINY
 from tests.helpers.stepping import attacked_batch
 
+#: A figure's own recipe in seconds.
+BRIEF = {"epochs": 2, "milestones": [1], "train_size": 1000, "validation": 60, "probe": 60}
+
 #: {figure: rows of claims.csv that its claims decide} on the tiny runs.
 CLAIMED = {
     "confused-labels": {1},
     "leave-out": {2},
     "pm-and-cl-pm": {3},
+    "matched-pairs": {4},
     "learning-curves": {5, 7, 11},
     "learning-curves-each": {5, 7, 11},
     "slope-and-offset": {13},
@@ -43,8 +48,10 @@ CLAIMED = {
     "pgd-against-cw": {18},
     "pm-by-lps": {20},
     "confusion": {32},
+    "two-gaussians": {53},
     "classes-by-method": {33},
     "class-weights": {34},
+    "clean-probability": {54},
     "margin-by-probability": {55},
     "similarity-by-error": {57},
     "parameters": {73},
@@ -72,7 +79,15 @@ def global_state() -> tuple:
 
 @pytest.fixture
 def runs(tiny_run):
-    return lambda row: {method: tiny_run(method) for method in row.methods or ("at", "mail-at")}
+    def make(row):
+        if row.recipe:
+            return {
+                method: kit.run(method, row.recipe, overrides=BRIEF, quiet=True)
+                for method in row.methods
+            }
+        return {method: tiny_run(method) for method in row.methods or ("at", "mail-at")}
+
+    return make
 
 
 @pytest.fixture
@@ -116,8 +131,9 @@ def test_every_figure_draws_and_says_where_it_came_from(name, runs, tmp_path, br
     ), "axes are labelled"
     record = json.loads((tmp_path / f"{name}.json").read_text())
     assert {r["key"] for r in record["runs"]} == {run.key for run in given.values()}
+    eps, images = (RECIPES[row.recipe].eps, 10_000) if row.recipe else (TINY["eps"], 497)
     for entry in record["runs"]:
-        assert entry["config"]["recipe"]["eps"] == TINY["eps"] and entry["images"]["test"] == 497
+        assert entry["config"]["recipe"]["eps"] == eps and entry["images"]["test"] == images
         assert entry["versions"]["torch"]
     assert record["source"] == row.source and record["facts"]
     assert record["claims"] == [claim.record() for claim in drawing.claims]
@@ -361,7 +377,10 @@ def test_confusion_facts(runs, tiny_run, tmp_path):
     table = kit.evaluate(tiny_run("at"), ["pgd10"], quiet=True)
     matrix = kit.confusion(table, "pgd10")
     assert facts["attacked"]["recall"] == pytest.approx(np.diag(matrix) / matrix.sum(1))
-    assert set(facts["panels"]) == {"AT, natural", "AT, PGD-10", "TRADES, PGD-10", "MART, PGD-10"}
+    naturally = kit.confusion(kit.evaluate(tiny_run("std"), ["natural"], quiet=True), "natural")
+    shown = facts["panels"]["STD, natural"]["recall"]
+    assert shown == pytest.approx(np.diag(naturally) / naturally.sum(1))
+    assert set(facts["panels"]) == {"STD, natural", "AT, PGD-10", "TRADES, PGD-10", "MART, PGD-10"}
 
 
 def test_ratio_interval():

@@ -219,7 +219,9 @@ def test_pgd_walked_by_hand(run):
     """LPS, loss and PM of PGD from the clean image, one image and one step at a time."""
     model, images = gallery.first_images(run, 8)
     steps, eps = 6, TINY["eps"]
-    walk = paths.record_both_attacks(model, images, Threat("linf", eps), steps, follow=2)["PGD"]
+    walk = paths.record_both_attacks(
+        model, images, Threat("linf", eps), steps, 2.5 / steps, follow=2
+    )["PGD"]
     for i, (image, y) in enumerate(zip(images.x(), images.y.tolist(), strict=True)):
         x, lps = image, steps
         for t in range(steps):
@@ -275,7 +277,7 @@ def test_two_attacks_are_recounted(run):
     row = facts["example"]["row"]
     assert a[row] - b[row] == max(x - y for x, y in zip(a, b, strict=True))
     model, images = gallery.first_images(run, 60)
-    walks = paths.record_both_attacks(model, images, Threat("linf", TINY["eps"]), steps)
+    walks = paths.record_both_attacks(model, images, Threat("linf", TINY["eps"]), steps, 0.25)
     assert facts["rank"]["pm"] == pytest.approx(
         stats.spearmanr(walks["PGD"].pm, walks["LM-PGD"].pm).statistic
     )
@@ -286,6 +288,29 @@ def test_two_attacks_are_recounted(run):
     assert [x == 0 for x in a] == [y == 0 for y in b] == wrong_clean, (
         "both start at the clean image"
     )
+
+
+def test_the_paths_take_the_papers_step_and_say_what_another_does(run):
+    """MAIL's 2/255 of 8/255 for both attacks; each other length as if it had been asked for."""
+    make = FIGURES["pgd-against-lmpgd"].make
+    drawing = make(run, n=40, steps=12)
+    facts = drawing.facts
+    assert facts["step"] == run.plan.recipe.step == 0.25
+    around = facts["by_step"]["around"]
+    assert list(around) == [0.05, 0.1, 0.25]
+    assert around[0.25]["difference"] == facts["difference"]
+    asked = make(run, n=40, steps=12, step=0.05).facts
+    assert asked["step"] == 0.05 and list(asked["by_step"]["around"]) == [0.05, 0.1]
+    assert asked["difference"] == around[0.05]["difference"]
+    model, images = gallery.first_images(run, 40)
+    threat = run.plan.recipe.threat
+    walks = [
+        paths.record_both_attacks(model, images, threat, 12, step, longest=longest)
+        for step, longest in ((0.25, 1), (0.25 / 4, 4))
+    ]
+    assert (walks[0]["LM-PGD"].lps == walks[1]["LM-PGD"].lps).all(), "the search alone is shorter"
+    assert facts["by_step"]["up to"][0.25] == paths.compare_lps(walks[0], 12)
+    assert "12 steps of 0.25 eps" in drawing.caption and "0.05 eps" in drawing.caption
 
 
 def test_rank_correlations():
@@ -333,7 +358,7 @@ def test_median_interval_covers(n):
 def test_directions_span_the_plane(run):
     model, images = gallery.first_images(run, 3)
     one = images.take(slice(2, 3))
-    walks, x = paths.record_both_attacks(model, one, Threat("linf", 0.1), 8), one.x()[0]
+    walks, x = paths.record_both_attacks(model, one, Threat("linf", 0.1), 8, 0.3), one.x()[0]
     axes_of = plane.find_directions(walks, x, 2)
     assert torch.allclose(axes_of @ axes_of.T, torch.eye(2, dtype=torch.float64), atol=1e-9)
     on, off = plane.project_paths(walks, x, axes_of)
@@ -384,6 +409,7 @@ def test_plane_facts(run):
         ("lps-starts", {"examples": "200"}, "0 to 199"),
         ("pgd-against-lmpgd", {"example": 200}, "0 to 199"),
         ("pgd-against-lmpgd", {"example": -2}, "0 to 199"),
+        ("pgd-against-lmpgd", {"step": -0.1}, "at least 0"),
         ("decision-plane", {"steps": 0}, "at least 1"),
         ("decision-plane", {"example": 10, "n": 10}, "0 to 9"),
     ],

@@ -36,6 +36,7 @@ from kit.data.gaussian_mixture import (
 )
 from kit.evaluation.mixture_risks import class_risks
 from kit.experiments.recipes import RECIPE_FIELDS, RECIPES
+from kit.figures.table import FIGURES
 from kit.methods.criteria import confused_label_margin, confused_labels, probabilistic_margin
 
 quick = settings(max_examples=40, deadline=None)
@@ -625,3 +626,28 @@ def test_other_runs_have_no_closed_form(changes):
     for ask in (class_risks, linear_rule):
         with pytest.raises(KitError, match="closed form is known for model=linear on data=mixture"):
             ask(run)
+
+
+# --------------------------------------------------------------------------------------- the figure
+
+
+def test_the_figures_risks_are_those_of_the_modules(trained):
+    """Each bar and mark recounted; one seed decides nothing but the theorem's closed form."""
+    drawing = FIGURES["two-gaussians"].make([trained["std"], trained["at"]])
+    best = optimal_risks(MIXTURE, MIXTURE.eta / 2)
+    for kind, attack in (("natural", "natural"), ("robust", "pgd20")):
+        for training, name in (("standard", "std"), ("adversarial", "at")):
+            error = 1 - kit.per_class(kit.evaluate(trained[name], [attack], quiet=True), attack)
+            for which, label in (("harder", "-1"), ("easier", "+1")):
+                found = drawing.facts["risks"][kind][f"{training}, {which}"]
+                assert found["optimum"] == pytest.approx(best.loc[(training, label), kind])
+                assert found["weights"] == [class_risks(trained[name]).loc[label, kind]]
+                assert found["measured"][0] == pytest.approx(error.accuracy[label])
+    assert [claim.verdict for claim in drawing.claims] == ["holds", "undecided", "undecided"]
+
+
+def test_the_figure_wants_both_trainings_of_each_seed(trained, tiny_run, tmp_path):
+    with pytest.raises(KitError, match="runs of std and at with the same seeds"):
+        kit.draw("two-gaussians", trained["std"], folder=tmp_path)
+    with pytest.raises(KitError, match=r"recipe mixture alone, such as kit\.run"):
+        kit.draw("two-gaussians", tiny_run("at"), folder=tmp_path)

@@ -311,7 +311,7 @@ def test_plan_shares_runs_and_seeds_get_their_own_folder(home, tmp_path):
         ("05_class_confusion", "seed-1"),
     ]
     specs = [plan.spec for plan in reproduction.needed_runs(jobs)]
-    assert len(specs) == 2 * 10 and len({(s.method, s.seed) for s in specs}) == len(specs)
+    assert len(specs) == 2 * 11 and len({(s.method, s.seed) for s in specs}) == len(specs)
 
 
 def test_settings_take_the_place_of_the_notebooks_own(home):

@@ -142,8 +142,9 @@ def test_every_interval_of_the_module_is_simulated():
         and getattr(value, "__annotations__", {}).get("return") == "Interval"
         and not name.startswith("_")
     }
-    # what `paired_difference` and `grand_difference` are made of
-    assert named - {"difference_interval", "grand_contrast"} <= set(vars(coverage))
+    # what `paired_difference`, `grand_difference` and `bootstrap_over_seeds` are made of
+    parts = {"difference_interval", "grand_contrast", "interval_of_draws"}
+    assert named - parts <= set(vars(coverage))
 
 
 def test_a_contrast_is_a_difference_of_weighted_accuracies():
@@ -156,3 +157,41 @@ def test_a_contrast_is_a_difference_of_weighted_accuracies():
     each = (b[0].astype(float) + c[0]) / 2 - a[0]
     found = st.grand_contrast([a[:1], b[:1], c[:1]], [-1, 0.5, 0.5])
     assert found == pytest.approx(paired(each))
+
+
+def test_rank_correlations_of_columns_are_scipys():
+    random = np.random.default_rng(3)
+    columns = np.column_stack([random.normal(size=40), random.integers(0, 4, 40), np.ones(40)])
+    values = columns[:, 0] + random.normal(size=40)
+    values[:2] = np.inf  # what an attack did not find ranks highest
+    found = st.rank_correlations(columns, values)
+    for k in (0, 1):
+        assert found[k] == pytest.approx(stats.spearmanr(columns[:, k], values).statistic)
+    assert math.isnan(found[2])
+    assert np.isnan(st.rank_correlations(columns[:2], values[:2])).all()
+
+
+def test_the_bootstrap_over_seeds_knows_both_sources():
+    """Means of 5 seeds and 200 images: with the seeds' spread alone, and with the images'.
+
+    One statement more makes the interval wider, and one seed has the images' spread alone.
+    """
+    random = np.random.default_rng(4)
+    seed_effect, noise = random.normal(size=5), random.normal(size=(5, 200))
+
+    def half(values: np.ndarray, **options: int) -> float:
+        seeds, n = values.shape
+        middle, low, high = st.bootstrap_over_seeds(
+            lambda seed, rows: float(values[seed][rows].mean()), seeds, n, **options
+        )
+        assert middle == pytest.approx(values.mean()) and low <= middle <= high
+        return (high - low) / 2
+
+    flat = np.repeat(seed_effect[:, None], 200, axis=1)
+    between = stats.t.ppf(0.975, 4) * seed_effect.std(ddof=1) / math.sqrt(5)
+    assert half(flat) == pytest.approx(between, rel=0.15)
+    shared = np.repeat(noise[:1], 5, axis=0)
+    assert half(shared) == pytest.approx(st.Z_95 * noise[0].std() / math.sqrt(200), rel=0.15)
+    assert half(noise[:1]) == pytest.approx(half(shared), rel=0.1)
+    assert half(noise, statements=3) > 1.1 * half(noise)
+    assert all(math.isnan(v) for v in st.interval_of_draws(0.0, np.full(9, np.nan)))
