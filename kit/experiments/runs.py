@@ -45,8 +45,21 @@ def open_dataset(plan: Plan) -> DataSet:
 
 
 def initial_network(plan: Plan, dataset: DataSet) -> nn.Module:
-    """Build the plan's network at its initial parameters."""
+    """Build the plan's network at its initial parameters.
+
+    Raises:
+        KitError: `mean_std` does not have a mean and a deviation for each channel.
+    """
+    given, channels = plan.recipe.mean_std, dataset.shape[0]
+    if given and len(given) != 2 * channels:
+        raise KitError(
+            f"mean_std={list(given)} has {len(given)} numbers; {plan.recipe.data} has {channels} "
+            f"channel(s), so it must have {2 * channels}: a mean a channel, then a deviation a "
+            "channel"
+        )
     normalise = dataset.mean_std() if plan.recipe.normalise else None
+    if given:
+        normalise = torch.tensor(given[:channels]), torch.tensor(given[channels:])
     return build_network(
         plan.recipe.model, dataset.shape, len(dataset.classes), seed=plan.seed, normalise=normalise
     )

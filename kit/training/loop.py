@@ -36,6 +36,7 @@ from kit.training.checkpoint import (
     save_final,
 )
 from kit.training.observation import accuracies, kept_outputs, observe_split, stored_array
+from kit.training.optimizer import learning_rate
 from kit.training.perturbed_step import train_step_perturbed
 from kit.training.precision import resolve_precision
 from kit.training.stacked_step import Learner, train_step_stacked
@@ -194,13 +195,7 @@ def collect(losses: list[Tensor], kept: list[dict[str, Tensor]], order: Tensor) 
 def set_learning_rate(state: TrainingState, epoch: int) -> None:
     """Set the rate of an epoch."""
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(state.plan, epoch)
-
-
-def learning_rate(plan: Plan, epoch: int) -> float:
-    """Return the rate of an epoch: it is multiplied by lr_factor after each milestone."""
-    recipe = plan.recipe
-    return recipe.lr * recipe.lr_factor ** sum(epoch > milestone for milestone in recipe.milestones)
+        group["lr"] = learning_rate(state.plan.recipe, epoch)
 
 
 # ----------------------------------------------------------------------------------- after an epoch
@@ -247,7 +242,7 @@ def record_epoch(
         kept |= {f"{name}_{key}": values for key, values in probe.items()}
     row = {
         "epoch": epoch,
-        "lr": learning_rate(plan, epoch),
+        "lr": learning_rate(plan.recipe, epoch),
         "loss": loss,
         "weight": float(arrays["weight"].mean(dtype=np.float64)),
     }

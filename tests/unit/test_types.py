@@ -845,6 +845,13 @@ OTHER = {
     "train_size": 500,
     "probe": 201,
     "precision": "bf16",
+    "optimizer": "adam",
+    "nesterov": True,
+    "schedule": "cosine",
+    "warm_up": 1,
+    "mean_std": [0.5, 0.25],
+    "selection_steps": 5,
+    "generated_share": 0.5,
 }
 
 
