@@ -53,7 +53,9 @@ class Recipe:
     steps: Count = 10
     augment: Augment = "none"
     normalise: bool = False  # (x - mean) / std inside the model, of the training images
-    mean_std: tuple[Positive, ...] = ()  # these instead: a mean a channel, then a deviation a channel
+    mean_std: tuple[
+        Positive, ...
+    ] = ()  # these instead: a mean a channel, then a deviation a channel
     validation: Natural = 0  # training images held out to choose the best epoch
     selection_steps: Natural = 0  # of the attack that it is chosen by; 0 = steps
     train_size: Natural = 0  # 0 = all
@@ -102,8 +104,8 @@ RECIPE_FIELDS = tuple(f.name for f in fields(Recipe) if f.name != "title")
 
 DEFAULTS = {f.name: f.default for f in fields(Recipe)}
 
-#: Fields that runs were trained without. At their defaults a run keeps the key that it had, so these
-#: defaults must stay.
+#: Fields that runs were trained without. At their defaults a run keeps the key that it had, so
+#: these defaults must stay.
 LATER_FIELDS = (
     "optimizer",
     "nesterov",
@@ -184,8 +186,8 @@ _MNIST = Recipe(
 
 _CIFAR_GENERATED = replace(
     _CIFAR_PAPER,
-    title="CIFAR-10 with generated images as VIR's appendix B trains it: WRN-28-10, Nesterov, cosine, "
-    "400 epochs, 70 % generated images in each batch; write cifar10+npz:<file>:generated",
+    title="CIFAR-10 with generated images as VIR's appendix B trains it: WRN-28-10, Nesterov, "
+    "cosine, 400 epochs, 70 % generated images a batch; write cifar10+npz:<file>:generated",
     model="wrn-28-10",
     epochs=400,
     batch_size=512,

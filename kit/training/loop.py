@@ -206,12 +206,16 @@ def observe_probes(
     data: DataSet,
     observe: Callable[..., list[dict[str, np.ndarray]]] = observe_split,
 ) -> list[dict[str, dict[str, np.ndarray]]]:
-    """Attack the first images of each split; returns for each network {split: arrays}."""
+    """Attack the first images of each split; returns for each network {split: arrays}.
+
+    The validation images, which choose the best epoch, may take more steps than the others.
+    """
     models, plans = [state.model for state in states], [state.plan for state in states]
     splits = {"seen": data.train, "validation": data.validation, "test": data.test}
-    first = slice(0, plans[0].recipe.probe)
+    recipe = plans[0].recipe
+    first, steps = slice(0, recipe.probe), {"validation": recipe.selection_steps}
     found = {
-        name: observe(models, plans, split.take(first), "probe")
+        name: observe(models, plans, split.take(first), "probe", steps.get(name, 0))
         for name, split in splits.items()
         if len(split)
     }

@@ -10,19 +10,23 @@ from torch import nn
 from kit.experiments.recipes import Recipe
 
 
-def make_optimizer(
-    model: nn.Module, recipe: Recipe, device: torch.device
-) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
     """Make the recipe's optimizer of a network that is on `device`."""
-    settings = {
-        "lr": recipe.lr,
-        "weight_decay": recipe.weight_decay,
-        "fused": device.type == "cuda",
-    }
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), betas=(recipe.momentum, 0.999), **settings)
+        return torch.optim.Adam(
+            model.parameters(),
+            lr=recipe.lr,
+            betas=(recipe.momentum, 0.999),
+            weight_decay=recipe.weight_decay,
+            fused=device.type == "cuda",
+        )
     return torch.optim.SGD(
-        model.parameters(), momentum=recipe.momentum, nesterov=recipe.nesterov, **settings
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        fused=device.type == "cuda",
     )
 
 

@@ -740,7 +740,7 @@ def test_no_text_is_a_traceback(text):
         (RunSpec("mail-at", overrides={"burn_in": -1}), "burn_in=-1 is out of range"),
         (RunSpec("mail-at", overrides={"burn_in": 0.5}), "burn_in=0.5 is float"),
         (
-            RunSpec("mail-at", overrides={"burn_in": 12, "epochs": 12}),
+            RunSpec("mail-at", overrides={"burn_in": 12, "epochs": 12, "milestones": []}),
             "burn_in=12 leaves no epoch of 12",
         ),
         (
