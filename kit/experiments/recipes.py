@@ -69,6 +69,11 @@ class Recipe:
         """The norm and radius of its attacks."""
         return Threat(self.norm, self.eps)
 
+    @property
+    def own_batch_size(self) -> int:
+        """How many images of a batch are not generated ones, where these have a share."""
+        return max(1, self.batch_size - round(self.generated_share * self.batch_size))
+
     def override(self, **changes: Any) -> Recipe:
         """Return the recipe with fields changed and validated.
 

@@ -39,9 +39,14 @@ def cached_dataset(name: str, validation: int, train_size: int, home: Path) -> D
 
 
 def open_dataset(plan: Plan) -> DataSet:
-    """Return the images that a plan trains and tests on."""
+    """Return the images that a plan trains and tests on.
+
+    Raises:
+        KitError: They cannot be read, or lack the generated ones of which batches take a share.
+    """
     r = plan.recipe
-    return cached_dataset(r.data, r.validation, r.train_size, home())
+    found = cached_dataset(r.data, r.validation, r.train_size, home())
+    return found.separate_generated() if r.generated_share else found
 
 
 def initial_network(plan: Plan, dataset: DataSet) -> nn.Module:

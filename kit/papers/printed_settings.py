@@ -1,10 +1,10 @@
 """The papers' printed settings, as runs: which recipe and overrides train what a paper trained.
 
 `hyperparameters.csv` has what is printed. `recipes.csv` names the recipe of a paper's data set
-where it is not <data set>:paper. `readings.csv` says how a cell is read that is not a plain number: its
-columns up to `method` select rows by pattern, `column` and `printed` name a cell, `taken` is the
-value for the run ("" keeps that of the recipe or the method's row), and the first fit counts. Its
-`kind` is
+where it is not <data set>:paper. `readings.csv` says how a cell is read that is not a plain number:
+its columns up to `method` select rows by pattern, `column` and `printed` name a cell, `taken` is
+the value for the run ("" keeps that of the recipe or the method's row), and the first fit counts.
+Its `kind` is
 
 * words: the same in the kit's words,
 * choice: the print says two things, one is taken,

@@ -145,7 +145,7 @@ def check_last_batch(plan: Plan, data: DataSet) -> None:
     Raises:
         KitError: The last batch has fewer images than there are processes.
     """
-    batch_size, images, processes = plan.recipe.batch_size, len(data.train), process_count()
+    batch_size, images, processes = plan.recipe.own_batch_size, len(data.train), process_count()
     last = images % batch_size or batch_size
     if last < processes:
         raise KitError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -130,14 +131,14 @@ def train_epoch(
     order = image_order(plan, split, epoch)
     losses: list[Tensor] = []
     kept: list[dict[str, Tensor]] = []
-    for rows in order.split(recipe.batch_size):
+    for rows in batch_rows(plan, split, order, epoch):
         stop_if_abandoned()
         batches = load_batches(plan, split, rows, epoch, len(stages))
         for adversarial, batch in zip(stages, batches, strict=True):
             parts = model, state.optimizer, method, batch, recipe
             record = take_step(*parts, adversarial=adversarial, reweight=reweight)
             losses.append(record.loss)
-        kept.append(kept_outputs(record.outputs) | {"weight": record.weights})
+        kept.append(kept_of_step(record, len(rows.own)))
     return collect(losses, kept, order)
 
 
@@ -155,7 +156,11 @@ def train_epoch_stacked(states: Sequence[TrainingState], split: Split, epoch: in
     orders = [image_order(state.plan, split, epoch) for state in states]
     losses: list[list[Tensor]] = [[] for _ in states]
     kept: list[list[dict[str, Tensor]]] = [[] for _ in states]
-    for all_rows in zip(*(order.split(recipe.batch_size) for order in orders), strict=True):
+    parts = [
+        batch_rows(state.plan, split, order, epoch)
+        for state, order in zip(states, orders, strict=True)
+    ]
+    for all_rows in zip(*parts, strict=True):
         stop_if_abandoned()
         loaded = [
             load_batches(state.plan, split, rows, epoch, len(stages))
@@ -165,8 +170,8 @@ def train_epoch_stacked(states: Sequence[TrainingState], split: Split, epoch: in
             records = train_step_stacked(learners, batches, recipe, adversarial=adversarial)
             for mine, record in zip(losses, records, strict=True):
                 mine.append(record.loss)
-        for arrays, record in zip(kept, records, strict=True):
-            arrays.append(kept_outputs(record.outputs) | {"weight": record.weights})
+        for arrays, record, rows in zip(kept, records, all_rows, strict=True):
+            arrays.append(kept_of_step(record, len(rows.own)))
     return [collect(*each) for each in zip(losses, kept, orders, strict=True)]
 
 
@@ -176,13 +181,50 @@ def image_order(plan: Plan, split: Split, epoch: int) -> Tensor:
     return order.to(split.y.device)
 
 
-def load_batches(plan: Plan, split: Split, rows: Tensor, epoch: int, count: int) -> Iterator[Batch]:
+class BatchRows(NamedTuple):
+    """The rows of a batch: of its images, and of the generated ones behind them, if any."""
+
+    own: Tensor
+    generated: Tensor | None
+
+
+def batch_rows(plan: Plan, split: Split, order: Tensor, epoch: int) -> list[BatchRows]:
+    """List the batches of an epoch, in which each image of the split comes once.
+
+    Generated images are drawn so that every batch has their share, in a new order each epoch, all
+    of them before one comes again.
+    """
+    recipe = plan.recipe
+    own = order.split(recipe.own_batch_size)
+    if split.generated is None:
+        return [BatchRows(rows, None) for rows in own]
+    ratio = (recipe.batch_size - recipe.own_batch_size) / recipe.own_batch_size
+    counts = [round(len(rows) * ratio) for rows in own]
+    source = named_generator(plan.seed, "generated", epoch)
+    drawn = torch.randperm(len(split.generated), generator=source)
+    drawn = drawn[torch.arange(sum(counts)) % len(drawn)].to(order.device)
+    return [BatchRows(*rows) for rows in zip(own, drawn.split(counts), strict=True)]
+
+
+def load_batches(
+    plan: Plan, split: Split, rows: BatchRows, epoch: int, count: int
+) -> Iterator[Batch]:
     """Yield the batch of these rows `count` times, augmented once, with fresh streams each time."""
-    x, y, ids = split.x(rows), split.y[rows], split.ids[rows]
+    x, y, ids = split.x(rows.own), split.y[rows.own], split.ids[rows.own]
+    if rows.generated is not None:
+        assert split.generated is not None  # `batch_rows` draws from it
+        made = split.generated.take(rows.generated)
+        x, y, ids = torch.cat([x, made.x()]), torch.cat([y, made.y]), torch.cat([ids, made.ids])
     if plan.recipe.augment != "none":
         x = augment(x, plan.recipe.augment, Streams(ids, plan.spec.seed, "augment", epoch))
     for _ in range(count):
         yield Batch(x, y, Streams(ids, plan.spec.seed, "attack", epoch))
+
+
+def kept_of_step(record: StepRecord, n: int) -> dict[str, Tensor]:
+    """Return what is kept of a step's first n images, which are those that the split counts."""
+    arrays = kept_outputs(record.outputs) | {"weight": record.weights}
+    return {name: values[:n] for name, values in arrays.items()}
 
 
 def collect(losses: list[Tensor], kept: list[dict[str, Tensor]], order: Tensor) -> Trained:
@@ -312,7 +354,7 @@ def check_batch_size(plan: Plan, data: DataSet) -> None:
     Raises:
         KitError: There are fewer training images than a batch has.
     """
-    batch_size, images = plan.recipe.batch_size, len(data.train)
+    batch_size, images = plan.recipe.own_batch_size, len(data.train)
     if batch_size > images:
         raise KitError(
             f"batch_size={batch_size} is larger than the {images} training images of "
