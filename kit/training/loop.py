@@ -138,7 +138,8 @@ def train_epoch(
             parts = model, state.optimizer, method, batch, recipe
             record = take_step(*parts, adversarial=adversarial, reweight=reweight)
             losses.append(record.loss)
-        kept.append(kept_of_step(record, len(rows.own)))
+        n = len(rows.own)
+        kept.append(kept_outputs(record.outputs, n) | {"weight": record.weights[:n]})
     return collect(losses, kept, order)
 
 
@@ -171,7 +172,8 @@ def train_epoch_stacked(states: Sequence[TrainingState], split: Split, epoch: in
             for mine, record in zip(losses, records, strict=True):
                 mine.append(record.loss)
         for arrays, record, rows in zip(kept, records, all_rows, strict=True):
-            arrays.append(kept_of_step(record, len(rows.own)))
+            n = len(rows.own)
+            arrays.append(kept_outputs(record.outputs, n) | {"weight": record.weights[:n]})
     return [collect(*each) for each in zip(losses, kept, orders, strict=True)]
 
 
@@ -219,12 +221,6 @@ def load_batches(
         x = augment(x, plan.recipe.augment, Streams(ids, plan.spec.seed, "augment", epoch))
     for _ in range(count):
         yield Batch(x, y, Streams(ids, plan.spec.seed, "attack", epoch))
-
-
-def kept_of_step(record: StepRecord, n: int) -> dict[str, Tensor]:
-    """Return what is kept of a step's first n images, which are those that the split counts."""
-    arrays = kept_outputs(record.outputs) | {"weight": record.weights}
-    return {name: values[:n] for name, values in arrays.items()}
 
 
 def collect(losses: list[Tensor], kept: list[dict[str, Tensor]], order: Tensor) -> Trained:

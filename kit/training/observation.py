@@ -24,10 +24,11 @@ PROBE = part(pgd, loss="ce", init="gaussian")
 PROBE_BATCH = 256
 
 
-def kept_outputs(outputs: StepOutputs) -> dict[str, Tensor]:
-    """Return the fields of a step's outputs that are worth keeping, detached."""
+def kept_outputs(outputs: StepOutputs, n: int | None = None) -> dict[str, Tensor]:
+    """Return the fields of a step's outputs that are worth keeping, of its first n images (all)."""
     names = ("logits_adv", "logits_nat", "kappa", "lps", "p_flip")
-    return {name: value.detach() for name in names if (value := getattr(outputs, name)) is not None}
+    found = {name: getattr(outputs, name) for name in names}
+    return {name: value.detach()[:n] for name, value in found.items() if value is not None}
 
 
 def stored_array(values: Tensor) -> np.ndarray:

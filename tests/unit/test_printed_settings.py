@@ -9,6 +9,7 @@ import pytest
 import kit
 from kit.core.errors import KitError
 from kit.experiments.specification import RunSpec, resolve
+from kit.jobs.reproduction import needed_runs, plan_jobs
 from kit.methods.table import METHODS
 from kit.papers import printed_settings
 from kit.papers.printed_data import read_table
@@ -179,6 +180,21 @@ def test_tables_at_paper_scale_take_the_printed_settings():
     short = needs("vir", 1, recipe="cifar10:paper", overrides={"epochs": 96})
     burn_in = {resolve(spec).burn_in for spec in short if spec.method == "vir-at"}
     assert burn_in == {60}, "of another number of epochs the share is kept"
+
+
+def test_reproduce_trains_a_table_at_paper_scale_with_the_printed_settings():
+    """The notebook's own overrides, which shorten quick runs, stay out; those asked for do not."""
+    given = {"recipe": "cifar10:paper", "tables": "vir-1"}
+    for extra, epochs, probe in (
+        ({}, 115, 1000),
+        ({"probe": 7}, 115, 7),
+        ({"epochs": 99}, 99, 1000),
+    ):
+        jobs = plan_jobs(["tables_of_the_papers"], given | extra, [0], None)
+        recipes = [plan.recipe for plan in needed_runs(jobs)]
+        assert {(recipe.epochs, recipe.probe) for recipe in recipes} == {(epochs, probe)}
+    (job,) = plan_jobs(["tables_of_the_papers"], {"tables": "vir-1"}, [0], None)
+    assert job.values.overrides, "a quick recipe keeps the notebook's"
 
 
 @pytest.mark.parametrize(
