@@ -106,3 +106,13 @@ def test_printed_numbers_to_normalise_by(home):
     assert (layer.mean.item(), layer.std.item()) == (0.5, 0.25)
     with pytest.raises(KitError, match=r"mean_std=\[0\.5\] has 1 numbers.*it must have 2"):
         kit.run("at", overrides={**given, "mean_std": [0.5]}, quiet=True)
+
+
+def test_the_best_epoch_is_chosen_by_its_own_number_of_steps(home):
+    short = {**TINY, "epochs": 1, "milestones": [], "steps": 2}
+    run = kit.run("at", overrides={**short, "selection_steps": 9}, quiet=True)
+    plain = kit.run("at", overrides=short, quiet=True)
+    chosen, usual = run.epoch(1), plain.epoch(1)
+    assert chosen["validation_lps"].max() == 9 and usual["validation_lps"].max() == 2
+    for name in ("seen_lps", "test_lps", "train_logits_adv"):
+        assert (chosen[name] == usual[name]).all()
