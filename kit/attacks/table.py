@@ -115,6 +115,11 @@ ATTACKS = Registry(
         "cw100": _pgd(
             "PGD-100 on the margin loss, steps of eps/10", "MR s. 4", 100, 1 / 10, loss="margin"
         ),
+        "pgd20-eighth": _pgd("PGD-20 on cross-entropy, steps of eps/8", "VIR s. 5", 20, 1 / 8),
+        "pgd100-eighth": _pgd("PGD-100 on cross-entropy, steps of eps/8", "VIR s. 5", 100, 1 / 8),
+        "cw20-eighth": _pgd(
+            "PGD-20 on the margin loss, steps of eps/8", "VIR s. 5", 20, 1 / 8, loss="margin"
+        ),
         "mia": Attack(
             "momentum iterative attack, 40 steps", "Dong et al. 2018; advertorch's defaults", mifgsm
         ),

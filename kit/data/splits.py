@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kit.core.errors import KitError
+
 CHUNK = 4096  # images read or counted at a time
 
 
@@ -17,11 +19,13 @@ class Split:
     """Images with their labels and ids, in an order in which every prefix is a stratified sample.
 
     Images (N, C, H, W) uint8, labels (N,) int64, and ids (N,) int64 that never change for an image.
+    `generated` are images of which each training batch takes its share, where a recipe has one.
     """
 
     images: Tensor
     y: Tensor
     ids: Tensor
+    generated: Split | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -36,7 +40,8 @@ class Split:
 
     def to(self, device: torch.device) -> Split:
         """The split on `device`."""
-        return Split(self.images.to(device), self.y.to(device), self.ids.to(device))
+        generated = None if self.generated is None else self.generated.to(device)
+        return Split(self.images.to(device), self.y.to(device), self.ids.to(device), generated)
 
 
 @dataclass(frozen=True)
@@ -70,10 +75,28 @@ class DataSet:
     def fingerprint(self) -> str:
         """12 hex digits over every image and label: whether two machines hold the same data."""
         digest = hashlib.sha256()
-        for split in (self.train, self.validation, self.test):
+        made = [self.train.generated] if self.train.generated is not None else []
+        for split in (self.train, *made, self.validation, self.test):
             for tensor in (split.images, split.y):
                 digest.update(tensor.cpu().contiguous().view(-1).numpy().data)
         return digest.hexdigest()[:12]
+
+    def separate_generated(self) -> DataSet:
+        """Take the generated images out of the training images: each batch gets its share of them.
+
+        Raises:
+            KitError: All training images are of one kind.
+        """
+        # they stand behind the others, with ids behind those of the test images
+        mine, total = int((self.train.ids <= self.test.ids.max()).sum()), len(self.train)
+        if mine in (0, total):
+            raise KitError(
+                f"generated_share needs images of both kinds, and of the {total} training images "
+                f"of {self.name} {total - mine} are generated; write <data set>+npz:<file>, and "
+                "raise train_size where it leaves too few"
+            )
+        made = self.train.take(slice(mine, None))
+        return replace(self, train=replace(self.train.take(slice(mine)), generated=made))
 
     def mean_std(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel, (C,), over the training images in [0, 1]."""

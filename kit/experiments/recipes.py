@@ -22,6 +22,8 @@ from kit.data.gaussian_mixture import MIXTURE
 from kit.models.architectures import check_model_name
 
 Precision = Literal["auto", "fp32", "bf16"]
+Optimizer = Literal["sgd", "adam"]
+Schedule = Literal["milestones", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,27 @@ class Recipe:
     epochs: Count
     batch_size: Count
     lr: Positive
-    momentum: Annotated[float, Range(0, 0.9999)] = 0.9
+    optimizer: Optimizer = "sgd"
+    momentum: Annotated[float, Range(0, 0.9999)] = 0.9  # Adam's first decay rate
+    nesterov: bool = False
     weight_decay: NonNegative = 0.0
+    schedule: Schedule = "milestones"  # cosine falls to 0 and leaves milestones unread
     milestones: tuple[Count, ...] = ()  # the rate is multiplied by lr_factor after these epochs
     lr_factor: Positive = 0.1
+    warm_up: Natural = 0  # epochs in which the rate rises in a straight line
     norm: Literal["linf", "l2"] = "linf"
     eps: NonNegative = 8 / 255
     step: Positive = 0.25  # of the training attack, in units of eps
     steps: Count = 10
     augment: Augment = "none"
-    normalise: bool = False  # (x - mean) / std inside the model
+    normalise: bool = False  # (x - mean) / std inside the model, of the training images
+    mean_std: tuple[
+        Positive, ...
+    ] = ()  # these instead: a mean a channel, then a deviation a channel
     validation: Natural = 0  # training images held out to choose the best epoch
+    selection_steps: Natural = 0  # of the attack that it is chosen by; 0 = steps
     train_size: Natural = 0  # 0 = all
+    generated_share: Annotated[float, Range(0, 0.99)] = 0.0  # of each batch; 0 = as they come
     probe: Count = 256  # images of each split attacked after every epoch
     # of the training attack's passes; auto is bf16 on GPUs, else fp32
     precision: Precision = "auto"
@@ -57,6 +68,11 @@ class Recipe:
     def threat(self) -> Threat:
         """The norm and radius of its attacks."""
         return Threat(self.norm, self.eps)
+
+    @property
+    def own_batch_size(self) -> int:
+        """How many images of a batch are not generated ones, where these have a share."""
+        return max(1, self.batch_size - round(self.generated_share * self.batch_size))
 
     def override(self, **changes: Any) -> Recipe:
         """Return the recipe with fields changed and validated.
@@ -73,21 +89,64 @@ class Recipe:
         changed = replace(self, **checked)
         check_data_name(changed.data)
         check_model_name(changed.model)
-        if list(changed.milestones) != sorted(set(changed.milestones)):
-            raise KitError(
-                f"milestones={list(changed.milestones)} must be increasing epochs, such as [75, 90]"
-            )
+        check_schedule(changed)
         return changed
 
     def config(self) -> dict:
-        """Return all fields that change the result, as JSON values."""
+        """Return all fields that change the result, as JSON values.
+
+        A field of `LATER_FIELDS` is left out where it changes nothing.
+        """
+        values = {name: getattr(self, name) for name in RECIPE_FIELDS}
         return {
-            name: list(v) if isinstance(v := getattr(self, name), tuple) else v
-            for name in RECIPE_FIELDS
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if name not in LATER_FIELDS or value != DEFAULTS[name]
         }
 
 
 RECIPE_FIELDS = tuple(f.name for f in fields(Recipe) if f.name != "title")
+
+DEFAULTS = {f.name: f.default for f in fields(Recipe)}
+
+#: Fields that runs were trained without. At their defaults a run keeps the key that it had, so
+#: these defaults must stay.
+LATER_FIELDS = (
+    "optimizer",
+    "nesterov",
+    "schedule",
+    "warm_up",
+    "mean_std",
+    "selection_steps",
+    "generated_share",
+)
+
+
+def check_schedule(recipe: Recipe) -> None:
+    """Refuse an optimizer or a schedule of the rate that the run cannot follow.
+
+    Raises:
+        KitError: Milestones do not increase or lie beyond the last epoch, the warm-up leaves no
+            epoch, or there is no momentum for Nesterov's step.
+    """
+    epochs, milestones = recipe.epochs, list(recipe.milestones)
+    if milestones != sorted(set(milestones)):
+        raise KitError(f"milestones={milestones} must be increasing epochs, such as [75, 90]")
+    if recipe.schedule == "milestones" and milestones and milestones[-1] > epochs:
+        raise KitError(
+            f"milestones={milestones} are a schedule longer than the run of {epochs} epochs; set "
+            f"epochs to at least {milestones[-1]}, or milestones up to {epochs} ([] for none)"
+        )
+    if recipe.warm_up >= epochs:
+        raise KitError(
+            f"warm_up={recipe.warm_up} outlasts the run of {epochs} epochs; it must be 0 to "
+            f"{epochs - 1}"
+        )
+    if recipe.nesterov and (recipe.optimizer != "sgd" or recipe.momentum == 0):
+        raise KitError(
+            f"nesterov=True needs SGD with momentum, and this is {recipe.optimizer} with "
+            f"momentum={recipe.momentum:g}; set optimizer=sgd momentum=0.9, or nesterov=False"
+        )
 
 
 _CIFAR = Recipe(
@@ -130,16 +189,49 @@ _MNIST = Recipe(
     train_size=10_000,
 )
 
+_CIFAR_GENERATED = replace(
+    _CIFAR_PAPER,
+    title="CIFAR-10 with generated images as VIR's appendix B trains it: WRN-28-10, Nesterov, "
+    "cosine, 400 epochs, 70 % generated images a batch; write cifar10+npz:<file>:generated",
+    model="wrn-28-10",
+    epochs=400,
+    batch_size=512,
+    lr=0.2,
+    nesterov=True,
+    weight_decay=5e-4,
+    schedule="cosine",
+    milestones=(),
+    warm_up=10,
+    generated_share=0.7,
+)
+
 _MNIST_PAPER = Recipe(
-    "MNIST as CSA/CSE train it: LeNet, 20 epochs; eps 0.3 in units of the standardised images",
+    "MNIST as CSA/CSE train it: LeNet of 5 and 16 kernels, 20 epochs; eps 0.3 in units of the "
+    "standardised images",
     "mnist",
-    "lenet",
+    "lenet-5-16",
     epochs=20,
     batch_size=256,
     lr=0.01,
     momentum=0.95,
     normalise=True,
+    mean_std=(0.1307, 0.3081),
     eps=0.3 * 0.3081,
+    probe=1000,
+)
+
+_CIFAR_CSA = Recipe(
+    "CIFAR-10 as CSA/CSE train it: LeNet of 5 and 16 kernels without padding, Adam, 50 epochs",
+    "cifar10",
+    "lenet-5-16-unpadded",
+    epochs=50,
+    batch_size=256,
+    lr=0.01,
+    optimizer="adam",
+    milestones=(10, 20, 30, 40),
+    lr_factor=0.5,
+    normalise=True,
+    mean_std=(0.4914, 0.4822, 0.4465, 0.2023, 0.1994, 0.2010),
     probe=1000,
 )
 
@@ -165,7 +257,10 @@ RECIPES = Registry(
             _MNIST, title="Fashion-MNIST in minutes", data="fashion-mnist", eps=0.05
         ),
         "fashion-mnist:paper": replace(
-            _MNIST_PAPER, title="Fashion-MNIST with CSA/CSE's MNIST schedule", data="fashion-mnist"
+            _MNIST_PAPER,
+            title="Fashion-MNIST with CSA/CSE's MNIST schedule",
+            data="fashion-mnist",
+            mean_std=(),
         ),
         "cifar10": _CIFAR,
         "cifar10:paper": _CIFAR_PAPER,
@@ -176,9 +271,22 @@ RECIPES = Registry(
             step=0.007 / 0.031,
             milestones=(75, 90, 100),
         ),
+        "cifar10:generated": _CIFAR_GENERATED,
+        "cifar10:csa": _CIFAR_CSA,
         "cifar100": replace(_CIFAR, title="CIFAR-100 in minutes", data="cifar100"),
         "cifar100:paper": replace(
             _CIFAR_PAPER, title="CIFAR-100, the CIFAR-10 schedule", data="cifar100"
+        ),
+        "cifar100:csa": replace(
+            _CIFAR_CSA,
+            title="CIFAR-100 as CSA/CSE train it: ResNet-18, 180 epochs, the rate halved every 60",
+            data="cifar100",
+            model="resnet18",
+            epochs=180,
+            lr=0.1,
+            optimizer="sgd",
+            milestones=(60, 120),
+            mean_std=(0.5070, 0.4865, 0.4409, 0.2673, 0.2564, 0.2761),
         ),
         "svhn": replace(_CIFAR, title="SVHN in minutes", data="svhn", augment="crop"),
         "svhn:paper": replace(
@@ -200,11 +308,15 @@ RECIPES = Registry(
 )
 
 
+#: What stands behind a data set's name in the table.
+SCALES = tuple(dict.fromkeys(scale for name in RECIPES if (scale := name.partition(":")[2])))
+
+
 def find_recipe(name: str) -> Recipe:
     """Return the row of `RECIPES` of that name, or one made for a folder or generated images.
 
     folder:<path>[:paper] is CIFAR-10's row on that folder, and <data>+npz:<file>[:paper] the row of
-    <data> with the file's generated images.
+    <data> with the file's generated images. Other scales, such as :generated, go likewise.
 
     Raises:
         KitError: The name is unknown, or there is nothing at the path.
@@ -216,7 +328,7 @@ def find_recipe(name: str) -> Recipe:
             )
         return RECIPES[name]
     data, scale = name, "quick"
-    for ending in ("quick", "paper"):
+    for ending in ("quick", *SCALES):
         if name.endswith(f":{ending}"):
             data, scale = name.removesuffix(f":{ending}"), ending
     check_data_name(data)

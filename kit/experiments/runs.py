@@ -40,14 +40,32 @@ def cached_dataset(name: str, validation: int, train_size: int, home: Path) -> D
 
 
 def open_dataset(plan: Plan) -> DataSet:
-    """Return the images that a plan trains and tests on."""
+    """Return the images that a plan trains and tests on.
+
+    Raises:
+        KitError: They cannot be read, or lack the generated ones of which batches take a share.
+    """
     r = plan.recipe
-    return cached_dataset(r.data, r.validation, r.train_size, home())
+    found = cached_dataset(r.data, r.validation, r.train_size, home())
+    return found.separate_generated() if r.generated_share else found
 
 
 def initial_network(plan: Plan, dataset: DataSet) -> nn.Module:
-    """Build the plan's network at its initial parameters."""
+    """Build the plan's network at its initial parameters.
+
+    Raises:
+        KitError: `mean_std` does not have a mean and a deviation for each channel.
+    """
+    given, channels = plan.recipe.mean_std, dataset.shape[0]
+    if given and len(given) != 2 * channels:
+        raise KitError(
+            f"mean_std={list(given)} has {len(given)} numbers; {plan.recipe.data} has {channels} "
+            f"channel(s), so it must have {2 * channels}: a mean a channel, then a deviation a "
+            "channel"
+        )
     normalise = dataset.mean_std() if plan.recipe.normalise else None
+    if given:
+        normalise = torch.tensor(given[:channels]), torch.tensor(given[channels:])
     return build_network(
         plan.recipe.model, dataset.shape, len(dataset.classes), seed=plan.seed, normalise=normalise
     )

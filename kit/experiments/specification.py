@@ -30,7 +30,17 @@ REVISION = 2
 STACKABLE_ATTACKS = ("pgd", "trained_loss_pgd")
 
 #: Fields of a recipe in which runs that are trained as one program may differ.
-OWN_FIELDS = ("lr", "momentum", "weight_decay", "milestones", "lr_factor")
+OWN_FIELDS = (
+    "lr",
+    "optimizer",
+    "momentum",
+    "nesterov",
+    "weight_decay",
+    "schedule",
+    "milestones",
+    "lr_factor",
+    "warm_up",
+)
 
 
 @dataclass(frozen=True)
@@ -113,8 +123,8 @@ class Plan:
     def stack_key(self) -> str:
         """12 hex digits of what runs have in common that can be trained as one program.
 
-        It is "" if the run is trained alone. Data, sizes, threat and attack are shared; rates,
-        seeds, weights, losses and class costs are each network's own.
+        It is "" if the run is trained alone. Data, sizes, threat and attack are shared; optimizers,
+        rates, seeds, weights, losses and class costs are each network's own.
         """
         method = self.method
         timed = {path.partition(".")[0] for path in method.scheduled}

@@ -127,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("--device", default="auto")
 
     show = commands.add_parser("list", help="what there is to choose from")
-    show.add_argument("what", nargs="?", default="methods", choices=[*TABLES, "runs"])
+    show.add_argument("what", nargs="?", default="methods", choices=[*TABLES, "runs", "settings"])
 
     runs = commands.add_parser(
         "runs", help="verify stored runs, export them to an archive, import from one"
@@ -363,6 +363,9 @@ def _list(options: argparse.Namespace) -> int:
     if options.what == "runs":
         _list_runs()
         return 0
+    if options.what == "settings":
+        _list_settings()
+        return 0
     import kit
     from kit.core.registry import describe_row
 
@@ -386,6 +389,17 @@ def _list_runs() -> None:
         except KitError as error:
             words = str(error)
         print(f"{folder.name}  {'done' if is_done(folder) else 'unfinished':<10}  {words}")
+
+
+def _list_settings() -> None:
+    """Print each printed row of settings, and whether its run has them."""
+    from kit.papers.printed_settings import compare_settings
+
+    found = compare_settings()
+    for row in found.itertuples():
+        name = " ".join(filter(None, (row.paper, row.dataset, row.model, row.method)))
+        print(f"{row.status:<11}  {name}{f': {row.why}' if row.why else ''}")
+    print(f"\n{found.attrs['caption']}.")
 
 
 def _runs(options: argparse.Namespace) -> int:

@@ -60,6 +60,8 @@ def sample_data(plan: Plan, most: int) -> tuple[DataSet, SplitSizes]:
     whole = open_dataset(plan)
     splits = (whole.train, whole.validation, whole.test)
     few = [split.take(slice(0, most)) for split in splits]
+    if (made := whole.train.generated) is not None:
+        few[0] = replace(few[0], generated=made.take(slice(0, most)))
     return replace(whole, train=few[0], validation=few[1], test=few[2]), SplitSizes(
         *map(len, splits)
     )
@@ -92,8 +94,10 @@ def count_flops(plan: Plan) -> RunFlops:
     # The probe's attack, and a pass of each image without and with it.
     observed = (2 * plan.recipe.steps + 2) * forward
     probed = sum(min(plan.recipe.probe, n) for n in sizes)
+    # an epoch passes each image of one's own, and the share of generated ones beside it
+    passed = sizes.train * plan.recipe.batch_size / plan.recipe.own_batch_size
     return RunFlops(
-        sizes.train * count_passes(plan, len(host.classes)) * forward + probed * observed,
+        passed * count_passes(plan, len(host.classes)) * forward + probed * observed,
         (sizes.train + sizes.test) * observed,
     )
 

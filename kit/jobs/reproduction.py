@@ -24,7 +24,7 @@ from kit.core.errors import KitError, unknown_name
 from kit.core.files import CHECKOUT, PACKAGE, read_json
 from kit.core.progress import format_duration, is_live
 from kit.evaluation.accuracy import evaluate
-from kit.experiments.recipes import RECIPE_FIELDS
+from kit.experiments.recipes import RECIPE_FIELDS, SCALES
 from kit.experiments.runs import is_done, run_folder, run_of
 from kit.experiments.specification import (
     Plan,
@@ -154,7 +154,8 @@ def plan_jobs(
     """Make one job per notebook and seed, every value checked.
 
     A given name that notebooks declare goes to those that do; any other is a setting of every run,
-    and takes the place of the notebook's own.
+    and takes the place of the notebook's own. Those of the notebook make quick recipes quicker;
+    recipes of the papers' scale go without.
 
     Raises:
         KitError: A name or a value is wrong, or the seed is chosen twice.
@@ -187,6 +188,9 @@ def plan_jobs(
                 for name, value in {**several, **given, "seed": seed}.items()
                 if name in table
             }
+            recipe = mine.get("recipe", table["recipe"].default) if "recipe" in table else ""
+            if "overrides" in table and recipe.rpartition(":")[2] in SCALES:
+                mine.setdefault("overrides", "")
             if settings:
                 mine["overrides"] = _changed_overrides(path, table, mine, settings)
             values = check_parameters(table, mine)

@@ -1,7 +1,8 @@
 """Networks; all map pixels in [0, 1] to logits.
 
 Where a recipe normalises its data, the model does it inside. `linear` is for the Gaussian mixture,
-`cnn` and `lenet` are for digits and MNIST; `resnet18` and `wrn-D-W` have the CIFAR stem (3x3,
+`cnn` and the `lenet`s are for digits and MNIST (`lenet-5-16` has CSA/CSE's kernels, and an
+`-unpadded` one is CIFAR-10's); `resnet18` and `wrn-D-W` have the CIFAR stem (3x3,
 stride 1, no pool). All but the first two keep their weights in channels_last. In eval mode, which
 attacks use, a convolution and the batch norm behind it are one convolution. Up to rounding both
 give the same numbers, sooner.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,14 @@ from kit.core.random_streams import derive_seed
 from kit.models.input_gradients import GreyConv2d
 
 #: So small that one thread is fastest, and two runs side by side use two cores.
-SMALL = ("linear", "cnn", "lenet")
+SMALL = (
+    "linear",
+    "cnn",
+    "lenet",
+    "lenet-unpadded",
+    "lenet-5-16",
+    "lenet-5-16-unpadded",
+)
 
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -64,27 +73,32 @@ def cnn(channels: int, size: int, num_classes: int) -> nn.Sequential:
     )
 
 
-def lenet(channels: int, size: int, num_classes: int) -> nn.Sequential:
-    """LeNet with 6 and 16 kernels of 5x5 (the first padded by 2), hidden layers of 120 and 84.
+def lenet(
+    channels: int, size: int, num_classes: int, kernels: int = 6, padding: int = 2
+) -> nn.Sequential:
+    """LeNet with two layers of 5x5 convolutions and hidden layers of 120 and 84.
 
-    A ReLU comes after its pool and not before. Numbers and gradients are the same, and it works on
-    a quarter of the pixels.
+    The first layer has `kernels` kernels and is padded by `padding`, the second has 16 kernels.
+    LeNet-5 has 6 kernels; CSA/CSE print 5. A ReLU comes after its pool and not before. Numbers and
+    gradients are the same, and it works on a quarter of the pixels.
 
     Raises:
-        KitError: The images have fewer than 12x12 pixels.
+        KitError: The images have fewer pixels than the convolutions need.
 
     Source: CSA/CSE s. IV.
     """
-    side = (size // 2 - 4) // 2
+    side = ((size + 2 * padding - 4) // 2 - 4) // 2
     if side < 1:
+        least = 16 - 2 * padding
         raise KitError(
-            f"lenet needs images of at least 12x12 pixels, these are {size}x{size}; use model=cnn"
+            f"lenet needs images of at least {least}x{least} pixels, these are {size}x{size}; use "
+            "model=cnn"
         )
     return nn.Sequential(
-        GreyConv2d(channels, 6, 5, padding=2),
+        GreyConv2d(channels, kernels, 5, padding=padding),
         nn.MaxPool2d(2),
         nn.ReLU(),
-        nn.Conv2d(6, 16, 5),
+        nn.Conv2d(kernels, 16, 5),
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),
@@ -230,6 +244,9 @@ MODELS: dict[str, Callable[[int, int, int], nn.Sequential]] = {
     "linear": linear_network,
     "cnn": cnn,
     "lenet": lenet,
+    "lenet-unpadded": partial(lenet, padding=0),
+    "lenet-5-16": partial(lenet, kernels=5),
+    "lenet-5-16-unpadded": partial(lenet, kernels=5, padding=0),
     "resnet18": resnet18,
 }
 

@@ -6,6 +6,7 @@
     papers.resolution("clirat", 1)         # on how many images the means can rest
     papers.copied_cells()                  # rows that share more cells than chance would let them
     papers.text_against_table("mail")      # numbers in prose against the tables
+    papers.settings("vir", table=1, method="vir-at")  # printed settings, and the run with them
 
 These say what is printed, and what follows from that alone. What finished runs measure stands
 beside it:
@@ -36,6 +37,7 @@ _PLACES = {
     **dict.fromkeys(("grid", "needs"), "table_runs"),
     **dict.fromkeys(("compare", "report"), "verdicts"),
     "measured": "measured_cells",
+    **dict.fromkeys(("compare_settings", "settings"), "printed_settings"),
 }
 __all__ = sorted(_PLACES)
 __getattr__, __dir__ = lazy_exports(__name__, _PLACES)

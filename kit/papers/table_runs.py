@@ -2,15 +2,17 @@
 
 It takes a run, an attack, how many images, which network. At quick scale every data set and network
 of the papers is the recipe's own: vir-at on SVHN and on CIFAR-10 are one run. A recipe of the
-papers' scale, say cifar10:paper, stands for all of them: each cell takes its own data set and
-network.
+papers' scale, say cifar10:paper, stands for all of them: each cell takes its own data set, and
+`kit.papers.settings` of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from fnmatch import fnmatchcase
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -18,35 +20,12 @@ import pandas as pd
 from kit.attacks.table import ATTACKS
 from kit.core.errors import KitError, unknown_name
 from kit.core.parameters import Natural, check_value
-from kit.core.registry import Registry
 from kit.data.datasets import DATA, base_of, folder_path
 from kit.experiments.recipes import RECIPES, find_recipe
 from kit.experiments.specification import RunSpec, parse_overrides, resolve
+from kit.papers.printed_attacks import NAMED, attack_at_paper_scale
 from kit.papers.printed_data import PAPERS, cell_tags, cells_of, table_name, tables
-
-#: Printed attack -> row of `kit.ATTACKS`. CSA states no steps for its PGD; MR's CW-PGD has 100, the
-#: others' CW 20.
-NAMED = Registry(
-    "printed attack",
-    {
-        "natural": "natural",
-        "fgsm": "fgsm",
-        "pgd": "pgd20",
-        "pgd20": "pgd20",
-        "pgd100": "pgd100",
-        "cw": "cw20",
-        "cw_pgd": "cw100",
-        "apgd_ce": "apgd-ce",
-        "aa": "aa",
-        "fmn100": "fmn100",
-        "mde": "mde",
-        "square": "square",
-        "spsa": "spsa100",
-        "mia": "mia",
-        "linfbia": "bia",
-        "l2bia": "l2bia",
-    },
-)
+from kit.papers.printed_settings import KEYS, recipe_of, row_of_cell, settings_of_row
 
 #: These cost seconds to minutes a run; they see the first `strong_n` images only.
 STRONG = {"apgd-ce", "aa", "fmn100", "mde", "square", "spsa100"}
@@ -128,18 +107,34 @@ def grid(
             for row in rows
             for attack in ("natural", "pgd")
         ]
-    return [_need(cell, recipe, dict(overrides or {}), strong_n) for cell in records]
+    settings = cache(_printed_overrides)  # the cells of a row share theirs
+    given = dict(overrides or {})
+    return [_need(cell, recipe, given, strong_n, settings) for cell in records]
 
 
-def _need(cell: dict[str, Any], name: str, overrides: dict[str, Any], strong_n: int) -> Need:
-    paper_scale = name in RECIPES and name.endswith(":paper")
-    attack = NAMED[cell["attack"].removesuffix(OF_ALL_ROWS)]
-    here = f"{cell['dataset']}:paper" if paper_scale else name
+def _need(
+    cell: dict[str, Any],
+    name: str,
+    overrides: dict[str, Any],
+    strong_n: int,
+    settings: Callable[..., dict[str, Any]],
+) -> Need:
+    row = row_of_cell(cell)
+    known, images = recipe_of(cell["paper"], row["dataset"] if row else cell["dataset"])
+    with_own_images = bool(images) and fnmatchcase(name, re.sub("<.*?>", "*", images))
+    paper_scale = with_own_images or (name in RECIPES and name.endswith(":paper"))
+    printed, here = cell["attack"].removesuffix(OF_ALL_ROWS), name
+    attack = attack_at_paper_scale(cell["paper"], printed) if paper_scale else NAMED[printed]
+    if paper_scale and not with_own_images:
+        here = f"{cell['dataset']}:paper" if images else known
     reason = _obstacle(cell, attack, here)
     if reason:
         return Need(cell, reason=reason)
-    if paper_scale and RECIPES[here].model != cell["model"]:
-        overrides = {"model": cell["model"]} | overrides
+    if paper_scale and row is not None:
+        # a burn-in is printed for the printed number of epochs; of another its share is kept
+        unread = {"burn_in"} if "epochs" in overrides else set()
+        printed_here = settings(*(cell[key] for key in KEYS), cell["row"], here)
+        overrides = {k: v for k, v in printed_here.items() if k not in unread} | overrides
     ask = Evaluation(attack, strong_n if attack in STRONG else 0, cell["checkpoint"] or "last")
     protected = (
         int(cell["protected_class"]) if cell["metric"] == "protected_class_accuracy" else None
@@ -156,6 +151,15 @@ def _need(cell: dict[str, Any], name: str, overrides: dict[str, Any], strong_n: 
     return need
 
 
+def _printed_overrides(
+    paper: str, dataset: str, model: str, method: str, row: str, recipe: str
+) -> dict[str, Any]:
+    """Return the overrides that make a run on `recipe` the one whose settings a paper prints."""
+    printed = row_of_cell(dict(zip(KEYS, (paper, dataset, model, method), strict=True)))
+    assert printed is not None  # `_need` asks for such rows alone
+    return dict(settings_of_row(printed, row, own_recipe=recipe).spec.overrides)
+
+
 def _obstacle(cell: dict[str, Any], attack: str, here: str) -> str:
     """Why a cell cannot be measured on the recipe `here`; "" if it can."""
     if cell["printed"] == "" and not cell["attack"].endswith(OF_ALL_ROWS):
@@ -163,7 +167,7 @@ def _obstacle(cell: dict[str, Any], attack: str, here: str) -> str:
     if not cell["row"]:
         printed = " ".join(filter(None, (cell["method"], cell["variant"])))
         return f"no row of kit.METHODS computes {printed}"
-    if "extra_data" in cell["variant"]:
+    if "extra_data" in cell["variant"] and "+npz:" not in here:
         return "needs 20 million generated images"
     if cell["paper"] == "csa" and cell["attack"] == "cw":
         return "CSA's CW has no bound on its size: with enough steps it brings any network to 0"

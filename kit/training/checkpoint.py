@@ -27,6 +27,7 @@ from kit.data.splits import DataSet
 from kit.experiments.provenance import git_commit, versions
 from kit.experiments.runs import Run, initial_network, read_run_record, run_folder
 from kit.experiments.specification import Plan
+from kit.training.optimizer import make_optimizer
 from kit.training.precision import compile_network, resolve_precision
 
 COLLAPSE_PATIENCE = 3
@@ -138,13 +139,7 @@ def initial_state(
 ) -> TrainingState:
     """Return a run at its first parameters, in its folder or another."""
     recipe, model = plan.recipe, initial_network(plan, host_data).to(device)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        fused=device.type == "cuda",
-    )
+    optimizer = make_optimizer(model, recipe, device)
     return TrainingState(plan, folder or run_folder(plan), model, optimizer)
 
 

@@ -123,11 +123,15 @@ def run_epoch_distributed(state: TrainingState, data: DataSet) -> None:
 
 
 def observe_split_distributed(
-    models: Sequence[nn.Module], plans: Sequence[Plan], split: Split, purpose: str
+    models: Sequence[nn.Module],
+    plans: Sequence[Plan],
+    split: Split,
+    purpose: str,
+    steps: int = 0,
 ) -> list[dict[str, np.ndarray]]:
     """Take `observe_split`, each process its share of the images; all have the whole."""
     n = len(split)
-    found = observe_rows(models, plans, split, purpose, torch.arange(n)[own_rows(n)])
+    found = observe_rows(models, plans, split, purpose, torch.arange(n)[own_rows(n)], steps)
     labels = {"y": stored_array(split.y), "ids": split.ids.cpu().numpy()}
     return [
         {name: stored_array(gather(values, n)) for name, values in mine.items()} | labels
@@ -141,7 +145,7 @@ def check_last_batch(plan: Plan, data: DataSet) -> None:
     Raises:
         KitError: The last batch has fewer images than there are processes.
     """
-    batch_size, images, processes = plan.recipe.batch_size, len(data.train), process_count()
+    batch_size, images, processes = plan.recipe.own_batch_size, len(data.train), process_count()
     last = images % batch_size or batch_size
     if last < processes:
         raise KitError(

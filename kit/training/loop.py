@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from kit.training.checkpoint import (
     save_final,
 )
 from kit.training.observation import accuracies, kept_outputs, observe_split, stored_array
+from kit.training.optimizer import learning_rate
 from kit.training.perturbed_step import train_step_perturbed
 from kit.training.precision import resolve_precision
 from kit.training.stacked_step import Learner, train_step_stacked
@@ -129,14 +131,15 @@ def train_epoch(
     order = image_order(plan, split, epoch)
     losses: list[Tensor] = []
     kept: list[dict[str, Tensor]] = []
-    for rows in order.split(recipe.batch_size):
+    for rows in batch_rows(plan, split, order, epoch):
         stop_if_abandoned()
         batches = load_batches(plan, split, rows, epoch, len(stages))
         for adversarial, batch in zip(stages, batches, strict=True):
             parts = model, state.optimizer, method, batch, recipe
             record = take_step(*parts, adversarial=adversarial, reweight=reweight)
             losses.append(record.loss)
-        kept.append(kept_outputs(record.outputs) | {"weight": record.weights})
+        n = len(rows.own)
+        kept.append(kept_outputs(record.outputs, n) | {"weight": record.weights[:n]})
     return collect(losses, kept, order)
 
 
@@ -154,7 +157,11 @@ def train_epoch_stacked(states: Sequence[TrainingState], split: Split, epoch: in
     orders = [image_order(state.plan, split, epoch) for state in states]
     losses: list[list[Tensor]] = [[] for _ in states]
     kept: list[list[dict[str, Tensor]]] = [[] for _ in states]
-    for all_rows in zip(*(order.split(recipe.batch_size) for order in orders), strict=True):
+    parts = [
+        batch_rows(state.plan, split, order, epoch)
+        for state, order in zip(states, orders, strict=True)
+    ]
+    for all_rows in zip(*parts, strict=True):
         stop_if_abandoned()
         loaded = [
             load_batches(state.plan, split, rows, epoch, len(stages))
@@ -164,8 +171,9 @@ def train_epoch_stacked(states: Sequence[TrainingState], split: Split, epoch: in
             records = train_step_stacked(learners, batches, recipe, adversarial=adversarial)
             for mine, record in zip(losses, records, strict=True):
                 mine.append(record.loss)
-        for arrays, record in zip(kept, records, strict=True):
-            arrays.append(kept_outputs(record.outputs) | {"weight": record.weights})
+        for arrays, record, rows in zip(kept, records, all_rows, strict=True):
+            n = len(rows.own)
+            arrays.append(kept_outputs(record.outputs, n) | {"weight": record.weights[:n]})
     return [collect(*each) for each in zip(losses, kept, orders, strict=True)]
 
 
@@ -175,9 +183,40 @@ def image_order(plan: Plan, split: Split, epoch: int) -> Tensor:
     return order.to(split.y.device)
 
 
-def load_batches(plan: Plan, split: Split, rows: Tensor, epoch: int, count: int) -> Iterator[Batch]:
+class BatchRows(NamedTuple):
+    """The rows of a batch: of its images, and of the generated ones behind them, if any."""
+
+    own: Tensor
+    generated: Tensor | None
+
+
+def batch_rows(plan: Plan, split: Split, order: Tensor, epoch: int) -> list[BatchRows]:
+    """List the batches of an epoch, in which each image of the split comes once.
+
+    Generated images are drawn so that every batch has their share, in a new order each epoch, all
+    of them before one comes again.
+    """
+    recipe = plan.recipe
+    own = order.split(recipe.own_batch_size)
+    if split.generated is None:
+        return [BatchRows(rows, None) for rows in own]
+    ratio = (recipe.batch_size - recipe.own_batch_size) / recipe.own_batch_size
+    counts = [round(len(rows) * ratio) for rows in own]
+    source = named_generator(plan.seed, "generated", epoch)
+    drawn = torch.randperm(len(split.generated), generator=source)
+    drawn = drawn[torch.arange(sum(counts)) % len(drawn)].to(order.device)
+    return [BatchRows(*rows) for rows in zip(own, drawn.split(counts), strict=True)]
+
+
+def load_batches(
+    plan: Plan, split: Split, rows: BatchRows, epoch: int, count: int
+) -> Iterator[Batch]:
     """Yield the batch of these rows `count` times, augmented once, with fresh streams each time."""
-    x, y, ids = split.x(rows), split.y[rows], split.ids[rows]
+    x, y, ids = split.x(rows.own), split.y[rows.own], split.ids[rows.own]
+    if rows.generated is not None:
+        assert split.generated is not None  # `batch_rows` draws from it
+        made = split.generated.take(rows.generated)
+        x, y, ids = torch.cat([x, made.x()]), torch.cat([y, made.y]), torch.cat([ids, made.ids])
     if plan.recipe.augment != "none":
         x = augment(x, plan.recipe.augment, Streams(ids, plan.spec.seed, "augment", epoch))
     for _ in range(count):
@@ -194,13 +233,7 @@ def collect(losses: list[Tensor], kept: list[dict[str, Tensor]], order: Tensor) 
 def set_learning_rate(state: TrainingState, epoch: int) -> None:
     """Set the rate of an epoch."""
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(state.plan, epoch)
-
-
-def learning_rate(plan: Plan, epoch: int) -> float:
-    """Return the rate of an epoch: it is multiplied by lr_factor after each milestone."""
-    recipe = plan.recipe
-    return recipe.lr * recipe.lr_factor ** sum(epoch > milestone for milestone in recipe.milestones)
+        group["lr"] = learning_rate(state.plan.recipe, epoch)
 
 
 # ----------------------------------------------------------------------------------- after an epoch
@@ -211,12 +244,16 @@ def observe_probes(
     data: DataSet,
     observe: Callable[..., list[dict[str, np.ndarray]]] = observe_split,
 ) -> list[dict[str, dict[str, np.ndarray]]]:
-    """Attack the first images of each split; returns for each network {split: arrays}."""
+    """Attack the first images of each split; returns for each network {split: arrays}.
+
+    The validation images, which choose the best epoch, may take more steps than the others.
+    """
     models, plans = [state.model for state in states], [state.plan for state in states]
     splits = {"seen": data.train, "validation": data.validation, "test": data.test}
-    first = slice(0, plans[0].recipe.probe)
+    recipe = plans[0].recipe
+    first, steps = slice(0, recipe.probe), {"validation": recipe.selection_steps}
     found = {
-        name: observe(models, plans, split.take(first), "probe")
+        name: observe(models, plans, split.take(first), "probe", steps.get(name, 0))
         for name, split in splits.items()
         if len(split)
     }
@@ -247,7 +284,7 @@ def record_epoch(
         kept |= {f"{name}_{key}": values for key, values in probe.items()}
     row = {
         "epoch": epoch,
-        "lr": learning_rate(plan, epoch),
+        "lr": learning_rate(plan.recipe, epoch),
         "loss": loss,
         "weight": float(arrays["weight"].mean(dtype=np.float64)),
     }
@@ -313,7 +350,7 @@ def check_batch_size(plan: Plan, data: DataSet) -> None:
     Raises:
         KitError: There are fewer training images than a batch has.
     """
-    batch_size, images = plan.recipe.batch_size, len(data.train)
+    batch_size, images = plan.recipe.own_batch_size, len(data.train)
     if batch_size > images:
         raise KitError(
             f"batch_size={batch_size} is larger than the {images} training images of "

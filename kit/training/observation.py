@@ -24,10 +24,11 @@ PROBE = part(pgd, loss="ce", init="gaussian")
 PROBE_BATCH = 256
 
 
-def kept_outputs(outputs: StepOutputs) -> dict[str, Tensor]:
-    """Return the fields of a step's outputs that are worth keeping, detached."""
+def kept_outputs(outputs: StepOutputs, n: int | None = None) -> dict[str, Tensor]:
+    """Return the fields of a step's outputs that are worth keeping, of its first n images (all)."""
     names = ("logits_adv", "logits_nat", "kappa", "lps", "p_flip")
-    return {name: value.detach() for name in names if (value := getattr(outputs, name)) is not None}
+    found = {name: getattr(outputs, name) for name in names}
+    return {name: value.detach()[:n] for name, value in found.items() if value is not None}
 
 
 def stored_array(values: Tensor) -> np.ndarray:
@@ -39,31 +40,41 @@ def stored_array(values: Tensor) -> np.ndarray:
 
 
 def observe_split(
-    models: Sequence[nn.Module], plans: Sequence[Plan], split: Split, purpose: str
+    models: Sequence[nn.Module],
+    plans: Sequence[Plan],
+    split: Split,
+    purpose: str,
+    steps: int = 0,
 ) -> list[dict[str, np.ndarray]]:
     """Pass a split through frozen networks that fit together, clean and attacked.
 
     Returns for each network logits_adv and logits_nat (n, K), kappa, lps, p_flip, y and ids (n,).
-    The attack is `PROBE` with the recipe's threat and steps. Its random start depends on seed,
-    purpose and image id.
+    The attack is `PROBE` with the recipe's threat, and `steps` or else the recipe's. Its random
+    start depends on seed, purpose and image id.
     """
-    found = observe_rows(models, plans, split, purpose, torch.arange(len(split)))
+    found = observe_rows(models, plans, split, purpose, torch.arange(len(split)), steps)
     labels = {"y": stored_array(split.y), "ids": split.ids.cpu().numpy()}
     return [{name: stored_array(v) for name, v in mine.items()} | labels for mine in found]
 
 
 def observe_rows(
-    models: Sequence[nn.Module], plans: Sequence[Plan], split: Split, purpose: str, rows: Tensor
+    models: Sequence[nn.Module],
+    plans: Sequence[Plan],
+    split: Split,
+    purpose: str,
+    rows: Tensor,
+    steps: int = 0,
 ) -> list[dict[str, Tensor]]:
     """Return the tensors of `observe_split` for some rows (n,) of the split."""
     recipe, network = plans[0].recipe, stack_networks(models)
+    steps = steps or recipe.steps
     kept: list[list[dict[str, Tensor]]] = [[] for _ in models]
     with frozen(network):
         for some in rows.to(split.y.device).split(PROBE_BATCH):
             x = split.x(some).repeat(len(models), 1, 1, 1)
             y = split.y[some].repeat(len(models))
             streams = [Streams(split.ids[some], plan.seed, purpose) for plan in plans]
-            trace = AttackTrace(y, recipe.steps)
+            trace = AttackTrace(y, steps)
             x_adv = PROBE(
                 network,
                 x,
@@ -72,7 +83,7 @@ def observe_rows(
                 generator=JoinedStreams(streams),
                 watch=trace,
                 validate=False,
-                steps=recipe.steps,
+                steps=steps,
                 step_size=recipe.step * recipe.eps,
             )
             with torch.no_grad():

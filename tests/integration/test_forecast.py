@@ -240,10 +240,15 @@ def test_no_image_is_needed_of_data_sets_that_are_downloaded(fresh_home):
 
 
 def test_the_plan_is_printed_also_where_data_is_missing(home, monkeypatch, capsys):
-    jobs = reproduction.plan_jobs(["02"], {"overrides": "epochs=4 probe=20"}, None, None)
+    jobs = reproduction.plan_jobs(
+        ["02"], {"overrides": "epochs=4 milestones=[] probe=20"}, None, None
+    )
     reproduction.show_plan(jobs, Place(CPU, 2))
     text = capsys.readouterr().out
-    assert "mail-at on digits, seed 0, epochs=4, probe=20: to train, 4 of 4 epochs" in text
+    assert (
+        "mail-at on digits, seed 0, epochs=4, milestones=[], probe=20: to train, 4 of 4 epochs"
+        in text
+    )
     assert (
         re.search(r"training 5 runs, 2 at a time, takes about \d+ s here", text)
         and "deep" not in text

@@ -22,7 +22,7 @@ SHAPES = [
     (name, shape)
     for name in NAMES
     for shape in ((1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 13, 13))
-    if not (name == "lenet" and shape[1] < 12)
+    if not (name.startswith("lenet") and shape[1] < (16 if name.endswith("unpadded") else 12))
 ] + [("lenet", (1, 12, 12)), ("cnn", (1, 1, 1))]
 
 
@@ -48,6 +48,10 @@ def images(n: int, shape: tuple[int, int, int], seed: int = 0) -> torch.Tensor:
         ("linear", (1, 8, 8), 2, 64 * 2 + 2),
         ("linear", (3, 32, 32), 10, 3072 * 10 + 10),
         ("lenet", (1, 28, 28), 10, 61_706),
+        ("lenet", (3, 28, 28), 10, 61_706 + 2 * 6 * 25),
+        ("lenet-5-16", (1, 28, 28), 10, 61_706 - 26 - 16 * 25),  # one kernel and its reader less
+        ("lenet-unpadded", (3, 32, 32), 10, 61_706 + 2 * 6 * 25),  # the padding only moves borders
+        ("lenet-5-16-unpadded", (3, 32, 32), 10, 61_706 + 2 * 5 * 25 - 26 - 16 * 25),
         ("cnn", (1, 8, 8), 10, (9 + 1) * 16 + (16 * 9 + 1) * 32 + (32 * 16 + 1) * 64 + 65 * 10),
     ],
 )
@@ -234,7 +238,7 @@ def test_normalisation_is_stored_but_not_trained():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("resnet50", "no model 'resnet50'.*linear, cnn, lenet, resnet18, wrn-D-W"),
+        ("resnet50", "no model 'resnet50'.*linear, cnn, lenet, .*resnet18, wrn-D-W"),
         ("", "no model ''"),
         ("wrn-34", "no model 'wrn-34'"),
         ("WRN-34-10", "no model 'WRN-34-10'"),
@@ -267,6 +271,8 @@ def test_images_that_do_not_fit_are_refused():
         build_network("lenet", (1, 8, 8), 10)
     with pytest.raises(KitError, match="at least 12x12"):
         build_network("lenet", (1, 11, 11), 10)
+    with pytest.raises(KitError, match="at least 16x16"):
+        build_network("lenet-unpadded", (1, 15, 15), 10)
     for name in NAMES:
         with pytest.raises(KitError, match=r"square images, these are 16x20"):
             build_network(name, (3, 16, 20), 10)

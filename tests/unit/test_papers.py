@@ -800,5 +800,7 @@ def test_the_package_carries_its_data():
         "figures",
         "drawings",
         "rules",
+        "recipes",
+        "readings",
     }
     assert PAPERS["mail"].weighs_by.startswith("PM") and "clirat" in repr(PAPERS)

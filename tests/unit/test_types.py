@@ -740,7 +740,7 @@ def test_no_text_is_a_traceback(text):
         (RunSpec("mail-at", overrides={"burn_in": -1}), "burn_in=-1 is out of range"),
         (RunSpec("mail-at", overrides={"burn_in": 0.5}), "burn_in=0.5 is float"),
         (
-            RunSpec("mail-at", overrides={"burn_in": 12, "epochs": 12}),
+            RunSpec("mail-at", overrides={"burn_in": 12, "epochs": 12, "milestones": []}),
             "burn_in=12 leaves no epoch of 12",
         ),
         (
@@ -845,6 +845,13 @@ OTHER = {
     "train_size": 500,
     "probe": 201,
     "precision": "bf16",
+    "optimizer": "adam",
+    "nesterov": True,
+    "schedule": "cosine",
+    "warm_up": 1,
+    "mean_std": [0.5, 0.25],
+    "selection_steps": 5,
+    "generated_share": 0.5,
 }
 
 
