@@ -108,8 +108,8 @@ FORMULAS: dict[str, str | tuple[str, Mapping]] = {
     "clean": r"x",
     "adversarial": r"\hat x",
     "alternating": r"x \text{, then, after a step, for } \hat x",
-    "attacked_then_alternating": r"x \text{, then, after a step, for the } \hat x \text{ from before "
-    r"that step}",
+    "attacked_then_alternating": r"x \text{, then, after a step, for the } \hat x \text{ from "
+    r"before that step}",
     "clean_first_half": r"x \text{ in the first half of the epochs, then for } \hat x",
     "pgd": (
         "loss",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from kit.core.parameters import NonNegative, Real, Share
 from kit.core.parts import attacks_first, controls
 
+
 def adversarial(epoch: int, epochs: int) -> tuple[bool, ...]:
     """One step a batch, on x_adv."""
     return (True,)

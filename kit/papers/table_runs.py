@@ -25,7 +25,7 @@ from kit.experiments.specification import RunSpec, parse_overrides, resolve
 from kit.papers.printed_data import PAPERS, cell_tags, cells_of, table_name, tables
 
 #: Printed attack -> row of `kit.ATTACKS`. CSA states no steps for its PGD; MR's CW-PGD has 100, the
-#: others' CW 20.
+#: others' CW is PGD-20 on the margin.
 NAMED = Registry(
     "printed attack",
     {
@@ -47,6 +47,11 @@ NAMED = Registry(
         "l2bia": "l2bia",
     },
 )
+
+#: Where a paper means another attack by the name. CSA's CW is Carlini and Wagner's own, and it says
+#: that all its perturbations are limited to an L-inf ball; unbounded it would break every image,
+#: where the paper prints accuracies from 0.24 to 0.91 on MNIST.
+NAMED_BY_PAPER = {("csa", "cw"): "cw-linf"}
 
 #: These cost seconds to minutes a run; they see the first `strong_n` images only.
 STRONG = {"apgd-ce", "aa", "fmn100", "mde", "square", "spsa100"}
@@ -133,7 +138,8 @@ def grid(
 
 def _need(cell: dict[str, Any], name: str, overrides: dict[str, Any], strong_n: int) -> Need:
     paper_scale = name in RECIPES and name.endswith(":paper")
-    attack = NAMED[cell["attack"].removesuffix(OF_ALL_ROWS)]
+    printed = cell["attack"].removesuffix(OF_ALL_ROWS)
+    attack = NAMED_BY_PAPER.get((cell["paper"], printed)) or NAMED[printed]
     here = f"{cell['dataset']}:paper" if paper_scale else name
     reason = _obstacle(cell, attack, here)
     if reason:
@@ -165,8 +171,6 @@ def _obstacle(cell: dict[str, Any], attack: str, here: str) -> str:
         return f"no row of kit.METHODS computes {printed}"
     if "extra_data" in cell["variant"]:
         return "needs 20 million generated images"
-    if cell["paper"] == "csa" and cell["attack"] == "cw":
-        return "CSA's CW has no bound on its size: with enough steps it brings any network to 0"
     if attack not in ATTACKS:
         return f"kit.ATTACKS has no {attack}: evaluation keeps to the norm of the run's own threat"
     if here not in RECIPES and not here.startswith("folder:") and "+npz:" not in here:

@@ -134,7 +134,7 @@ def train_epoch(
     kept: list[dict[str, Tensor]] = []
     for rows in order.split(recipe.batch_size):
         stop_if_abandoned()
-        batches = load_batches(plan, split, rows, epoch, len(stages))
+        batches: Iterable[Batch] = load_batches(plan, split, rows, epoch, len(stages))
         if method.attacks_first:
             batches = attack_ahead(model, method, stages, batches, recipe, reweight=reweight)
         for adversarial, batch in zip(stages, batches, strict=True):

@@ -208,8 +208,10 @@ def test_every_method_trains(method, tiny_run):
 LEARN = {"epochs": 28, "milestones": [18, 22]}
 #: the -halves rows' turn from clean to attacked images is too sharp for the usual rate; perturbed
 #: from the first epoch on, as its code has it, at-awp keeps a small network on its plateau
-LEARN_TOO = dict.fromkeys(("csa-halves", "cse-adv-halves"), {"lr": 0.02}) | {
-    "at-awp": {"schedule.until": 0.5}
+LEARN_TOO = {
+    "csa-halves": {"lr": 0.02},
+    "cse-adv-halves": {"lr": 0.02},
+    "at-awp": {"schedule.until": 0.5},
 }
 
 
