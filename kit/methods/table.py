@@ -261,9 +261,9 @@ CSA_CE = CSA.but(
 
 CSE = STD.but(
     "clean images, class costs and the fuzziness of the convolutions",
-    "CSE Eq. 10",
+    "CSE Eq. 10; γ not stated, chosen by a rule",
     loss=part(cost_sensitive),
-    regulariser=part(conv_fuzziness),
+    regulariser=part(conv_fuzziness, strength=20.0),
 )
 
 CSE_ADV = CSE.but(

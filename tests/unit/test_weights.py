@@ -713,7 +713,7 @@ PRINTED = {
     "csa-ce": (GAUSSIAN | COSTS, 0, [0, 1]),
     "csa-fgsm": (COSTS, 0, [0, 1]),
     "cse-adv-halves": (
-        OWN | COSTS | {"regulariser.strength": 1.0},
+        OWN | COSTS | {"regulariser.strength": 20.0},
         0,
         {1: [0], 60: [0], 120: [1]},
     ),
@@ -721,8 +721,8 @@ PRINTED = {
     "cse-kurtosis": (COSTS | {"regulariser.strength": 0.01, "regulariser.layers": 1}, 0, [0]),
     "csa": (OWN | COSTS, 0, [0, 1]),
     "csa-l2": (OWN | COSTS | {"regulariser.strength": 0.01}, 0, [0, 1]),
-    "cse": (COSTS | {"regulariser.strength": 1.0}, 0, [0]),
-    "cse-adv": (OWN | COSTS | {"regulariser.strength": 1.0}, 0, [0, 1]),
+    "cse": (COSTS | {"regulariser.strength": 20.0}, 0, [0]),
+    "cse-adv": (OWN | COSTS | {"regulariser.strength": 20.0}, 0, [0, 1]),
 }
 
 
