@@ -104,6 +104,13 @@ class AttackTrace:
         self.p_flip = p_true.where(crossing, self.p_flip)
         self.lps = self.lps.masked_fill(crossing, t)
 
+    def take(self, rows: slice) -> AttackTrace:
+        """Return the trace of some of the examples."""
+        values = self.kappa, self.lps, self.p_flip
+        return AttackTrace(
+            self.y[rows], self.steps, *(None if value is None else value[rows] for value in values)
+        )
+
     def flip_probability(self, logits_adv: Tensor) -> Tensor:
         """Return p_y at the first misclassified point, (N,); at x_adv itself where none was."""
         assert self.lps is not None and self.p_flip is not None  # an attack has called this watch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -38,3 +40,24 @@ def fgsm(
         init="none",
         validate=validate,
     )
+
+
+def one_step_fgsm(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    generator: Streams | torch.Generator | None = None,
+    watch: Watch | None = None,
+    validate: bool = True,
+    **supplied: Any,
+) -> Tensor:
+    """FGSM as a training attack; see `fgsm`.
+
+    `supplied` is what every training attack is handed beside: the steps, their length and the
+    trained loss. This attack uses none of them.
+
+    Source: CSA Eqs. 5-7.
+    """
+    return fgsm(model, x, y, threat, generator=generator, watch=watch, validate=validate)

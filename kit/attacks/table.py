@@ -148,6 +148,12 @@ ATTACKS = Registry(
             cw_l2,
             {"steps": 1000},
         ),
+        "cw-linf": Attack(
+            "Carlini and Wagner's attack inside the L-inf ball, 3 rounds of 40 steps",
+            "CSA/CSE s. IV; its settings are not stated",
+            cw_l2,
+            {"box": "ball", "steps": 40, "search_steps": 3, "initial_const": 1.0, "lr": 0.3},
+        ),
         "md": Attack("margin decomposition, 2 runs of 50 steps", "Ma et al. 2023", md),
         "mdmt": Attack("margin decomposition against up to 10 targets", "Ma et al. 2023", mdmt),
         "apgd-ce": Attack("APGD on cross-entropy, 100 steps", "Croce and Hein 2020", apgd),

@@ -125,6 +125,17 @@ def controlled_by(schedule: Part) -> tuple[str, ...]:
     return tuple(schedule(1, 1)) if stated is None else stated
 
 
+def attacks_first(stages: Function) -> Function:
+    """State that a batch is attacked before its first step, not before the step on x_adv."""
+    stages.attacks_first = True  # type: ignore[attr-defined]  # a function takes any attribute
+    return stages
+
+
+def is_attacked_first(stages: Callable) -> bool:
+    """Tell whether a function has stated `attacks_first`."""
+    return getattr(stages, "attacks_first", False)
+
+
 # ------------------------------------------------------------------------------- a function's name
 
 

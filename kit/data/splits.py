@@ -87,16 +87,16 @@ class DataSet:
         Raises:
             KitError: All training images are of one kind.
         """
-        # they stand behind the others, with ids behind those of the test images
-        mine, total = int((self.train.ids <= self.test.ids.max()).sum()), len(self.train)
-        if mine in (0, total):
+        made = self.train.ids > self.test.ids.max()  # their ids follow the test images'
+        count, total = int(made.sum()), len(self.train)
+        if count in (0, total):
             raise KitError(
                 f"generated_share needs images of both kinds, and of the {total} training images "
-                f"of {self.name} {total - mine} are generated; write <data set>+npz:<file>, and "
-                "raise train_size where it leaves too few"
+                f"of {self.name} {count} are generated; write <data set>+npz:<file>, and raise "
+                "train_size where it leaves too few"
             )
-        made = self.train.take(slice(mine, None))
-        return replace(self, train=replace(self.train.take(slice(mine)), generated=made))
+        own = replace(self.train.take(~made), generated=self.train.take(made))
+        return replace(self, train=own)
 
     def mean_std(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel, (C,), over the training images in [0, 1]."""

@@ -131,6 +131,7 @@ class Plan:
         alone = (
             self.recipe.model not in SMALL
             or method.perturb
+            or method.attacks_first
             or timed & {"attack", "second_attack", "stages"}
         )
         if alone or any(

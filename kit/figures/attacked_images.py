@@ -111,12 +111,18 @@ def resolve_attack(name: str, own: Norm) -> tuple[Attack, Norm]:
     attack = ATTACKS[row]
     if norm and norm not in NORM_LABELS:
         raise unknown_name("norm", norm, NORM_LABELS)
-    if attack.fn is cw_l2:
+    if attack.fn is cw_l2 and finds_nearest(attack):
         if norm == "linf":
             raise KitError(f"{row} minimises the L2 norm; write {row} or {row}:l2")
         norm = "l2"
     chosen: Norm = "linf" if norm == "linf" else "l2" if norm == "l2" else own
-    return attack.but(**SHORT_SEARCH.get(attack.fn, {})), chosen
+    short = SHORT_SEARCH.get(attack.fn, {}) if finds_nearest(attack) else {}
+    return attack.but(**short), chosen
+
+
+def finds_nearest(attack: Attack) -> bool:
+    """Tell whether one search of the attack answers for every radius."""
+    return attack.fn in NEAREST and attack.settings.get("box") != "ball"
 
 
 def equal_volume(eps: float, own: str, norm: str, pixels: int) -> float:
@@ -152,7 +158,7 @@ def attack_images(
                 attack = attack.but(step_size=2.5 * threat.eps / steps)
             return attack(model, x, y, threat, Streams(images.ids, "gallery", name))
 
-        if attack.fn in NEAREST:
+        if finds_nearest(attack):
             nearest = search(threats[-1])
             found[name] = [
                 (dataclasses.replace(nearest, broken=nearest.size <= threat.eps + ROUNDING), threat)

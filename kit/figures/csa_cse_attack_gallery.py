@@ -17,13 +17,13 @@ from kit.data.splits import Split
 from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.attacked_images import (
-    NEAREST,
     NORM_LABELS,
     AttackedImages,
     attack_and_norm_label,
     attack_images,
     count_broken,
     count_wrong_when_clean,
+    finds_nearest,
     first_images,
     parse_attacks,
     parse_image_numbers,
@@ -118,7 +118,7 @@ def collect_cells(model: nn.Module, images: Split, found: AttackedImages, row: i
     y, clean = int(images.y[row]), images.x(slice(row, row + 1))
     lines = {}
     for name, results in found.items():
-        nearest = ATTACKS[name.partition(":")[0]].fn in NEAREST
+        nearest = finds_nearest(ATTACKS[name.partition(":")[0]])
         lines[name] = [
             (result.x_adv[row : row + 1].cpu(), _answer(model, result.x_adv[row : row + 1], y))
             for result, _ in (results[:1] if nearest else results)
@@ -170,7 +170,7 @@ def _draw_gallery_line(line, name: str, clean: tuple, results: list, classes: li
     image, answer = clean
     _draw_image(first, image[0], _answer_words(answer, classes))
     first.set_ylabel(attack_and_norm_label(name), fontsize=8)
-    nearest = ATTACKS[name.partition(":")[0]].fn in NEAREST
+    nearest = finds_nearest(ATTACKS[name.partition(":")[0]])
     for at, (x_adv, answer) in enumerate(results):
         _draw_image(cells[2 * at], x_adv[0], _answer_words(answer, classes))
         _draw_perturbation(cells[2 * at + 1], x_adv - image, " (nearest)" if nearest else "")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from torch import nn
 
 from kit.evaluation.statistics import two_standard_errors
 from kit.experiments.runs import Run
@@ -25,21 +26,36 @@ def layer_fuzziness(run: Run, which: str) -> dict[str, float]:
     }
 
 
+def network_fuzziness(model: nn.Module) -> float:
+    """Eq. 8 on all convolutions of a network together: every parameter counts alike."""
+    return float(fuzziness(torch.cat([w.detach().flatten() for w in penalised_weights(model)])))
+
+
+def fuzziness_by_epoch(run: Run) -> np.ndarray:
+    """Eq. 8 on all convolutions (epochs,), from what training kept of each.
+
+    Eq. 8 is a mean over parameters, so that of a network is the mean over its layers, weighted by
+    how many parameters each has.
+    """
+    sizes = {name: w.numel() for name, w in conv_weights(run.model("last")).items()}
+    columns = np.stack([run.history[f"fuzziness.{name}"] for name in sizes], axis=1)
+    return np.average(columns, axis=1, weights=list(sizes.values()))
+
+
 # ------------------------------------------------------------------------------------------- Fig. 5
 
 
 def compute_fuzziness(runs: Mapping[str, Run]) -> FigureData:
-    """Cross-entropy, mean fuzziness of the convolutions and robust accuracy per epoch."""
+    """Cross-entropy, fuzziness of all convolutions (Eq. 8) and robust accuracy per epoch."""
     protected = int(runs["cse"].plan.method.loss.params["protected"])
     methods, curves = {}, {}
     for method, run in runs.items():
         history = run.history
-        columns = [column for column in history if column.startswith("fuzziness.")]
-        blur = history[columns].mean(axis=1)
+        blur = fuzziness_by_epoch(run)
         mine, n_class = protected_accuracy(run, protected)
         methods[method] = {
-            "initial_fuzziness": float(np.mean(list(layer_fuzziness(run, "initial").values()))),
-            "final_fuzziness": float(blur.iloc[-1]),
+            "initial_fuzziness": network_fuzziness(run.model("initial")),
+            "final_fuzziness": float(blur[-1]),
             "slope_per_epoch": float(np.polyfit(history.epoch, blur, 1)[0]),
             "final_ce": float(history.ce.iloc[-1]),
             "robust_test": float(history.robust_test.iloc[-1]),
@@ -80,7 +96,7 @@ def protected_accuracy(run: Run, protected: int) -> tuple[np.ndarray, int]:
 
 
 def draw_fuzziness(data: FigureData) -> Drawing:
-    """Draw cross-entropy (a), mean fuzziness (b) and robust accuracy (c) per epoch."""
+    """Draw cross-entropy (a), fuzziness (b) and robust accuracy (c) per epoch."""
     drawing = Drawing(7.6, 2.9)
     a, b, c = drawing.subplots(1, 3)
     for method, found in data.extras["curves"].items():

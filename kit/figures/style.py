@@ -107,6 +107,10 @@ _METHODS: dict[str, tuple[str, str | tuple]] = {
     "cse-kurtosis": (PURPLE, (0, (1, 1))),
     "clirat-drop-matched": (SKY, "--"),
     "clirat-drop-random": (GREY, "--"),
+    "csa-attack-first": (BLUE, (0, (1, 2))),
+    "csa-ce": (BLUE, (0, (5, 1))),
+    "csa-fgsm": (BLUE, (0, (5, 2, 1, 2))),
+    "cse-adv-halves": (PURPLE, (0, (3, 2))),
 }
 
 
@@ -117,6 +121,7 @@ _NAMES = {
     "clirat-drop-matched": "without $|S_{sig}|$ of $S_{mul}$",
     "csa-l2": "CSA+L2",
     "cse-adv": "CSE+ADV",
+    "cse-adv-halves": "CSE+ADV-HALVES",
     "clirat-drop-random": "without $|S_{mul}|$ at random",
     "mail-at-printed": "MAIL-AT (mean 1)",
     "mail-trades-mean": "MAIL-TRADES (mean 1)",

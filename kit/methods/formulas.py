@@ -112,6 +112,8 @@ FORMULAS: dict[str, str | tuple[str, Mapping]] = {
     "clean": r"x",
     "adversarial": r"\hat x",
     "alternating": r"x \text{, then, after a step, for } \hat x",
+    "attacked_then_alternating": r"x \text{, then, after a step, for the } \hat x \text{ from "
+    r"before that step}",
     "clean_first_half": r"x \text{ in the first half of the epochs, then for } \hat x",
     "pgd": (
         "loss",
@@ -121,6 +123,7 @@ FORMULAS: dict[str, str | tuple[str, Mapping]] = {
             "margin": r"\text{PGD on the CW loss}",
         },
     ),
+    "one_step_fgsm": r"\text{FGSM on the cross-entropy}",
     "trained_loss_pgd": r"\text{PGD on the loss that is trained}",
     "friendly_pgd": (
         "loss",

@@ -8,7 +8,7 @@ hyper-parameters belong to it and cannot be overridden by themselves.
 from __future__ import annotations
 
 from kit.core.parameters import NonNegative, Real, Share
-from kit.core.parts import controls
+from kit.core.parts import attacks_first, controls
 
 
 def adversarial(epoch: int, epochs: int) -> tuple[bool, ...]:
@@ -25,6 +25,15 @@ def alternating(epoch: int, epochs: int) -> tuple[bool, ...]:
     """Two steps a batch, first on x, then on x_adv of the network that results.
 
     Source: CSA Alg. 2, CIFAR-10.
+    """
+    return (False, True)
+
+
+@attacks_first
+def attacked_then_alternating(epoch: int, epochs: int) -> tuple[bool, ...]:
+    """Two steps a batch, on x, then on the x_adv of the network before both steps.
+
+    Source: CSA Alg. 1, whose line that makes x_adv stands before the clean step.
     """
     return (False, True)
 

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kit.attacks.fast_gradient_sign import one_step_fgsm
 from kit.attacks.friendly_pgd_attack import friendly_pgd
 from kit.attacks.projected_gradient_descent import pgd, trained_loss_pgd
 from kit.core.errors import KitError, unknown_name
 from kit.core.parameters import Share
-from kit.core.parts import Part, controlled_by, part
+from kit.core.parts import Part, controlled_by, is_attacked_first, part
 from kit.core.registry import Registry
 from kit.methods.criteria import CRITERIA, Criterion
 from kit.methods.losses import (
@@ -32,6 +33,7 @@ from kit.methods.regularisers import conv_fuzziness, conv_kurtosis, conv_l1_minu
 from kit.methods.schedules import (
     adversarial,
     alternating,
+    attacked_then_alternating,
     clean,
     clean_first_half,
     friendlier_first,
@@ -96,6 +98,11 @@ class Method:
         if self.select is not None:
             names |= fields_read_by(self.select.func)
         return names
+
+    @property
+    def attacks_first(self) -> bool:
+        """Tell whether a batch is attacked before its first step, not just before its own."""
+        return is_attacked_first(self.stages.func)
 
     @cached_property
     def reads_clean(self) -> bool:
@@ -253,11 +260,24 @@ CSA = ADV.but(
     attack=part(trained_loss_pgd, init="gaussian"),
 )
 
+CSA_CE = CSA.but(
+    "CSA attacked on the cross-entropy alone",
+    "CSA Eq. 4, the cost outside its maximum",
+    attack=AT.attack,
+)
+
 CSE = STD.but(
     "clean images, class costs and the fuzziness of the convolutions",
-    "CSE Eq. 10",
+    "CSE Eq. 10; γ not stated, chosen by a rule",
     loss=part(cost_sensitive),
-    regulariser=part(conv_fuzziness),
+    regulariser=part(conv_fuzziness, strength=20.0),
+)
+
+CSE_ADV = CSE.but(
+    "CSE with a clean and an adversarial step per batch",
+    "CSE s. IV",
+    stages=part(alternating),
+    attack=CSA.attack,
 )
 
 
@@ -551,6 +571,17 @@ METHODS = Registry(
             "CSA s. IV-A, MNIST",
             stages=part(clean_first_half),
         ),
+        "csa-attack-first": CSA.but(
+            "CSA whose attack is made before the batch's clean step",
+            "CSA Alg. 1 as printed",
+            stages=part(attacked_then_alternating),
+        ),
+        "csa-ce": CSA_CE,
+        "csa-fgsm": CSA_CE.but(
+            "CSA attacked by one step on the cross-entropy",
+            "CSA Eqs. 5-7",
+            attack=part(one_step_fgsm),
+        ),
         "csa-l2": CSA.but(
             "CSA plus the norms of the weight tensors",
             "CSA Eq. 7; coefficient as in its code",
@@ -567,11 +598,11 @@ METHODS = Registry(
             "CSE's code, where it has no gradient",
             regulariser=part(conv_kurtosis, strength=0.01),
         ),
-        "cse-adv": CSE.but(
-            "CSE with a clean and an adversarial step per batch",
-            "CSE s. IV",
-            stages=part(alternating),
-            attack=CSA.attack,
+        "cse-adv": CSE_ADV,
+        "cse-adv-halves": CSE_ADV.but(
+            "CSE+ADV: clean in the first half of training, then adversarial",
+            "CSE s. IV-A, MNIST",
+            stages=part(clean_first_half),
         ),
     },
 )

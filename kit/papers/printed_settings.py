@@ -29,7 +29,7 @@ from kit.data.datasets import DATA
 from kit.experiments.recipes import find_recipe
 from kit.experiments.specification import Plan, RunSpec, parse_value, resolve
 from kit.methods.table import METHODS
-from kit.papers.printed_attacks import attack_at_paper_scale, attack_settings
+from kit.papers.printed_attacks import attack_of, attack_settings
 from kit.papers.printed_data import PAPERS, cells_of, read_table, rows_of_paper, table_name
 
 Row = Mapping[str, str]
@@ -462,7 +462,7 @@ def compare_attack(row: Row) -> tuple[str, str]:
     """Compare a printed attack at evaluation with its row of `kit.ATTACKS`: status, and why."""
     dataset = row["dataset"].partition(";")[0]
     recipe = find_recipe(recipe_of(row["paper"], dataset)[0]) if dataset in DATA else None
-    name = attack_at_paper_scale(row["paper"], row["method"].removeprefix("eval:"))
+    name = attack_of(row["paper"], row["method"].removeprefix("eval:"))
     found = attack_settings(name, recipe.eps if recipe else 8 / 255)
     status, whys = "equal", []
     for column, value in found.items():

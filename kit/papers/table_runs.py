@@ -23,7 +23,7 @@ from kit.core.parameters import Natural, check_value
 from kit.data.datasets import DATA, base_of, folder_path
 from kit.experiments.recipes import RECIPES, find_recipe
 from kit.experiments.specification import RunSpec, parse_overrides, resolve
-from kit.papers.printed_attacks import NAMED, attack_at_paper_scale
+from kit.papers.printed_attacks import attack_of
 from kit.papers.printed_data import PAPERS, cell_tags, cells_of, table_name, tables
 from kit.papers.printed_settings import KEYS, recipe_of, row_of_cell, settings_of_row
 
@@ -124,7 +124,7 @@ def _need(
     with_own_images = bool(images) and fnmatchcase(name, re.sub("<.*?>", "*", images))
     paper_scale = with_own_images or (name in RECIPES and name.endswith(":paper"))
     printed, here = cell["attack"].removesuffix(OF_ALL_ROWS), name
-    attack = attack_at_paper_scale(cell["paper"], printed) if paper_scale else NAMED[printed]
+    attack = attack_of(cell["paper"], printed, paper_scale=paper_scale)
     if paper_scale and not with_own_images:
         here = f"{cell['dataset']}:paper" if images else known
     reason = _obstacle(cell, attack, here)
@@ -169,8 +169,6 @@ def _obstacle(cell: dict[str, Any], attack: str, here: str) -> str:
         return f"no row of kit.METHODS computes {printed}"
     if "extra_data" in cell["variant"] and "+npz:" not in here:
         return "needs 20 million generated images"
-    if cell["paper"] == "csa" and cell["attack"] == "cw":
-        return "CSA's CW has no bound on its size: with enough steps it brings any network to 0"
     if attack not in ATTACKS:
         return f"kit.ATTACKS has no {attack}: evaluation keeps to the norm of the run's own threat"
     if here not in RECIPES and not here.startswith("folder:") and "+npz:" not in here:

@@ -32,9 +32,8 @@ def train_step_distributed(
     of the whole: criterion, weights and loss are those of one process.
     """
     n, bare = len(batch.y), unwrap_distributed(network)
-    mine = own_rows(n)
-    share = Batch(batch.x[mine], batch.y[mine], batch.streams.of(batch.streams.ids[mine]))
-    if adversarial:
+    share = batch.take(own_rows(n))
+    if adversarial and share.x_adv is None:
         share = attack_batch(bare, method, share, recipe, reweight=reweight)
 
     def compute(model: nn.Module) -> StepRecord:

@@ -8,13 +8,14 @@ bit as if it had not been.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kit.core.distributed import unwrap_distributed
 from kit.core.errors import KitError
 from kit.core.progress import Progress, format_duration
 from kit.core.random_streams import Streams, named_generator
@@ -23,9 +24,11 @@ from kit.core.threads import stop_if_abandoned
 from kit.data.augmentation import augment
 from kit.data.splits import DataSet, Split
 from kit.experiments.devices import threads_for
+from kit.experiments.recipes import Recipe
 from kit.experiments.runs import Run, open_dataset
 from kit.experiments.specification import Plan
 from kit.methods.regularisers import conv_weights, fuzziness
+from kit.methods.table import Method
 from kit.methods.weights import check_weights
 from kit.training.checkpoint import (
     TrainingState,
@@ -41,7 +44,7 @@ from kit.training.optimizer import learning_rate
 from kit.training.perturbed_step import train_step_perturbed
 from kit.training.precision import resolve_precision
 from kit.training.stacked_step import Learner, train_step_stacked
-from kit.training.step import Batch, StepRecord, train_step
+from kit.training.step import Batch, StepRecord, attack_batch, train_step
 
 #: What training computed in one epoch: the mean loss, and {name: (n, ...)} in the split's order.
 Trained = tuple[float, dict[str, np.ndarray]]
@@ -133,7 +136,9 @@ def train_epoch(
     kept: list[dict[str, Tensor]] = []
     for rows in batch_rows(plan, split, order, epoch):
         stop_if_abandoned()
-        batches = load_batches(plan, split, rows, epoch, len(stages))
+        batches: Iterable[Batch] = load_batches(plan, split, rows, epoch, len(stages))
+        if method.attacks_first:
+            batches = attack_ahead(model, method, stages, batches, recipe, reweight=reweight)
         for adversarial, batch in zip(stages, batches, strict=True):
             parts = model, state.optimizer, method, batch, recipe
             record = take_step(*parts, adversarial=adversarial, reweight=reweight)
@@ -221,6 +226,23 @@ def load_batches(
         x = augment(x, plan.recipe.augment, Streams(ids, plan.spec.seed, "augment", epoch))
     for _ in range(count):
         yield Batch(x, y, Streams(ids, plan.spec.seed, "attack", epoch))
+
+
+def attack_ahead(
+    model: torch.nn.Module,
+    method: Method,
+    stages: Sequence[bool],
+    batches: Iterable[Batch],
+    recipe: Recipe,
+    *,
+    reweight: bool,
+) -> list[Batch]:
+    """Attack a batch for all its steps on x_adv while the network is as it was before the first."""
+    bare = unwrap_distributed(model)
+    return [
+        attack_batch(bare, method, batch, recipe, reweight=reweight) if adversarial else batch
+        for adversarial, batch in zip(stages, batches, strict=True)
+    ]
 
 
 def collect(losses: list[Tensor], kept: list[dict[str, Tensor]], order: Tensor) -> Trained:

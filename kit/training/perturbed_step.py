@@ -26,7 +26,7 @@ def train_step_perturbed(
 
     A method whose perturbation is 0 takes exactly `train_step`.
     """
-    if adversarial:
+    if adversarial and batch.x_adv is None:
         batch = attack_batch(model, method, batch, recipe, reweight=reweight)
 
     def compute() -> StepRecord:

@@ -32,6 +32,18 @@ class Batch:
     x_second: Tensor | None = None  # of a second attack, where the method has one
     trace: AttackTrace | None = None  # of the first attack
 
+    def take(self, rows: slice) -> Batch:
+        """Return some of the examples, with what was made of them."""
+        x_adv, second, trace = self.x_adv, self.x_second, self.trace
+        return Batch(
+            self.x[rows],
+            self.y[rows],
+            self.streams.of(self.streams.ids[rows]),
+            None if x_adv is None else x_adv[rows],
+            None if second is None else second[rows],
+            None if trace is None else trace.take(rows),
+        )
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -54,9 +66,10 @@ def train_step(
 ) -> StepRecord:
     """Take one optimizer step on a batch.
 
-    `adversarial`: on x_adv, else on x. `reweight`: past burn-in; before it every weight is 1.
+    `adversarial`: on x_adv, else on x; a batch that was attacked before is not attacked again.
+    `reweight`: past burn-in; before it every weight is 1.
     """
-    if adversarial:
+    if adversarial and batch.x_adv is None:
         batch = attack_batch(model, method, batch, recipe, reweight=reweight)
     outputs = forward(model, method, batch)
     record = compute_loss(model, method, outputs, reweight=reweight)

@@ -54,21 +54,24 @@ def attack(
     where it stands.
     """
     wanted, eps, step_size = part.params.get("loss", "own"), recipe.eps, recipe.step * recipe.eps
+    steps, init = recipe.steps, part.params.get("init", "none")
     friendly = part.name == "friendly_pgd"
+    if part.name == "one_step_fgsm":
+        wanted, steps, step_size = "ce", 1, eps
     noise = {
         "uniform": lambda: eps * (2 * streams.uniform(x) - 1),
         "gaussian": lambda: 0.001 * streams.normal(x),
         "unit": lambda: streams.uniform(x),
         "none": lambda: 0 * x,
-    }[part.params["init"]]()
-    x_t = (x + noise).clamp(0, 1) if friendly or part.params["init"] == "uniform" else x + noise
+    }[init]()
+    x_t = (x + noise).clamp(0, 1) if friendly or init == "uniform" else x + noise
     found = {
         "kappa": torch.zeros_like(y),
         "lps": torch.full_like(y, recipe.steps),
         "p_flip": torch.full(y.shape, torch.nan),
     }
     patience, stopped = torch.full_like(y, part.params.get("tau", 0)), torch.zeros_like(y).bool()
-    for t in range(recipe.steps):
+    for t in range(steps):
         x_t = x_t.detach().requires_grad_()
         logits = net(x_t)
         losses: dict[str, Callable[[], Tensor]] = {

@@ -22,6 +22,7 @@ from kit.methods.table import METHODS
 from kit.models import architectures
 from kit.training import distributed_loop
 from kit.training.distributed_step import train_step_distributed
+from kit.training.loop import attack_ahead
 from kit.training.step import Batch
 from tests.helpers.stepping import step_of
 
@@ -43,8 +44,11 @@ def states(
         for number in range(2):
             x = torch.rand(BATCH, channels, size, size, generator=draw, dtype=torch.float64)
             y = torch.randint(0, 10, (BATCH,), generator=draw)
-            for attacked in method.stages(30, 40):
-                batch = Batch(x, y, Streams(torch.arange(BATCH), number))
+            stages = method.stages(30, 40)
+            batches = [Batch(x, y, Streams(torch.arange(BATCH), number)) for _ in stages]
+            if method.attacks_first:
+                batches = attack_ahead(wrapped, method, stages, batches, recipe, reweight=False)
+            for attacked, batch in zip(stages, batches, strict=True):
                 done = take_step(
                     wrapped,
                     optimizer,

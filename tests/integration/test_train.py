@@ -5,6 +5,7 @@ every method learns, a run is made once, survives a kill bit for bit, and refuse
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -28,10 +29,11 @@ from kit.core.random_streams import Streams
 from kit.experiments.runs import Run, cached_dataset, initial_network, open_dataset, run_folder
 from kit.experiments.specification import RunSpec, resolve
 from kit.training import loop
-from kit.training.checkpoint import TrainingState
+from kit.training.checkpoint import TrainingState, initial_state
+from kit.training.loop import image_order, train_epoch
 from tests.helpers.run_files import contents
 from tests.helpers.settings import TINY
-from tests.helpers.stepping import take_step
+from tests.helpers.stepping import attacked_batch, take_step
 
 
 def plan_of(method: str, **overrides):
@@ -78,6 +80,41 @@ def test_a_step_is_the_textbook_step():
             p -= 0.1 * p.grad
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("method", "old"), [("csa-attack-first", True), ("csa", False)])
+def test_which_network_a_batch_is_attacked_for(method, old):
+    """As CSA's Algorithm 1 prints it: the one before the batch's clean step; else the one after."""
+    plan = plan_of(method, train_size=40, batch_size=40)
+    data = open_dataset(plan)
+    state = initial_state(plan, data, torch.device("cpu"))
+    by_hand = initial_network(plan, data)
+    train_epoch(state, data.train, 1)
+    rows = image_order(plan, data.train, 1)
+    split = data.train.take(rows)
+    optimizer = torch.optim.SGD(
+        by_hand.parameters(), lr=plan.recipe.lr, momentum=plan.recipe.momentum
+    )
+    images, before = (split.x(), split.y), copy.deepcopy(by_hand)
+    take_step(by_hand, optimizer, plan.method, plan.recipe, *images, None, attacked=False)
+    streams = Streams(split.ids, plan.seed, "attack", 1)
+    attacked = before if old else copy.deepcopy(by_hand)
+    batch = attacked_batch(attacked, plan.method, plan.recipe, *images, streams)
+    optimizer.zero_grad()
+    plan.method.trained_loss(by_hand(batch.x_adv), split.y).mean().backward()
+    optimizer.step()
+    torch.testing.assert_close(dict(state.model.state_dict()), dict(by_hand.state_dict()))
+
+
+def test_a_one_step_attack_is_fgsm_on_the_cross_entropy():
+    """CSA Eqs. 5-7: one step of length eps, whatever steps and class costs the run has."""
+    plan = plan_of("csa-fgsm")
+    x, y, streams = batch_of(plan)
+    model = initial_network(plan, open_dataset(plan))
+    x_adv = attacked_batch(model, plan.method, plan.recipe, x, y, streams).x_adv
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(leaf), y), leaf)
+    torch.testing.assert_close(x_adv, (x + plan.recipe.eps * gradient.sign()).clamp(0, 1))
 
 
 @pytest.mark.parametrize("method", kit.METHODS)
@@ -169,9 +206,13 @@ def test_every_method_trains(method, tiny_run):
 
 
 LEARN = {"epochs": 28, "milestones": [18, 22]}
-#: csa-halves' turn from clean to attacked images is too sharp for the usual rate; perturbed from
-#: the first epoch on, as its code has it, at-awp keeps a small network on its plateau
-LEARN_TOO = {"csa-halves": {"lr": 0.02}, "at-awp": {"schedule.until": 0.5}}
+#: the -halves rows' turn from clean to attacked images is too sharp for the usual rate; perturbed
+#: from the first epoch on, as its code has it, at-awp keeps a small network on its plateau
+LEARN_TOO = {
+    "csa-halves": {"lr": 0.02},
+    "cse-adv-halves": {"lr": 0.02},
+    "at-awp": {"schedule.until": 0.5},
+}
 
 
 @pytest.fixture(scope="module")

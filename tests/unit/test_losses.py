@@ -289,11 +289,15 @@ def test_costs_raise_the_protected_class_in_the_methods_table():
     assert set(rows) == {
         "csa",
         "csa-halves",
+        "csa-attack-first",
+        "csa-ce",
+        "csa-fgsm",
         "csa-l2",
         "cse",
         "cse-l1l2",
         "cse-kurtosis",
         "cse-adv",
+        "cse-adv-halves",
     }
     seen = seen_of(10)
     for method in rows.values():

@@ -23,6 +23,7 @@ from kit.attacks.line_search_pgd import LINE_SEARCH, lmpgd
 from kit.attacks.margin_decomposition import md, mdmt, stage_objective, step_length
 from kit.attacks.momentum_iterative import mifgsm
 from kit.attacks.simultaneous_perturbation import estimate, spsa
+from kit.attacks.table import ATTACKS as ROWS
 from kit.attacks.tracker import ROUNDING, AttackResult, AttackTracker
 from kit.core import tensors
 from kit.core.errors import KitError
@@ -595,6 +596,17 @@ def test_cw_l2_measures_in_l2_whatever_the_threat_is(network, batch):
         "broken looks at the ball that was asked for"
     )
     assert 2 < int(linf.broken.sum()) < 12 and not torch.equal(l2.broken, linf.broken)
+
+
+@pytest.mark.parametrize("reach", [0.9, 1.1])
+def test_cw_inside_the_ball_breaks_what_the_ball_holds(reach):
+    """On a linear network, whose distance is known: nothing short of it, and everything beyond."""
+    model, x, y = linear_problem("linf", DISTANCE["linf"], torch.float64)
+    threat = Threat("linf", reach * DISTANCE["linf"])
+    result = ROWS["cw-linf"](model, x, y, threat, Streams(torch.arange(12), 0))
+    assert result.broken.tolist() == [reach > 1] * len(x) and not result.notes
+    moved = tensors.norm(result.x_adv - x, "linf")
+    assert bool((moved <= threat.eps + 1e-9).all()) and bool((moved > 0).all()) == (reach > 1)
 
 
 @pytest.mark.slow

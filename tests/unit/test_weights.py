@@ -762,12 +762,20 @@ PRINTED = {
     "mail-at-printed": (GAUSSIAN | STEEP, 75, [1]),
     "mail-trades-2021": (GAUSSIAN | FLAT | THREE | {"loss.beta": 5.0}, 75, [1]),
     "csa-halves": (OWN | COSTS, 0, {1: [0], 60: [0], 120: [1]}),
+    "csa-attack-first": (OWN | COSTS, 0, [0, 1]),
+    "csa-ce": (GAUSSIAN | COSTS, 0, [0, 1]),
+    "csa-fgsm": (COSTS, 0, [0, 1]),
+    "cse-adv-halves": (
+        OWN | COSTS | {"regulariser.strength": 20.0},
+        0,
+        {1: [0], 60: [0], 120: [1]},
+    ),
     "cse-l1l2": (COSTS | {"regulariser.strength": 0.01, "regulariser.layers": 1}, 0, [0]),
     "cse-kurtosis": (COSTS | {"regulariser.strength": 0.01, "regulariser.layers": 1}, 0, [0]),
     "csa": (OWN | COSTS, 0, [0, 1]),
     "csa-l2": (OWN | COSTS | {"regulariser.strength": 0.01}, 0, [0, 1]),
-    "cse": (COSTS | {"regulariser.strength": 1.0}, 0, [0]),
-    "cse-adv": (OWN | COSTS | {"regulariser.strength": 1.0}, 0, [0, 1]),
+    "cse": (COSTS | {"regulariser.strength": 20.0}, 0, [0]),
+    "cse-adv": (OWN | COSTS | {"regulariser.strength": 20.0}, 0, [0, 1]),
 }
 
 

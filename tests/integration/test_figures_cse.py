@@ -1,0 +1,151 @@
+"""CSE's γ and Theorem 1, against second implementations and planted facts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from kit.core.errors import KitError
+from kit.figures.base import FigureData
+from kit.figures.csa_cse_strength import (
+    choose_strength,
+    decide_fuzziness_strength,
+    group_by_strength,
+)
+from kit.figures.csa_cse_theorem import (
+    binary_gradients,
+    decide_theorem,
+    largest_p,
+    uniform_gradients,
+)
+from kit.figures.table import FIGURES
+
+STRENGTH = "regulariser.strength"
+
+#: Accuracy gained, with its interval.
+UP, LITTLE, NONE = (0.4, 0.3, 0.5), (0.1, 0.05, 0.15), (0.0, -0.02, 0.02)
+
+
+# ------------------------------------------------------------------------------------------------ γ
+
+
+def test_facts_over_gamma(tiny_run):
+    """A γ of 0 and a large one, two seeds: Eq. 8 over all parameters, written out in NumPy."""
+    runs = [
+        tiny_run("cse", seed=seed, **{STRENGTH: gamma}) for gamma in (300.0, 0.0) for seed in (1, 0)
+    ]
+    drawing = FIGURES["fuzziness-strength"].make(runs, n=20)
+    facts = drawing.facts
+    assert (facts["values"], facts["seeds"], facts["n"]) == ([0.0, 300.0], 2, 20)
+    for gamma, (found, low, high) in zip(facts["values"], facts["fuzziness"], strict=True):
+        blur = []
+        for run in runs:
+            if run.plan.method.hyper_parameters()[STRENGTH] == gamma:
+                state = run.model().state_dict()
+                w = np.concatenate([state[f"{i}.weight"].double().ravel() for i in (0, 2)])
+                rho = 1 / (1 + np.exp(np.abs(w)))
+                blur.append(-(rho * np.log(rho) + (1 - rho) * np.log(1 - rho)).mean())
+        assert found == pytest.approx(np.mean(blur), abs=1e-6) and low <= found <= high
+    assert facts["fuzziness"][1][0] < facts["fuzziness"][0][0], "the term lowers what it weighs"
+    assert facts["gain"]["pgd20"][0][0] == 0 and facts["n_validation"] == 60
+
+
+def test_the_rule_takes_the_largest_gamma_that_costs_nothing():
+    worse = (-0.2, -0.3, -0.1)
+    assert choose_strength([0, 1, 5, 20], [NONE, NONE, UP, NONE]) == 20
+    assert choose_strength([0, 1, 5, 20], [NONE, NONE, worse, NONE]) == 1, "none beyond a loss"
+    assert choose_strength([0], [NONE]) == 0
+
+
+@pytest.mark.parametrize(
+    "pgd, square, verdict",
+    [
+        (UP, NONE, "holds"),
+        (UP, LITTLE, "holds"),
+        (LITTLE, UP, "fails"),
+        (UP, UP, "fails"),
+        (NONE, NONE, "undecided"),
+        (LITTLE, (0.1, -0.1, 0.3), "undecided"),
+    ],
+)
+def test_hidden_gradients_show_where_no_gradient_is_followed(pgd, square, verdict):
+    """Robustness that Square confirms is real; what PGD alone sees is not."""
+    zero = (0.0, 0.0, 0.0)
+    facts = {
+        "values": [0.0, 5.0],
+        "chosen": 5.0,
+        "n": 100,
+        "seeds": 3,
+        "gain": {"pgd20": [zero, pgd], "square": [zero, square]},
+    }
+    [claim] = decide_fuzziness_strength(FigureData(facts))
+    assert (claim.verdict, claim.number) == (verdict, 85)
+
+
+def test_runs_that_do_not_compare_are_refused(tiny_run):
+    cse, other = tiny_run("cse"), tiny_run("cse", seed=1, **{STRENGTH: 2.0})
+    for runs, words in (
+        ([cse, tiny_run("std")], "such as cse, not of cse, std"),
+        ([cse, tiny_run("cse", **{"loss.cost": 2.0})], "differ in more than"),
+        ([cse, other], "needs the same seeds"),
+    ):
+        with pytest.raises(KitError, match=words):
+            group_by_strength(runs)
+
+
+# ---------------------------------------------------------------------------------------- Theorem 1
+
+
+def gradient_of(weights: torch.Tensor, x: float) -> torch.Tensor:
+    """dL/dx (n,) of -log softmax(w x)_1 for weights (n, K), by autograd in float64."""
+    leaf = torch.full((len(weights), 1), x, dtype=torch.float64, requires_grad=True)
+    loss = torch.nn.functional.cross_entropy(
+        weights * leaf, torch.zeros(len(weights), dtype=torch.int64), reduction="sum"
+    )
+    return torch.autograd.grad(loss, leaf)[0].squeeze(1)
+
+
+@pytest.mark.parametrize(("x", "p_1"), [(0.5, 0.3), (3.0, 0.05), (30.0, 0.5)])
+def test_binary_side_is_the_sum_over_all_weights(x, p_1):
+    every = torch.tensor(list(itertools.product((0.0, 1.0), repeat=6)), dtype=torch.float64)
+    ones = every.sum(dim=1)
+    chance, found = p_1**ones * (1 - p_1) ** (6 - ones), gradient_of(every, x)
+    assert binary_gradients(6, x, p_1) == pytest.approx(
+        (float(chance @ found), float(chance @ found.abs()))
+    )
+
+
+def test_uniform_side_is_a_mean_of_gradients():
+    mean, size = uniform_gradients(10, 3.0, 20_000)
+    weights = torch.rand(200_000, 10, dtype=torch.float64, generator=torch.manual_seed(5))
+    found = gradient_of(weights, 3.0)
+    for (middle, low, high), expected in ((mean, found.mean()), (size, found.abs().mean())):
+        assert low < middle < high and abs(middle - float(expected)) < 1.5 * (high - low)
+
+
+def test_where_the_inequality_ends():
+    """At p_1 = 0.03 it holds and at 0.05 it does not, for K = 10 and x = 3."""
+    uniform = uniform_gradients(10, 3.0, 20_000)[0][0]
+    assert binary_gradients(10, 3.0, 0.03)[0] < uniform < binary_gradients(10, 3.0, 0.05)[0]
+    assert 0.03 < largest_p(10, 3.0, uniform) < 0.05
+    assert largest_p(10, 3.0, math.inf) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "sides, verdict",
+    [((0.10, 0.15), "holds"), ((0.10, 0.25), "fails"), ((0.10, 0.20), "undecided")],
+)
+def test_theorem_holds_only_where_it_holds_at_every_p(sides, verdict):
+    facts = {
+        "classes": 10,
+        "x": 3.0,
+        "draws": 9,
+        "uniform": (0.2, 0.19, 0.21),
+        "at": {0.03: (sides[0], 0.0), 0.05: (sides[1], 0.0)},
+    }
+    [claim] = decide_theorem(FigureData(facts))
+    assert (claim.verdict, claim.number) == (verdict, 91)
