@@ -188,6 +188,13 @@ def parser() -> argparse.ArgumentParser:
         help="decide every claim twice, with disjoint sets of the seeds that are there",
     )
 
+    record = commands.add_parser(
+        "record",
+        help="write figures/measured.csv, the gallery and the scoreboard from what is done",
+    )
+    record.add_argument("--recipe", default="digits", help="the scale (default: digits)")
+    record.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
+
     commands.add_parser(
         "bench", help="speed here, against the plain step and other libraries (see `bench --help`)"
     )
@@ -215,6 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "list": _list,
                 "explain": _explain,
                 "compare": _compare,
+                "record": _record,
                 "runs": _runs,
             }
             return commands[options.command](options)
@@ -445,6 +453,17 @@ def _explain(options: argparse.Namespace) -> int:
     from kit.figures.explanation import explain
 
     print(explain(options.method))
+    return 0
+
+
+def _record(options: argparse.Namespace) -> int:
+    from kit.jobs.gallery import write_gallery
+    from kit.jobs.reproduction import plan_jobs
+
+    [job] = plan_jobs(["tables_of_the_papers"], _given_settings(options), None, None)
+    given = {k: v for k, v in job.values.table_options.items() if k != "recipe"}
+    for path in write_gallery(options.recipe, **given):
+        print(path)
     return 0
 
 

@@ -13,7 +13,8 @@ beside it:
 
     papers.needs("vir", 1)                 # the runs that a table takes
     papers.measured("vir", 1)              # printed and measured cells side by side
-    papers.compare("vir")                  # claims, with a verdict from the measured cells
+    papers.compare("vir")                  # claims, with a verdict from what is finished here
+    papers.scoreboard()                    # claims by scale, from the record that is committed
 """
 
 from kit.core.lazy import lazy_exports
@@ -36,6 +37,8 @@ _PLACES = {
     **dict.fromkeys(("checks", "claims", "value"), "printed_rules"),
     **dict.fromkeys(("grid", "needs"), "table_runs"),
     **dict.fromkeys(("compare", "report"), "verdicts"),
+    **dict.fromkeys(("read_record", "scoreboard"), "record"),
+    **dict.fromkeys(("check_rules", "check_stability"), "rule_checks"),
     "measured": "measured_cells",
     **dict.fromkeys(("compare_settings", "settings"), "printed_settings"),
 }

@@ -8,7 +8,7 @@ list. Nothing is read from prose.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,25 @@ def decide_by_figures(
         found,
         sorted(runs),
     )
+
+
+def decide_statements(
+    stamps: Sequence[NotebookStamp],
+) -> Iterator[tuple[int | None, dict[str, Any]]]:
+    """Yield (number of the claim or None, decision) of every statement that the stamps make.
+
+    A claim about other data or another network than a stamp's is left out.
+    """
+    listed = read_table("claims").astype({"number": int}).set_index("number")
+    statements: dict[tuple[int | None, str], dict[tuple[int, ...], Mapping[str, Any]]] = {}
+    for stamp in stamps:
+        for record in stamp.records:
+            number = record["number"]
+            if number is None or is_about(listed.loc[number], stamp.dataset, stamp.model):
+                key = number, record["claim"]
+                statements.setdefault(key, {}).setdefault(stamp.seeds, record)
+    for (number, text), by_seed in statements.items():
+        yield number, decide_statement(text, by_seed)
 
 
 def decide_statement(

@@ -1,0 +1,175 @@
+"""The gallery and the scoreboard, made from the record and from what finished notebooks drew.
+
+`python -m kit record` writes a scale's rows into figures/measured.csv, copies its pictures with
+their provenance to figures/<scale>/, and makes figures/README.md and README's scoreboard from
+these. Nothing on those pages is typed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kit.core.errors import KitError
+from kit.core.files import CHECKOUT, read_json, write_bytes
+from kit.experiments.runs import output_folder
+from kit.figures.table import FIGURES
+from kit.papers.claim_verdict import NOT_RUN
+from kit.papers.printed_data import PAPERS
+from kit.papers.record import RECORD, measure_scale, read_record, scoreboard, write_record
+
+#: The glyph of each verdict.
+MARKS = {"holds": "✓", "fails": "✗", "undecided": "?", NOT_RUN: "·"}
+
+#: Where README's scoreboard stands.
+BEGIN, END = "<!-- scoreboard: made by `python -m kit record` -->", "<!-- end of scoreboard -->"
+
+
+def write_gallery(recipe: str, root: Path = CHECKOUT, **options: Any) -> list[Path]:
+    """Bring the record, the pictures and the pages up to what is finished on a recipe.
+
+    `options` are those of `kit.papers.compare`.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        KitError: Nothing is finished on the recipe.
+    """
+    write_record(measure_scale(recipe, **options), root / "figures" / RECORD.name)
+    written = [root / "figures" / RECORD.name, *copy_pictures(recipe, root)]
+    for path, page in (
+        (root / "figures" / "README.md", gallery(root)),
+        (root / "README.md", with_scoreboard((root / "README.md").read_text(), root)),
+    ):
+        write_bytes(path, page.encode())
+        written.append(path)
+    return written
+
+
+def scale_folder(recipe: str, root: Path) -> Path:
+    """Return the folder of a scale's committed pictures."""
+    return root / "figures" / folder_name(recipe)
+
+
+def folder_name(recipe: str) -> str:
+    """Return a recipe's name as that of a folder."""
+    return re.sub(r"[^\w.-]+", "-", recipe).strip("-")
+
+
+def copy_pictures(recipe: str, root: Path) -> list[Path]:
+    """Copy each figure's picture and record, that of the least seed where there are several."""
+    source, written = output_folder(recipe), []
+    for name in FIGURES:
+        found = [source / f"{name}.json", *sorted(source.glob(f"seed-*/{name}.json"))]
+        for record in [path for path in found if path.exists()][:1]:
+            for ending in ("json", "png"):
+                target = scale_folder(recipe, root) / f"{name}.{ending}"
+                write_bytes(target, record.with_suffix(f".{ending}").read_bytes())
+                written.append(target)
+    return written
+
+
+# ------------------------------------------------------------------------------------- the gallery
+
+
+def gallery(root: Path = CHECKOUT) -> str:
+    """Make the gallery: every figure of every scale with caption, verdicts and picture."""
+    record = read_record(root / "figures" / RECORD.name)
+    lines = [
+        "# Gallery",
+        "",
+        "Every figure of the five papers, and the kit's own, with what the record says of each "
+        "statement. A verdict is over all seeds of the record; a picture shows one seed where its "
+        "caption names one. The JSON beside each picture names the runs, settings, versions and "
+        "numbers behind it. This page is made by `python -m kit record`.",
+    ]
+    for scale in dict.fromkeys(record["scale"]):
+        mine = record[record["scale"] == scale]
+        folder = scale_folder(scale, root)
+        lines += ["", f"# {scale}"]
+        for name in FIGURES:
+            if (folder / f"{name}.json").exists():
+                lines += ["", *_figure_lines(name, read_json(folder / f"{name}.json"), mine, scale)]
+    return "\n".join(lines) + "\n"
+
+
+def _figure_lines(
+    name: str, drawn: Mapping[str, Any], record: pd.DataFrame, scale: str
+) -> Iterator[str]:
+    row = FIGURES[name]
+    source = f" ({row.source})" if row.source else ""
+    yield from (f"## {name}: {row.title}{source}", "", drawn["caption"], "")
+    for claim in drawn["claims"]:
+        yield _statement_line(claim, record[record["statement"] == claim["claim"]])
+    if drawn["claims"]:
+        yield ""
+    yield f"![{row.title}]({folder_name(scale)}/{name}.png)"
+
+
+def _statement_line(claim: Mapping[str, Any], rows: pd.DataFrame) -> str:
+    """One statement: its verdict over seeds with the numbers, and what this picture shows."""
+    here = f"Printed: {claim['printed']}. This picture: {claim['here']}."
+    if rows.empty:
+        return f"- **{MARKS[NOT_RUN]} not in the record**: {claim['claim']}. {here}"
+    verdict, seeds = rows.iloc[0]["verdict"], rows.iloc[0]["seeds"]
+    numbers = "; ".join(
+        f"{row['estimate']} {row['value']} [{row['low']}, {row['high']}], expected "
+        f"{row['expected']}"
+        for row in rows.to_dict("records")
+        if row["value"]
+    )
+    over = "by arithmetic" if seeds == "0" else f"over {seeds} seed(s)"
+    said = f" Over all seeds: {numbers}." if numbers else ""
+    return f"- **{MARKS[verdict]} {verdict}** {over}: {claim['claim']}.{said} {here}"
+
+
+# ---------------------------------------------------------------------------------- the scoreboard
+
+
+def scoreboard_page(root: Path = CHECKOUT) -> str:
+    """Make README's scoreboard as Markdown: counts by paper and scale, and each claim."""
+    board = scoreboard(root / "figures" / RECORD.name)
+    scales = [name for name in board.columns if name not in ("paper", "claim", "printed")]
+    lines = [
+        BEGIN,
+        "",
+        f"{MARKS['holds']} holds, {MARKS['fails']} fails, {MARKS['undecided']} undecided, "
+        f"{MARKS[NOT_RUN]} not run. A verdict is about its scale and no other.",
+        "",
+        f"| paper | claims | {' | '.join(scales)} |",
+        f"|---|---:|{'---|' * len(scales)}",
+    ]
+    for paper, group in board.groupby("paper", sort=False):
+        counts = [_counted(group[scale]) for scale in scales]
+        lines.append(f"| {PAPERS[str(paper)].label} | {len(group)} | {' | '.join(counts)} |")
+    lines += ["", "<details><summary>Claim by claim</summary>", ""]
+    lines += [f"| | claim | printed numbers | {' | '.join(scales)} |"]
+    lines += [f"|---:|---|---|{':---:|' * len(scales)}"]
+    for number, row in board.iterrows():
+        marks = " | ".join(MARKS[row[scale]] for scale in scales)
+        claim = f"{PAPERS[row['paper']].label}: {row['claim']}".replace("|", "\\|")
+        lines.append(f"| {number} | {claim} | {row['printed']} | {marks} |")
+    return "\n".join([*lines, "", "</details>", END])
+
+
+def _counted(verdicts: pd.Series) -> str:
+    tally = Counter(verdicts)
+    return " ".join(f"{tally[word]} {mark}" for word, mark in MARKS.items() if tally[word])
+
+
+def with_scoreboard(page: str, root: Path = CHECKOUT) -> str:
+    """Put today's scoreboard between its markers on a page.
+
+    Raises:
+        KitError: The page does not have the two markers once.
+    """
+    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
+    if len(re.findall(pattern, page, flags=re.DOTALL)) != 1:
+        raise KitError(f"README.md must hold {BEGIN} and {END} once, where the scoreboard goes")
+    return re.sub(pattern, lambda _: scoreboard_page(root), page, flags=re.DOTALL)

@@ -1,0 +1,210 @@
+"""The record: what was measured of each claim, at each scale, in one table that is committed.
+
+`figures/measured.csv` has a row an estimate: the claim and the statement that it decides, the
+scale (a recipe), the number with its interval and bound, the seeds behind it, and what it was made
+with. The scoreboard, the gallery and README are made from it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from kit.core.errors import KitError
+from kit.core.files import CHECKOUT, write_bytes
+from kit.experiments.provenance import git_commit, versions
+from kit.experiments.recipes import find_recipe
+from kit.papers.claim_verdict import NOT_RUN, VERDICTS, combine_verdicts
+from kit.papers.figure_verdicts import decide_statements, read_stamps
+from kit.papers.printed_rules import claims
+from kit.papers.verdicts import compare
+
+#: The table that is committed.
+RECORD = CHECKOUT / "figures" / "measured.csv"
+
+#: Its columns. `claim` is the number of a row of claims.csv, "" for a statement of the kit's own;
+#: `verdict` is the statement's; `seeds` is 0 where arithmetic decides.
+COLUMNS = (
+    "scale",
+    "claim",
+    "statement",
+    "verdict",
+    "estimate",
+    "expected",
+    "value",
+    "low",
+    "high",
+    "seeds",
+    "source",
+    "torch",
+    "commit",
+)
+
+#: What names a row: no two may share it.
+KEY = ["scale", "claim", "statement", "estimate"]
+
+
+def measure_scale(recipe: str, **options: Any) -> list[dict[str, Any]]:
+    """Make the rows of one scale from what is finished on it; `options` are those of `compare`.
+
+    Raises:
+        KitError: Nothing is finished there.
+    """
+    rows = [
+        row
+        for number, statement in decide_statements(read_stamps(recipe))
+        for row in _statement_rows(recipe, number, statement, "figures")
+    ]
+    found = compare(recipe=recipe, **options)
+    for number, claim in found[found["decided_by"] == "tables"].iterrows():
+        for statement in claim["statements"]:
+            if "value" in statement:  # it was run, and by tables
+                rows += _statement_rows(recipe, number, _as_estimates(statement), "tables")
+    if not rows:
+        raise KitError(
+            f"nothing is finished on {recipe}; make it with: python -m kit reproduce --recipe "
+            f"{recipe} --seeds 0 1 2"
+        )
+    return rows
+
+
+def _as_estimates(statement: Mapping[str, Any]) -> dict[str, Any]:
+    """A table's statement in the form of a figure's."""
+    names = ("expected", "value", "low", "high")
+    return {
+        "statement": statement["statement"],
+        "verdict": statement["verdict"],
+        "seeds": statement["seeds"],
+        "estimates": [{"name": "", **{name: statement[name] for name in names}}],
+    }
+
+
+def _statement_rows(
+    recipe: str, number: int | None, statement: Mapping[str, Any], source: str
+) -> Iterable[dict[str, Any]]:
+    made = {"source": source, "torch": versions()["torch"], "commit": git_commit()}
+    empty = {"name": "", "expected": "", "value": None, "low": None, "high": None}
+    for estimate in statement.get("estimates") or [empty]:
+        yield {
+            "scale": recipe,
+            "claim": "" if number is None else number,
+            "statement": statement["statement"],
+            "verdict": statement["verdict"],
+            "estimate": estimate["name"],
+            **{name: estimate[name] for name in ("expected", "value", "low", "high")},
+            "seeds": statement["seeds"],
+            **made,
+        }
+
+
+def write_record(rows: Sequence[Mapping[str, Any]], path: Path = RECORD) -> None:
+    """Write the rows of a scale into the table, in place of those that it had; others stay.
+
+    Raises:
+        KitError: A row, or what the table had, is not of the record; nothing is written.
+    """
+    scales = {str(row["scale"]) for row in rows}
+    kept = [
+        row
+        for row in (read_record(path).to_dict("records") if path.exists() else [])
+        if row["scale"] not in scales
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in sorted([*kept, *rows], key=_order):
+        writer.writerow({name: _written(row[name]) for name in COLUMNS})
+    check_record(_parse(text.getvalue()), path)
+    write_bytes(path, text.getvalue().encode())
+
+
+def _order(row: Mapping[str, Any]) -> tuple:
+    number = row["claim"]
+    return str(row["scale"]), int(number) if number != "" else 10_000, str(row["statement"])
+
+
+def _written(value: Any) -> str:
+    if value is None or value != value:  # a number that is none
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _parse(text: str) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+
+
+def read_record(path: Path = RECORD) -> pd.DataFrame:
+    """Read the record, checked; all values are text, as in the file.
+
+    Raises:
+        KitError: It is missing, or a row is not of the record.
+    """
+    if not path.exists():
+        raise KitError(f"there is no {path}; make it with: python -m kit record")
+    table = _parse(path.read_text())
+    check_record(table, path)
+    return table
+
+
+def check_record(table: pd.DataFrame, path: Path) -> None:
+    """Refuse rows that name an unknown claim, scale or verdict, have no seeds, or are there twice.
+
+    Raises:
+        KitError: It names the row, what is wrong, and what was expected.
+    """
+    if missing := [name for name in COLUMNS if name not in table]:
+        raise KitError(f"{path} lacks the columns {', '.join(missing)}; write it again")
+    known = {str(number) for number in claims().index}
+    for line, row in enumerate(table.to_dict("records"), 2):
+        where = f"{path}, line {line}"
+        if row["claim"] and row["claim"] not in known:
+            raise KitError(
+                f"{where}: there is no claim {row['claim']}; claims are 1 to {len(known)}"
+            )
+        if row["verdict"] not in VERDICTS:
+            raise KitError(
+                f"{where}: '{row['verdict']}' is no verdict; expected one of {', '.join(VERDICTS)}"
+            )
+        if not row["seeds"].isdecimal():
+            raise KitError(f"{where}: '{row['seeds']}' is no number of seeds")
+        find_recipe(row["scale"])
+    twice = table[table.duplicated(KEY)]
+    if len(twice):
+        row = twice.iloc[0]
+        raise KitError(
+            f"{path} has two rows for claim {row['claim'] or '-'} on {row['scale']}: "
+            f"{row['statement']} {row['estimate']}; delete one"
+        )
+
+
+def scoreboard(path: Path = RECORD) -> pd.DataFrame:
+    """List the claims by scale: one column a scale of the record, each with the claim's verdict.
+
+    Columns: paper, claim, printed (what the paper's own tables say), and one a scale: holds, fails,
+    undecided, or not run. A claim fails if one of its statements does, and holds if all do. Where
+    tables and figures both speak of a claim that tables decide, the tables count.
+
+    Raises:
+        KitError: There is no record, or it is damaged.
+    """
+    table, listed = read_record(path), claims()
+    board = listed[["paper", "claim", "verdict"]].rename(columns={"verdict": "printed"})
+    for scale in dict.fromkeys(table["scale"]):
+        mine = table[(table["scale"] == scale) & (table["claim"] != "")]
+        found = {
+            int(str(number)): _of_statements(rows, listed.loc[int(str(number)), "decided_by"])
+            for number, rows in mine.groupby("claim")
+        }
+        board[scale] = [found.get(number, NOT_RUN) for number in board.index]
+    return board
+
+
+def _of_statements(rows: pd.DataFrame, decided_by: str) -> str:
+    by_tables = rows[rows["source"] == "tables"]
+    counted = by_tables if decided_by == "tables" and len(by_tables) else rows
+    return combine_verdicts(counted.drop_duplicates("statement")["verdict"].tolist())
