@@ -1,0 +1,161 @@
+"""The record: checked rows, verdicts that follow from them, pages that are made of them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import kit
+from kit.core.errors import KitError
+from kit.core.files import read_json
+from kit.jobs.gallery import MARKS, gallery, scale_folder, scoreboard_page, with_scoreboard
+from kit.papers import record
+from kit.papers.claim_verdict import Estimate
+from kit.papers.printed_rules import claims
+from tests.helpers.settings import ROOT
+
+NUMBERS = {"expected": "> 0", "value": 0.25, "low": 0.125, "high": 0.5}
+
+
+def row(claim=1, verdict="holds", **changes) -> dict:
+    given = {
+        "scale": "digits",
+        "claim": claim,
+        "statement": "several outnumber one",
+        "verdict": verdict,
+        "estimate": "gap",
+        **NUMBERS,
+        "seeds": 3,
+        "source": "figures",
+        "torch": "2.11",
+        "commit": "abc",
+    }
+    return {**given, **changes}
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "measured.csv"
+    rows = [row(), row(2, "undecided", value=float("nan"), low=None), row("", statement="own")]
+    record.write_record(rows, path)
+    table = record.read_record(path)
+    assert list(table.columns) == list(record.COLUMNS) and len(table) == 3
+    assert table.iloc[0][["claim", "value", "low", "high", "seeds"]].tolist() == [
+        "1",
+        "0.25",
+        "0.125",
+        "0.5",
+        "3",
+    ]
+    assert table.iloc[1]["value"] == "" and table.iloc[2]["claim"] == ""
+
+
+def test_a_scale_is_replaced_and_others_stay(tmp_path):
+    path = tmp_path / "measured.csv"
+    record.write_record([row(), row(2)], path)
+    record.write_record([row(scale="mnist", verdict="fails")], path)
+    record.write_record([row(verdict="undecided")], path)
+    table = record.read_record(path)
+    assert table[["scale", "claim", "verdict"]].to_numpy().tolist() == [
+        ["digits", "1", "undecided"],
+        ["mnist", "1", "fails"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([row(999)], "no claim 999"),
+        ([row(scale="digitz")], "no recipe 'digitz'"),
+        ([row(verdict="confirmed")], "'confirmed' is no verdict; expected one of fails"),
+        ([row(seeds=None)], "'' is no number of seeds"),
+        ([row(), row()], "two rows for claim 1 on digits: several outnumber one gap; delete one"),
+    ],
+)
+def test_wrong_rows_are_refused_and_nothing_is_overwritten(rows, words, tmp_path):
+    path = tmp_path / "measured.csv"
+    record.write_record([row()], path)
+    before = path.read_bytes()
+    with pytest.raises(KitError, match=words):
+        record.write_record(rows, path)
+    assert path.read_bytes() == before
+    with pytest.raises(KitError, match="python -m kit record"):
+        record.read_record(tmp_path / "none.csv")
+
+
+def test_the_scoreboard_is_of_the_record(tmp_path):
+    """A claim fails if one statement does; tables count before figures where they decide."""
+    path = tmp_path / "measured.csv"
+    rows = [
+        row(1),
+        row(2, statement="a"),
+        row(2, "fails", statement="b"),
+        row(5, "fails", statement="from a figure"),
+        row(5, "holds", statement="from a table", source="tables"),
+        row(78, "holds", statement="more than one estimate", estimate="x"),
+        row(78, "holds", statement="more than one estimate", estimate="y"),
+        row(1, "undecided", scale="mnist"),
+    ]
+    record.write_record(rows, path)
+    board = record.scoreboard(path)
+    assert len(board) == len(claims()) and list(board.columns[-2:]) == ["digits", "mnist"]
+    assert board.loc[[1, 2, 5, 78, 90], "digits"].tolist() == [
+        "holds",
+        "fails",
+        "holds",
+        "holds",
+        "not run",
+    ]
+    assert board["mnist"].value_counts().to_dict() == {"not run": len(board) - 1, "undecided": 1}
+
+
+# --------------------------------------------------------------------------- what is committed
+
+
+def test_gallery_and_scoreboard_are_those_of_the_record():
+    """Whoever changes a picture, its JSON or the record makes the pages anew."""
+    assert (ROOT / "figures/README.md").read_text() == gallery(ROOT)
+    page = (ROOT / "README.md").read_text()
+    assert page == with_scoreboard(page, ROOT)
+
+
+def test_every_figure_is_in_the_gallery():
+    page = gallery(ROOT)
+    for name, figure in kit.FIGURES.items():
+        drawn = scale_folder("digits", ROOT) / f"{name}.json"
+        assert read_json(drawn)["figure"] == name and drawn.with_suffix(".png").exists()
+        assert f"## {name}: {figure.title}" in page and f"](digits/{name}.png)" in page
+
+
+def test_statements_of_pictures_are_in_the_record():
+    """A statement that a committed picture makes has its row, with three seeds or by arithmetic."""
+    table = record.read_record()
+    digits = table[table["scale"] == "digits"]
+    for name in kit.FIGURES:
+        for claim in read_json(scale_folder("digits", ROOT) / f"{name}.json")["claims"]:
+            rows = digits[digits["statement"] == claim["claim"]]
+            assert len(rows), f"{name}: {claim['claim']}"
+            for found in rows.to_dict("records"):
+                assert found["verdict"] == "undecided" or int(found["seeds"]) in (0, *range(3, 99))
+
+
+def test_verdicts_of_the_record_follow_from_its_numbers():
+    """No row says "holds" whose own interval breaks its bound, nor "fails" where all keep it."""
+    table = record.read_record()
+    for _, rows in table[table["value"] != ""].groupby(["scale", "claim", "statement"]):
+        estimates = [
+            Estimate(r["estimate"], r["expected"], *map(float, (r["value"], r["low"], r["high"])))
+            for r in rows.to_dict("records")
+        ]
+        verdict = rows.iloc[0]["verdict"]
+        if verdict == "holds":
+            assert all(estimate.keeps() for estimate in estimates), rows
+        if verdict == "fails":
+            assert any(estimate.breaks() for estimate in estimates), rows
+
+
+def test_the_scoreboard_counts_every_claim():
+    page = scoreboard_page(ROOT)
+    numbers = re.findall(r"^\| (\d+) \|", page, flags=re.MULTILINE)
+    assert list(map(int, numbers)) == claims().index.tolist()
+    assert all(mark in page for mark in MARKS.values())
