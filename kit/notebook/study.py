@@ -31,15 +31,17 @@ from kit.experiments.devices import pick_device
 from kit.experiments.provenance import git_commit, versions
 from kit.experiments.runs import Run, is_done, run_folder
 from kit.experiments.specification import Plan, RunSpec
-from kit.figures.base import Drawing, plain
+from kit.figures.base import Claim, Drawing, plain
 from kit.figures.table import draw, output_folder
 from kit.notebook.parameter_cells import NotebookValues, check_parameters, declared_parameters
 from kit.papers.measured_cells import PaperTable, measured
+from kit.papers.record import RECORD, read_record
 from kit.papers.verdicts import compare
 from kit.training.runner import run, run_many
 from kit.widgets.panel import Panel, attended
 
-_VERDICT_MARKS = {"holds": "✓ holds here", "fails": "✗ fails here", "undecided": "? undecided here"}
+#: What these runs show by themselves. A verdict takes several seeds; the record has it.
+_VERDICT_MARKS = {"holds": "✓ so here", "fails": "✗ not so here", "undecided": "? undecided here"}
 
 
 def begin_study(notebook: str, namespace: Mapping[str, Any]) -> Study:
@@ -255,8 +257,13 @@ class Study:
         return pd.concat([compare(paper, **options) for paper in papers])
 
     def check(self, *drawings: Drawing) -> Verdicts:
-        """Set what the papers say beside what these drawings show: a table of their claims."""
-        found = [claim.record() for drawing in drawings for claim in drawing.claims]
+        """Set what the papers say beside what these drawings show: a table of their claims.
+
+        Beside each stands what the record says of it on this recipe, over its seeds.
+        """
+        claims = [claim for drawing in drawings for claim in drawing.claims]
+        record = record_of(self.values.recipe)
+        found = [claim.record() | {"record": _beside(claim, record)} for claim in claims]
         names = {record["claim"] for record in found}
         self.verdicts = [record for record in self.verdicts if record["claim"] not in names] + found
         return Verdicts(found)
@@ -283,6 +290,29 @@ class Study:
         )
 
 
+def record_of(recipe: str) -> dict[str, list[dict[str, str]]]:
+    """Read what the committed record has of a recipe: {statement: its rows}; {} if nothing."""
+    found: dict[str, list[dict[str, str]]] = {}
+    if RECORD.exists():
+        for row in read_record().query("scale == @recipe").to_dict("records"):
+            found.setdefault(row["statement"], []).append(row)
+    return found
+
+
+def _beside(claim: Claim, record: Mapping[str, list[dict[str, str]]]) -> str:
+    """The record's verdict on a claim, and whether this run is within the record's intervals."""
+    rows = record.get(claim.claim)
+    if not rows:
+        return "not there"
+    if claim.exact is not None:
+        return rows[0]["verdict"]
+    known = {row["estimate"]: row for row in rows if row["value"]}
+    pairs = [(mine, known[mine.name]) for mine in claim.estimates if mine.name in known]
+    inside = all(float(r["low"]) <= mine.value <= float(r["high"]) for mine, r in pairs)
+    place = f"; this run is {'within' if inside else 'outside'} its interval" if pairs else ""
+    return f"{rows[0]['verdict']}, {rows[0]['seeds']} seeds{place}"
+
+
 @dataclass(frozen=True)
 class Verdicts:
     """Claims as a table, in text and in HTML."""
@@ -292,17 +322,23 @@ class Verdicts:
     def __repr__(self) -> str:
         return "\n".join(
             f"{_VERDICT_MARKS[row['reading']]}: {row['claim']}\n    paper: {row['printed']}\n    "
-            f"here:  {row['here']}"
+            f"here:  {row['here']}\n    record: {row['record']}"
             for row in self.rows
         )
 
     def _repr_html_(self) -> str:
         head = "".join(
             f"<th style='text-align:left'>{name}</th>"
-            for name in ("claim", "paper", "these runs", "")
+            for name in ("claim", "paper", "these runs", "", "the record")
         )
         cells = [
-            (row["claim"], row["printed"], row["here"], _VERDICT_MARKS[row["reading"]])
+            (
+                row["claim"],
+                row["printed"],
+                row["here"],
+                _VERDICT_MARKS[row["reading"]],
+                row["record"],
+            )
             for row in self.rows
         ]
         cell = "<td style='text-align:left;vertical-align:top'>{}</td>"
