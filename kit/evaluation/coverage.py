@@ -59,7 +59,7 @@ def experiments() -> Iterator[tuple[str, str, Experiment]]:
         yield "difference over seeds", f"{seeds} seeds, 300 images", _seed_gap(seeds, 300)
     for seeds in (3, 5):
         yield "estimates of seeds combined", f"{seeds} seeds, 300 images", _combined(seeds, 300)
-        yield "mean of seeds", f"{seeds} values", _mean(seeds)
+        yield "mean of seeds", f"{seeds} values", _mean_of_seeds(seeds)
         yield "bootstrap over seeds", f"{seeds} seeds, 100 images", _bootstrap_seeds(seeds, 100)
     yield "contrast of classes", "10 classes of 50 images", _contrast(10, 50)
     yield "median", "n = 40", _median(40)
@@ -150,7 +150,7 @@ def _combined(seeds: int, n: int) -> Experiment:
     return experiment
 
 
-def _mean(seeds: int) -> Experiment:
+def _mean_of_seeds(seeds: int) -> Experiment:
     return lambda random: (mean_interval(random.normal(0.4, 0.03, seeds)), 0.4)
 
 

@@ -23,7 +23,7 @@ from kit.figures.run_outputs import describe_setting, right_under_attack
 from kit.methods.table import SQUARES
 from kit.papers.claim_verdict import FEWEST_SEEDS, Estimate
 
-CRITERIA = {"pm": "PM", "cl-pm": "CL-PM"}
+MARGINS = {"pm": "PM", "cl-pm": "CL-PM"}
 
 NORMALISERS = {"factor": "times 3\n(MAIL's code)", "batch_mean": "batch mean 1\n(CLIRAT)"}
 
@@ -152,7 +152,7 @@ def _draw_cells(panel: Axes, facts: Mapping) -> None:
             marker=marker,
             markersize=5,
             capsize=3,
-            label=f"{CRITERIA[criterion]} ({'MAIL' if criterion == 'pm' else 'CLIRAT'})",
+            label=f"{MARGINS[criterion]} ({'MAIL' if criterion == 'pm' else 'CLIRAT'})",
         )
         if facts["seeds"] > 1:
             each = np.array([cell["by_seed"] for cell in cells])

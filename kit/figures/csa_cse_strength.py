@@ -23,7 +23,7 @@ from kit.papers.claim_verdict import Estimate
 STRENGTH = "regulariser.strength"
 
 #: What each attack needs of the gradient, and its look.
-ATTACKS = {
+STRENGTH_ATTACKS = {
     "natural": ("clean images", s.GREY, "o"),
     "pgd20": ("PGD-20 on cross-entropy", s.BLUE, "s"),
     "cw20": ("PGD-20 on the margin", s.ORANGE, "^"),
@@ -49,7 +49,7 @@ def compute_fuzziness_strength(runs: Sequence[Run], *, n: int = 100) -> FigureDa
         name: [
             np.stack([right_under_attack(run, "last", name, n) for run in mine]) for mine in groups
         ]
-        for name in ATTACKS
+        for name in STRENGTH_ATTACKS
     }
     clean = [np.stack([_validation_right(run) for run in mine]) for mine in groups]
     losses = [grand_difference(clean[0], mine) for mine in clean]
@@ -146,7 +146,7 @@ def draw_fuzziness_strength(data: FigureData) -> Drawing:
     left.set(ylabel="fuzziness of all convolutions", title="a  Fuzziness (Eq. 8)")
     left.margins(y=0.15)
     ends = {}
-    for name, (_, tint, marker) in ATTACKS.items():
+    for name, (_, tint, marker) in STRENGTH_ATTACKS.items():
         _draw_with_bars(right, places, facts["accuracy"][name], color=tint, marker=marker)
         ends[name] = facts["accuracy"][name][-1][0]
     right.set(
@@ -162,7 +162,7 @@ def draw_fuzziness_strength(data: FigureData) -> Drawing:
     right.legend(
         handles=[
             right.plot([], [], color=tint, marker=marker, markersize=4, label=words)[0]
-            for words, tint, marker in ATTACKS.values()
+            for words, tint, marker in STRENGTH_ATTACKS.values()
         ],
         loc="center left",
         bbox_to_anchor=(1.0, 0.5),

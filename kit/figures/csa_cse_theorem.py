@@ -20,7 +20,7 @@ from kit.figures.run_outputs import describe_setting
 from kit.methods.regularisers import penalised_weights
 
 #: Numbers of classes, and inputs x, of the panel on where the inequality ends.
-CLASSES = (2, 10, 100)
+THEOREM_CLASSES = (2, 10, 100)
 INPUTS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
 
 #: p_1 at which both sides are printed: the inequality holds at the first.
@@ -55,7 +55,7 @@ def compute_theorem(run: Run, *, x: Positive = 3.0, draws: Count = 20_000) -> Fi
         "ends": largest_p(classes, x, uniform[0]),
         "ends_by_input": {
             k: [largest_p(k, z, uniform_gradients(k, z, draws)[0][0]) for z in INPUTS]
-            for k in CLASSES
+            for k in THEOREM_CLASSES
         },
         "p_1_of_network": float((weights > weights.max() / 2).double().mean()),
         "n_weights": weights.numel(),
@@ -121,7 +121,7 @@ def draw_theorem(data: FigureData) -> Drawing:
     _draw_sides(b, data.extras["size"], facts["uniform_size"])
     b.set(title="b  Size of the gradient", ylabel=f"$E\\,|dL/dx|$, {place}")
     b.legend(loc="upper left", fontsize=7.5)
-    for k, tint in zip(CLASSES, (s.SKY, s.BLUE, s.BLACK), strict=True):
+    for k, tint in zip(THEOREM_CLASSES, (s.SKY, s.BLUE, s.BLACK), strict=True):
         c.plot(
             INPUTS, facts["ends_by_input"][k], "o-", markersize=3.5, color=tint, label=f"K = {k}"
         )

@@ -32,7 +32,7 @@ TRAININGS = {"std": "standard", "at": "adversarial"}
 RISK_ATTACKS = {"natural": "natural", "robust": "pgd20"}
 
 #: The classes by difficulty, as names of `MIXTURE_CLASSES`.
-CLASSES = dict(zip(("harder", "easier"), MIXTURE_CLASSES, strict=True))
+GAUSSIAN_CLASSES = dict(zip(("harder", "easier"), MIXTURE_CLASSES, strict=True))
 
 
 # ------------------------------------------------------------------------------------------ compute
@@ -62,7 +62,7 @@ def compute_two_gaussians(runs: Sequence[Run]) -> FigureData:
     best = optimal_risks(MIXTURE, recipe.eps / MIXTURE.scale, recipe.norm)
     facts = {
         "seeds": len(groups["at"]),
-        "n_per_class": len(groups["at"][0].data().test) // len(CLASSES),
+        "n_per_class": len(groups["at"][0].data().test) // len(GAUSSIAN_CLASSES),
         "ratio": MIXTURE.ratio,
         "risks": {
             kind: {
@@ -72,7 +72,7 @@ def compute_two_gaussians(runs: Sequence[Run]) -> FigureData:
                     "measured": measure_error(groups[method], attack, name),
                 }
                 for method, training in TRAININGS.items()
-                for which, name in CLASSES.items()
+                for which, name in GAUSSIAN_CLASSES.items()
             }
             for kind, attack in RISK_ATTACKS.items()
         },
@@ -82,7 +82,7 @@ def compute_two_gaussians(runs: Sequence[Run]) -> FigureData:
         },
         "adversarial less standard": {
             which: mean_interval(natural_of(weights["at"], name) - natural_of(weights["std"], name))
-            for which, name in CLASSES.items()
+            for which, name in GAUSSIAN_CLASSES.items()
         },
     }
     return FigureData(facts, describe_setting(groups["at"][0], seed=False))
@@ -95,7 +95,9 @@ def natural_of(tables: Sequence[pd.DataFrame], name: str) -> np.ndarray:
 
 def gap_of_classes(tables: Sequence[pd.DataFrame]) -> np.ndarray:
     """(seeds,) natural risk of the harder class less that of the easier one."""
-    return natural_of(tables, CLASSES["harder"]) - natural_of(tables, CLASSES["easier"])
+    return natural_of(tables, GAUSSIAN_CLASSES["harder"]) - natural_of(
+        tables, GAUSSIAN_CLASSES["easier"]
+    )
 
 
 def measure_error(runs: Sequence[Run], attack: str, name: str) -> Interval:
@@ -164,7 +166,7 @@ def decide_two_gaussians(data: FigureData) -> list[Claim]:
     """Decide Theorem 1, at the optimum and in trained networks, and what attacks in training do."""
     facts = data.facts
     risks = facts["risks"]["natural"]
-    hard, easy = (risks[f"standard, {which}"]["optimum"] for which in CLASSES)
+    hard, easy = (risks[f"standard, {which}"]["optimum"] for which in GAUSSIAN_CLASSES)
     gap = facts["hard less easy"]["standard"]
     change = facts["adversarial less standard"]
     return [

@@ -24,7 +24,7 @@ from kit.papers.printed_data import PAPERS
 from kit.papers.record import RECORD, measure_scale, read_record, scoreboard, write_record
 
 #: The glyph of each verdict.
-MARKS = {"holds": "✓", "fails": "✗", "undecided": "?", NOT_RUN: "·"}
+VERDICT_GLYPHS = {"holds": "✓", "fails": "✗", "undecided": "?", NOT_RUN: "·"}
 
 #: Where README's scoreboard stands.
 BEGIN, END = "<!-- scoreboard: made by `python -m kit record` -->", "<!-- end of scoreboard -->"
@@ -116,7 +116,7 @@ def _statement_line(claim: Mapping[str, Any], rows: pd.DataFrame) -> str:
     """One statement: its verdict over seeds with the numbers, and what this picture shows."""
     here = f"Printed: {claim['printed']}. This picture: {claim['here']}."
     if rows.empty:
-        return f"- **{MARKS[NOT_RUN]} not in the record**: {claim['claim']}. {here}"
+        return f"- **{VERDICT_GLYPHS[NOT_RUN]} not in the record**: {claim['claim']}. {here}"
     verdict, seeds = rows.iloc[0]["verdict"], rows.iloc[0]["seeds"]
     numbers = "; ".join(
         f"{row['estimate']} {row['value']} [{row['low']}, {row['high']}], expected "
@@ -126,7 +126,7 @@ def _statement_line(claim: Mapping[str, Any], rows: pd.DataFrame) -> str:
     )
     over = "by arithmetic" if seeds == "0" else f"over {seeds} seed(s)"
     said = f" Over all seeds: {numbers}." if numbers else ""
-    return f"- **{MARKS[verdict]} {verdict}** {over}: {claim['claim']}.{said} {here}"
+    return f"- **{VERDICT_GLYPHS[verdict]} {verdict}** {over}: {claim['claim']}.{said} {here}"
 
 
 # ---------------------------------------------------------------------------------- the scoreboard
@@ -139,8 +139,8 @@ def scoreboard_page(root: Path = CHECKOUT) -> str:
     lines = [
         BEGIN,
         "",
-        f"{MARKS['holds']} holds, {MARKS['fails']} fails, {MARKS['undecided']} undecided, "
-        f"{MARKS[NOT_RUN]} not run. A verdict is about its scale and no other.",
+        f"{VERDICT_GLYPHS['holds']} holds, {VERDICT_GLYPHS['fails']} fails, {VERDICT_GLYPHS['undecided']} undecided, "
+        f"{VERDICT_GLYPHS[NOT_RUN]} not run. A verdict is about its scale and no other.",
         "",
         f"| paper | claims | {' | '.join(scales)} |",
         f"|---|---:|{'---|' * len(scales)}",
@@ -152,7 +152,7 @@ def scoreboard_page(root: Path = CHECKOUT) -> str:
     lines += [f"| | claim | printed numbers | {' | '.join(scales)} |"]
     lines += [f"|---:|---|---|{':---:|' * len(scales)}"]
     for number, row in board.iterrows():
-        marks = " | ".join(MARKS[row[scale]] for scale in scales)
+        marks = " | ".join(VERDICT_GLYPHS[row[scale]] for scale in scales)
         claim = f"{PAPERS[row['paper']].label}: {row['claim']}".replace("|", "\\|")
         lines.append(f"| {number} | {claim} | {row['printed']} | {marks} |")
     return "\n".join([*lines, "", "</details>", END])
@@ -160,7 +160,7 @@ def scoreboard_page(root: Path = CHECKOUT) -> str:
 
 def _counted(verdicts: pd.Series) -> str:
     tally = Counter(verdicts)
-    return " ".join(f"{tally[word]} {mark}" for word, mark in MARKS.items() if tally[word])
+    return " ".join(f"{tally[word]} {mark}" for word, mark in VERDICT_GLYPHS.items() if tally[word])
 
 
 def with_scoreboard(page: str, root: Path = CHECKOUT) -> str:

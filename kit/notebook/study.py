@@ -263,7 +263,7 @@ class Study:
         """
         claims = [claim for drawing in drawings for claim in drawing.claims]
         record = record_of(self.values.recipe)
-        found = [claim.record() | {"record": _beside(claim, record)} for claim in claims]
+        found = [claim.record() | {"record": _record_beside(claim, record)} for claim in claims]
         names = {record["claim"] for record in found}
         self.verdicts = [record for record in self.verdicts if record["claim"] not in names] + found
         return Verdicts(found)
@@ -299,7 +299,7 @@ def record_of(recipe: str) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def _beside(claim: Claim, record: Mapping[str, list[dict[str, str]]]) -> str:
+def _record_beside(claim: Claim, record: Mapping[str, list[dict[str, str]]]) -> str:
     """The record's verdict on a claim, and whether this run is within the record's intervals."""
     rows = record.get(claim.claim)
     if not rows:

@@ -26,7 +26,7 @@ VERDICTS = ("fails", "undecided", "holds", NOT_RUN)
 FEWEST_SEEDS = 3
 
 #: The confidence of an interval that decides.
-LEVEL = 0.95
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def reading(estimates: Sequence[Estimate]) -> str:
 
 
 def combine_estimates(
-    by_seed: Sequence[Sequence[Estimate]], level: float = LEVEL
+    by_seed: Sequence[Sequence[Estimate]], level: float = CONFIDENCE
 ) -> list[Estimate]:
     """One estimate of each name from the seeds' estimates, in the order of the first seed.
 
@@ -119,14 +119,14 @@ def decide(by_seed: Sequence[Sequence[Estimate]], seeds: int | None = None) -> s
     """Decide a statement by the estimates of each seed: holds, fails, undecided or not run.
 
     `seeds` is how many seeds they rest on, where one entry is already over several. To hold, every
-    estimate must keep its bound. To fail, one of m must break it, at 1 - (1 - `LEVEL`) / m.
+    estimate must keep its bound. To fail, one of m must break it, at 1 - (1 - `CONFIDENCE`) / m.
     """
     if not by_seed:
         return NOT_RUN
     if (len(by_seed) if seeds is None else seeds) < FEWEST_SEEDS:
         return "undecided"
     count = max(map(len, by_seed))
-    stricter = combine_estimates(by_seed, 1 - (1 - LEVEL) / max(count, 1))
+    stricter = combine_estimates(by_seed, 1 - (1 - CONFIDENCE) / max(count, 1))
     if any(estimate.breaks() for estimate in stricter):
         return "fails"
     return "holds" if reading(combine_estimates(by_seed)) == "holds" else "undecided"

@@ -29,7 +29,7 @@ RECORD = CHECKOUT / "figures" / "measured.csv"
 
 #: Its columns. `claim` is the number of a row of claims.csv, "" for a statement of the kit's own;
 #: `verdict` is the statement's; `seeds` is 0 where arithmetic decides.
-COLUMNS = (
+RECORD_COLUMNS = (
     "scale",
     "claim",
     "statement",
@@ -115,10 +115,10 @@ def write_record(rows: Sequence[Mapping[str, Any]], path: Path = RECORD) -> None
         if row["scale"] not in scales
     ]
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, RECORD_COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in sorted([*kept, *rows], key=_order):
-        writer.writerow({name: _written(row[name]) for name in COLUMNS})
+        writer.writerow({name: _written(row[name]) for name in RECORD_COLUMNS})
     check_record(_parse(text.getvalue()), path)
     write_bytes(path, text.getvalue().encode())
 
@@ -157,7 +157,7 @@ def check_record(table: pd.DataFrame, path: Path) -> None:
     Raises:
         KitError: It names the row, what is wrong, and what was expected.
     """
-    if missing := [name for name in COLUMNS if name not in table]:
+    if missing := [name for name in RECORD_COLUMNS if name not in table]:
         raise KitError(f"{path} lacks the columns {', '.join(missing)}; write it again")
     known = {str(number) for number in claims().index}
     for line, row in enumerate(table.to_dict("records"), 2):

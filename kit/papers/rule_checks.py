@@ -26,7 +26,7 @@ from kit.papers.rule_language import STEP_BOUNDS, Expression, Rule, read_rules
 from kit.papers.verdicts import compare
 
 #: What a claim's own tables say of it -> what its rules must say of the same numbers as measured.
-EXPECTED = {"holds": "holds", "fails": "fails", "partly": "fails"}
+EXPECTED_VERDICTS = {"holds": "holds", "fails": "fails", "partly": "fails"}
 
 #: What every cell shows where there is no effect.
 NO_EFFECT = 50.0
@@ -90,7 +90,7 @@ def check_rules(paper: str | None = None) -> pd.DataFrame:
             )
             for name, plant in cases.items()
         }
-        expected = EXPECTED[claim["verdict"]]
+        expected = EXPECTED_VERDICTS[claim["verdict"]]
         rows[number] = {
             "paper": claim["paper"],
             "expected": expected,
@@ -127,12 +127,12 @@ def _planted(rule: Rule, *, kept: bool) -> dict[str, float]:
         return {text: float(i if up else -i) for i, text in enumerate(texts)}
     assert rule.bound is not None, f"{rule.text} states nothing"
     if rule.take == "range":
-        apart = _beside(rule.bound, kept)
+        apart = _beyond(rule.bound, kept)
         return {text: apart * (i % 2) for i, text in enumerate(texts)}
-    return dict.fromkeys(texts, _beside(rule.bound, kept))
+    return dict.fromkeys(texts, _beyond(rule.bound, kept))
 
 
-def _beside(bound: Bound, kept: bool) -> float:
+def _beyond(bound: Bound, kept: bool) -> float:
     """A number one beyond a bound, on its side or on the other."""
     number = float(bound.number)
     return next(x for x in (number + 1, number - 1, number) if bool(bound.keeps(x)) == kept)

@@ -164,6 +164,7 @@ def judged(gaps: dict, control: tuple = (0, -1, 1)) -> dict[str, str]:
     """
     jumps = {method: {"pgd20": (0, -1, 1)} for method in ("at", "clirat")}
     facts = {
+        "seeds": 3,
         "difference": {
             "clirat - mail-at-printed": gaps,
             "clirat - mail-at": dict.fromkeys(gaps, (0.5, 0.4, 0.6)),
@@ -179,7 +180,7 @@ def judged(gaps: dict, control: tuple = (0, -1, 1)) -> dict[str, str]:
         claim.here.startswith(("CLIRAT - MAIL-AT (mean 1)", "AA was not")) for claim in controlled
     ), "the control is named"
     known = ("ends above", "on clean images", "under AA", "no clean", "jumps")
-    return {words: claim.reading for claim in found for words in known if words in claim.claim}
+    return {words: claim.verdict for claim in found for words in known if words in claim.claim}
 
 
 UP, SAME, DOWN = (0.02, 0.01, 0.03), (-0.003, -0.0045, -0.001), (-0.02, -0.03, -0.01)

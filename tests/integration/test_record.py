@@ -9,7 +9,7 @@ import pytest
 import kit
 from kit.core.errors import KitError
 from kit.core.files import read_json
-from kit.jobs.gallery import MARKS, gallery, scale_folder, scoreboard_page, with_scoreboard
+from kit.jobs.gallery import VERDICT_GLYPHS, gallery, scale_folder, scoreboard_page, with_scoreboard
 from kit.papers import record
 from kit.papers.claim_verdict import Estimate
 from kit.papers.printed_rules import claims
@@ -39,7 +39,7 @@ def test_what_is_written_is_read(tmp_path):
     rows = [row(), row(2, "undecided", value=float("nan"), low=None), row("", statement="own")]
     record.write_record(rows, path)
     table = record.read_record(path)
-    assert list(table.columns) == list(record.COLUMNS) and len(table) == 3
+    assert list(table.columns) == list(record.RECORD_COLUMNS) and len(table) == 3
     assert table.iloc[0][["claim", "value", "low", "high", "seeds"]].tolist() == [
         "1",
         "0.25",
@@ -158,4 +158,4 @@ def test_the_scoreboard_counts_every_claim():
     page = scoreboard_page(ROOT)
     numbers = re.findall(r"^\| (\d+) \|", page, flags=re.MULTILINE)
     assert list(map(int, numbers)) == claims().index.tolist()
-    assert all(mark in page for mark in MARKS.values())
+    assert all(mark in page for mark in VERDICT_GLYPHS.values())
