@@ -139,8 +139,8 @@ def scoreboard_page(root: Path = CHECKOUT) -> str:
     lines = [
         BEGIN,
         "",
-        f"{VERDICT_GLYPHS['holds']} holds, {VERDICT_GLYPHS['fails']} fails, {VERDICT_GLYPHS['undecided']} undecided, "
-        f"{VERDICT_GLYPHS[NOT_RUN]} not run. A verdict is about its scale and no other.",
+        ", ".join(f"{mark} {word}" for word, mark in VERDICT_GLYPHS.items())
+        + ". A verdict is about its scale and no other.",
         "",
         f"| paper | claims | {' | '.join(scales)} |",
         f"|---|---:|{'---|' * len(scales)}",
