@@ -51,7 +51,7 @@ def experiments() -> Iterator[tuple[str, str, Experiment]]:
     """Yield (interval, case in words, experiment)."""
     for n, p in ((50, 0.02), (100, 0.5), (497, 0.1), (2000, 0.35)):
         yield "share", f"n = {n}, p = {p}", _share(n, p)
-    yield "ratio", "n = 200, 60 % several", _ratio(200, 0.6)
+    yield "ratio", "n = 200, 60 % several", _odds(200, 0.6)
     for n, lost, won in ((50, 0.02, 0.02), (497, 0.005, 0.0), (497, 0.03, 0.01), (2000, 0.1, 0.1)):
         yield "paired difference", f"n = {n}, {lost:.1%} lost, {won:.1%} won", _pairs(n, lost, won)
     for seeds in (1, 3, 5):
@@ -76,7 +76,7 @@ def _share(n: int, p: float) -> Experiment:
     return experiment
 
 
-def _ratio(n: int, p: float) -> Experiment:
+def _odds(n: int, p: float) -> Experiment:
     def experiment(random: np.random.Generator) -> tuple[Interval, float]:
         several = int(random.binomial(n, p))
         return ratio_interval(several, n - several), p / (1 - p)
