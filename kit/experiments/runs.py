@@ -6,12 +6,14 @@ epochs/0001.npz         logits after that epoch
 last.ckpt, best.ckpt    network (and optimizer)
 final.npz               a pass over all images at the end
 done.json               written last, with all checksums
+
+A network that was trained elsewhere and adopted has no history, and one epoch: its state as it is.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -44,6 +46,14 @@ def open_dataset(plan: Plan) -> DataSet:
     return cached_dataset(r.data, r.validation, r.train_size, home())
 
 
+def observed_images(plan: Plan, dataset: DataSet) -> DataSet:
+    """Return the images of a plan's run: all, or the first ones if it is of an adopted network."""
+    if not plan.spec.adopted:
+        return dataset
+    first = slice(0, plan.spec.adopted["images"])
+    return replace(dataset, train=dataset.train.take(first), test=dataset.test.take(first))
+
+
 def initial_network(plan: Plan, dataset: DataSet) -> nn.Module:
     """Build the plan's network at its initial parameters."""
     normalise = dataset.mean_std() if plan.recipe.normalise else None
@@ -74,7 +84,18 @@ class Run:
         """The name of its method."""
         return self.spec.method
 
+    @property
+    def is_adopted(self) -> bool:
+        """Tell whether the network was trained elsewhere (`kit.adopt`)."""
+        return bool(self.spec.adopted)
+
     def __repr__(self) -> str:
+        if self.is_adopted:
+            done = self.done
+            return (
+                f"Run({self.spec}; clean {done['clean']:.1%}, robust {done['robust']:.1%}; "
+                f"{self.key})"
+            )
         last = self.history.iloc[-1]
         return (
             f"Run({self.spec}; {len(self.history)} epochs; held-out clean {last.clean:.1%}, "
@@ -113,11 +134,37 @@ class Run:
 
         Its columns are loss, clean and robust accuracy of the held-out probe, mean weight, seconds,
         ...
+
+        Raises:
+            KitError: The run was adopted, or its file is damaged.
         """
+        self.check_trained_here("a history of its epochs")
         return pd.read_csv(self.file("history.csv"))
 
+    @cached_property
+    def epochs(self) -> int:
+        """The number of epochs that are stored; the last one is the network as it is now."""
+        return 1 if self.is_adopted else len(self.history)
+
+    def check_trained_here(self, needed: str) -> None:
+        """Refuse an adopted run, of whose training nothing is known.
+
+        Raises:
+            KitError: The run was adopted; the error names what is `needed`.
+        """
+        if self.is_adopted:
+            raise KitError(
+                f"{self.spec}: this needs {needed}, and an adopted network was trained elsewhere. "
+                f"Take a run that was trained here (python -m kit train METHOD --recipe "
+                f"{self.spec.recipe}), or ask about the network as it is"
+            )
+
+    def moment(self, epoch: int) -> str:
+        """Say which state of the network an epoch is, such as "after epoch 3"."""
+        return "as adopted" if self.is_adopted else f"after epoch {epoch}"
+
     def data(self) -> DataSet:
-        """Open its data set.
+        """Open its data set: of an adopted run, the images that it was observed on.
 
         Raises:
             KitError: The images are not those that it was trained on.
@@ -128,7 +175,7 @@ class Run:
                 f"{self.plan.recipe.data} has changed since {self.folder.name} was trained on it; "
                 f"restore the images, or delete {self.folder} to train again"
             )
-        return found
+        return observed_images(self.plan, found)
 
     @cached_property
     def snapshots(self) -> list[int]:
@@ -150,6 +197,8 @@ class Run:
         Raises:
             KitError: There is no such network, or its file is damaged.
         """
+        if which == "initial":
+            self.check_trained_here("the network at its initial parameters")
         if which not in ("last", "best", "initial", *self.snapshots) or isinstance(which, bool):
             kept = ", ".join(map(str, self.snapshots)) or "none"
             raise KitError(
@@ -170,8 +219,8 @@ class Run:
         Raises:
             KitError: There is no such epoch, or its file is damaged.
         """
-        if not 1 <= number <= len(self.history):
-            raise KitError(f"{self.folder.name} has epochs 1 to {len(self.history)}, not {number}")
+        if not 1 <= number <= self.epochs:
+            raise KitError(f"{self.folder.name} has epochs 1 to {self.epochs}, not {number}")
         return load_arrays(self.file(f"epochs/{number:04d}.npz"))
 
     @cached_property
