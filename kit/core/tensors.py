@@ -197,7 +197,7 @@ def check_images(x: Tensor) -> None:
         )
     if x.dtype not in (torch.float32, torch.float64):
         raise KitError(
-            f"images have dtype {x.dtype}, too coarse for perturbations of this size; pass x.float()"
+            f"images have dtype {x.dtype}, too coarse for such perturbations; pass x.float()"
         )
     if len(x) and not (float(x.min()) >= 0 and float(x.max()) <= 1):  # NaN fails both comparisons
         raise KitError(
@@ -214,8 +214,8 @@ def check_logit_shape(logits: Tensor, n: int) -> None:
     """
     if not isinstance(logits, Tensor):
         raise KitError(
-            f"the model returned a {type(logits).__name__}; expected a tensor of logits (N, K). Put "
-            "it into a module whose forward returns the logits alone"
+            f"the model returned a {type(logits).__name__}; expected a tensor of logits (N, K). "
+            "Put it into a module whose forward returns the logits alone"
         )
     if logits.dim() != 2 or logits.shape[0] != n or logits.shape[1] < 2:
         raise KitError(

@@ -15,7 +15,7 @@ from kit.core.parameters import NonNegative, check_value
 class Threat:
     """The set of allowed perturbations: an L-inf or L2 ball of radius `eps` (pixels in [0, 1]).
 
-    An L-inf radius of more than 1 is warned of: it holds every image, and is mostly meant in 255ths.
+    An L-inf radius of more than 1 is warned of: it holds every image, and 255ths are meant.
     """
 
     norm: Literal["linf", "l2"] = "linf"

@@ -16,8 +16,8 @@ CHUNK = 4096  # images read or counted at a time
 class Split:
     """Images with their labels and ids, in an order in which every prefix is a stratified sample.
 
-    Images (N, C, H, W) uint8 (a user's own may be floats in [0, 1]), labels (N,) int64, and ids (N,)
-    int64 that never change for an image.
+    Images (N, C, H, W) uint8 (a user's own may be floats in [0, 1]), labels (N,) int64, and ids
+    (N,) int64 that never change for an image.
     """
 
     images: Tensor

@@ -138,9 +138,7 @@ def parser() -> argparse.ArgumentParser:
     adopt.add_argument(
         "--normalise", action="store_true", help="its images are (x - mean) / std of the recipe's"
     )
-    adopt.add_argument(
-        "--n", type=int, default=2000, help="images of each split that are observed"
-    )
+    adopt.add_argument("--n", type=int, default=2000, help="images of each split that are observed")
     adopt.add_argument(
         "--set",
         nargs="+",

@@ -339,9 +339,9 @@ def find_builder(name: str) -> Builder:
 
 def put_normalisation_first(net: nn.Module, mean: Tensor, std: Tensor) -> nn.Sequential:
     """Return a network of the same layers that normalises its images by `mean` and `std`, (C,)."""
-    # one of the kit's own stays one sequence, as stacking needs it
-    flat = type(net) in (nn.Sequential, Layers)
-    return type(net)(Normalise(mean, std), *net) if flat else Layers(Normalise(mean, std), net)
+    if isinstance(net, nn.Sequential) and type(net) in (nn.Sequential, Layers):
+        return type(net)(Normalise(mean, std), *net)  # stays one sequence, as stacking needs it
+    return Layers(Normalise(mean, std), net)
 
 
 def build_network(

@@ -17,7 +17,6 @@ from kit.core.errors import KitError
 from kit.models.architectures import (
     MODELS,
     BasicBlock,
-    Normalise,
     PreActBlock,
     build_network,
     find_builder,
@@ -35,7 +34,7 @@ RENAMING = (
 #: What some repositories build and never use, and counters that a fixed momentum does not read.
 UNUSED = re.compile(r"^sub_block1\.|num_batches_tracked$")
 
-#: What wrappers put before every name: DataParallel, torch.compile, a module with the network in it.
+#: What wrappers put before every name: DataParallel, torch.compile, a module that holds another.
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 
 #: Buffers by which a network of another project normalises its images.
@@ -65,7 +64,9 @@ def unwrap_state(state: Mapping[str, Tensor]) -> SavedNetwork:
         if not (both and (MEAN.search(name) or STD.search(name)))
     }
     wrappers = (*WRAPPERS, "1.") if both else WRAPPERS  # a sequence of normalisation and network
-    while rest and (prefix := next((w for w in wrappers if all(n.startswith(w) for n in rest)), "")):
+    while rest and (
+        prefix := next((w for w in wrappers if all(n.startswith(w) for n in rest)), "")
+    ):
         rest = {name.removeprefix(prefix): value for name, value in rest.items()}
     if mean is None or std is None:
         return SavedNetwork(rest)
@@ -100,14 +101,14 @@ def common_names(net: nn.Module) -> dict[str, str]:
             prefixes |= _block_names(place, child)
     found = {}
     for name in net.state_dict():
-        place = next((p for p in prefixes if name.startswith(f"{p}.")), None)
+        within = next((p for p in prefixes if name.startswith(f"{p}.")), "")
         if UNUSED.search(name) or MEAN.search(name) or STD.search(name):
             continue
-        if place is not None:
-            inner = name.removeprefix(f"{place}.")
+        if within:
+            inner = name.removeprefix(f"{within}.")
             # a pre-activation block's shortcut is one convolution
             inner = re.sub(r"^shortcut\.(?=weight)", "shortcut.0.", inner)
-            found[name] = f"{prefixes[place]}.{inner}"
+            found[name] = f"{prefixes[within]}.{inner}"
         else:
             found[name] = common_name(name)
     return found
@@ -165,7 +166,9 @@ def fit_network(
         problem = f"the file has no {missing}, which {architecture} has"
     elif extra := next((name for name in there if name not in names.values()), ""):
         problem = f"the file has {extra}, which {architecture} has not"
-    return Fit(architecture, pairs, problem, len(fitting) / max(1, len(names.keys() | there.keys())))
+    return Fit(
+        architecture, pairs, problem, len(fitting) / max(1, len(names.keys() | there.keys()))
+    )
 
 
 def guessed_wide_resnet(saved: SavedNetwork) -> list[str]:

@@ -1,8 +1,8 @@
-"""`adopt`: a network that was trained elsewhere becomes a run, and every figure of one network, each
-evaluation, the audit and the widgets take it.
+"""`adopt`: a network that was trained elsewhere becomes a run.
 
-It is observed on a recipe's images as a trained run is at its end, and stored like one, under a key
-of its weights. Nothing is stored of a network that does not fit.
+Every figure of one network, evaluation, audit, what-if and the widgets take it. It is observed on a
+recipe's images as a trained run is at its end, and stored like one, under a key of its weights.
+Nothing is stored of a network that does not fit.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from kit.experiments.runs import (
 )
 from kit.experiments.specification import Plan, RunSpec, resolve
 from kit.methods.table import METHODS
-from kit.models.architectures import MODELS, Normalise, build_network, put_normalisation_first
+from kit.models.architectures import MODELS, Normalise, put_normalisation_first
 from kit.models.field_layouts import choose_fit, load_fit, unwrap_state
 from kit.models.saved_states import read_saved_state
 from kit.training.checkpoint import TrainingState, write_run_record
@@ -84,14 +84,14 @@ def adopt(
     """
     check_value("n", n, Count)
     where = pick_device(device)
-    from_file = not isinstance(model_or_path, nn.Module)
     name = _check_name(name or _usual_name(model_or_path))
     changes = dict(overrides or {})
     asked = resolve(RunSpec("std", recipe, 0, {"epochs": 1, "milestones": [], **changes}))
     data = open_dataset(asked)
-    if from_file or architecture:
-        state = read_saved_state(model_or_path) if from_file else model_or_path.state_dict()
-        net, architecture = network_of_state(state, architecture, data)
+    if not isinstance(model_or_path, nn.Module):
+        net, architecture = network_of_state(read_saved_state(model_or_path), architecture, data)
+    elif architecture:
+        net, architecture = network_of_state(model_or_path.state_dict(), architecture, data)
     else:
         net, architecture = own_network(model_or_path, name), name
     net = put_normalisation(net, normalise, data)
@@ -165,7 +165,9 @@ def own_network(model: nn.Module, name: str) -> nn.Module:
     try:
         kept = copy.deepcopy(model).cpu()
     except Exception as error:  # whatever a module's own __deepcopy__ or a foreign handle raises
-        raise KitError(f"{name} cannot be copied ({error}); save its state_dict() instead") from error
+        raise KitError(
+            f"{name} cannot be copied ({error}); save its state_dict() instead"
+        ) from error
     if name in MODELS and not isinstance(MODELS[name], KeptNetwork):
         raise KitError(f"name='{name}' is a row of kit.MODELS; pass it as architecture, too")
     MODELS[name] = KeptNetwork(kept)
@@ -217,7 +219,9 @@ def weights_digest(net: nn.Module) -> str:
     for name, value in sorted(net.state_dict().items()):
         if not name.endswith("num_batches_tracked"):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            digest.update(
+                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+            )
     return digest.hexdigest()[:16]
 
 

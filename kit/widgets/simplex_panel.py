@@ -482,7 +482,8 @@ class Simplex(Panel):
         none, one, several = np.bincount(found.kind, minlength=3)
         return (
             f" Of {len(at)} training images of {s.label(self.run.method)} "
-            f"{self.run.moment(values['epoch'])}, under attack {none} have no confused label, {one} one and {several} several; "
+            f"{self.run.moment(values['epoch'])}, under attack {none} have no confused label, "
+            f"{one} one and {several} several; "
             f"the several would get {shares[0]:.1%} of {s.label(self.names[0])}'s weight and "
             f"{shares[1]:.1%} of {s.label(self.names[1])}'s."
         )

@@ -83,9 +83,7 @@ class _WideBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(after)
         self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
         self.same = before == after
-        self.convShortcut = (
-            None if self.same else nn.Conv2d(before, after, 1, stride, bias=False)
-        )
+        self.convShortcut = None if self.same else nn.Conv2d(before, after, 1, stride, bias=False)
 
     def forward(self, x):
         first = self.bn1(x).relu()

@@ -144,7 +144,7 @@ def test_widgets_take_it(widget, adopted):
     assert words and "fter epoch" not in words
 
 
-# ------------------------------------------------------------------------------ what nobody can know
+# ----------------------------------------------------------------------------- what nobody can know
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_what_an_adopted_run_cannot_know_is_said_in_one_sentence(ask, adopted):
         ask(adopted)
 
 
-# --------------------------------------------------------------------------- networks and file names
+# -------------------------------------------------------------------------- networks and file names
 
 
 def test_a_network_is_taken_as_it_is(own, trained):
@@ -221,12 +221,14 @@ def test_the_command_line_adopts_and_what_it_made_is_used_by_its_key(checkpoint,
 
 
 def test_another_process_opens_it(adopted):
-    code = f"import kit; from kit.experiments.runs import find_run; print(find_run('{adopted.key}'))"
+    code = (
+        f"import kit; from kit.experiments.runs import find_run; print(find_run('{adopted.key}'))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == repr(adopted)
 
 
-# ----------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 def test_bad_input_is_one_sentence_and_nothing_is_stored(checkpoint, own, tmp_path):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import warnings
 import os
 import subprocess
 import sys
+import warnings
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
