@@ -32,6 +32,7 @@ _PLACES = {
     "device": "experiments.devices:pick_device",
     "draw": "figures.table",
     "evaluate": "evaluation.accuracy",
+    "export_network": "experiments.network_export",
     "explain": "figures.explanation",
     "part": "core.parts",
     "per_class": "evaluation.class_tables",

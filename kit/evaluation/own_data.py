@@ -16,7 +16,7 @@ from kit.core.threat import Threat
 from kit.data.splits import DataSet, Split
 from kit.experiments.devices import pick_device
 
-EXPECTED = (
+DATA_EXPECTED = (
     "expected (x, y), a torch Dataset or DataLoader of such pairs, or a data set of the kit: x "
     "(N, C, H, W), uint8 or floats in [0, 1], y (N,) whole numbers"
 )
@@ -41,12 +41,12 @@ def split_of(data: Any, n: int = 0) -> Split:
     elif isinstance(data, Dataset):
         pairs = _first_pairs(data, n, batches=False)
     else:
-        raise KitError(f"data is of type {type(data).__name__}; {EXPECTED}")
+        raise KitError(f"data is of type {type(data).__name__}; {DATA_EXPECTED}")
     x, y = (_as_tensor(values) for values in pairs)
     if x.dim() != 4 or y.dim() != 1 or len(x) != len(y) or y.is_floating_point():
         raise KitError(
             f"data has images of shape {tuple(x.shape)} and labels of shape {tuple(y.shape)}, "
-            f"{y.dtype}; {EXPECTED}"
+            f"{y.dtype}; {DATA_EXPECTED}"
         )
     if x.dtype != torch.uint8:
         check_images(x)
@@ -58,7 +58,9 @@ def _as_tensor(values: Any) -> Tensor:
     try:
         return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
     except TypeError as error:
-        raise KitError(f"data holds {type(values).__name__} of no number; {EXPECTED}") from error
+        raise KitError(
+            f"data holds {type(values).__name__} of no number; {DATA_EXPECTED}"
+        ) from error
 
 
 def _first_pairs(source: Any, n: int, *, batches: bool) -> tuple[Tensor, Tensor]:
@@ -70,7 +72,7 @@ def _first_pairs(source: Any, n: int, *, batches: bool) -> tuple[Tensor, Tensor]
         if not isinstance(item, Sequence) or len(item) < 2 or not isinstance(item[0], Tensor):
             kind = type(item[0]).__name__ if isinstance(item, Sequence) and item else type(item)
             raise KitError(
-                f"data gives images of type {kind}; {EXPECTED}. Give torchvision's data sets "
+                f"data gives images of type {kind}; {DATA_EXPECTED}. Give torchvision's data sets "
                 "transform=ToTensor()"
             )
         x, y = item[0], torch.as_tensor(item[1])

@@ -208,7 +208,14 @@ class Run:
         net = initial_network(self.plan, self.data())
         if which != "initial":
             name = f"{which}.ckpt" if isinstance(which, str) else f"snapshots/{which:04d}.ckpt"
-            net.load_state_dict(load_checkpoint(self.file(name))["model"])
+            state = load_checkpoint(self.file(name))["model"]
+            try:
+                net.load_state_dict(state)
+            except RuntimeError as error:  # names or shapes
+                raise KitError(
+                    f"kit.MODELS['{self.plan.recipe.model}'] builds another network than that of "
+                    f"{self.spec}; give the row back the function that it was made with"
+                ) from error
         return net.to(device).eval()
 
     def epoch(self, number: int) -> dict[str, np.ndarray]:

@@ -38,7 +38,7 @@ UNUSED = re.compile(r"^sub_block1\.|num_batches_tracked$")
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 
 #: Buffers by which a network of another project normalises its images.
-MEAN, STD = re.compile(r"(?:^|\.)(mean|mu)$"), re.compile(r"(?:^|\.)(std|sigma)$")
+MEAN_NAME, STD_NAME = re.compile(r"(?:^|\.)(mean|mu)$"), re.compile(r"(?:^|\.)(std|sigma)$")
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class SavedNetwork:
 
 def unwrap_state(state: Mapping[str, Tensor]) -> SavedNetwork:
     """Take off the prefixes that all names share, and take out the normalisation."""
-    mean = next((value for name, value in state.items() if MEAN.search(name)), None)
-    std = next((value for name, value in state.items() if STD.search(name)), None)
+    mean = next((value for name, value in state.items() if MEAN_NAME.search(name)), None)
+    std = next((value for name, value in state.items() if STD_NAME.search(name)), None)
     both = mean is not None and std is not None
     rest = {
         name: value
         for name, value in state.items()
-        if not (both and (MEAN.search(name) or STD.search(name)))
+        if not (both and (MEAN_NAME.search(name) or STD_NAME.search(name)))
     }
     wrappers = (*WRAPPERS, "1.") if both else WRAPPERS  # a sequence of normalisation and network
     while rest and (
@@ -102,7 +102,7 @@ def common_names(net: nn.Module) -> dict[str, str]:
     found = {}
     for name in net.state_dict():
         within = next((p for p in prefixes if name.startswith(f"{p}.")), "")
-        if UNUSED.search(name) or MEAN.search(name) or STD.search(name):
+        if UNUSED.search(name) or MEAN_NAME.search(name) or STD_NAME.search(name):
             continue
         if within:
             inner = name.removeprefix(f"{within}.")
@@ -195,7 +195,9 @@ def choose_fit(
         if not fit.problem:
             return fit
     others = [name for name in [*MODELS, *guessed_wide_resnet(saved)] if name != architecture]
-    fits = [found for name in others if (found := _attempt(saved, name, shape, num_classes))]
+    fits = [
+        found for name in others if (found := _fit_if_possible(saved, name, shape, num_classes))
+    ]
     best = max(fits, key=lambda found: (not found.problem, found.share))
     if not architecture:
         if not best.problem:
@@ -215,7 +217,7 @@ def choose_fit(
     raise KitError(f"the checkpoint is no {architecture}: {fit.problem}. {hint}")
 
 
-def _attempt(
+def _fit_if_possible(
     saved: SavedNetwork, name: str, shape: tuple[int, int, int], num_classes: int
 ) -> Fit | None:
     """Return how a file fits, None where the architecture takes no such images."""

@@ -26,7 +26,6 @@ from kit.core.files import load_arrays, lock_folder, save_arrays, save_checkpoin
 from kit.core.parameters import Count, check_value
 from kit.core.progress import format_duration
 from kit.data.splits import DataSet
-from kit.evaluation.statistics import wilson
 from kit.experiments.devices import pick_device, threads_for
 from kit.experiments.runs import (
     Run,
@@ -94,8 +93,10 @@ def adopt(
         net, architecture = network_of_state(model_or_path.state_dict(), architecture, data)
     else:
         net, architecture = own_network(model_or_path, name), name
+    # what a network that is taken as it is does inside is its own affair
+    before = _normalises(net) and not isinstance(MODELS.get(architecture), KeptNetwork)
     net = put_normalisation(net, normalise, data)
-    changes |= {"model": architecture} | ({"normalise": True} if _normalises(net) else {})
+    changes |= {"model": architecture} | ({"normalise": True} if before or normalise else {})
     adopted = {"weights": weights_digest(net), "images": n}
     plan = resolve(RunSpec(name, recipe, 0, changes, adopted))
     folder = run_folder(plan)
@@ -231,7 +232,7 @@ def weights_digest(net: nn.Module) -> str:
 def look_at_network(
     net: nn.Module, data: DataSet, where: torch.device, name: str, quiet: bool
 ) -> None:
-    """Print the accuracy on a few test images, and warn where it is below twice chance.
+    """Print the accuracy on a few test images, and warn where it is little more than chance.
 
     Raises:
         KitError: The network does not take the images, does not know the classes, or is right no
@@ -251,7 +252,7 @@ def look_at_network(
     inside = "normalises its images itself" if _normalises(net) else "takes pixels in [0, 1]"
     found = f"{name} {inside}: clean accuracy {right / count:.1%} on {count} test images"
     other = "" if _normalises(net) else _other_way(net, data, x, y)
-    if wilson(right, count)[0] <= chance:
+    if right / count <= chance + 2 * (chance * (1 - chance) / count) ** 0.5:  # standard errors
         raise KitError(
             f"{found}, which is no more than chance ({chance:.1%}). It was trained on other data "
             f"than {data.name}, on other classes or in another order of them, or it takes its "
@@ -259,8 +260,8 @@ def look_at_network(
         )
     if not quiet:
         print(found, flush=True)
-        if right / count < 2 * chance:
-            print(f"WARNING: that is below twice chance ({chance:.1%}).{other}", flush=True)
+        if right / count < min(2 * chance, (1 + chance) / 2):  # twice chance is all of two classes
+            print(f"WARNING: that is little more than chance ({chance:.1%}).{other}", flush=True)
 
 
 def _other_way(net: nn.Module, data: DataSet, x: Tensor, y: Tensor) -> str:

@@ -15,11 +15,15 @@ from torch import nn
 
 import kit
 from kit.core.errors import KitError
+from kit.evaluation import robustness_audit
 from kit.evaluation.accuracy import evaluate
 from kit.experiments.runs import find_run, run_folders
 from kit.figures.table import FIGURES
 from kit.jobs.archive import verify_run
 from kit.jobs.command_line import main
+from kit.models.architectures import Normalise, build_network
+from kit.models.plain_definition import plain_definition
+from tests.helpers.field_networks import moved
 from tests.helpers.settings import TINY
 
 #: What an adopted run of these tests is observed on.
@@ -98,6 +102,27 @@ def test_evaluations_and_counterfactual_weights_are_those_of_the_same_weights(tr
     assert np.allclose(shared[0].iloc[:, 1:], shared[1].iloc[:, 1:], rtol=1e-4, equal_nan=True)
 
 
+def test_a_network_that_is_no_run_gets_the_same_numbers(trained, monkeypatch):
+    """Of evaluation and audit, on the run's images; nothing is stored, the network as it was."""
+    monkeypatch.setattr(robustness_audit, "AUDIT_STEPS", robustness_audit.AUDIT_STEPS[:2])
+    model, threat = trained.model().train(), trained.plan.recipe.threat
+    before = sorted(trained.folder.rglob("*"))
+    table = kit.evaluate(
+        model, ["natural", "fgsm"], data=trained.data(), threat=threat, n=60, quiet=True
+    )
+    report = kit.audit(model, data=trained.data().test, threat=threat, n=60, quiet=True)
+    assert model.training and sorted(trained.folder.rglob("*")) == before
+    columns = ["accuracy", "low", "high", "last_iterate", "n"]
+    stored = evaluate(trained, ["natural", "fgsm"], n=60, quiet=True)
+    assert table[columns].equals(stored[columns])
+    theirs = kit.audit(trained, n=60, quiet=True)
+    assert report.steps["accuracy"].equals(theirs.steps["accuracy"])
+    assert [f.light for f in report.findings] == [f.light for f in theirs.findings]
+    for ask in (evaluate, kit.audit):
+        with pytest.raises(KitError, match="on its own images and threat"):
+            ask(trained, threat=threat)
+
+
 def test_its_folder_is_sealed_and_found_again(adopted, checkpoint):
     assert verify_run(adopted.folder) == []
     found = find_run(adopted.key)
@@ -174,7 +199,18 @@ def test_a_network_is_taken_as_it_is(own, trained):
         own.head.bias += 1
         assert not torch.allclose(run.model()(x), own(x)), "the run holds the caller's network"
         own.head.bias -= 1
-    assert "own" in kit.MODELS
+    twice = nn.Sequential(Normalise(torch.zeros(1), torch.ones(1)), own).eval()
+    again = kit.adopt(twice, "digits", name="twice", overrides=FIELDS, n=50, quiet=True)
+    with torch.no_grad():
+        torch.testing.assert_close(again.model()(x), own(x))
+    kit.MODELS["own"] = kit.MODELS["cnn"]
+    try:
+        with pytest.raises(KitError, match=r"MODELS\['own'\] builds another network"):
+            run.model()
+    finally:
+        del kit.MODELS["own"]
+    with pytest.raises(KitError, match=r"there is no model 'own'.*row of kit.MODELS"):
+        find_run(run.key).model()
 
 
 def test_a_registered_architecture_is_trained_and_adopted(own, checkpoint, monkeypatch):
@@ -259,3 +295,55 @@ def test_bad_input_is_one_sentence_and_nothing_is_stored(checkpoint, own, tmp_pa
             ask()
         assert "\n" not in str(caught.value)
     assert run_folders() == folders
+
+
+# ---------------------------------------------------------------------------------- the way round
+
+
+LOADED_ALONE = """
+import sys
+sys.modules["kit"] = None
+sys.path.insert(0, sys.argv[1])
+import torch
+from network import load
+x = torch.linspace(0, 1, 64).view(1, 1, 8, 8)
+print(load()(x).tolist())
+"""
+
+
+def test_an_exported_network_is_loaded_without_the_kit_and_comes_back(trained, tmp_path):
+    kit.export_network(trained, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED_ALONE, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    x = torch.linspace(0, 1, 64).view(1, 1, 8, 8)
+    expected = trained.model()(x).tolist()
+    assert np.allclose(json.loads(done.stdout), expected, rtol=1e-4, atol=1e-5)
+    back = kit.adopt(tmp_path / "weights.pt", name="back", overrides=FIELDS, n=50, quiet=True)
+    assert np.allclose(back.model()(x).tolist(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["linear", "lenet", "resnet18", "preact-resnet18", "wrn-16-2"])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_every_architecture_has_a_plain_definition_with_the_same_logits(name, normalised):
+    numbers = (torch.rand(3), 0.5 + torch.rand(3)) if normalised else None
+    net = moved(build_network(name, (3, 16, 16), 7, normalise=numbers))
+    names = {"__file__": "network.py"}
+    exec(plain_definition(net, "a test"), names)
+    plain = names["build"]()
+    plain.load_state_dict(net.state_dict())
+    assert not [m for m in plain.modules() if type(m).__module__.startswith("kit")]
+    x = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(plain.eval()(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_of_ones_own_code_is_not_defined_for_others(own, tmp_path):
+    run = kit.adopt(own, "digits", name="own-code", overrides=FIELDS, n=50, quiet=True)
+    with pytest.raises(KitError, match="a Own is defined by its own code"):
+        kit.export_network(run, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -86,14 +86,15 @@ def test_an_architecture_of_ones_own(tiny_digits, monkeypatch):
     scope = {}
     try:
         exec(BLOCKS[4], scope)
-        assert [type(layer).__name__ for layer in scope["run"].model()][0] == "Flatten"
+        assert type(next(scope["run"].model().children())).__name__ == "Flatten"
     finally:
         kit.MODELS.pop("two-layers", None)
 
 
 def test_commands_parse(capsys):
     commands = re.findall(
-        r"python -m kit ((?:reproduce|train|adopt|evaluate|list|audit|compare|runs)[^`#\n]*)", README
+        r"python -m kit ((?:reproduce|train|adopt|evaluate|list|audit|compare|runs)[^`#\n]*)",
+        README,
     )
     assert len(commands) >= 5
     for command in commands:
