@@ -6,7 +6,7 @@
     kit.draw("confused-labels", run)
 
 `kit.run_many` trains many runs at a time. Tables to look at:
-kit.METHODS, kit.RECIPES, kit.ATTACKS, kit.CRITERIA, kit.WEIGHTS, kit.FIGURES.
+kit.METHODS, kit.RECIPES, kit.ATTACKS, kit.MODELS, kit.CRITERIA, kit.WEIGHTS, kit.FIGURES.
 """
 
 from kit.core.errors import KitError
@@ -17,6 +17,7 @@ _PLACES = {
     "CRITERIA": "methods.criteria",
     "FIGURES": "figures.table",
     "METHODS": "methods.table",
+    "MODELS": "models.architectures",
     "RECIPES": "experiments.recipes",
     "WEIGHTS": "methods.weights",
     "Criterion": "methods.criteria",
@@ -24,12 +25,14 @@ _PLACES = {
     "RunSpec": "experiments.specification",
     "Study": "notebook.study",
     "Threat": "core.threat",
+    "adopt": "training.adoption",
     "audit": "evaluation.robustness_audit",
     "begin": "notebook.study:begin_study",
     "confusion": "evaluation.class_tables",
     "device": "experiments.devices:pick_device",
     "draw": "figures.table",
     "evaluate": "evaluation.accuracy",
+    "export_network": "experiments.network_export",
     "explain": "figures.explanation",
     "part": "core.parts",
     "per_class": "evaluation.class_tables",

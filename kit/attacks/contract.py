@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import isroutine
 
 import torch
 from torch import Tensor, nn
@@ -45,16 +46,17 @@ def check_inputs(model: nn.Module, x: Tensor, y: Tensor) -> tuple[str, ...]:
     differently each time, or alike to everything.
 
     Raises:
-        KitError: There are no images or another number of labels, or a check of `kit.core.tensors`
-            fails.
+        KitError: There are no images or another number of labels, the model is no network, does not
+            take these images or writes into them, or a check of `kit.core.tensors` fails.
     """
     tensors.check_images(x)
     if len(x) != len(y):
         raise KitError(f"{len(x)} images came with {len(y)} labels")
     if len(x) == 0:
         raise KitError("there are no images to attack")
+    check_is_network(model)
     with frozen(model), torch.no_grad():
-        logits, again = model(x[:256]), model(x[:16])
+        logits, again = pass_copy(model, x[:256]), pass_copy(model, x[:16])
     tensors.check_logits(logits, len(x[:256]))
     tensors.check_labels(y, logits.shape[1])
     notes = []
@@ -71,6 +73,47 @@ def check_inputs(model: nn.Module, x: Tensor, y: Tensor) -> tuple[str, ...]:
             "that class, and no attack can lower it"
         )
     return tuple(notes)
+
+
+def check_is_network(model: object) -> None:
+    """Refuse what is no network.
+
+    Raises:
+        KitError: It is a function, a state dict or something else.
+    """
+    if not isinstance(model, nn.Module):
+        kind = "a function" if isroutine(model) else f"of type {type(model).__name__}"
+        raise KitError(
+            f"the model is {kind}; expected a network (torch.nn.Module), whose mode and parameters "
+            "can be kept still. Put a function into a module's forward"
+        )
+
+
+def pass_copy(model: nn.Module, x: Tensor) -> Tensor:
+    """Pass a copy of the images (n, C, H, W) through the model, and return what it answers.
+
+    Raises:
+        KitError: The model fails on such images, or writes into them.
+    """
+    given = x.clone()
+    try:
+        logits = model(given)
+    except torch.OutOfMemoryError:
+        raise
+    except KitError:
+        raise
+    except Exception as error:  # a network's own code may raise anything
+        why = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+        raise KitError(
+            f"the model cannot take images of shape {tuple(x.shape)}, {x.dtype} on {x.device}: "
+            f"{why}. Look at channels, size, and the type and device of its weights"
+        ) from error
+    if not torch.equal(given, x):
+        raise KitError(
+            "the model writes into the images that it is given, so each pass would see others. Let "
+            "it begin with x = x.clone(), or replace operations such as x.sub_(...) by x - ..."
+        )
+    return logits
 
 
 @dataclass

@@ -11,7 +11,7 @@ from kit.attacks.contract import check_inputs, frozen
 from kit.attacks.projected_gradient_descent import OBJECTIVES, TrainedLoss, Watch, start_point
 from kit.core import tensors
 from kit.core.parameters import Count, Natural, NonNegative
-from kit.core.random_streams import Streams, draw_noise
+from kit.core.random_streams import Streams, draw_noise, given_or_numbered
 from kit.core.threat import Threat
 
 
@@ -47,10 +47,11 @@ def friendly_pgd(
     if validate:
         check_inputs(model, x, y)
     step_size = 2.5 * threat.eps / steps if step_size is None else step_size
+    source = given_or_numbered(generator, x)
     with frozen(model):
         with torch.no_grad():
             logits_nat = model(x) if loss == "kl" else None
-        x_t, patience = start_point(x, threat, init, generator).clamp(0, 1), torch.full_like(y, tau)
+        x_t, patience = start_point(x, threat, init, source).clamp(0, 1), torch.full_like(y, tau)
         rows = torch.arange(len(y), device=y.device)
         latest: Tensor | None = None  # (N, K) logits of each example's last pass
         for t in range(steps):
@@ -58,7 +59,7 @@ def friendly_pgd(
             with torch.enable_grad():
                 logits = model(active)
                 clean = None if logits_nat is None else logits_nat[rows]
-                (gradient,) = torch.autograd.grad(
+                gradient = tensors.image_gradient(
                     OBJECTIVES[loss](logits, y[rows], clean).sum(), active
                 )
             answers = logits.detach()
@@ -68,7 +69,7 @@ def friendly_pgd(
             wrong = logits.argmax(dim=1) != y[rows]
             goes_on = ~wrong | (patience[rows] > 0)
             patience[rows] -= wrong.long()
-            noise = omega * draw_noise(generator, "normal", x)[rows] if omega else 0.0
+            noise = omega * draw_noise(source, "normal", x)[rows] if omega else 0.0
             step = step_size * tensors.ascent_direction(gradient, threat.norm) + noise
             moved = tensors.project(active.detach() + step, x[rows], threat)
             rows = rows[goes_on]

@@ -22,8 +22,12 @@ def padded_size(n: int) -> int:
 def padded_batch_sizes(model: nn.Module) -> Iterator[None]:
     """Within, the model's batches on CPUs are filled up to a `padded_size` with their last image.
 
-    The logits of the images added are cut off.
+    The logits of the images added are cut off. A scripted program takes no hooks, and is passed
+    batches as they are.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        yield
+        return
     sizes: list[int] = []
 
     def fill(model: nn.Module, inputs: tuple) -> tuple:

@@ -12,7 +12,7 @@ from kit.attacks.contract import check_inputs, frozen
 from kit.core import tensors
 from kit.core.errors import KitError
 from kit.core.parameters import Count, NonNegative, check_value
-from kit.core.random_streams import Streams, draw_noise
+from kit.core.random_streams import Streams, draw_noise, given_or_numbered
 from kit.core.threat import Threat
 
 #: (step, images (N, C, H, W), logits (N, K)) at each evaluation point of an attack.
@@ -85,13 +85,13 @@ def pgd(
         if loss == "kl":
             with torch.no_grad():
                 logits_nat = model(x)
-        x_t = start_point(x, threat, init, generator)
+        x_t = start_point(x, threat, init, given_or_numbered(generator, x))
         for t in range(steps):
             x_t = x_t.detach().requires_grad_(True)
             with torch.enable_grad():
                 logits = model(x_t)
                 # summed, not averaged: an example's gradient must not depend on its batch's size
-                (gradient,) = torch.autograd.grad(objective(logits, y, logits_nat).sum(), x_t)
+                gradient = tensors.image_gradient(objective(logits, y, logits_nat).sum(), x_t)
             x_t = x_t.detach()
             if watch is not None:
                 watch(t, x_t, logits.detach())
@@ -121,7 +121,7 @@ def trained_loss_pgd(
 
 
 def start_point(
-    x: Tensor, threat: Threat, init: str | Tensor, source: Streams | torch.Generator | None
+    x: Tensor, threat: Threat, init: str | Tensor, source: Streams | torch.Generator
 ) -> Tensor:
     """Return the first iterate, (N, C, H, W); see `pgd`.
 

@@ -24,7 +24,7 @@ from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 
 #: x + δ - x differs from δ by a rounding, so a perturbation may be this much larger than eps and
-#: count as inside.
+#: count as inside; see `rounding_of`.
 ROUNDING = 1e-6
 
 
@@ -162,7 +162,7 @@ class AttackTracker:
                 logits = self.model(x_t)
                 values = objective(logits, self.y[rows])
                 # summed, not averaged: an example's gradient must not depend on its batch's size
-                (gradient,) = torch.autograd.grad(values.sum(), x_t)
+                gradient = tensors.image_gradient(values.sum(), x_t)
             answers = [gradient, values.detach(), logits.detach()]
             if sums:
                 answers = [total + more for total, more in zip(sums, answers, strict=True)]
@@ -200,7 +200,7 @@ class AttackTracker:
         size = tensors.norm(x_t - x, self.norm)
         same_norm = self.norm == self.threat.norm
         within = size if same_norm else tensors.norm(x_t - x, self.threat.norm)
-        inside = within <= self.threat.eps + ROUNDING
+        inside = within <= self.threat.eps + rounding_of(self.x, self.threat.norm)
         if self.goal == "inside":
             # an adversarial image never gives way to one that is classified correctly
             key, better = margin, inside & (margin < self.margin[rows]) & (wrong | ~broken)
@@ -235,6 +235,17 @@ class AttackTracker:
             self.prediction,
             tuple(self.notes),
         )
+
+
+def rounding_of(x: Tensor, norm: str) -> float:
+    """Return by how much the norm of a perturbation of images like `x` may exceed eps by rounding.
+
+    A pixel in [0, 1] is rounded by at most half a unit in its last place, so in L2 all together by
+    the square root of their number times that.
+    """
+    if norm == "linf":
+        return ROUNDING
+    return max(ROUNDING, torch.finfo(x.dtype).eps / 2 * math.sqrt(x[0].numel()))
 
 
 def best_of_each(rows: Tensor, key: Tensor, count: int) -> Tensor:

@@ -104,15 +104,24 @@ class JoinedStreams(Streams):
         )
 
 
-def draw_noise(
-    source: Streams | torch.Generator | None, kind: Literal["uniform", "normal"], like: Tensor
-) -> Tensor:
-    """Draw U[0, 1) or N(0, 1) in the shape of `like`.
+def given_or_numbered(
+    source: Streams | torch.Generator | None, like: Tensor
+) -> Streams | torch.Generator:
+    """Return `source`, or streams numbered by place in the batch `like` (N, ...).
 
-    `source`: per-example streams, a generator, or None for torch's global one.
+    torch's global random state is never drawn from: two calls without a source draw the same.
     """
+    if source is not None:
+        return source
+    return Streams(torch.arange(len(like), device=like.device), "noise")
+
+
+def draw_noise(
+    source: Streams | torch.Generator, kind: Literal["uniform", "normal"], like: Tensor
+) -> Tensor:
+    """Draw U[0, 1) or N(0, 1) in the shape of `like`, from per-example streams or a generator."""
     if isinstance(source, Streams):
         return getattr(source, kind)(like)
     sample = torch.rand if kind == "uniform" else torch.randn
-    device = source.device if source is not None else like.device
-    return sample(like.shape, generator=source, device=device, dtype=like.dtype).to(like.device)
+    drawn = sample(like.shape, generator=source, device=source.device, dtype=like.dtype)
+    return drawn.to(like.device)

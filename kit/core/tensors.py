@@ -66,6 +66,22 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return targeted_margin(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
+def image_gradient(value: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient (N, C, H, W) of the number `value` with respect to the images `x`.
+
+    Raises:
+        KitError: None leads back to them.
+    """
+    if not value.requires_grad:
+        raise KitError(
+            "no gradient leads from the network's output back to its images, so only attacks that "
+            "need none (natural, square, spsa100) can attack it. Look for no_grad, inference_mode, "
+            "detach or whole numbers in its forward pass"
+        )
+    (gradient,) = torch.autograd.grad(value, x)
+    return gradient
+
+
 # ----------------------------------------------------------------------------------------- geometry
 
 
@@ -166,19 +182,44 @@ def check_labels(y: Tensor, num_classes: int) -> None:
 
 
 def check_images(x: Tensor) -> None:
-    """Refuse images that are not floats (N, C, H, W) in [0, 1].
+    """Refuse images that are not float32 or float64 (N, C, H, W) in [0, 1].
+
+    In half precision an eps of a few 255ths is a few steps of a pixel, and verdicts would be wrong.
 
     Raises:
         KitError: The images do not fit.
     """
+    if not isinstance(x, Tensor):
+        raise KitError(f"images are of type {type(x).__name__}; expected a tensor (N, C, H, W)")
     if not x.is_floating_point() or x.dim() < 2:
         raise KitError(
             f"images have dtype {x.dtype} and shape {tuple(x.shape)}; expected floats (N, C, H, W)"
+        )
+    if x.dtype not in (torch.float32, torch.float64):
+        raise KitError(
+            f"images have dtype {x.dtype}, too coarse for such perturbations; pass x.float()"
         )
     if len(x) and not (float(x.min()) >= 0 and float(x.max()) <= 1):  # NaN fails both comparisons
         raise KitError(
             f"pixels run from {float(x.min()):g} to {float(x.max()):g}; attacks and models take "
             "[0, 1]. Scale the images, and put any normalisation inside the model"
+        )
+
+
+def check_logit_shape(logits: Tensor, n: int) -> None:
+    """Refuse a model's output that is no batch (N, K), K >= 2.
+
+    Raises:
+        KitError: The output is no tensor, or has another shape.
+    """
+    if not isinstance(logits, Tensor):
+        raise KitError(
+            f"the model returned a {type(logits).__name__}; expected a tensor of logits (N, K). "
+            "Put it into a module whose forward returns the logits alone"
+        )
+    if logits.dim() != 2 or logits.shape[0] != n or logits.shape[1] < 2:
+        raise KitError(
+            f"the model returned shape {tuple(logits.shape)} for {n} images; expected logits (N, K)"
         )
 
 
@@ -188,10 +229,7 @@ def check_logits(logits: Tensor, n: int) -> None:
     Raises:
         KitError: The output has another shape, is not finite, or holds probabilities.
     """
-    if logits.dim() != 2 or logits.shape[0] != n or logits.shape[1] < 2:
-        raise KitError(
-            f"the model returned shape {tuple(logits.shape)} for {n} images; expected logits (N, K)"
-        )
+    check_logit_shape(logits, n)
     if not bool(logits.isfinite().all()):
         bad = int((~logits.isfinite().all(dim=1)).sum())
         raise KitError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal, get_type_hints
 
@@ -12,7 +13,10 @@ from kit.core.parameters import NonNegative, check_value
 
 @dataclass(frozen=True)
 class Threat:
-    """The set of allowed perturbations: an L-inf or L2 ball of radius `eps` (pixels in [0, 1])."""
+    """The set of allowed perturbations: an L-inf or L2 ball of radius `eps` (pixels in [0, 1]).
+
+    An L-inf radius of more than 1 is warned of: it holds every image, and 255ths are meant.
+    """
 
     norm: Literal["linf", "l2"] = "linf"
     eps: NonNegative = 8 / 255
@@ -22,6 +26,19 @@ class Threat:
             object.__setattr__(
                 self, field, check_value(f"Threat.{field}", getattr(self, field), hint)
             )
+
+        if self.doubt:
+            warnings.warn(self.doubt, stacklevel=3)
+
+    @property
+    def doubt(self) -> str:
+        """A question about an L-inf radius that holds every image; "" where there is none."""
+        if self.norm != "linf" or self.eps <= 1:
+            return ""
+        return (
+            f"eps={self.eps:g} is more than any pixel can change, for pixels are in [0, 1]. Is "
+            f"{self.eps:g}/255 meant, {self.eps / 255:.5g}?"
+        )
 
     def __str__(self) -> str:
         name = {"linf": "L∞", "l2": "L2"}[self.norm]

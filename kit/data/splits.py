@@ -18,8 +18,9 @@ CHUNK = 4096  # images read or counted at a time
 class Split:
     """Images with their labels and ids, in an order in which every prefix is a stratified sample.
 
-    Images (N, C, H, W) uint8, labels (N,) int64, and ids (N,) int64 that never change for an image.
-    `generated` are images of which each training batch takes its share, where a recipe has one.
+    Images (N, C, H, W) uint8 (a user's own may be floats in [0, 1]), labels (N,) int64, and ids
+    (N,) int64 that never change for an image. `generated` are images of which each training batch
+    takes its share, where a recipe has one.
     """
 
     images: Tensor
@@ -32,7 +33,8 @@ class Split:
 
     def x(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """Float images in [0, 1] of `rows`, (n, C, H, W)."""
-        return self.images[rows].float() / 255
+        images = self.images[rows]
+        return images.float() / 255 if images.dtype == torch.uint8 else images
 
     def take(self, rows: Tensor | slice) -> Split:
         """The images `rows` with their labels and ids."""

@@ -17,13 +17,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from kit.attacks.contract import check_inputs, frozen
+from kit.attacks.contract import check_inputs, check_is_network, frozen
 from kit.attacks.table import ATTACKS, Attack
 from kit.core.errors import KitError, unknown_name
 from kit.core.files import load_arrays, save_arrays
@@ -32,6 +33,7 @@ from kit.core.random_streams import Streams
 from kit.core.threads import run_in_threads, stop_if_abandoned
 from kit.core.threat import Threat
 from kit.data.splits import Split
+from kit.evaluation.own_data import attacked_images
 from kit.evaluation.statistics import wilson
 from kit.experiments.devices import pick_device, spare_threads, threads_for
 from kit.experiments.runs import Run, is_done
@@ -77,11 +79,13 @@ def measure_attack(
 
     def work(begin: int, end: int) -> BatchArrays:
         network = networks.get()
-        hook = network.register_forward_pre_hook(stop_if_abandoned)
+        scripted = isinstance(network, torch.jit.ScriptModule)  # it takes no hooks
+        hook = None if scripted else network.register_forward_pre_hook(stop_if_abandoned)
         try:
             return _attack_range(task, network, begin, end)
         finally:
-            hook.remove()
+            if hook is not None:
+                hook.remove()
             networks.put(network)
 
     for found in run_in_threads(work, _batch_ranges(task, gaps), threads):
@@ -189,12 +193,14 @@ class ExampleArrays(dict):
 
 
 def evaluate(
-    run: Run,
+    run: Run | nn.Module,
     attacks: Sequence[str] = ("natural", "fgsm", "pgd20", "cw20"),
     *,
     split: str = "test",
     n: int = 0,
     which: str | int = "last",
+    data: Any = None,
+    threat: Threat | None = None,
     device: str = "auto",
     quiet: bool = False,
 ) -> pd.DataFrame:
@@ -211,16 +217,27 @@ def evaluate(
     split: train, validation or test; n: only the first n images (0 = all); which: last or best
     network, or that of an epoch in `run.snapshots`.
 
+    Any network can take the place of the run, with data=(x, y) and a threat: x (N, C, H, W), uint8
+    or floats in [0, 1], y (N,) whole numbers; also a torch Dataset or DataLoader. Nothing is then
+    kept.
+
     Raises:
         KitError: A name is unknown, the split is empty, or the network cannot be evaluated.
     """
     names = [attacks] if isinstance(attacks, str) else list(attacks)
     for name in names:
         ATTACKS[name]
-    if split not in ("train", "validation", "test"):
-        raise unknown_name("split", split, ("train", "validation", "test"))
     if not isinstance(n, int) or n < 0:
         raise KitError(f"n={n!r} must be a whole number of images, or 0 for all")
+    if not isinstance(run, Run):
+        return _evaluate_network(run, names, data, threat, n, device, quiet)
+    if data is not None or threat is not None:
+        raise KitError(
+            "a run is evaluated on its own images and threat; pass run.model() in its place, or "
+            "adopt it with overrides"
+        )
+    if split not in ("train", "validation", "test"):
+        raise unknown_name("split", split, ("train", "validation", "test"))
     if not is_done(run.folder):
         raise KitError(
             f"{run.spec} is not trained to its end; an evaluation would be kept as that of the "
@@ -229,10 +246,8 @@ def evaluate(
     where = pick_device(device)
     model: nn.Module | None = None
     images: Split | None = None
-    rows, examples = {}, ExampleArrays()
-    notes: dict[str, None] = {}
+    measured = {}
     for name in names:
-        attack = ATTACKS[name]
         settings, path = evaluation_file(run, name, split=split, n=n, which=which)
         if not path.exists():
             if model is None or images is None:
@@ -240,33 +255,71 @@ def evaluate(
                 images = getattr(run.data(), split).take(slice(0, n or None)).to(where)
                 if not len(images):
                     raise KitError(f"{run.spec} holds out no {split} images; choose another split")
-            progress = Progress(f"{name} on {run.spec}", len(images), quiet=quiet)
-            started = time.monotonic()
             partial = path.with_suffix(".partial")
             with threads_for(run.plan.recipe.model, where):
-                arrays = measure_attack(
-                    model,
-                    images,
-                    run.plan.recipe.threat,
-                    attack,
-                    partial=partial,
-                    progress=progress,
+                arrays = _measure_named(
+                    name, model, images, run.plan.recipe.threat, str(run.spec), partial, quiet
                 )
-            seconds = time.monotonic() - started
-            save_arrays(
-                path,
-                arrays
-                | {
-                    "seconds": np.asarray(seconds),
-                    "settings": np.asarray(json.dumps(settings)),
-                    "run": np.asarray(run.key),
-                },
-            )
+            kept = {"settings": np.asarray(json.dumps(settings)), "run": np.asarray(run.key)}
+            save_arrays(path, arrays | kept)
             shutil.rmtree(partial, ignore_errors=True)
-            for note in () if quiet else arrays["notes"]:
-                print(f"WARNING: {run.spec}: {note}", flush=True)
-            progress.close(f"{1 - arrays['broken'].mean():.1%} of {len(images)} in {seconds:.1f} s")
-        arrays = read_evaluation(path, run.key)
+        measured[name] = read_evaluation(path, run.key)
+    return _evaluation_table(measured, run.key, run.record["classes"])
+
+
+def _evaluate_network(
+    model: object,
+    names: list[str],
+    data: Any,
+    threat: Threat | None,
+    n: int,
+    device: str,
+    quiet: bool,
+) -> pd.DataFrame:
+    """Take `evaluate` of a network that is no run; nothing is kept."""
+    check_is_network(model)
+    assert isinstance(model, nn.Module)
+    images, threat = attacked_images(model, data, threat, n, device)
+    if not len(images):
+        raise KitError("data holds no images")
+    title = type(model).__name__
+    measured = {
+        name: _measure_named(name, model, images, threat, title, None, quiet) for name in names
+    }
+    with frozen(model), torch.no_grad():
+        classes = model(images.x(slice(0, 1))).shape[1]
+    return _evaluation_table(measured, "", [str(k) for k in range(classes)])
+
+
+def _measure_named(
+    name: str,
+    model: nn.Module,
+    images: Split,
+    threat: Threat,
+    title: str,
+    partial: Path | None,
+    quiet: bool,
+) -> dict[str, np.ndarray]:
+    """Take `measure_attack`, say so, and return its arrays and "seconds"."""
+    progress = Progress(f"{name} on {title}", len(images), quiet=quiet)
+    started = time.monotonic()
+    arrays = measure_attack(
+        model, images, threat, ATTACKS[name], partial=partial, progress=progress
+    )
+    seconds = time.monotonic() - started
+    for note in () if quiet else arrays["notes"]:
+        print(f"WARNING: {title}: {note}", flush=True)
+    progress.close(f"{1 - arrays['broken'].mean():.1%} of {len(images)} in {seconds:.1f} s")
+    return arrays | {"seconds": np.asarray(seconds)}
+
+
+def _evaluation_table(
+    measured: dict[str, dict[str, np.ndarray]], key: str, classes: list[str]
+) -> pd.DataFrame:
+    """Lay out what was measured under each attack, as `evaluate` returns it."""
+    rows, examples = {}, ExampleArrays()
+    notes: dict[str, None] = {}
+    for name, arrays in measured.items():
         count, right = len(arrays["y"]), int((~arrays["broken"]).sum())
         low, high = wilson(right, count)
         rows[name] = {
@@ -284,12 +337,7 @@ def evaluate(
         }
         notes |= {str(note): None for note in arrays.get("notes", ())}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("attack")
-    table.attrs = {
-        "run": run.key,
-        "examples": examples,
-        "classes": run.record["classes"],
-        "notes": list(notes),
-    }
+    table.attrs = {"run": key, "examples": examples, "classes": classes, "notes": list(notes)}
     return table
 
 

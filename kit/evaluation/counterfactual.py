@@ -116,7 +116,7 @@ def _check_epochs(run: Run, epochs: Sequence[int] | None, counted: str) -> list[
 
     By default they are all, and the last alone where only the finished network counts.
     """
-    last = len(run.history)
+    last = run.epochs
     if epochs is None:
         return [last] if counted == "final" else list(range(1, last + 1))
     asked = epochs.tolist() if isinstance(epochs, (np.ndarray, pd.Series)) else epochs
@@ -142,6 +142,8 @@ def stored_outputs(run: Run, epoch: int, counted: str) -> tuple[StepOutputs, tor
     Raises:
         KitError: The file lacks the images, or a value in it is not finite.
     """
+    if counted == "on the fly":
+        run.check_trained_here("what training computed on the fly")
     prefix = "seen_" if counted == "frozen" else "train_"
     arrays = run.final if counted == "final" else run.epoch(epoch)
     stored = {

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from kit.attacks.clean_images import predict
-from kit.attacks.contract import check_inputs, frozen
+from kit.attacks.contract import check_inputs, check_is_network, frozen, pass_copy
 from kit.attacks.projected_gradient_descent import pgd
 from kit.attacks.table import ATTACKS, Attack
 from kit.core import tensors
@@ -40,6 +41,7 @@ from kit.evaluation.masking_rules import (
     apply_rules,
     worst_light,
 )
+from kit.evaluation.own_data import attacked_images
 from kit.evaluation.statistics import wilson
 from kit.experiments.devices import pick_device, threads_for
 from kit.experiments.runs import Run
@@ -240,13 +242,15 @@ def _or_dash(value: float, digits: str) -> str:
 
 
 def audit(
-    run: Run,
+    run: Run | nn.Module,
     *,
     n: int = 0,
     which: str = "last",
+    data: Any = None,
+    threat: Threat | None = None,
     device: str = "auto",
     budget: float | None = None,
-    transfer: Run | None = None,
+    transfer: Run | nn.Module | None = None,
     quiet: bool = False,
 ) -> Audit:
     """Attack a run's test images in steps of rising strength, and judge the results by ten rules.
@@ -258,10 +262,24 @@ def audit(
     by `evaluate`: asking again is quick, and after Ctrl-C, which gives what is there by then, it
     goes on.
 
+    Any network can take the place of the run, with data=(x, y) and a threat, as in `evaluate`; a
+    transfer is then a network, too, and nothing is kept.
+
     Raises:
         KitError: A setting is out of range, the transfer is from another data set or from the run
             itself, or `evaluate` refuses. NaN logits are not refused: they are a finding.
     """
+    if not isinstance(run, Run):
+        return _audit_network(run, n, data, threat, device, budget, transfer, quiet)
+    if data is not None or threat is not None:
+        raise KitError(
+            "a run is audited on its own images and threat; pass run.model() in its place, or "
+            "adopt it with overrides"
+        )
+    if transfer is not None and not isinstance(transfer, Run):
+        raise KitError(
+            f"transfer={type(transfer).__name__}: images are transferred to a run from another run"
+        )
     _check_settings(n, budget)
     if transfer is not None and (
         transfer.plan.recipe.data != run.plan.recipe.data or transfer.key == run.key
@@ -297,6 +315,36 @@ def audit(
             source,
             quiet,
         )
+
+
+def _audit_network(
+    model: object,
+    n: int,
+    data: Any,
+    threat: Threat | None,
+    device: str,
+    budget: float | None,
+    transfer: object,
+    quiet: bool,
+) -> Audit:
+    """Take `audit` of a network that is no run."""
+    _check_settings(n, budget)
+    source = transfer.model() if isinstance(transfer, Run) else transfer
+    for network in (model, source) if source is not None else (model,):
+        check_is_network(network)
+    assert isinstance(model, nn.Module) and (source is None or isinstance(source, nn.Module))
+    split, threat = attacked_images(model, data, threat, n, device)
+    if source is not None:
+        source = source.to(split.y.device)
+    return audit_model(
+        model,
+        split,
+        threat,
+        budget=budget,
+        transfer=source,
+        title=type(model).__name__,
+        quiet=quiet,
+    )
 
 
 def audit_model(
@@ -444,6 +492,9 @@ def pass_images(model: nn.Module, split: Split) -> dict[str, np.ndarray]:
         raise KitError("there are no images to audit; choose another split")
     pieces: dict[str, list[Tensor]] = {"logits": [], "again": [], "slope": []}
     with frozen(model):
+        with torch.no_grad():
+            few = split.x(slice(0, 16))
+            tensors.check_logit_shape(pass_copy(model, few), len(few))
         for rows in _batches(split):
             x = split.x(rows).requires_grad_(True)
             with torch.enable_grad():

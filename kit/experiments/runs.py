@@ -6,13 +6,15 @@ epochs/0001.npz         logits after that epoch
 last.ckpt, best.ckpt    network (and optimizer)
 final.npz               a pass over all images at the end
 done.json               written last, with all checksums
+
+A network that was trained elsewhere and adopted has no history, and one epoch: its state as it is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -48,6 +50,14 @@ def open_dataset(plan: Plan) -> DataSet:
     r = plan.recipe
     found = cached_dataset(r.data, r.validation, r.train_size, home())
     return found.separate_generated() if r.generated_share else found
+
+
+def observed_images(plan: Plan, dataset: DataSet) -> DataSet:
+    """Return the images of a plan's run: all, or the first ones if it is of an adopted network."""
+    if not plan.spec.adopted:
+        return dataset
+    first = slice(0, plan.spec.adopted["images"])
+    return replace(dataset, train=dataset.train.take(first), test=dataset.test.take(first))
 
 
 def initial_network(plan: Plan, dataset: DataSet) -> nn.Module:
@@ -98,7 +108,18 @@ class Run:
         """Whether every image gets the same class, so that nothing can be judged by it."""
         return bool(self.done["constant"])
 
+    @property
+    def is_adopted(self) -> bool:
+        """Tell whether the network was trained elsewhere (`kit.adopt`)."""
+        return bool(self.spec.adopted)
+
     def __repr__(self) -> str:
+        if self.is_adopted:
+            done = self.done
+            return (
+                f"Run({self.spec}; clean {done['clean']:.1%}, robust {done['robust']:.1%}; "
+                f"{self.key})"
+            )
         last = self.history.iloc[-1]
         return (
             f"Run({self.spec}; {len(self.history)} epochs; held-out clean {last.clean:.1%}, "
@@ -137,11 +158,37 @@ class Run:
 
         Its columns are loss, clean and robust accuracy of the held-out probe, mean weight, seconds,
         ...
+
+        Raises:
+            KitError: The run was adopted, or its file is damaged.
         """
+        self.check_trained_here("a history of its epochs")
         return pd.read_csv(self.file("history.csv"))
 
+    @cached_property
+    def epochs(self) -> int:
+        """The number of epochs that are stored; the last one is the network as it is now."""
+        return 1 if self.is_adopted else len(self.history)
+
+    def check_trained_here(self, needed: str) -> None:
+        """Refuse an adopted run, of whose training nothing is known.
+
+        Raises:
+            KitError: The run was adopted; the error names what is `needed`.
+        """
+        if self.is_adopted:
+            raise KitError(
+                f"{self.spec}: this needs {needed}, and an adopted network was trained elsewhere. "
+                f"Take a run that was trained here (python -m kit train METHOD --recipe "
+                f"{self.spec.recipe}), or ask about the network as it is"
+            )
+
+    def moment(self, epoch: int) -> str:
+        """Say which state of the network an epoch is, such as "after epoch 3"."""
+        return "as adopted" if self.is_adopted else f"after epoch {epoch}"
+
     def data(self) -> DataSet:
-        """Open its data set.
+        """Open its data set: of an adopted run, the images that it was observed on.
 
         Raises:
             KitError: The images are not those that it was trained on.
@@ -152,7 +199,7 @@ class Run:
                 f"{self.plan.recipe.data} has changed since {self.folder.name} was trained on it; "
                 f"restore the images, or delete {self.folder} to train again"
             )
-        return found
+        return observed_images(self.plan, found)
 
     @cached_property
     def snapshots(self) -> list[int]:
@@ -174,6 +221,8 @@ class Run:
         Raises:
             KitError: There is no such network, or its file is damaged.
         """
+        if which == "initial":
+            self.check_trained_here("the network at its initial parameters")
         if which not in ("last", "best", "initial", *self.snapshots) or isinstance(which, bool):
             kept = ", ".join(map(str, self.snapshots)) or "none"
             raise KitError(
@@ -183,7 +232,14 @@ class Run:
         net = initial_network(self.plan, self.data())
         if which != "initial":
             name = f"{which}.ckpt" if isinstance(which, str) else f"snapshots/{which:04d}.ckpt"
-            net.load_state_dict(load_checkpoint(self.file(name))["model"])
+            state = load_checkpoint(self.file(name))["model"]
+            try:
+                net.load_state_dict(state)
+            except RuntimeError as error:  # names or shapes
+                raise KitError(
+                    f"kit.MODELS['{self.plan.recipe.model}'] builds another network than that of "
+                    f"{self.spec}; give the row back the function that it was made with"
+                ) from error
         return net.to(device).eval()
 
     def epoch(self, number: int) -> dict[str, np.ndarray]:
@@ -194,8 +250,8 @@ class Run:
         Raises:
             KitError: There is no such epoch, or its file is damaged.
         """
-        if not 1 <= number <= len(self.history):
-            raise KitError(f"{self.folder.name} has epochs 1 to {len(self.history)}, not {number}")
+        if not 1 <= number <= self.epochs:
+            raise KitError(f"{self.folder.name} has epochs 1 to {self.epochs}, not {number}")
         return load_arrays(self.file(f"epochs/{number:04d}.npz"))
 
     @cached_property

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -28,6 +28,9 @@ REVISION = 2
 
 #: Attacks that pass all images in every step, so that several networks can take theirs as one.
 STACKABLE_ATTACKS = ("pgd", "trained_loss_pgd")
+
+#: The row of a network that was trained elsewhere: nothing is known of its method.
+ADOPTED = METHODS["std"].but("a network that was trained elsewhere", "adopted")
 
 #: Fields of a recipe in which runs that are trained as one program may differ.
 OWN_FIELDS = (
@@ -49,12 +52,16 @@ class RunSpec:
 
     `overrides` changes fields of the recipe ("epochs"), hyper-parameters of the method's parts
     ("weight.slope") or "burn_in", the number of epochs in which all weights are 1.
+
+    `adopted` is of a network that was trained elsewhere (see `kit.adopt`): the SHA-256 of its
+    "weights", and how many "images" of a split are observed. `method` is then the network's name.
     """
 
     method: str
     recipe: str = "digits"
     seed: int = 0
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    adopted: Mapping[str, Any] = field(default_factory=dict)
 
     def words(self) -> dict[str, Any]:
         """Return it as JSON values, which `RunSpec(**words)` takes back."""
@@ -63,10 +70,13 @@ class RunSpec:
             "recipe": self.recipe,
             "seed": self.seed,
             "overrides": dict(self.overrides),
+            **({"adopted": dict(self.adopted)} if self.adopted else {}),
         }
 
     def __str__(self) -> str:
         extras = "".join(f", {k}={v}" for k, v in self.overrides.items())
+        if self.adopted:
+            return f"{self.method}, adopted on {self.recipe}{extras}"
         return f"{self.method} on {self.recipe}, seed {self.seed}{extras}"
 
 
@@ -92,6 +102,7 @@ class Plan:
             "burn_in": self.burn_in,
             "method": self.method.config(),
             "recipe": self.recipe.config() | {"data": absolute_name(self.recipe.data)},
+            **({"adopted": dict(self.spec.adopted)} if self.spec.adopted else {}),
         }
 
     @cached_property
@@ -172,7 +183,8 @@ def resolve(spec: RunSpec) -> Plan:
             f"overrides={describe_value(spec.overrides)} must be a dict of settings, such as "
             '{"epochs": 30}'
         )
-    method, chosen = METHODS[spec.method], find_recipe(spec.recipe)
+    method = ADOPTED if spec.adopted else METHODS[spec.method]
+    chosen = find_recipe(spec.recipe)
     choices = [*RECIPE_FIELDS, "burn_in", *method.hyper_parameters()]
     for path in spec.overrides:
         if isinstance(path, str) and "." in path and path.partition(".")[0] in PART_NAMES:
@@ -183,6 +195,8 @@ def resolve(spec: RunSpec) -> Plan:
     for path, value in spec.overrides.items():
         if "." in path:
             method = method.override(path, value)
+    if spec.adopted:  # its training is over: one state, which is its last
+        chosen = replace(chosen, epochs=1, milestones=())
     usual = min(round(method.burn_in * chosen.epochs), chosen.epochs - 1) if method.reweights else 0
     burn_in = check_value("burn_in", spec.overrides.get("burn_in", usual), Natural)
     if burn_in and not method.reweights:

@@ -25,7 +25,7 @@ SIGN_VARIANTS = {
 
 def compute_mr_signs(run: Run) -> FigureData:
     """The weight that each variant gives to the last probe's examples, and to the robust ones."""
-    arrays = run.epoch(len(run.history))
+    arrays = run.epoch(run.epochs)
     outputs = StepOutputs(
         torch.from_numpy(arrays["seen_y"].astype(np.int64)),
         torch.from_numpy(arrays["seen_logits_adv"]).double(),
@@ -44,7 +44,8 @@ def compute_mr_signs(run: Run) -> FigureData:
             for method, weight in weights.items()
         },
     }
-    extras = {"margin": margin, "robust": robust, "weights": weights, "epoch": len(run.history)}
+    moment = run.moment(run.epochs)
+    extras = {"margin": margin, "robust": robust, "weights": weights, "moment": moment}
     return FigureData(facts, describe_setting(run), run.method, extras)
 
 
@@ -97,8 +98,8 @@ def describe_mr_signs(data: FigureData) -> str:
         f"{s.label(m)} {fact['weight_on_robust']:.0%}" for m, fact in facts["methods"].items()
     )
     return (
-        f"MR prints its margin with two signs. {data.setting}, {data.method} after epoch "
-        f"{data.extras['epoch']}, {facts['n']} training images of which "
+        f"MR prints its margin with two signs. {data.setting}, {data.method} "
+        f"{data.extras['moment']}, {facts['n']} training images of which "
         f"{facts['robust_share']:.0%} are right under attack (blue). Share of the total weight on "
         f"those: {parts}."
     )

@@ -23,7 +23,7 @@ def last_probe(run: Run, count: int) -> tuple[StepOutputs, Tensor]:
     """The first `count` examples of the last epoch's stored probe, in float64, and their ids."""
     arrays = {
         name.removeprefix("seen_"): torch.from_numpy(values[:count])
-        for name, values in run.epoch(len(run.history)).items()
+        for name, values in run.epoch(run.epochs).items()
         if name.startswith("seen_")
     }
     whole = {name: arrays[name].long() for name in ("y", "kappa", "lps")}
@@ -118,7 +118,7 @@ def compute_every_weight(run: Run, *, count: int = 60) -> FigureData:
     """The weights of all reweighting methods on the same examples, by margin under attack."""
     outputs, _ = last_probe(run, count)
     order = probabilistic_margin(outputs.probs_adv, outputs.y).argsort().numpy()
-    epochs = len(run.history)
+    epochs = run.epochs
     weights = {
         name: row.at(epochs, epochs).weigh(outputs).detach().numpy()[order]
         for name, row in METHODS.items()
@@ -133,7 +133,7 @@ def compute_every_weight(run: Run, *, count: int = 60) -> FigureData:
             for name, w in weights.items()
         },
     }
-    extras = {"weights": weights, "robust": robust, "epochs": epochs}
+    extras = {"weights": weights, "robust": robust, "moment": run.moment(epochs)}
     return FigureData(facts, describe_setting(run), run.method, extras)
 
 
@@ -172,6 +172,6 @@ def describe_every_weight(data: FigureData) -> str:
     facts = data.facts
     return (
         f"All {len(facts['weight_on_robust'])} reweighting rows on {facts['n']} training images of "
-        f"one network ({data.method}, {data.setting}, after epoch {data.extras['epochs']}); "
+        f"one network ({data.method}, {data.setting}, {data.extras['moment']}); "
         f"{facts['misclassified']} of the images are misclassified under attack."
     )

@@ -67,6 +67,7 @@ def epoch_probabilities(run: Run, epoch: int, counted: str) -> tuple[Tensor, Ten
     arrays = run.epoch(epoch)
     if counted == "frozen":
         return probabilities(arrays, "seen_logits_adv")
+    run.check_trained_here("what training computed on the fly")
     if "train_kappa" not in arrays:
         raise KitError(
             f"{run.method} trained on clean images in epoch {epoch}, so nothing was attacked on "
@@ -107,7 +108,7 @@ def describe_setting(run: Run, *, seed: bool = True) -> str:
     """Data, network, threat and seed of a run, for captions."""
     recipe = run.plan.recipe
     words = f"{recipe.data}, {recipe.model}, {recipe.threat}"
-    return f"{words}, seed {run.spec.seed}" if seed else words
+    return f"{words}, seed {run.spec.seed}" if seed and not run.is_adopted else words
 
 
 def right_under_attack(run: Run, which: str | int, attack: str, n: int) -> np.ndarray:

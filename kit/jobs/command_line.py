@@ -1,4 +1,4 @@
-"""The command line: reproduce figures, train, evaluate, audit, compare, explain, list.
+"""The command line: reproduce figures, train, adopt, evaluate, audit, compare, explain, list.
 
 Each command imports what it needs, so that the help costs nothing. Errors are one line. Exit codes:
 0 done, 1 something failed, 2 bad input, 130 stopped by the user.
@@ -18,7 +18,7 @@ from typing import Any
 from kit.core.errors import KitError
 
 #: What `list` shows, beside runs: the tables of `kit` under these names.
-TABLES = ("methods", "attacks", "recipes", "criteria", "weights", "figures")
+TABLES = ("methods", "attacks", "recipes", "models", "criteria", "weights", "figures")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -126,6 +126,29 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument("--n", type=int, default=0, help="only the first n images")
     audit.add_argument("--device", default="auto")
 
+    adopt = commands.add_parser(
+        "adopt", help="make a run of a network that was trained elsewhere, from its checkpoint"
+    )
+    adopt.add_argument("file", type=Path, help="a state dict: .pt, .pth, .safetensors, ...")
+    adopt.add_argument("--recipe", default="digits", help="its images and its threat")
+    adopt.add_argument(
+        "--architecture", default="", help="a name of `list models` (default: what the file fits)"
+    )
+    adopt.add_argument("--name", default="", help="what to call it (default: the file's name)")
+    adopt.add_argument(
+        "--normalise", action="store_true", help="its images are (x - mean) / std of the recipe's"
+    )
+    adopt.add_argument("--n", type=int, default=2000, help="images of each split that are observed")
+    adopt.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="fields of the recipe, say norm=l2 eps=0.5",
+    )
+    adopt.add_argument("--device", default="auto")
+
     show = commands.add_parser("list", help="what there is to choose from")
     show.add_argument("what", nargs="?", default="methods", choices=[*TABLES, "runs", "settings"])
 
@@ -219,6 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "train": _train,
                 "evaluate": _evaluate,
                 "audit": _audit,
+                "adopt": _adopt,
                 "list": _list,
                 "explain": _explain,
                 "compare": _compare,
@@ -364,6 +388,23 @@ def _audit(options: argparse.Namespace) -> int:
     print(report)
     if report.stopped:
         raise KeyboardInterrupt
+    return 0
+
+
+def _adopt(options: argparse.Namespace) -> int:
+    from kit.experiments.specification import parse_overrides
+    from kit.training.adoption import adopt
+
+    adopt(
+        options.file,
+        options.recipe,
+        name=options.name,
+        architecture=options.architecture,
+        normalise=options.normalise or None,
+        n=options.n,
+        overrides=parse_overrides(" ".join(options.set)),
+        device=options.device,
+    )
     return 0
 
 

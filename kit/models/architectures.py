@@ -2,10 +2,13 @@
 
 Where a recipe normalises its data, the model does it inside. `linear` is for the Gaussian mixture,
 `cnn` and the `lenet`s are for digits and MNIST (`lenet-5-16` has CSA/CSE's kernels, and an
-`-unpadded` one is CIFAR-10's); `resnet18` and `wrn-D-W` have the CIFAR stem (3x3,
-stride 1, no pool). All but the first two keep their weights in channels_last. In eval mode, which
-attacks use, a convolution and the batch norm behind it are one convolution. Up to rounding both
-give the same numbers, sooner.
+`-unpadded` one is CIFAR-10's); `resnet18`, `preact-resnet18` and `wrn-D-W` have the CIFAR stem
+(3x3, stride 1, no pool). All but the first two keep their weights in channels_last. In eval mode,
+which attacks use, a convolution and the batch norm behind it are one convolution. Up to rounding
+both give the same numbers, sooner.
+
+A network of one's own is a row of `MODELS`, a function (channels, size, num_classes) that builds
+it. torchvision:NAME and timm:NAME build what those packages call by that name.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kit.core.errors import KitError
+from kit.core.errors import KitError, unknown_name
 from kit.core.random_streams import derive_seed
+from kit.core.registry import Registry
 from kit.models.input_gradients import GreyConv2d
 
 #: So small that one thread is fastest, and two runs side by side use two cores.
@@ -213,6 +217,22 @@ def resnet18(channels: int, size: int, num_classes: int, width: int = 64) -> nn.
     )
 
 
+def preact_resnet18(channels: int, size: int, num_classes: int, width: int = 64) -> nn.Sequential:
+    """ResNet-18 of pre-activation blocks with the CIFAR stem, as AWP's authors train it.
+
+    A batch norm and a ReLU stand before the pool.
+    """
+    return Layers(
+        GreyConv2d(channels, width, 3, 1, 1, bias=False),
+        build_stages(PreActBlock, width, [width, 2 * width, 4 * width, 8 * width], 2),
+        nn.BatchNorm2d(8 * width),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8 * width, num_classes),
+    )
+
+
 def wide_resnet(
     channels: int, size: int, num_classes: int, depth: int, width: int
 ) -> nn.Sequential:
@@ -240,15 +260,61 @@ def wide_resnet(
     return net
 
 
-MODELS: dict[str, Callable[[int, int, int], nn.Sequential]] = {
-    "linear": linear_network,
-    "cnn": cnn,
-    "lenet": lenet,
-    "lenet-unpadded": partial(lenet, padding=0),
-    "lenet-5-16": partial(lenet, kernels=5),
-    "lenet-5-16-unpadded": partial(lenet, kernels=5, padding=0),
-    "resnet18": resnet18,
-}
+def torchvision_network(name: str, channels: int, size: int, num_classes: int) -> nn.Module:
+    """Build torchvision's network of that name, without weights.
+
+    Raises:
+        KitError: torchvision has no such classifier, or the images are not in colour.
+    """
+    from torchvision import models
+
+    classifiers = models.list_models(module=models)  # not those for detection or video
+    if name not in classifiers:
+        raise unknown_name("classifier in torchvision", name, classifiers)
+    if channels != 3:
+        raise KitError(
+            f"torchvision:{name} takes images of 3 channels, these have {channels}; choose another "
+            "architecture"
+        )
+    return models.get_model(name, weights=None, num_classes=num_classes)
+
+
+def timm_network(name: str, channels: int, size: int, num_classes: int) -> nn.Module:
+    """Build timm's network of that name, without weights.
+
+    Raises:
+        KitError: timm is not installed, or has no such network.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise KitError(
+            f"timm:{name} needs the package timm, which is not installed; `pip install timm`"
+        ) from error
+    if name not in timm.list_models():
+        raise unknown_name("network in timm", name, timm.list_models())
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels)
+
+
+#: Builds a network from channels, size and number of classes.
+Builder = Callable[[int, int, int], nn.Module]
+
+MODELS: Registry = Registry(
+    "model",
+    {
+        "linear": linear_network,
+        "cnn": cnn,
+        "lenet": lenet,
+        "lenet-unpadded": partial(lenet, padding=0),
+        "lenet-5-16": partial(lenet, kernels=5),
+        "lenet-5-16-unpadded": partial(lenet, kernels=5, padding=0),
+        "resnet18": resnet18,
+        "preact-resnet18": preact_resnet18,
+    },
+)
+
+#: Names that are made by rule: what stands before the colon, and who builds what stands behind it.
+PACKAGES = {"torchvision": torchvision_network, "timm": timm_network}
 
 
 def check_model_name(name: str) -> None:
@@ -257,18 +323,41 @@ def check_model_name(name: str) -> None:
     Raises:
         KitError: The name is unknown, or depth or width of a `wrn-D-W` is impossible.
     """
+    find_builder(name)
+
+
+def find_builder(name: str) -> Builder:
+    """Return what builds the network of that name.
+
+    Raises:
+        KitError: The name is unknown, or depth or width of a `wrn-D-W` is impossible.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    package, _, inner = name.partition(":")
+    if package in PACKAGES and inner:
+        return partial(PACKAGES[package], inner)
     wide = re.fullmatch(r"wrn-([1-9][0-9]{0,3})-(0|[1-9][0-9]{0,3})", name)
-    if wide is None and name not in MODELS:
+    if wide is None:
+        by_rule = "wrn-D-W (say wrn-34-10), torchvision:NAME, timm:NAME"
         raise KitError(
-            f"there is no model '{name}'. Choices: {', '.join(MODELS)}, wrn-D-W (say wrn-34-10)"
+            f"there is no model '{name}'. Choices: {', '.join(MODELS)}, {by_rule}. One of your own "
+            "is a row of kit.MODELS, a function (channels, size, num_classes)"
         )
-    if wide is not None:
-        depth, width = int(wide[1]), int(wide[2])
-        if depth < 8 or width < 1 or depth % 6 not in (4, 2):
-            raise KitError(
-                f"model '{name}': depth must be 6n+4 or 6n+2 with n >= 1 (10, 16, 28, 32, 34, ...) "
-                "and width at least 1"
-            )
+    depth, width = int(wide[1]), int(wide[2])
+    if depth < 8 or width < 1 or depth % 6 not in (4, 2):
+        raise KitError(
+            f"model '{name}': depth must be 6n+4 or 6n+2 with n >= 1 (10, 16, 28, 32, 34, ...) "
+            "and width at least 1"
+        )
+    return partial(wide_resnet, depth=depth, width=width)
+
+
+def put_normalisation_first(net: nn.Module, mean: Tensor, std: Tensor) -> nn.Sequential:
+    """Return a network of the same layers that normalises its images by `mean` and `std`, (C,)."""
+    if isinstance(net, nn.Sequential) and type(net) in (nn.Sequential, Layers):
+        return type(net)(Normalise(mean, std), *net)  # stays one sequence, as stacking needs it
+    return Layers(Normalise(mean, std), net)
 
 
 def build_network(
@@ -285,19 +374,18 @@ def build_network(
     alone.
 
     Raises:
-        KitError: The name is unknown, or the images are too small or not square.
+        KitError: The name is unknown, the images are too small or not square, or what a row of
+            `MODELS` built is no network.
     """
-    check_model_name(name)
+    build = find_builder(name)
     channels, height, width = shape
     if height != width:
         raise KitError(f"models take square images, these are {height}x{width}")
     with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):  # threads share the global random state
         torch.manual_seed(derive_seed(seed, "model", name))
-        if name in MODELS:
-            net = MODELS[name](channels, height, num_classes)
-        else:
-            _, depth, factor = name.split("-")
-            net = wide_resnet(channels, height, num_classes, int(depth), int(factor))
+        net = build(channels, height, num_classes)
+    if not isinstance(net, nn.Module):
+        raise KitError(f"kit.MODELS['{name}'] built {type(net).__name__}; it must build a network")
     if normalise is not None:
-        net = type(net)(Normalise(*normalise), *net)
+        net = put_normalisation_first(net, *normalise)
     return net if name in ("linear", "cnn") else net.to(memory_format=torch.channels_last)

@@ -24,6 +24,7 @@ from kit.attacks.table import ATTACKS
 from kit.core.errors import KitError, describe_value, unknown_name
 from kit.core.parameters import Range, check_value
 from kit.core.registry import split_names
+from kit.experiments.recipes import find_recipe
 from kit.experiments.specification import Plan, RunSpec, parse_overrides, resolve
 from kit.methods.table import METHODS
 from kit.papers.table_runs import Evaluation, asked, chosen_tables, grid
@@ -194,7 +195,8 @@ def parse_values(values: Mapping[str, Any]) -> NotebookValues:
 
     The runs are each name in `method`, `methods` and `..._methods` ("all" for every row), with its
     `recipe`, `seed` or `seeds`, and `overrides`; each of them again at every point of a `grid`,
-    such as "weight.slope=7,8,9 weight.bias=-0.2,-0.5"; and those that the papers' printed `tables`
+    such as "weight.slope=7,8,9 weight.bias=-0.2,-0.5"; `norm` and `eps` (0: the recipe's) are their
+    threat; and those that the papers' printed `tables`
     take, say "clirat-1 mail-2" or all, strong attacks on their first `strong_n` images. All runs
     are evaluated under the `attacks`.
 
@@ -213,6 +215,7 @@ def parse_values(values: Mapping[str, Any]) -> NotebookValues:
         for need in grid(paper, table, recipe=recipe, overrides=overrides, strong_n=strong_n)
     ]
     by_table = asked(needs, seeds)
+    overrides |= _parse_threat(values, recipe)
     names, points = _method_names(values), _parse_grid(values.get("grid", ""))
     specs = [
         RunSpec(name, recipe, seed, overrides | point)
@@ -241,6 +244,13 @@ def parse_values(values: Mapping[str, Any]) -> NotebookValues:
         ),
         table_evaluations=tuple((plans[specs.index(spec)], asks) for spec, asks in by_table),
     )
+
+
+def _parse_threat(values: Mapping[str, Any], recipe: str) -> dict[str, Any]:
+    """Return {field of the recipe: value} of `norm` and `eps`, where they are not the recipe's."""
+    asked_for = {name: values[name] for name in ("norm", "eps") if values.get(name)}
+    usual = find_recipe(recipe) if asked_for else None
+    return {name: v for name, v in asked_for.items() if v != getattr(usual, name)}
 
 
 def _method_names(values: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import nn
 
 from kit.core.environment import notebook_stamp
 from kit.core.errors import KitError, unknown_name
@@ -29,6 +30,7 @@ from kit.evaluation.accuracy import evaluate
 from kit.evaluation.result_tables import ResultTable, result_table
 from kit.experiments.devices import pick_device
 from kit.experiments.provenance import git_commit, versions
+from kit.experiments.recipes import RECIPE_FIELDS
 from kit.experiments.runs import Run, is_done, run_folder
 from kit.experiments.specification import Plan, RunSpec
 from kit.figures.base import Claim, Drawing, plain
@@ -37,6 +39,7 @@ from kit.notebook.parameter_cells import NotebookValues, check_parameters, decla
 from kit.papers.measured_cells import PaperTable, measured
 from kit.papers.record import RECORD, read_record
 from kit.papers.verdicts import compare
+from kit.training.adoption import adopt
 from kit.training.runner import run, run_many
 from kit.widgets.panel import Panel, attended
 
@@ -170,8 +173,31 @@ class Study:
         self._train(wanted)
         return [self._open(plan) for plan in wanted]
 
-    def draw(self, figure: str, methods: str | list[Run] = "", **options) -> Drawing:
-        """Draw a figure of kit.FIGURES, and save it in the study's folder.
+    def adopt(self, path: str, architecture: str = "") -> Run:
+        """Make a run of the checkpoint at `path`, under the recipe and threat of the parameters.
+
+        Where `path` is "" the weights of the first run stand in, as if they came from elsewhere.
+
+        Raises:
+            KitError: See `kit.adopt`.
+        """
+        plan = self.values.plans[0]
+        fields = {k: v for k, v in plan.spec.overrides.items() if k in RECIPE_FIELDS}
+        network: str | nn.Module = path
+        name = ""
+        if not path:
+            network, name = self._open(plan, quiet=True).model(), f"{plan.spec.method}-again"
+            architecture = plan.recipe.model
+        adopted = adopt(
+            network, self.values.recipe, name=name, architecture=architecture, overrides=fields
+        )
+        self.opened[str(adopted.spec)] = adopted
+        return adopted
+
+    def draw(
+        self, figure: str, methods: str | list[Run] = "", *, under: str = "", **options
+    ) -> Drawing:
+        """Draw a figure of kit.FIGURES, and save it in the study's folder, or `under` it.
 
         It is drawn from the runs of `methods`: names, or runs; all that are open if there are none.
 
@@ -184,7 +210,7 @@ class Study:
             else methods or self.opened.values()
         )
         runs = list(given)
-        drawing = draw(figure, runs, folder=self.folder, **options)
+        drawing = draw(figure, runs, folder=self.folder / under, **options)
         self.drawings.append(drawing)
         return drawing
 
@@ -279,7 +305,11 @@ class Study:
                     "parameters": self.values.given,
                     "runs": {words: opened.key for words, opened in self.opened.items()},
                     "verdicts": self.verdicts,
-                    "figures": [path.name for drawing in self.drawings for path in drawing.files],
+                    "figures": [
+                        path.relative_to(self.folder).as_posix()
+                        for drawing in self.drawings
+                        for path in drawing.files
+                    ],
                     "seconds": round(time.monotonic() - self.started, 1),
                 }
             ),

@@ -127,7 +127,7 @@ def begin_training(
     compiled = compiled and compile_network(
         state.model, host_data.train.x(slice(0, plan.recipe.batch_size)).to(device)
     )
-    _write_run_record(plan, state.folder, host_data, device, compiled, processes)
+    write_run_record(plan, state.folder, host_data, device, compiled, processes)
     _resume(state, device, quiet)
     if state.epoch == 0:
         _start_from_shared_burn_in(state, device)
@@ -141,6 +141,48 @@ def initial_state(
     recipe, model = plan.recipe, initial_network(plan, host_data).to(device)
     optimizer = make_optimizer(model, recipe, device)
     return TrainingState(plan, folder or run_folder(plan), model, optimizer)
+
+
+def write_run_record(
+    plan: Plan,
+    folder: Path,
+    data: DataSet,
+    device: torch.device,
+    compiled: bool = False,
+    processes: int = 1,
+) -> None:
+    """Write run.json at the start of a run; a resumed run must find the same images.
+
+    Raises:
+        KitError: The images have changed since it was begun.
+    """
+    path, fingerprint = folder / "run.json", data.fingerprint()
+    if path.exists():
+        before = read_run_record(folder, "run.json")
+        if before["data_fingerprint"] != fingerprint:
+            raise KitError(
+                f"{plan.recipe.data} has changed since {folder.name} was begun; restore the "
+                f"images, or delete {folder} to train afresh"
+            )
+        return
+    write_sealed_json(
+        path,
+        {
+            "spec": plan.spec.words(),
+            "kind": "adopted" if plan.spec.adopted else "trained",
+            "key": plan.key,
+            "config": plan.config(),
+            "classes": list(data.classes),
+            "data_fingerprint": fingerprint,
+            "versions": versions(),
+            "commit": git_commit(),
+            "device": _device_name(device),
+            "threads": torch.get_num_threads(),
+            "processes": processes,
+            "precision": resolve_precision(plan.recipe.precision, device),
+            "compiled": compiled,
+        },
+    )
 
 
 def save_epoch(state: TrainingState, kept: dict[str, np.ndarray]) -> None:
@@ -252,43 +294,6 @@ def _start_from_shared_burn_in(state: TrainingState, device: torch.device) -> No
             folder / "branched.json", {"from": sibling.name, "epoch": state.epoch}
         )
         return
-
-
-def _write_run_record(
-    plan: Plan,
-    folder: Path,
-    data: DataSet,
-    device: torch.device,
-    compiled: bool,
-    processes: int,
-) -> None:
-    """Write run.json at the start of a run; a resumed run must find the same images."""
-    path, fingerprint = folder / "run.json", data.fingerprint()
-    if path.exists():
-        before = read_run_record(folder, "run.json")
-        if before["data_fingerprint"] != fingerprint:
-            raise KitError(
-                f"{plan.recipe.data} has changed since {folder.name} was begun; restore the "
-                f"images, or delete {folder} to train afresh"
-            )
-        return
-    write_sealed_json(
-        path,
-        {
-            "spec": plan.spec.words(),
-            "key": plan.key,
-            "config": plan.config(),
-            "classes": list(data.classes),
-            "data_fingerprint": fingerprint,
-            "versions": versions(),
-            "commit": git_commit(),
-            "device": _device_name(device),
-            "threads": torch.get_num_threads(),
-            "processes": processes,
-            "precision": resolve_precision(plan.recipe.precision, device),
-            "compiled": compiled,
-        },
-    )
 
 
 def _device_name(device: torch.device) -> str:

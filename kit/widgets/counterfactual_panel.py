@@ -104,6 +104,7 @@ def tint_sides(values: Mapping[str, Any]) -> dict[str, str]:
 def describe_two_weights(facts: TwoWeights, run: Run, epochs: int) -> str:
     """What the picture shows, with its numbers."""
     values, names, n = facts.values, name_sides(facts.values), len(facts.relative["a"])
+    moment = "as adopted" if run.is_adopted else f"after epoch {values['epoch']} of {epochs}"
     rank, overlap = facts.summary["a"]["spearman"], facts.summary["a"]["top_overlap"]
     agreement = (
         f"their rank correlation is {rank:.3f} and of their most-weighted {facts.tenth} images "
@@ -118,7 +119,7 @@ def describe_two_weights(facts: TwoWeights, run: Run, epochs: int) -> str:
         heaviest = int(np.argmax(np.nan_to_num(facts.shares[side])))
         most[side] = f"{run.record['classes'][heaviest]} ({facts.shares[side][heaviest]:.0%})"
     return (
-        f"{n} training images of {s.label(run.method)} after epoch {values['epoch']} of {epochs}, "
+        f"{n} training images of {s.label(run.method)} {moment}, "
         f"weighed by {names['a']} and {names['b']}: {agreement}. Effective sample size "
         f"{effective['a']:.1f} and {effective['b']:.1f}; on images right under attack "
         f"{robust['a']:.0%} and {robust['b']:.0%} of the weight; most on class {most['a']} and "

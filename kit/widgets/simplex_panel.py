@@ -302,7 +302,7 @@ class Simplex(Panel):
             return wanted
         if self.classes > 3:
             wanted.append(Choice("corner", THIRD, (THIRD, REST), "what the top corner stands for"))
-        last = len(self.run.history)
+        last = self.run.epochs
         epochs = Number("epoch", last, 1, last, 1, "examples as they are after it", True, True)
         return [*wanted, epochs]
 
@@ -481,8 +481,9 @@ class Simplex(Panel):
                 cloud.set_sizes(area[found.kind == kind])
         none, one, several = np.bincount(found.kind, minlength=3)
         return (
-            f" After epoch {values['epoch']} of {s.label(self.run.method)}, of {len(at)} training "
-            f"images under attack {none} have no confused label, {one} one and {several} several; "
+            f" Of {len(at)} training images of {s.label(self.run.method)} "
+            f"{self.run.moment(values['epoch'])}, under attack {none} have no confused label, "
+            f"{one} one and {several} several; "
             f"the several would get {shares[0]:.1%} of {s.label(self.names[0])}'s weight and "
             f"{shares[1]:.1%} of {s.label(self.names[1])}'s."
         )

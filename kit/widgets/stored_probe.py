@@ -28,7 +28,7 @@ class Probe:
     """What a run stored of its probe after each epoch, read once each."""
 
     def __init__(self, run: Run):
-        self.run, self.epochs = run, len(run.history)
+        self.run, self.epochs = run, run.epochs
         self.read: dict[int, tuple[StepOutputs, dict[str, np.ndarray]]] = {}
 
     def at(self, epoch: int) -> tuple[StepOutputs, dict[str, np.ndarray]]:

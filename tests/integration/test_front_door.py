@@ -101,9 +101,10 @@ def third_party(folder: Path) -> set[str]:
 
 def test_what_is_imported_is_declared():
     declared = {word.partition(">=")[0].lower() for word in PROJECT["dependencies"]}
-    extra = {word.partition(">=")[0] for word in PROJECT["optional-dependencies"]["cluster"]}
+    named = PROJECT["optional-dependencies"]
+    extra = {word.partition(">=")[0] for word in named["cluster"] + named["networks"]}
     assert third_party(ROOT / "kit") <= declared | extra
-    assert extra == {"ray"} and not extra & declared
+    assert extra == {"ray", "safetensors", "timm"} and not extra & declared
 
 
 def test_the_kit_imports_no_tests():

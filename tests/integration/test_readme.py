@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 import kit
 from kit.experiments.specification import RunSpec, resolve
@@ -71,9 +72,29 @@ def test_adding_a_criterion(tiny_digits):
         kit.METHODS.pop("smooth-at", None)
 
 
+def test_a_network_of_ones_own(tiny_digits, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(tiny_run("at").model().state_dict(), "net.pt")
+    scope = {}
+    exec(BLOCKS[3], scope)
+    assert scope["mine"].method == "my-net" and scope["figure"].facts
+    assert list(scope["table"].index) == ["natural", "pgd20"]
+
+
+def test_an_architecture_of_ones_own(tiny_digits, monkeypatch):
+    assert len(BLOCKS[4].strip().splitlines()) <= 10
+    scope = {}
+    try:
+        exec(BLOCKS[4], scope)
+        assert type(next(scope["run"].model().children())).__name__ == "Flatten"
+    finally:
+        kit.MODELS.pop("two-layers", None)
+
+
 def test_commands_parse(capsys):
     commands = re.findall(
-        r"python -m kit ((?:reproduce|train|evaluate|list|audit|compare|runs)[^`#\n]*)", README
+        r"python -m kit ((?:reproduce|train|adopt|evaluate|list|audit|compare|runs)[^`#\n]*)",
+        README,
     )
     assert len(commands) >= 5
     for command in commands:

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
@@ -29,7 +30,13 @@ from kit.core.parameters import (
     check_value,
 )
 from kit.core.parts import function_digest, list_hyper_parameters, part
-from kit.core.random_streams import Streams, derive_seed, draw_noise, named_generator
+from kit.core.random_streams import (
+    Streams,
+    derive_seed,
+    draw_noise,
+    given_or_numbered,
+    named_generator,
+)
 from kit.core.registry import Registry, describe_row
 from kit.core.threat import Threat
 from kit.experiments.recipes import RECIPE_FIELDS, RECIPES, Recipe, find_recipe
@@ -317,6 +324,14 @@ def test_a_threat_reads_as_it_is_written_in_papers(norm, eps, text):
     assert str(Threat(norm, eps)) == text
 
 
+def test_a_radius_in_255ths_is_asked_about():
+    with pytest.warns(UserWarning, match=r"eps=8 is more than any pixel.*Is 8/255 meant, 0.031373"):
+        Threat("linf", 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not (Threat("linf", 1.0).doubt or Threat("l2", 8.0).doubt)
+
+
 def test_threats_are_checked_and_compared_by_value():
     assert str(Threat(eps=1e308)) == "L∞ eps 1e+308" and math.copysign(1, Threat(eps=-0.0).eps) == 1
     assert (
@@ -446,17 +461,16 @@ def test_normal_numbers_have_normal_moments():
         assert float((values.abs() < reach).double().mean()) == pytest.approx(share, abs=0.015)
 
 
-def test_draw_takes_streams_a_generator_or_torchs_own():
+def test_draw_takes_streams_or_a_generator_and_never_torchs_own():
     like = torch.empty(4, 5, dtype=torch.float64)
     for kind in ("uniform", "normal"):
         by_stream = draw_noise(Streams(torch.arange(4), "d"), kind, like)
         assert torch.equal(by_stream, getattr(Streams(torch.arange(4), "d"), kind)(like))
         a, b = (draw_noise(torch.Generator().manual_seed(3), kind, like) for _ in range(2))
         assert torch.equal(a, b) and a.dtype == like.dtype and not torch.equal(a, by_stream)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(3)
-            c, d = (draw_noise(None, kind, like) for _ in range(2))
-        assert not torch.equal(c, d)
+        numbered = given_or_numbered(None, like)
+        c, d = (draw_noise(numbered, kind, like) for _ in range(2))
+        assert not torch.equal(c, d), "one source gives the same twice"
 
 
 def test_streams_leave_the_global_state_alone():

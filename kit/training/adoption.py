@@ -1,0 +1,304 @@
+"""`adopt`: a network that was trained elsewhere becomes a run.
+
+Every figure of one network, evaluation, audit, what-if and the widgets take it. It is observed on a
+recipe's images as a trained run is at its end, and stored like one, under a key of its weights.
+Nothing is stored of a network that does not fit.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kit.attacks.clean_images import predict
+from kit.attacks.contract import check_inputs, frozen
+from kit.core.errors import KitError
+from kit.core.files import load_arrays, lock_folder, save_arrays, save_checkpoint, write_sealed_json
+from kit.core.parameters import Count, check_value
+from kit.core.progress import format_duration
+from kit.data.splits import DataSet
+from kit.experiments.devices import pick_device, threads_for
+from kit.experiments.runs import (
+    Run,
+    is_done,
+    observed_images,
+    open_dataset,
+    run_folder,
+    run_of,
+)
+from kit.experiments.specification import Plan, RunSpec, resolve
+from kit.methods.table import METHODS
+from kit.models.architectures import MODELS, Normalise, put_normalisation_first
+from kit.models.field_layouts import choose_fit, load_fit, unwrap_state
+from kit.models.saved_states import read_saved_state
+from kit.training.checkpoint import TrainingState, write_run_record
+from kit.training.loop import final_pass, observe_probes
+from kit.training.observation import accuracies
+
+#: Test images on which a network's accuracy is looked at before anything is stored.
+FIRST_LOOK = 200
+
+#: Whether a network normalises its images: as its file says (None), not, or by these numbers.
+Normalisation = bool | tuple[Any, Any] | None
+
+
+def adopt(
+    model_or_path: nn.Module | Path | str,
+    recipe: str = "digits",
+    *,
+    name: str = "",
+    architecture: str = "",
+    normalise: Normalisation = None,
+    n: int = 2000,
+    overrides: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Run:
+    """Make a run of a network that was trained elsewhere; asking again opens it.
+
+    model_or_path: a network, or a checkpoint: a state dict of `torch.save`, bare or inside a dict,
+    or safetensors. architecture: a name of `kit.MODELS`, wrn-D-W, torchvision:NAME or timm:NAME;
+    by default a file's is the one that it fits, and a network is taken as it is. Such a network is
+    known in this process alone; a row of `kit.MODELS` that builds it makes it known in others.
+
+    recipe: its images, threat and attack steps; `overrides` changes its fields, say {"eps": 0.03}.
+    n: images of each split that are observed. normalise: whether the network gets (x - mean) / std
+    of the recipe's images, or (mean, std) themselves; by default as the file's buffers say.
+
+    What it was like in training is not known: `run.history` and the figures of it refuse.
+
+    Raises:
+        KitError: The file is no safe checkpoint, fits no architecture, classes or image size, the
+            network cannot be attacked, or it is right on no more images than chance allows. Then
+            nothing is stored.
+    """
+    check_value("n", n, Count)
+    where = pick_device(device)
+    name = _check_name(name or _usual_name(model_or_path))
+    changes = dict(overrides or {})
+    asked = resolve(RunSpec("std", recipe, 0, {"epochs": 1, "milestones": [], **changes}))
+    data = open_dataset(asked)
+    if not isinstance(model_or_path, nn.Module):
+        net, architecture = network_of_state(read_saved_state(model_or_path), architecture, data)
+    elif architecture:
+        net, architecture = network_of_state(model_or_path.state_dict(), architecture, data)
+    else:
+        net, architecture = own_network(model_or_path, name), name
+    # what a network that is taken as it is does inside is its own affair
+    before = _normalises(net) and not isinstance(MODELS.get(architecture), KeptNetwork)
+    net = put_normalisation(net, normalise, data)
+    changes |= {"model": architecture} | ({"normalise": True} if before or normalise else {})
+    adopted = {"weights": weights_digest(net), "images": n}
+    plan = resolve(RunSpec(name, recipe, 0, changes, adopted))
+    folder = run_folder(plan)
+    if not is_done(folder):
+        look_at_network(net.to(where), data, where, name, quiet)
+        with lock_folder(folder), threads_for(architecture, where):
+            if not is_done(folder):
+                observe_network(plan, net, data, where)
+    run = run_of(plan)
+    if not quiet:
+        print(f"{run} ({format_duration(run.done['seconds'])})", flush=True)
+    return run
+
+
+def _usual_name(model_or_path: nn.Module | Path | str) -> str:
+    if isinstance(model_or_path, nn.Module):
+        return type(model_or_path).__name__.lower()
+    if not isinstance(model_or_path, (str, Path)):
+        raise KitError(
+            f"adopt takes a network (nn.Module) or the path of a checkpoint, not "
+            f"{type(model_or_path).__name__}"
+        )
+    return re.sub(r"[^\w.-]+", "-", Path(model_or_path).stem).strip("-.") or "network"
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[\w][\w.-]{0,99}", name):
+        raise KitError(
+            f"name={name!r} must be letters, digits, dots, dashes and underscores, such as my-net"
+        )
+    if name in METHODS:
+        raise KitError(
+            f"name='{name}' is a method of the kit, and its runs are trained here; choose another"
+        )
+    return name
+
+
+# ------------------------------------------------------------------------------------- the network
+
+
+def network_of_state(
+    state: Mapping[str, Tensor], architecture: str, data: DataSet
+) -> tuple[nn.Module, str]:
+    """Build the network with these weights; return it and its architecture.
+
+    Raises:
+        KitError: They fit no architecture for the images and classes of `data`.
+    """
+    saved, classes = unwrap_state(state), len(data.classes)
+    net = load_fit(choose_fit(saved, architecture, data.shape, classes), data.shape, classes)
+    if saved.mean is not None and saved.std is not None:
+        net = put_normalisation_first(net, saved.mean, saved.std)
+    return net, architecture or choose_fit(saved, "", data.shape, classes).architecture
+
+
+def own_network(model: nn.Module, name: str) -> nn.Module:
+    """Copy a network and make it known in this process as an architecture of that name.
+
+    Raises:
+        KitError: It has no parameters, cannot be copied, or another architecture has the name.
+    """
+    if not any(True for _ in model.parameters()):
+        raise KitError(
+            f"{name} has no parameters, and a run is known by them; use kit.evaluate(model, ..., "
+            "data=(x, y), threat=...) and kit.audit"
+        )
+    try:
+        kept = copy.deepcopy(model).cpu()
+    except Exception as error:  # whatever a module's own __deepcopy__ or a foreign handle raises
+        raise KitError(
+            f"{name} cannot be copied ({error}); save its state_dict() instead"
+        ) from error
+    if name in MODELS and not isinstance(MODELS[name], KeptNetwork):
+        raise KitError(f"name='{name}' is a row of kit.MODELS; pass it as architecture, too")
+    MODELS[name] = KeptNetwork(kept)
+    return copy.deepcopy(kept)
+
+
+class KeptNetwork:
+    """A row of `MODELS` for a network that was given as it is: it builds copies of it."""
+
+    title = "a network that was adopted in this process"
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+
+    def __call__(self, channels: int, size: int, num_classes: int) -> nn.Module:
+        """Return a copy, whatever the sizes are: it was adopted for them."""
+        return copy.deepcopy(self.network)
+
+
+def put_normalisation(net: nn.Module, normalise: Normalisation, data: DataSet) -> nn.Module:
+    """Put what the caller asks for before the network.
+
+    Raises:
+        KitError: It normalises already, or the numbers are not one a channel.
+    """
+    if normalise is None or normalise is False:
+        return net
+    if _normalises(net):
+        raise KitError(
+            "the checkpoint holds its own mean and std, so it normalises by itself; leave "
+            "normalise out"
+        )
+    mean, std = data.mean_std() if normalise is True else map(torch.tensor, normalise)
+    if mean.shape != (data.shape[0],) or std.shape != mean.shape or not bool((std > 0).all()):
+        raise KitError(
+            f"normalise={normalise} must be True or (mean, std) with {data.shape[0]} numbers each, "
+            "in units of pixels in [0, 1]"
+        )
+    return put_normalisation_first(net, mean.float(), std.float())
+
+
+def _normalises(net: nn.Module) -> bool:
+    return isinstance(next(net.children(), None), Normalise)
+
+
+def weights_digest(net: nn.Module) -> str:
+    """Return 16 hex digits of the SHA-256 of a network's names, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(net.state_dict().items()):
+        if not name.endswith("num_batches_tracked"):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(
+                value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+            )
+    return digest.hexdigest()[:16]
+
+
+# ----------------------------------------------------------------------------- looking and storing
+
+
+def look_at_network(
+    net: nn.Module, data: DataSet, where: torch.device, name: str, quiet: bool
+) -> None:
+    """Print the accuracy on a few test images, and warn where it is little more than chance.
+
+    Raises:
+        KitError: The network does not take the images, does not know the classes, or is right no
+            more often than chance allows.
+    """
+    few = data.test.take(slice(0, FIRST_LOOK)).to(where)
+    x, y, chance = few.x(), few.y, 1 / len(data.classes)
+    check_inputs(net, x, y)
+    with frozen(net):
+        right, count = int((predict(net, x) == y).sum()), len(y)
+        outputs = net(x[:1]).shape[1]
+    if outputs != len(data.classes):
+        raise KitError(
+            f"{name} has {outputs} outputs and {data.name} {len(data.classes)} classes; take the "
+            "recipe of its data"
+        )
+    inside = "normalises its images itself" if _normalises(net) else "takes pixels in [0, 1]"
+    found = f"{name} {inside}: clean accuracy {right / count:.1%} on {count} test images"
+    other = "" if _normalises(net) else _other_way(net, data, x, y)
+    if right / count <= chance + 2 * (chance * (1 - chance) / count) ** 0.5:  # standard errors
+        raise KitError(
+            f"{found}, which is no more than chance ({chance:.1%}). It was trained on other data "
+            f"than {data.name}, on other classes or in another order of them, or it takes its "
+            f"images another way.{other}"
+        )
+    if not quiet:
+        print(found, flush=True)
+        if right / count < min(2 * chance, (1 + chance) / 2):  # twice chance is all of two classes
+            print(f"WARNING: that is little more than chance ({chance:.1%}).{other}", flush=True)
+
+
+def _other_way(net: nn.Module, data: DataSet, x: Tensor, y: Tensor) -> str:
+    mean, std = (values.to(x.device).view(1, -1, 1, 1) for values in data.mean_std())
+    with frozen(net):
+        share = float((predict(net, (x - mean) / std) == y).float().mean())
+    return f" With normalise=True it is right on {share:.1%}"
+
+
+def observe_network(plan: Plan, net: nn.Module, data: DataSet, where: torch.device) -> None:
+    """Store the network and what it shows of the images, as training does at its end.
+
+    The caller holds the folder's lock.
+    """
+    folder, started = run_folder(plan), time.monotonic()
+    observed = observed_images(plan, data).to(where)
+    write_run_record(plan, folder, data, where)
+    state = TrainingState(plan, folder, net, torch.optim.SGD(net.parameters(), lr=plan.recipe.lr))
+    (probes,) = observe_probes([state], observed)
+    probe = {f"{part}_{key}": v for part, arrays in probes.items() for key, v in arrays.items()}
+    final_pass([state], observed)
+    final = load_arrays(folder / "final.npz")
+    shown = {name.removeprefix("test_"): v for name, v in final.items() if name[:5] == "test_"}
+    clean, robust = accuracies(shown)
+    network = {"model": net.state_dict(), "epoch": 1}
+    record = {
+        "key": plan.key,
+        "epochs": 1,
+        "clean": clean,
+        "robust": robust,
+        "seconds": round(time.monotonic() - started, 2),
+        "constant": len(np.unique(shown["logits_nat"].argmax(1))) == 1,
+        "files": state.files
+        | {
+            "epochs/0001.npz": save_arrays(folder / "epochs" / "0001.npz", probe),
+            "last.ckpt": save_checkpoint(folder / "last.ckpt", network),
+            "best.ckpt": save_checkpoint(folder / "best.ckpt", network),
+        },
+    }
+    write_sealed_json(folder / "done.json", record)

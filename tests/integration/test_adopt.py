@@ -1,0 +1,349 @@
+"""Networks that were trained elsewhere: runs like others, but for what nobody can know of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import kit
+from kit.core.errors import KitError
+from kit.evaluation import robustness_audit
+from kit.evaluation.accuracy import evaluate
+from kit.experiments.runs import find_run, run_folders
+from kit.figures.table import FIGURES
+from kit.jobs.archive import verify_run
+from kit.jobs.command_line import main
+from kit.models.architectures import Normalise, build_network
+from kit.models.plain_definition import plain_definition
+from tests.helpers.field_networks import moved
+from tests.helpers.settings import TINY
+
+#: What an adopted run of these tests is observed on.
+FIELDS = {name: TINY[name] for name in ("eps", "steps", "probe", "train_size", "validation")}
+
+#: Figures of one network whose subject is its training; all others draw an adopted one.
+OF_TRAINING = {"confused-labels", "margin-regions", "fuzziness-force"}
+
+
+@pytest.fixture(scope="module")
+def trained(home):
+    return kit.run("mail-at", overrides=TINY, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("field") / "last-night.pt"
+    torch.save({"epoch": 3, "state_dict": trained.model().state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def adopted(checkpoint):
+    return kit.adopt(checkpoint, "digits", overrides=FIELDS, n=200, quiet=True)
+
+
+class Own(nn.Module):
+    """A network that the kit has never seen."""
+
+    def __init__(self, size: int = 64, classes: int = 10):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(size, 32), nn.Tanh())
+        self.head = nn.Linear(32, classes)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+@pytest.fixture(scope="module")
+def own(trained):
+    torch.manual_seed(0)
+    net, data = Own(), trained.data().train
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(data.x()), data.y).backward()
+        optimizer.step()
+    return net
+
+
+# --------------------------------------------------------------------------- what it has in common
+
+
+def test_it_is_observed_as_the_trained_one_was(trained, adopted):
+    """The same weights, images, attack and random starts give the same numbers."""
+    assert adopted.method == "last-night" and adopted.plan.recipe.model == "cnn"
+    assert adopted.key != trained.key and adopted.record["kind"] == "adopted"
+    assert adopted.record["data_fingerprint"] == trained.record["data_fingerprint"]
+    theirs, mine = trained.final, adopted.final
+    assert mine.keys() == theirs.keys() and len(mine["train_y"]) == len(mine["test_y"]) == 200
+    for name, values in mine.items():
+        np.testing.assert_allclose(values, theirs[name][:200], rtol=1e-4, atol=1e-4, err_msg=name)
+    last = trained.epoch(trained.epochs)
+    for name, values in adopted.epoch(1).items():
+        np.testing.assert_allclose(values, last[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_evaluations_and_counterfactual_weights_are_those_of_the_same_weights(trained, adopted):
+    tables = [evaluate(run, ["natural", "pgd20"], n=100, quiet=True) for run in (trained, adopted)]
+    columns = ["accuracy", "low", "high", "n"]
+    assert tables[0][columns].equals(tables[1][columns])
+    weights = [kit.whatif(run, "mail-at clirat", counted="final") for run in (adopted,)]
+    assert weights[0]["n"].tolist() == [200, 200]
+    frozen = [kit.whatif(run, "mail-at clirat", epochs=[run.epochs]) for run in (trained, adopted)]
+    shared = [frame.drop(columns="epoch") for frame in frozen]
+    assert np.allclose(shared[0].iloc[:, 1:], shared[1].iloc[:, 1:], rtol=1e-4, equal_nan=True)
+
+
+def test_a_network_that_is_no_run_gets_the_same_numbers(trained, monkeypatch):
+    """Of evaluation and audit, on the run's images; nothing is stored, the network as it was."""
+    monkeypatch.setattr(robustness_audit, "AUDIT_STEPS", robustness_audit.AUDIT_STEPS[:2])
+    model, threat = trained.model().train(), trained.plan.recipe.threat
+    before = sorted(trained.folder.rglob("*"))
+    table = kit.evaluate(
+        model, ["natural", "fgsm"], data=trained.data(), threat=threat, n=60, quiet=True
+    )
+    report = kit.audit(model, data=trained.data().test, threat=threat, n=60, quiet=True)
+    assert model.training and sorted(trained.folder.rglob("*")) == before
+    columns = ["accuracy", "low", "high", "last_iterate", "n"]
+    stored = evaluate(trained, ["natural", "fgsm"], n=60, quiet=True)
+    assert table[columns].equals(stored[columns])
+    theirs = kit.audit(trained, n=60, quiet=True)
+    assert report.steps["accuracy"].equals(theirs.steps["accuracy"])
+    assert [f.light for f in report.findings] == [f.light for f in theirs.findings]
+    for ask in (evaluate, kit.audit):
+        with pytest.raises(KitError, match="on its own images and threat"):
+            ask(trained, threat=threat)
+
+
+def test_its_folder_is_sealed_and_found_again(adopted, checkpoint):
+    assert verify_run(adopted.folder) == []
+    found = find_run(adopted.key)
+    assert found.spec == adopted.spec and found.is_adopted
+    assert "adopted on digits" in repr(found) and f"{found.done['robust']:.1%}" in repr(found)
+    before = (adopted.folder / "done.json").stat().st_mtime_ns
+    again = kit.adopt(checkpoint, "digits", overrides=FIELDS, n=200, quiet=True)
+    assert again.key == adopted.key
+    assert (adopted.folder / "done.json").stat().st_mtime_ns == before, "it was observed anew"
+
+
+def test_another_weight_image_count_or_radius_is_another_run(adopted, checkpoint, tmp_path):
+    state = torch.load(checkpoint, weights_only=True)
+    state["state_dict"]["0.bias"] += 1e-3
+    torch.save(state, tmp_path / "moved.pt")
+    keys = {
+        adopted.key,
+        kit.adopt(tmp_path / "moved.pt", overrides=FIELDS, n=200, quiet=True).key,
+        kit.adopt(checkpoint, overrides=FIELDS, n=100, quiet=True).key,
+        kit.adopt(checkpoint, overrides=FIELDS | {"eps": 0.05}, n=200, quiet=True).key,
+    }
+    assert len(keys) == 4
+
+
+@pytest.mark.parametrize("name", [name for name, row in FIGURES.items() if row.one])
+def test_every_figure_of_one_network_draws_it_or_says_what_it_lacks(name, adopted, tmp_path):
+    if name in OF_TRAINING:
+        with pytest.raises(KitError, match="trained elsewhere"):
+            kit.draw(name, adopted, folder=tmp_path)
+        return
+    drawing = kit.draw(name, adopted, folder=tmp_path)
+    assert "after epoch" not in drawing.caption and len(drawing.files) == 3
+    plt.close("all")
+
+
+def test_it_stands_beside_trained_runs(trained, adopted, tmp_path):
+    assert kit.draw("black-box", [trained, adopted], folder=tmp_path, n=20).facts
+    assert kit.draw("every-method", [trained, adopted], folder=tmp_path).facts
+
+
+@pytest.mark.parametrize("widget", ["weighting_curves", "simplex", "inspect", "whatif"])
+def test_widgets_take_it(widget, adopted):
+    words = getattr(kit.widgets, widget)(adopted).figure.caption
+    assert words and "fter epoch" not in words
+
+
+# ----------------------------------------------------------------------------- what nobody can know
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda run: run.history,
+        lambda run: run.model("initial"),
+        lambda run: kit.whatif(run, "mail-at", counted="on the fly"),
+    ],
+)
+def test_what_an_adopted_run_cannot_know_is_said_in_one_sentence(ask, adopted):
+    with pytest.raises(KitError, match=r"last-night, adopted on digits.*trained elsewhere"):
+        ask(adopted)
+
+
+# -------------------------------------------------------------------------- networks and file names
+
+
+def test_a_network_is_taken_as_it_is(own, trained):
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    own.train()
+    run = kit.adopt(own, "digits", name="own", overrides=FIELDS, n=100, quiet=True)
+    assert own.training and all(torch.equal(before[n], v) for n, v in own.state_dict().items())
+    x = trained.data().test.x(slice(0, 50))
+    with torch.no_grad():
+        torch.testing.assert_close(run.model()(x), own(x))
+        own.head.bias += 1
+        assert not torch.allclose(run.model()(x), own(x)), "the run holds the caller's network"
+        own.head.bias -= 1
+    twice = nn.Sequential(Normalise(torch.zeros(1), torch.ones(1)), own).eval()
+    again = kit.adopt(twice, "digits", name="twice", overrides=FIELDS, n=50, quiet=True)
+    with torch.no_grad():
+        torch.testing.assert_close(again.model()(x), own(x))
+    kit.MODELS["own"] = kit.MODELS["cnn"]
+    try:
+        with pytest.raises(KitError, match=r"MODELS\['own'\] builds another network"):
+            run.model()
+    finally:
+        del kit.MODELS["own"]
+    with pytest.raises(KitError, match=r"there is no model 'own'.*row of kit.MODELS"):
+        find_run(run.key).model()
+
+
+def test_a_registered_architecture_is_trained_and_adopted(own, checkpoint, monkeypatch):
+    """Ten lines make it a name in recipes and checkpoints."""
+    monkeypatch.setitem(kit.MODELS, "tanh", lambda channels, size, k: Own(channels * size**2, k))
+    run = kit.run("mail-at", overrides=TINY | {"model": "tanh", "epochs": 1, "milestones": []})
+    assert isinstance(run.model(), Own)
+    mine = kit.adopt(own, name="tanh-net", architecture="tanh", overrides=FIELDS, n=50, quiet=True)
+    assert mine.plan.recipe.model == "tanh" and isinstance(mine.model(), Own)
+    monkeypatch.setitem(kit.MODELS, "broken", lambda channels, size, k: "no network")
+    with pytest.raises(KitError, match=r"MODELS\['broken'\] built str"):
+        kit.run("at", overrides=TINY | {"model": "broken"})
+
+
+def test_normalisation_outside_is_asked_for_and_checked(own, trained, capsys):
+    """A network for (x - 2) / 0.25: right with these numbers, and refused without."""
+    net = copy.deepcopy(own)
+    first = net.body[1]
+    with torch.no_grad():
+        first.bias += 2 * first.weight.sum(dim=1)
+        first.weight *= 0.25
+    folders = run_folders()
+    with pytest.raises(KitError, match=r"far takes pixels in \[0, 1\].*no more than chance"):
+        kit.adopt(net, name="far", overrides=FIELDS)
+    assert run_folders() == folders, "something was stored of a network that does not fit"
+    run = kit.adopt(net, name="far", normalise=([2.0], [0.25]), overrides=FIELDS, n=50)
+    assert "far normalises its images itself: clean accuracy" in capsys.readouterr().out
+    x = trained.data().test.x()
+    with torch.no_grad():
+        torch.testing.assert_close(find_run(run.key).model()(x), own(x), rtol=1e-3, atol=1e-3)
+
+
+def test_the_command_line_adopts_and_what_it_made_is_used_by_its_key(checkpoint, capsys):
+    words = [f"{name}={json.dumps(value)}" for name, value in FIELDS.items()]
+    assert main(["adopt", str(checkpoint), "--architecture", "cnn", "--name", "cli", "--n", "60",
+                 "--set", *words]) == 0  # fmt: skip
+    said = capsys.readouterr().out
+    assert "cli takes pixels in [0, 1]: clean accuracy" in said and "cli, adopted on digits" in said
+    key = said.rpartition("; ")[2][:12]
+    assert main(["evaluate", key, "--attacks", "natural", "--n", "20"]) == 0
+    assert main(["adopt", str(checkpoint), "--architecture", "resnet18"]) == 2
+    assert "It fits cnn; pass that as architecture" in capsys.readouterr().err
+    assert main(["list", "models"]) == 0 and "resnet18" in capsys.readouterr().out
+
+
+def test_another_process_opens_it(adopted):
+    code = (
+        f"import kit; from kit.experiments.runs import find_run; print(find_run('{adopted.key}'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == repr(adopted)
+
+
+# ---------------------------------------------------------------------------------------- bad input
+
+
+def test_bad_input_is_one_sentence_and_nothing_is_stored(checkpoint, own, tmp_path):
+    cut = tmp_path / "cut.pt"
+    cut.write_bytes(checkpoint.read_bytes()[:4000])
+    folders = run_folders()
+    for words, ask in {
+        r"takes a network \(nn.Module\) or the path": lambda: kit.adopt(7),
+        "there is no file": lambda: kit.adopt("nowhere.pt"),
+        "cut short": lambda: kit.adopt(cut),
+        "is a method of the kit": lambda: kit.adopt(checkpoint, name="mail-at"),
+        "must be letters": lambda: kit.adopt(checkpoint, name="a/b"),
+        "there is no model 'resnet19'": lambda: kit.adopt(checkpoint, architecture="resnet19"),
+        "there is no recipe": lambda: kit.adopt(checkpoint, "digit"),
+        "fits no architecture for 2 classes": lambda: kit.adopt(checkpoint, "mixture"),
+        "n=0": lambda: kit.adopt(checkpoint, n=0),
+        "there is no setting of": lambda: kit.adopt(checkpoint, overrides={"epsilon": 1}),
+        "has 12 outputs and digits 10 classes": lambda: kit.adopt(Own(classes=12), name="twelve"),
+        "a model with 7 outputs knows 0 to 6": lambda: kit.adopt(Own(classes=7), name="seven"),
+        "cannot take images": lambda: kit.adopt(Own(size=100), name="large"),
+        "no more than chance": lambda: kit.adopt(Own(), name="fresh"),
+        "has no parameters": lambda: kit.adopt(nn.Flatten(), name="flat"),
+        "with 1 numbers each": lambda: kit.adopt(
+            own, name="own-n", normalise=([0.5, 0.5], [1.0, 1.0])
+        ),
+    }.items():
+        with pytest.raises(KitError, match=words) as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+    assert run_folders() == folders
+
+
+# ---------------------------------------------------------------------------------- the way round
+
+
+LOADED_ALONE = """
+import sys
+sys.modules["kit"] = None
+sys.path.insert(0, sys.argv[1])
+import torch
+from network import load
+x = torch.linspace(0, 1, 64).view(1, 1, 8, 8)
+print(load()(x).tolist())
+"""
+
+
+def test_an_exported_network_is_loaded_without_the_kit_and_comes_back(trained, tmp_path):
+    kit.export_network(trained, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED_ALONE, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    x = torch.linspace(0, 1, 64).view(1, 1, 8, 8)
+    expected = trained.model()(x).tolist()
+    assert np.allclose(json.loads(done.stdout), expected, rtol=1e-4, atol=1e-5)
+    back = kit.adopt(tmp_path / "weights.pt", name="back", overrides=FIELDS, n=50, quiet=True)
+    assert np.allclose(back.model()(x).tolist(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["linear", "lenet", "resnet18", "preact-resnet18", "wrn-16-2"])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_every_architecture_has_a_plain_definition_with_the_same_logits(name, normalised):
+    numbers = (torch.rand(3), 0.5 + torch.rand(3)) if normalised else None
+    net = moved(build_network(name, (3, 16, 16), 7, normalise=numbers))
+    names = {"__file__": "network.py"}
+    exec(plain_definition(net, "a test"), names)
+    plain = names["build"]()
+    plain.load_state_dict(net.state_dict())
+    assert not [m for m in plain.modules() if type(m).__module__.startswith("kit")]
+    x = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(plain.eval()(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_of_ones_own_code_is_not_defined_for_others(own, tmp_path):
+    run = kit.adopt(own, "digits", name="own-code", overrides=FIELDS, n=50, quiet=True)
+    with pytest.raises(KitError, match="a Own is defined by its own code"):
+        kit.export_network(run, tmp_path)
+    assert not list(tmp_path.iterdir())
