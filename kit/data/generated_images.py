@@ -130,7 +130,10 @@ def add_generated_images(
             f"train_size={train_size}, but there are {len(base)} training images and {len(labels)} "
             f"in {file}"
         )
-    y, ids = torch.cat([base.y, labels]), torch.cat([base.ids, first_id + torch.arange(len(labels))])
+    y, ids = (
+        torch.cat([base.y, labels]),
+        torch.cat([base.ids, first_id + torch.arange(len(labels))]),
+    )
     order = stratified_order(y, named_generator(file.name, "generated"))[: train_size or None]
     own = (order < len(base)).nonzero().squeeze(1)
     drawn, place = (order[order >= len(base)] - len(base)).sort()

@@ -27,7 +27,7 @@ from kit.attacks.contract import check_inputs, frozen
 from kit.attacks.table import ATTACKS, Attack
 from kit.core.errors import KitError, unknown_name
 from kit.core.files import load_arrays, save_arrays
-from kit.core.progress import Progress
+from kit.core.progress import Progress, silenced
 from kit.core.random_streams import Streams
 from kit.core.threads import run_in_threads, stop_if_abandoned
 from kit.core.threat import Threat
@@ -87,7 +87,8 @@ def measure_attack(
     for found in run_in_threads(work, _batch_ranges(task, gaps), threads):
         pieces |= found
         if progress is not None:
-            progress.update(sum(len(piece["y"]) for piece in pieces.values()))
+            done = sum(len(piece["y"]) for piece in pieces.values())
+            progress.update(done, f"{done} of {len(split)} images")
     ordered = [pieces[begin] for begin in sorted(pieces)]
     return {name: np.concatenate([piece[name] for piece in ordered]) for name in ordered[0]} | {
         "notes": np.array(notes, dtype="U300")
@@ -237,13 +238,14 @@ def evaluate(
         if not path.exists():
             if model is None or images is None:
                 model = run.model(which, where)
-                images = getattr(run.data(), split).take(slice(0, n or None)).to(where)
+                with silenced(quiet):
+                    images = getattr(run.data(), split).take(slice(0, n or None)).to(where)
                 if not len(images):
                     raise KitError(f"{run.spec} holds out no {split} images; choose another split")
             progress = Progress(f"{name} on {run.spec}", len(images), quiet=quiet)
             started = time.monotonic()
             partial = path.with_suffix(".partial")
-            with threads_for(run.plan.recipe.model, where):
+            with progress, threads_for(run.plan.recipe.model, where):
                 arrays = measure_attack(
                     model,
                     images,

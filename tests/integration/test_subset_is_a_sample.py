@@ -100,9 +100,7 @@ def test_every_split_of_every_data_set(data_set):
 
 
 def test_the_order_is_one_for_all_seeds():
-    first, second = (
-        resolve(RunSpec("at", seed=seed, overrides=TINY)).recipe for seed in (0, 1)
-    )
+    first, second = (resolve(RunSpec("at", seed=seed, overrides=TINY)).recipe for seed in (0, 1))
     assert first == second
     once, again = load_dataset("digits", validation=60), load_dataset("digits", validation=60)
     for part in ("train", "validation", "test"):
@@ -116,7 +114,9 @@ def test_whatever_takes_the_first_images(fresh_home, tmp_path):
     run = kit.run("at", recipe, overrides={**settings, "milestones": []}, quiet=True)
     for name in ("seen", "validation", "test"):
         assert np.bincount(run.epoch(1)[f"{name}_y"]).tolist() == [3, 3, 3], name
-    y = {int(i): int(label) for i, label in zip(run.data().test.ids, run.data().test.y, strict=True)}
+    y = {
+        int(i): int(label) for i, label in zip(run.data().test.ids, run.data().test.y, strict=True)
+    }
 
     def classes(ids) -> list[int]:
         return np.bincount([y[int(i)] for i in ids], minlength=3).tolist()
