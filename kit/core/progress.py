@@ -12,7 +12,8 @@ import contextvars
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from operator import length_hint
 from typing import TypeVar
 
 from kit.core.environment import is_kernel_attended, live_choice, notebook_stamp
@@ -71,7 +72,9 @@ class Progress:
         self, title: str, total: float, *, done: float = 0, quiet: bool = False, brief: bool = False
     ):
         self.title, self.total, self.first, self.brief = title, total, done, brief
-        self.done, self.text, self.part = float(done), "", ""
+        self.done, self.text = float(done), ""
+        self.part: Callable[[], str] = str  # the words on a part of the next; none
+
         self.quiet, self.live = quiet or _silenced.get(), is_live()
         self.every = REDRAWN_AFTER if self.live else WRITTEN_AFTER
         self.started = self.drawn = self.updated = time.monotonic()
@@ -91,7 +94,7 @@ class Progress:
 
     def update(self, done: float, text: str = "") -> None:
         """Take note that `done` of the total is done, with a word on it."""
-        self.done, self.text, self.part, self.updated = done, text, "", time.monotonic()
+        self.done, self.text, self.part, self.updated = done, text, str, time.monotonic()
         self._write_if_due()
 
     def close(self, text: str) -> None:
@@ -106,7 +109,7 @@ class Progress:
         share = self.done / self.total if self.total else 0.0
         bar = "█" * int(share * 20) + "░" * (20 - int(share * 20)) if self.live else ""
         now, fresh = time.monotonic(), self.done - self.first
-        words = [self.text, self.part, f"{format_duration(now - self.started)} so far"]
+        words = [self.text, self.part(), f"{format_duration(now - self.started)} so far"]
         if fresh > 0:
             pace = (self.updated - self.started) / fresh
             left = pace * (self.total - self.done) - (now - self.updated)
@@ -144,13 +147,16 @@ T = TypeVar("T")
 
 
 def followed(parts: Sequence[T], name: str) -> Iterator[T]:
-    """Yield the parts of what this thread is at, and show in its line which `name` is at hand."""
+    """The parts of what this thread is at, one after the other; its line shows which is at hand.
+
+    `name` is what a part is called.
+    """
+    iterator = iter(parts)
     with _lock:
         mine = [progress for progress in _open if progress.thread == threading.get_ident()]
-    for number, part in enumerate(parts, 1):
-        if mine:
-            mine[-1].part = f"{name} {number} of {len(parts)}"
-        yield part
+    if mine:
+        mine[-1].part = lambda: f"{name} {len(parts) - length_hint(iterator)} of {len(parts)}"
+    return iterator
 
 
 _width = 0  # of the live line that the next one covers

@@ -144,6 +144,7 @@ def initial_state(
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         fused=device.type == "cuda",
+        foreach=device.type == "cpu",  # all parameters in one call, too; the numbers are the same
     )
     return TrainingState(plan, folder or run_folder(plan), model, optimizer)
 

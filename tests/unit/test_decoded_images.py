@@ -68,9 +68,9 @@ def test_images_are_listed_as_torchvision_lists_them(tmp_path):
     root = write_noise(tmp_path / "deep")
     for part in ("train", "test"):
         ant = root / part / "ant"
-        for place in ("b", "b/c", "b-d", "B"):
+        for shade, place in enumerate(("b", "b/c", "b-d", "B")):
             (ant / place).mkdir()
-            shutil.copy(ant / "00.png", ant / place / "x.PNG")
+            Image.new("RGB", (6, 6), (shade, 0, 0)).save(ant / place / "x.PNG")
         shutil.copy(ant / "01.png", ant / "Z.png")
         (ant / "notes.txt").write_text("no image")
     (root / "train/bee/linked").symlink_to(root / "train/ant/b")
