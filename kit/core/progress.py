@@ -45,7 +45,7 @@ def format_duration(seconds: float) -> str:
 
 _silenced: contextvars.ContextVar[bool] = contextvars.ContextVar("silenced", default=False)
 
-_lock = threading.RLock()
+_output = threading.RLock()
 _open: list[Progress] = []  # that of a part of the work stands behind that of the whole
 
 
@@ -83,7 +83,7 @@ class Progress:
     def __enter__(self) -> Progress:
         """Begin to write lines; in the kernel of a batch run none but the last."""
         if not self.quiet and (self.live or not notebook_stamp()):
-            with _lock:
+            with _output:
                 _open.append(self)
             threading.Thread(target=self._beat, name=self.title, daemon=True).start()
         return self
@@ -123,7 +123,7 @@ class Progress:
                 self._write_if_due()
 
     def _write_if_due(self) -> None:
-        with _lock:
+        with _output:
             due = time.monotonic() - self.drawn >= self.every * 0.9
             if due and self in _open and self._is_foremost():
                 self.drawn = time.monotonic()
@@ -136,7 +136,7 @@ class Progress:
 
     def _end(self) -> None:
         self.ended.set()
-        with _lock:
+        with _output:
             if self in _open:
                 _open.remove(self)
                 if self.live and _width:
@@ -152,7 +152,7 @@ def followed(parts: Sequence[T], name: str) -> Iterator[T]:
     `name` is what a part is called.
     """
     iterator = iter(parts)
-    with _lock:
+    with _output:
         mine = [progress for progress in _open if progress.thread == threading.get_ident()]
     if mine:
         mine[-1].part = lambda: f"{name} {len(parts) - length_hint(iterator)} of {len(parts)}"
@@ -164,7 +164,7 @@ _width = 0  # of the live line that the next one covers
 
 def _write(line: str, live: bool, end: str) -> None:
     global _width
-    with _lock:
+    with _output:
         sys.stdout.write(("\r" + line.ljust(_width) if live else line) + end)
         sys.stdout.flush()
         _width = len(line) if live and not end else 0

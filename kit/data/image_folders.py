@@ -97,8 +97,8 @@ class FolderListing:
         """Take a file into the fingerprint; returns its name."""
         file = f"{place}/{entry.name}"
         try:
-            seen = entry.stat()
-            times = f"{seen.st_size} {seen.st_mtime_ns} {seen.st_ctime_ns}"
+            now = entry.stat()
+            times = f"{now.st_size} {now.st_mtime_ns} {now.st_ctime_ns}"
         except OSError:  # who reads the image will say so
             times = "unknown"
         self.digest.update(os.fsencode(f"\0{file}\0{times}"))

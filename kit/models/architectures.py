@@ -100,7 +100,7 @@ def lenet(channels: int, size: int, num_classes: int) -> nn.Sequential:
 
 
 #: {(convolution, norm): their weight and bias as one convolution} within `folded_once`.
-_folded: ContextVar[dict[tuple[nn.Module, nn.Module], Folded] | None] = ContextVar(
+_folded_here: ContextVar[dict[tuple[nn.Module, nn.Module], Folded] | None] = ContextVar(
     "folded", default=None
 )
 
@@ -121,12 +121,12 @@ class Folded(NamedTuple):
 @contextlib.contextmanager
 def folded_once() -> Iterator[None]:
     """Within, frozen convolutions and norms are folded once and not in every pass."""
-    token = _folded.set({}) if _folded.get() is None else None
+    token = _folded_here.set({}) if _folded_here.get() is None else None
     try:
         yield
     finally:
         if token is not None:
-            _folded.reset(token)
+            _folded_here.reset(token)
 
 
 def conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """
     if norm.training:
         return norm(conv(x))
-    kept = None if torch.compiler.is_compiling() else _folded.get()
+    kept = None if torch.compiler.is_compiling() else _folded_here.get()
     if kept is None:
         return conv._conv_forward(x, *fold(conv, norm))
     named = conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var
