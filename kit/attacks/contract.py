@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kit.core import tensors
 from kit.core.errors import KitError
+from kit.models.architectures import folded_once
 from kit.models.input_gradients import fast_input_gradients
 
 
@@ -30,7 +31,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     for p in wanted:
         p.requires_grad_(False)
     try:
-        with fast_input_gradients(model):
+        with fast_input_gradients(model), folded_once():
             yield model
     finally:
         for module, training in modes:
@@ -140,8 +141,8 @@ class AttackTrace:
         if self.kappa is None or self.lps is None or self.p_flip is None:
             self.kappa, self.lps = torch.zeros_like(self.y), torch.full_like(self.y, self.steps)
             self.p_flip = torch.full_like(p_true, torch.nan)
-        # NaN anywhere makes every probability NaN
-        right = (logits.argmax(dim=1) == self.y) & p_true.isfinite()
+        # NaN anywhere makes every probability NaN, which equals nothing
+        right = (logits.argmax(dim=1) == self.y) & (p_true == p_true)
         self.kappa += right
         crossing = ~right & (self.lps == self.steps)
         self.p_flip = p_true.where(crossing, self.p_flip)

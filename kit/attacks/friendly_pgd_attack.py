@@ -36,8 +36,9 @@ def friendly_pgd(
 
     The start is one of them. Every start is clipped to [0, 1], and each step adds ω N(0, 1) before
     the projection. Examples keep their places (FAT's code returns them in the order in which they
-    stop); one that has stopped costs no more passes. `trained_loss` is what every training attack
-    is handed; this one does not use it. See `pgd` for the rest.
+    stop). One that has stopped stays where it is and is passed through the network with the others:
+    to leave it out, the host would have to wait in each step for which ones have. `trained_loss` is
+    what every training attack is handed; this one does not use it. See `pgd` for the rest.
 
     Raises:
         KitError: `check_inputs` refuses the inputs.
@@ -51,29 +52,20 @@ def friendly_pgd(
     with frozen(model):
         with torch.no_grad():
             logits_nat = model(x) if loss == "kl" else None
-        x_t, patience = start_point(x, threat, init, source).clamp(0, 1), torch.full_like(y, tau)
-        rows = torch.arange(len(y), device=y.device)
-        latest: Tensor | None = None  # (N, K) logits of each example's last pass
+        x_t = start_point(x, threat, init, source).clamp(0, 1)
+        project = tensors.projection(x, threat)
+        patience, goes_on = torch.full_like(y, tau), torch.ones_like(y, dtype=torch.bool)
         for t in range(steps):
-            active = x_t[rows].detach().requires_grad_(True)
+            point = x_t.detach().requires_grad_(True)
             with torch.enable_grad():
-                logits = model(active)
-                clean = None if logits_nat is None else logits_nat[rows]
-                gradient = tensors.image_gradient(
-                    OBJECTIVES[loss](logits, y[rows], clean).sum(), active
-                )
-            answers = logits.detach()
-            latest = answers if latest is None else latest.index_copy(0, rows, answers)
+                logits = model(point)
+                gradient = tensors.image_gradient(OBJECTIVES[loss](logits, y, logits_nat), point)
             if watch is not None:
-                watch(t, x_t, latest)
-            wrong = logits.argmax(dim=1) != y[rows]
-            goes_on = ~wrong | (patience[rows] > 0)
-            patience[rows] -= wrong.long()
-            noise = omega * draw_noise(source, "normal", x)[rows] if omega else 0.0
+                watch(t, x_t, logits.detach())
+            wrong = logits.argmax(dim=1) != y
+            goes_on = goes_on & (~wrong | (patience > 0))
+            patience = patience - wrong.long()
+            noise = omega * draw_noise(source, "normal", x) if omega else 0.0
             step = step_size * tensors.ascent_direction(gradient, threat.norm) + noise
-            moved = tensors.project(active.detach() + step, x[rows], threat)
-            rows = rows[goes_on]
-            x_t = x_t.detach().index_copy(0, rows, moved[goes_on])
-            if not len(rows):
-                break
+            x_t = tensors.where(goes_on, project(x_t + step), x_t)
     return x_t

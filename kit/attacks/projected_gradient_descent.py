@@ -22,18 +22,13 @@ Watch = Callable[[int, Tensor, Tensor], None]
 TrainedLoss = Callable[[Tensor, Tensor], Tensor]
 
 
-def _divergence(logits: Tensor, y: Tensor, logits_nat: Tensor | None) -> Tensor:
-    assert logits_nat is not None  # every caller passes the clean logits for this loss
-    return tensors.kl(logits_nat, logits)
-
-
 #: What PGD ascends per example, (N,), of (logits of x_t, labels, logits of x). "kl" is TRADES'
 #: inner loss KL(p(x) ‖ p(x_t)), whose clean side is constant. "margin" is max_{j≠y} z_j - z_y, the
 #: "CW loss" of the robustness papers, never clamped: MAIL's and GAIRAT's clamp at a confidence of
 #: 50 is reached only where the example is already wrong by more than 50 logits.
-OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
+OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Any], Tensor]] = {
     "ce": lambda logits, y, _: tensors.per_example_cross_entropy(logits, y),
-    "kl": _divergence,
+    "kl": lambda logits, _, logits_nat: tensors.kl(logits_nat, logits),
     "margin": lambda logits, y, _: -tensors.margin(logits, y),
 }
 
@@ -86,18 +81,16 @@ def pgd(
             with torch.no_grad():
                 logits_nat = model(x)
         x_t = start_point(x, threat, init, given_or_numbered(generator, x))
+        project = tensors.projection(x, threat)
         for t in range(steps):
-            x_t = x_t.detach().requires_grad_(True)
+            point = x_t.detach().requires_grad_(True)
             with torch.enable_grad():
-                logits = model(x_t)
-                # summed, not averaged: an example's gradient must not depend on its batch's size
-                gradient = tensors.image_gradient(objective(logits, y, logits_nat).sum(), x_t)
-            x_t = x_t.detach()
+                logits = model(point)
+                # of the sum: an example's gradient must not depend on its batch's size
+                gradient = tensors.image_gradient(objective(logits, y, logits_nat), point)
             if watch is not None:
                 watch(t, x_t, logits.detach())
-            x_t = tensors.project(
-                x_t + step_size * tensors.ascent_direction(gradient, threat.norm), x, threat
-            )
+            x_t = project(x_t + step_size * tensors.ascent_direction(gradient, threat.norm))
     return x_t
 
 

@@ -6,6 +6,8 @@ that underflows costs no gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -67,7 +69,7 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def image_gradient(value: Tensor, x: Tensor) -> Tensor:
-    """Return the gradient (N, C, H, W) of the number `value` with respect to the images `x`.
+    """Return the gradient (N, C, H, W) of `value`, or of the sum of several, at the images `x`.
 
     Raises:
         KitError: None leads back to them.
@@ -78,7 +80,7 @@ def image_gradient(value: Tensor, x: Tensor) -> Tensor:
             "need none (natural, square, spsa100) can attack it. Look for no_grad, inference_mode, "
             "detach or whole numbers in its forward pass"
         )
-    (gradient,) = torch.autograd.grad(value, x)
+    (gradient,) = torch.autograd.grad(value, x, torch.ones_like(value))
     return gradient
 
 
@@ -110,6 +112,14 @@ def project(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
             (threat.eps / norm(delta, "l2").clamp_min(1e-12)).clamp_max(1), x
         )
     return near.clamp_(0, 1)
+
+
+def projection(x: Tensor, threat: Threat) -> Callable[[Tensor], Tensor]:
+    """`project` as a function of x_adv alone; of an L-inf ball the bounds are computed once."""
+    if threat.norm != "linf":
+        return lambda x_adv: project(x_adv, x, threat)
+    low, high = (x - threat.eps).clamp_(0, 1), (x + threat.eps).clamp_(0, 1)
+    return lambda x_adv: x_adv.clamp(low, high)
 
 
 def where(which: Tensor, a: Tensor, b: Tensor) -> Tensor:

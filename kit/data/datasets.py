@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kit.core.errors import KitError, unknown_name
 from kit.core.files import home, locate
@@ -21,7 +22,7 @@ from kit.data.bundled import digits_arrays, mixture_arrays
 from kit.data.downloads import torchvision_loader
 from kit.data.generated_images import add_generated_images
 from kit.data.image_folders import load_folder
-from kit.data.splits import Arrays, DataSet, Split, channels_first, stratified_order
+from kit.data.splits import Arrays, DataSet, Images, Split, images_in_memory, stratified_order
 
 _BY_TRAIN = {"train": {"train": True}, "test": {"train": False}}
 
@@ -102,7 +103,7 @@ def check_data_name(name: str) -> None:
         )
 
 
-def _make_split(name: str, part: str, arrays: Arrays, first_id: int, num_classes: int) -> Split:
+def _check_arrays(name: str, part: str, arrays: Arrays, num_classes: int) -> Images:
     images, labels = arrays
     if images.dtype != np.uint8 or len(images) != len(labels) or not len(labels):
         raise KitError(
@@ -115,8 +116,28 @@ def _make_split(name: str, part: str, arrays: Arrays, first_id: int, num_classes
             f"{name}, {part}: labels run from {labels.min()} to {labels.max()}, expected 0 to "
             f"{num_classes - 1}. Delete the files and run again"
         )
-    ids = torch.arange(first_id, first_id + len(labels))
-    return Split(channels_first(images), torch.from_numpy(labels.astype(np.int64)), ids)
+    return images_in_memory(arrays)
+
+
+def _list_images(base: str, root: Path) -> tuple[Images, Images, tuple[str, ...]]:
+    """The training images and the test images of a data set, and its classes."""
+    if base.startswith("folder:"):
+        return load_folder(folder_path(base), root)
+    train, test, classes = DATA[base](root)
+    for part, arrays, expected in zip(
+        ("train", "test"), (train, test), EXPECTED.get(base, (None, None)), strict=True
+    ):
+        if expected is not None and len(arrays[1]) != expected:
+            raise KitError(
+                f"{base}, {part}: {len(arrays[1])} images, expected {expected}; the file is "
+                f"truncated or foreign. Delete it below {root} and run again"
+            )
+    count = len(classes)
+    return (
+        _check_arrays(base, "train", train, count),
+        _check_arrays(base, "test", test, count),
+        classes,
+    )
 
 
 def load_dataset(
@@ -136,23 +157,7 @@ def load_dataset(
     """
     check_data_name(name)
     base, file = base_of(name), generated_path(name)
-    if base.startswith("folder:"):
-        train_arrays, test_arrays, classes = load_folder(folder_path(base))
-    else:
-        train_arrays, test_arrays, classes = DATA[base](root or home() / "data")
-    for part, arrays, expected in zip(
-        ("train", "test"),
-        (train_arrays, test_arrays),
-        EXPECTED.get(base, (None, None)),
-        strict=True,
-    ):
-        if expected is not None and len(arrays[1]) != expected:
-            raise KitError(
-                f"{base}, {part}: {len(arrays[1])} images, expected {expected}; the file is "
-                f"truncated or foreign. Delete it below {root or home() / 'data'} and run again"
-            )
-    train = _make_split(base, "train", train_arrays, 0, len(classes))
-    test = _make_split(base, "test", test_arrays, len(train), len(classes))
+    train, test, classes = _list_images(base, root or home() / "data")
     if validation + 1 > len(train) or (
         train_size and not file and validation + train_size > len(train)
     ):
@@ -161,16 +166,26 @@ def load_dataset(
             f"train_size={train_size or 'all'} do not fit"
         )
     order = stratified_order(train.y, named_generator(base.split("/")[-1], "validation"))
-    used = train.take(order[validation:] if file else order[validation:][: train_size or None])
-    used = (
-        add_generated_images(used, file, len(classes), len(train) + len(test), train_size)
-        if file
-        else stratify(used)
+    held_out, rest = order[:validation], order[validation:]
+    if file:
+        own, first_id = _read_split(train, rest), len(train) + len(test)
+        used = add_generated_images(own, file, len(classes), first_id, train_size)
+    else:
+        used = _read_split(train, _stratify(train, rest[: train_size or None]))
+    return DataSet(
+        name,
+        classes,
+        used,
+        _read_split(train, _stratify(train, held_out)),
+        _read_split(test, _stratify(test, torch.arange(len(test))), first_id=len(train)),
     )
-    held_out = train.take(order[:validation])
-    return DataSet(name, classes, used, stratify(held_out), stratify(test))
 
 
-def stratify(split: Split) -> Split:
-    """The split in its one order: every prefix is a stratified sample, whatever the run's seed."""
-    return split.take(stratified_order(split.y, named_generator("order", len(split))))
+def _stratify(images: Images, rows: Tensor) -> Tensor:
+    """The rows in their one order: every prefix is a stratified sample, whatever the run's seed."""
+    return rows[stratified_order(images.y[rows], named_generator("order", len(rows)))]
+
+
+def _read_split(images: Images, rows: Tensor, first_id: int = 0) -> Split:
+    """The split of the images `rows`; ids count from `first_id`."""
+    return Split(images.read(rows), images.y[rows], first_id + rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -132,6 +133,35 @@ def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (N, H, W) or (N, H, W, C), labels (N,)
+
+
+@dataclass(frozen=True)
+class Images:
+    """The labels (N,) int64 of one part of a data set, and what reads the images asked for.
+
+    `read(rows)`: images (n, C, H, W) uint8 of the rows (n,).
+    """
+
+    y: Tensor
+    read: Callable[[Tensor], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+def images_in_memory(arrays: Arrays) -> Images:
+    """Images and labels that were read as a whole."""
+    images, labels = arrays
+
+    def read(rows: Tensor) -> Tensor:
+        _, *size = images.shape
+        height, width, channels = *size[:2], (*size, 1)[2]
+        chosen = torch.empty(len(rows), channels, height, width, dtype=torch.uint8)
+        for some, place in zip(rows.split(CHUNK), chosen.split(CHUNK), strict=True):
+            place.copy_(channels_first(images[some.numpy()]))
+        return chosen
+
+    return Images(torch.from_numpy(labels.astype(np.int64)), read)
 
 
 def channels_first(images: np.ndarray) -> Tensor:

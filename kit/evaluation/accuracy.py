@@ -28,7 +28,7 @@ from kit.attacks.contract import check_inputs, check_is_network, frozen
 from kit.attacks.table import ATTACKS, Attack
 from kit.core.errors import KitError, unknown_name
 from kit.core.files import load_arrays, save_arrays
-from kit.core.progress import Progress
+from kit.core.progress import Progress, silenced
 from kit.core.random_streams import Streams
 from kit.core.threads import run_in_threads, stop_if_abandoned
 from kit.core.threat import Threat
@@ -91,7 +91,8 @@ def measure_attack(
     for found in run_in_threads(work, _batch_ranges(task, gaps), threads):
         pieces |= found
         if progress is not None:
-            progress.update(sum(len(piece["y"]) for piece in pieces.values()))
+            done = sum(len(piece["y"]) for piece in pieces.values())
+            progress.update(done, f"{done} of {len(split)} images")
     ordered = [pieces[begin] for begin in sorted(pieces)]
     return {name: np.concatenate([piece[name] for piece in ordered]) for name in ordered[0]} | {
         "notes": np.array(notes, dtype="U300")
@@ -252,7 +253,8 @@ def evaluate(
         if not path.exists():
             if model is None or images is None:
                 model = run.model(which, where)
-                images = getattr(run.data(), split).take(slice(0, n or None)).to(where)
+                with silenced(quiet):
+                    images = getattr(run.data(), split).take(slice(0, n or None)).to(where)
                 if not len(images):
                     raise KitError(f"{run.spec} holds out no {split} images; choose another split")
             partial = path.with_suffix(".partial")
@@ -301,11 +303,11 @@ def _measure_named(
     quiet: bool,
 ) -> dict[str, np.ndarray]:
     """Take `measure_attack`, say so, and return its arrays and "seconds"."""
-    progress = Progress(f"{name} on {title}", len(images), quiet=quiet)
     started = time.monotonic()
-    arrays = measure_attack(
-        model, images, threat, ATTACKS[name], partial=partial, progress=progress
-    )
+    with Progress(f"{name} on {title}", len(images), quiet=quiet) as progress:
+        arrays = measure_attack(
+            model, images, threat, ATTACKS[name], partial=partial, progress=progress
+        )
     seconds = time.monotonic() - started
     for note in () if quiet else arrays["notes"]:
         print(f"WARNING: {title}: {note}", flush=True)

@@ -27,7 +27,7 @@ from kit.attacks.table import ATTACKS, Attack
 from kit.core import tensors
 from kit.core.errors import KitError
 from kit.core.parameters import Natural, Positive, check_value
-from kit.core.progress import Progress, format_duration
+from kit.core.progress import Progress, format_duration, silenced
 from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 from kit.data.splits import Split
@@ -289,7 +289,8 @@ def audit(
             f"{run.plan.recipe.data}, with another method, seed or setting"
         )
     where = pick_device(device)
-    split = run.data().test.to(where)
+    with silenced(quiet):
+        split = run.data().test.to(where)
 
     def ask(name: str, count: int) -> Mapping[str, np.ndarray]:
         table = evaluate(
@@ -368,10 +369,9 @@ def audit_model(
     _check_settings(n, budget)
 
     def ask(name: str, count: int) -> Mapping[str, np.ndarray]:
-        progress = Progress(f"{name} on {title}", count, quiet=quiet)
-        arrays = measure_attack(
-            model, split.take(slice(0, count)), threat, ATTACKS[name], progress=progress
-        )
+        with Progress(f"{name} on {title}", count, quiet=quiet) as progress:
+            images = split.take(slice(0, count))
+            arrays = measure_attack(model, images, threat, ATTACKS[name], progress=progress)
         progress.close(f"{1 - arrays['broken'].mean():.1%} of {count}")
         return arrays
 

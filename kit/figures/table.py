@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.core.errors import KitError, unknown_name
+from kit.core.progress import Progress
 from kit.core.registry import Registry
 from kit.experiments.devices import pick_device, threads_for
 from kit.experiments.runs import Run, output_folder
@@ -590,7 +591,8 @@ def draw(
             raise unknown_name(f"option of '{name}'", option, row.options)
     started = time.monotonic()
     # Some figures attack, so the network's own number of threads is set.
-    with styled(), threads_for(given[0].plan.recipe.model, pick_device("cpu")):
+    progress = Progress(f"drawing {name}", 0)
+    with progress, styled(), threads_for(given[0].plan.recipe.model, pick_device("cpu")):
         drawing = row.make(_arrange_runs(row, given), **options)
     dead = tuple(str(run.spec) for run in given if run.learned_nothing)
     drawing.claims = [replace(claim, dead=dead) for claim in drawing.claims]

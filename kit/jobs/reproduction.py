@@ -22,7 +22,7 @@ from typing import Any
 from kit.core.environment import changed_environment, notebook_variables
 from kit.core.errors import KitError, unknown_name
 from kit.core.files import CHECKOUT, PACKAGE, read_json
-from kit.core.progress import format_duration, is_live
+from kit.core.progress import WRITTEN_AFTER, format_duration, is_live
 from kit.evaluation.accuracy import evaluate
 from kit.experiments.recipes import RECIPE_FIELDS, SCALES
 from kit.experiments.runs import is_done, run_folder, run_of
@@ -518,15 +518,21 @@ class _ProgressReport:
         self.lists, self.books = lists, books
         self.seconds: dict[str, float] = {}
         self.failures: dict[str, str] = {}
-        self.began, self.trained, self.runs = time.monotonic(), 0, sum(map(len, lists.values()))
+        self.began = self.said = time.monotonic()
+        self.trained, self.runs = 0, sum(map(len, lists.values()))
 
     def tick(self, running: Collection[str]) -> None:
-        if is_live() and running:
-            states = ", ".join(self._state(name) for name in sorted(running))
-            sys.stdout.write(
-                f"\r  {self.trained}/{self.runs} trained; now {states}".ljust(100)[:100]
-            )
+        """Say what is being done: in the line that stands there, else in a new one now and then."""
+        if not running:
+            return
+        states = ", ".join(self._state(name) for name in sorted(running))
+        line = f"  {self.trained}/{self.runs} trained; now {states}"[:100]
+        if is_live():
+            sys.stdout.write(f"\r{line.ljust(100)}")
             sys.stdout.flush()
+        elif time.monotonic() - self.said >= WRITTEN_AFTER:
+            self.said = time.monotonic()
+            print(line, flush=True)
 
     def _state(self, name: str) -> str:
         if name in self.books:

@@ -13,10 +13,13 @@ it. torchvision:NAME and timm:NAME build what those packages call by that name.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -114,18 +117,63 @@ def lenet(
     )
 
 
+#: {(convolution, norm): their weight and bias as one convolution} within `folded_once`.
+_folded_here: ContextVar[dict[tuple[nn.Module, nn.Module], Folded] | None] = ContextVar(
+    "folded", default=None
+)
+
+
+class Folded(NamedTuple):
+    """A convolution and the batch norm behind it as one convolution, and what it was made of."""
+
+    weight: Tensor
+    bias: Tensor
+    made_of: list[tuple[Tensor, int]]  # with the version that it had
+
+    def is_of(self, parts: list[Tensor]) -> bool:
+        """Are these the tensors that it was made of, and are they as they were?"""
+        pairs = zip(parts, self.made_of, strict=True)
+        return all(new is old and new._version == version for new, (old, version) in pairs)
+
+
+@contextlib.contextmanager
+def folded_once() -> Iterator[None]:
+    """Within, frozen convolutions and norms are folded once and not in every pass."""
+    token = _folded_here.set({}) if _folded_here.get() is None else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            _folded_here.reset(token)
+
+
 def conv_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """Compute norm(conv(x)); in eval mode as one convolution.
 
-    It is folded anew in each pass, which costs little, so it is never out of date.
+    It is folded anew in each pass, or once where nothing of it has changed (`folded_once`), so it
+    is never out of date.
     """
     if norm.training:
         return norm(conv(x))
+    kept = None if torch.compiler.is_compiling() else _folded_here.get()
+    if kept is None:
+        return conv._conv_forward(x, *fold(conv, norm))
+    named = conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var
+    parts = [part for part in named if part is not None]
+    folded = kept.get((conv, norm))
+    if folded is None or not folded.is_of(parts):
+        folded = Folded(*fold(conv, norm), [(part, part._version) for part in parts])
+        if not folded.weight.requires_grad:
+            kept[conv, norm] = folded
+    return conv._conv_forward(x, folded.weight, folded.bias)
+
+
+def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The weight and bias of the one convolution that is norm(conv(x)) in eval mode."""
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None and variance is not None  # the kit's batch norms track both
     scale = norm.weight * (variance + norm.eps).rsqrt()
-    bias = norm.bias - mean * scale
-    return conv._conv_forward(x, conv.weight * scale.view(-1, 1, 1, 1), bias)
+    return conv.weight * scale.view(-1, 1, 1, 1), norm.bias - mean * scale
 
 
 class Layers(nn.Sequential):

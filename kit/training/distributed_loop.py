@@ -24,7 +24,7 @@ from kit.core.distributed import (
 )
 from kit.core.errors import KitError
 from kit.core.files import lock_folder
-from kit.core.progress import Progress
+from kit.core.progress import Progress, silenced
 from kit.data.splits import DataSet, Split
 from kit.experiments.devices import pick_device, threads_for
 from kit.experiments.runs import Run, is_done, open_dataset, run_folder
@@ -40,9 +40,11 @@ from kit.training.distributed_step import train_step_distributed
 from kit.training.loop import (
     check_batch_size,
     final_pass,
+    final_pass_in_epochs,
     observe_probes,
     record_epoch,
     set_learning_rate,
+    summary,
     train_epoch,
 )
 from kit.training.observation import observe_rows, stored_array
@@ -85,7 +87,7 @@ def fit_distributed(
     """Train one plan in all processes, from where it stands to its end."""
     recipe = plan.recipe
     resolve_precision(recipe.precision, device)
-    with main_first():  # the main process downloads, the others find the files
+    with main_first(), silenced(quiet):  # the main process downloads, the others find the files
         host_data = open_dataset(plan)
     check_batch_size(plan, host_data)
     check_last_batch(plan, host_data)
@@ -97,12 +99,12 @@ def fit_distributed(
     else:
         state = initial_state(plan, host_data, device)
     state.put(broadcast(state.contents(), device))
-    progress = Progress(str(plan.spec), recipe.epochs, done=state.epoch, quiet=quiet)
-    with threads_for(recipe.model, device):
+    total = recipe.epochs + final_pass_in_epochs(plan, data)
+    progress = Progress(str(plan.spec), total, done=state.epoch, quiet=quiet)
+    with progress, threads_for(recipe.model, device):
         while state.goes_on:
             run_epoch_distributed(state, data)
-            last = state.history[-1]
-            progress.update(state.epoch, f"loss {last['loss']:.3f}  robust {last['robust']:.1%}")
+            progress.update(state.epoch, summary(state))
         final_pass([state], data, observe_split_distributed, save=is_main())
     if is_main():
         finish_run(state)

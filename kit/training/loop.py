@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kit.core.distributed import unwrap_distributed
 from kit.core.errors import KitError
-from kit.core.progress import Progress, format_duration
+from kit.core.progress import Progress, followed, format_duration, silenced
 from kit.core.random_streams import Streams, named_generator
 from kit.core.tensors import per_example_cross_entropy
 from kit.core.threads import stop_if_abandoned
@@ -64,7 +64,8 @@ def fit_plans(
     """
     recipe, started = plans[0].recipe, time.monotonic()
     resolve_precision(recipe.precision, device)  # refuses what the device has not
-    host_data = open_dataset(plans[0])
+    with silenced(quiet):
+        host_data = open_dataset(plans[0])
     check_batch_size(plans[0], host_data)
     data = host_data.to(device)
     states = [
@@ -72,22 +73,20 @@ def fit_plans(
     ]
     if len(states) > 1:
         align_epochs(states, device)
-    progress = (
-        None if quiet else Progress(_title(plans), recipe.epochs, done=min(s.epoch for s in states))
-    )
-    with threads_for(recipe.model, device):
+    total = recipe.epochs + final_pass_in_epochs(plans[0], data)
+    first = min(state.epoch for state in states)
+    progress = Progress(_title(plans), total, done=first, quiet=quiet)
+    with progress, threads_for(recipe.model, device):
         while going := [state for state in states if state.goes_on]:
             reached = min(state.epoch for state in going)
             run_epoch([state for state in going if state.epoch == reached], data)
-            if progress is not None:
-                progress.update(reached + 1, _summary(going[0].history[-1]))
+            progress.update(reached + 1, summary(going[0]))
         final_pass(states, data)
     took = format_duration(time.monotonic() - started)
     for state in states:
         finish_run(state)
-        if progress is not None:
-            progress.title = str(state.plan.spec)
-            progress.close(_last_line(state, took, len(states)))
+        progress.title = str(state.plan.spec)
+        progress.close(_last_line(state, took, len(states)))
 
 
 def run_epoch(states: Sequence[TrainingState], data: DataSet) -> None:
@@ -134,7 +133,7 @@ def train_epoch(
     order = image_order(plan, split, epoch)
     losses: list[Tensor] = []
     kept: list[dict[str, Tensor]] = []
-    for rows in batch_rows(plan, split, order, epoch):
+    for rows in followed(batch_rows(plan, split, order, epoch), "batch"):
         stop_if_abandoned()
         batches: Iterable[Batch] = load_batches(plan, split, rows, epoch, len(stages))
         if method.attacks_first:
@@ -166,7 +165,7 @@ def train_epoch_stacked(states: Sequence[TrainingState], split: Split, epoch: in
         batch_rows(state.plan, split, order, epoch)
         for state, order in zip(states, orders, strict=True)
     ]
-    for all_rows in zip(*parts, strict=True):
+    for all_rows in followed(list(zip(*parts, strict=True)), "batch"):
         stop_if_abandoned()
         loaded = [
             load_batches(state.plan, split, rows, epoch, len(stages))
@@ -363,6 +362,15 @@ def final_pass(
         save_final(state, arrays)
 
 
+def final_pass_in_epochs(plan: Plan, data: DataSet) -> float:
+    """Estimate how many epochs take as long as the final pass.
+
+    An image that is attacked takes about as long as one that is trained on.
+    """
+    probes = sum(min(plan.recipe.probe, len(s)) for s in (data.train, data.validation, data.test))
+    return (len(data.train) + len(data.test)) / (len(data.train) + probes)
+
+
 # ------------------------------------------------------------------------------------------- words
 
 
@@ -384,8 +392,13 @@ def _title(plans: Sequence[Plan]) -> str:
     return f"{plans[0].spec}" + (f" and {len(plans) - 1} more" if len(plans) > 1 else "")
 
 
-def _summary(row: dict[str, float]) -> str:
-    return f"loss {row['loss']:.3f}  clean {row['clean']:.1%}  robust {row['robust']:.1%}"
+def summary(state: TrainingState) -> str:
+    """Say how far a training is, and what its last epoch showed."""
+    row = state.history[-1]
+    return (
+        f"epoch {state.epoch} of {state.plan.recipe.epochs}: loss {row['loss']:.3f}  "
+        f"clean {row['clean']:.1%}  robust {row['robust']:.1%}"
+    )
 
 
 def _last_line(state: TrainingState, took: str, networks: int) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kit.attacks.contract import AttackTrace, frozen
 from kit.attacks.projected_gradient_descent import pgd
 from kit.core.parts import part
+from kit.core.progress import followed
 from kit.core.random_streams import JoinedStreams, Streams
 from kit.data.splits import Split
 from kit.experiments.specification import Plan
@@ -70,7 +71,8 @@ def observe_rows(
     steps = steps or recipe.steps
     kept: list[list[dict[str, Tensor]]] = [[] for _ in models]
     with frozen(network):
-        for some in rows.to(split.y.device).split(PROBE_BATCH):
+        batches = rows.to(split.y.device).split(PROBE_BATCH)
+        for some in followed(batches, f"{purpose} batch"):
             x = split.x(some).repeat(len(models), 1, 1, 1)
             y = split.y[some].repeat(len(models))
             streams = [Streams(split.ids[some], plan.seed, purpose) for plan in plans]

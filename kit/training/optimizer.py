@@ -27,6 +27,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> to
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
         fused=device.type == "cuda",
+        foreach=device.type == "cpu",  # all parameters in one call, too; the numbers are the same
     )
 
 

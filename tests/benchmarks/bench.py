@@ -6,7 +6,7 @@ it on a quiet machine.
 
 Each contestant runs in a process of its own, as its user would; a round runs all of them one after
 the other, so that a ratio compares neighbours in time. The first of each work is what the others
-are compared with.
+are compared with. One that cannot run, as bf16 on a processor without it, is a row that says so.
 
 aa, pgd20, pgd100: attacks on the small convolutional network of tests/golden/autoattack (a third of
 its MNIST images withstand AutoAttack at eps 0.25), against pyautoattack, torchattacks and foolbox
@@ -458,11 +458,11 @@ def one(work: str, contestant: str, count: int, threads: int, device: str) -> di
     }
 
 
-def race(work: str, rounds: int, count: int, threads: int, device: str) -> list[dict]:
-    present = [
-        name for name, (package, _) in WORK[work].items() if importlib.util.find_spec(package)
-    ]
-    results: dict[str, list[dict]] = {name: [] for name in present}
+def run_alone(work: str, name: str, count: int, threads: int, device: str) -> dict:
+    """Run a contestant once, in a process of its own.
+
+    Returns what `one` does, or {"cannot": why} where it fails.
+    """
     path = os.pathsep.join([str(ROOT), *sys.path[1:], os.environ.get("PYTHONPATH", "")])
     environment = {
         **os.environ,
@@ -470,42 +470,53 @@ def race(work: str, rounds: int, count: int, threads: int, device: str) -> list[
         "MKL_NUM_THREADS": str(threads),
         "PYTHONPATH": path,
     }
+    words = [sys.executable, __file__, "--one", work, name, str(count), str(threads), device]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        return {"cannot": last.removeprefix("kit.core.errors.KitError: ")}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def race(work: str, rounds: int, count: int, threads: int, device: str) -> list[dict]:
+    """Let the contestants that are installed run in turn; returns a row of each.
+
+    One that cannot run is left out of later rounds, and its row says why. The others are compared
+    with the first that can.
+    """
+    results: dict[str, list[dict]] = {
+        name: [] for name, (package, _) in WORK[work].items() if importlib.util.find_spec(package)
+    }
+    failures: dict[str, str] = {}
     for _ in range(rounds):
-        for name in present:
-            words = [
-                sys.executable,
-                __file__,
-                "--one",
-                work,
-                name,
-                str(count),
-                str(threads),
-                device,
-            ]
-            done = subprocess.run(
-                words, env=environment, capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise SystemExit(f"{name} failed at {work}:\n{done.stderr[-2000:]}")
-            results[name].append(json.loads(done.stdout.splitlines()[-1]))
+        for name in [name for name in results if name not in failures]:
+            result = run_alone(work, name, count, threads, device)
+            if "cannot" in result:
+                failures[name] = result["cannot"]
+            results[name].append(result)
+    leader = next((mine for name, mine in results.items() if name not in failures), [])
     rows = []
     for name, mine in results.items():
-        ratios = [
-            first["seconds"] / own["seconds"]
-            for first, own in zip(results[present[0]], mine, strict=True)
-        ]
-        rows.append(
-            {
-                "work": work,
-                "who": name,
-                "n": rounds,
-                **{key: statistics.median(r[key] for r in mine) for key in mine[0]},
-                "times": statistics.median(ratios),
-                "low": min(ratios),
-                "high": max(ratios),
-            }
-        )
+        row: dict = {"work": work, "who": name, "n": rounds}
+        if name in failures:
+            rows.append(row | {"cannot": failures[name]})
+            continue
+        pairs = zip(leader, mine, strict=True)
+        ratios = [first["seconds"] / own["seconds"] for first, own in pairs]
+        middle = {key: statistics.median(r[key] for r in mine) for key in mine[0]}
+        spread = {"low": min(ratios), "high": max(ratios)}
+        rows.append(row | middle | {"times": statistics.median(ratios)} | spread)
     return rows
+
+
+def processor() -> str:
+    """The processor's name, and the instructions that PyTorch uses of it."""
+    name, information = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    for line in information.read_text().splitlines() if information.is_file() else ():
+        if line.startswith("model name"):
+            name = line.partition(":")[2].strip()
+            break
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def markdown(record: dict) -> str:
@@ -517,6 +528,11 @@ def markdown(record: dict) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in record["rows"]:
+        if "cannot" in row:
+            lines.append(
+                f"| {row['work']} | {row['who']} | cannot run: {row['cannot']} | | | | | |"
+            )
+            continue
         share, of_bound = (
             f"{row[key]:.0%}" if key in row else "" for key in ("attack", "of the bound")
         )
@@ -550,11 +566,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", action="store_true", help="print the README's table, too")
     words = parser.parse_args()
-    name = (
-        torch.cuda.get_device_name()
-        if words.device == "cuda"
-        else platform.processor() or platform.machine()
-    )
+    name = torch.cuda.get_device_name() if words.device == "cuda" else processor()
     machine = {
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -575,6 +587,9 @@ def main() -> None:
     for work in words.only:
         for row in race(work, words.rounds, words.images, words.threads, words.device):
             rows.append(row)
+            if "cannot" in row:
+                print(f"{work:16} {row['who']:12} cannot run: {row['cannot']}", flush=True)
+                continue
             spread = f"{row['times']:.2f}x [{row['low']:.2f}, {row['high']:.2f}], {row['n']}"
             print(
                 f"{work:16} {row['who']:12} {row['seconds']:8.3f} {row['cpu']:8.3f} "

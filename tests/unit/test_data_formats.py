@@ -27,7 +27,7 @@ from kit.core.errors import KitError
 from kit.data import datasets, generated_images
 from kit.data.datasets import EXPECTED, load_dataset
 from kit.data.generated_images import add_generated_images
-from kit.data.image_folders import _pixels
+from kit.data.image_folders import decode
 from kit.data.splits import Split
 from kit.experiments.recipes import RECIPES, find_recipe
 from kit.experiments.specification import RunSpec, resolve
@@ -719,14 +719,14 @@ def test_a_damaged_png_is_never_other_pixels(colours, tmp_path):
     path, dice = tmp_path / "a.png", random.Random(0)
     picture = Image.fromarray(np.stack([slope * 4, slope * 2, slope], axis=2))
     (picture.quantize(colours) if colours else picture).save(path)
-    blob, whole = path.read_bytes(), _pixels([(str(path), 0)])
+    blob, whole = path.read_bytes(), decode(path)
     for _ in range(400):
         bad = bytearray(blob)
         for _ in range(dice.choice([1, 2, 4])):
             bad[dice.randrange(len(bad))] ^= 1 << dice.randrange(8)
         path.write_bytes(bad)
         try:
-            np.testing.assert_array_equal(_pixels([(str(path), 0)]), whole)
+            np.testing.assert_array_equal(decode(path), whole)
         except KitError as error:
             assert "a.png is not a readable image" in str(error)
 

@@ -1,0 +1,99 @@
+"""The line of progress: in place where somebody watches, line by line elsewhere."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from kit.core import progress
+from kit.core.progress import Progress, followed, silenced
+
+
+@pytest.fixture(params=["0", "1"])
+def live(request, monkeypatch) -> bool:
+    """Lines come in hundredths of a second; in place, and one below the other."""
+    monkeypatch.setenv("KIT_LIVE", request.param)
+    monkeypatch.setattr(progress, "REDRAWN_AFTER", 0.01)
+    monkeypatch.setattr(progress, "WRITTEN_AFTER", 0.01)
+    return request.param == "1"
+
+
+def wait_for(capsys, words: str) -> str:
+    """What is written until the words are; work of its own never ends by itself."""
+    seen, until = "", time.monotonic() + 30
+    while words not in seen and time.monotonic() < until:
+        time.sleep(0.01)
+        seen += capsys.readouterr().out
+    assert words in seen
+    return seen
+
+
+def test_lines_come_while_nothing_is_updated(live, capsys):
+    with Progress("counting", 4) as line:
+        line.update(1, "one sheep")
+        seen = wait_for(capsys, "25%  one sheep, 0 s so far")
+        assert seen.count("counting") >= 1 and ("\r" in seen) == live
+        line.close("4 sheep")
+    last = capsys.readouterr().out
+    assert last.endswith("4 sheep\n") or last.rstrip(" \n").endswith("4 sheep")
+    time.sleep(0.05)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_part_shows_its_own_line(live, capsys):
+    """While it is at work the whole says nothing; then it does again."""
+    with Progress("the whole", 2) as whole:
+        with Progress("a part", 2):
+            wait_for(capsys, "a part")
+            capsys.readouterr()
+            assert "the whole" not in wait_for(capsys, "a part")
+        whole.update(1)
+        wait_for(capsys, "the whole")
+
+
+def test_batches_are_named(live, capsys):
+    with Progress("training", 3):
+        for number in followed("abc", "batch"):
+            if number == "b":
+                wait_for(capsys, "training  ")
+                wait_for(capsys, "batch 2 of 3")
+
+
+def test_nothing_is_said_of_what_is_quiet_or_brief(live, monkeypatch, capsys):
+    with Progress("quiet", 1, quiet=True) as line:
+        line.update(1)
+        time.sleep(0.05)
+        line.close("done")
+    with silenced(), Progress("silenced", 1) as line:
+        time.sleep(0.05)
+        line.close("done")
+    monkeypatch.setattr(progress, "REDRAWN_AFTER", 60)
+    monkeypatch.setattr(progress, "WRITTEN_AFTER", 60)
+    with Progress("brief", 1, brief=True) as line:
+        line.update(1)
+        line.close("done")
+    assert capsys.readouterr().out == ""
+
+
+def test_the_kernel_of_a_batch_run_keeps_the_last_line_alone(monkeypatch, capsys):
+    monkeypatch.setenv("KIT_LIVE", "0")
+    monkeypatch.setenv("KIT_STAMP", "abc")
+    monkeypatch.setattr(progress, "WRITTEN_AFTER", 0.01)
+    with Progress("in a notebook", 2) as line:
+        line.update(1)
+        time.sleep(0.05)
+        line.close("two")
+    assert capsys.readouterr().out == "in a notebook  two\n"
+
+
+def test_what_is_left_follows_from_the_pace(monkeypatch):
+    """Half of what was to be done took 10 s; what was done before does not count."""
+    now = iter([100.0] * 3 + [110.0, 114.0, 114.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now, 114.0))
+    monkeypatch.setenv("KIT_LIVE", "0")
+    line = Progress("training", 10, done=2)
+    line.started = 100.0
+    line.done, line.updated = 6, 110.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 114.0)
+    assert line.line() == "training  60%  14 s so far, 6 s left"
