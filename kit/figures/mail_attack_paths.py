@@ -171,6 +171,7 @@ def decide_rank_order(claim: str, found: dict, over: str) -> Claim:
             claim,
             printed,
             f"all {found['n']} {over} have one LPS: no correlation",
+            number=93,
         )
     return Claim(
         claim,
@@ -179,6 +180,7 @@ def decide_rank_order(claim: str, found: dict, over: str) -> Claim:
         f"{found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}], {found['n']} "
         f"{over}",
         (Estimate("ρ of PM - ρ of LPS", "> 0", found["difference"], found["low"], found["high"]),),
+        number=93,
     )
 
 

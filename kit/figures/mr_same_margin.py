@@ -293,6 +293,7 @@ def decide_same_margin(data: FigureData) -> list[Claim]:
                 f"in {_format_range(mine.values())} of the steps of o, m from {min(mine):+.1f} to "
                 f"{max(mine):+.1f}",
                 exact=min(mine.values()) == 1,
+                number=99,
             )
         )
     return claims

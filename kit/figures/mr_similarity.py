@@ -132,6 +132,7 @@ def decide_similarity_pair(data: FigureData) -> list[Claim]:
             f"{facts['median_high']:.2f} in that of highest; difference {drop:+.2f} [{low:+.2f}, "
             f"{high:+.2f}], n = {facts['n']}",
             (Estimate("drop of the median c", "> 0.5", drop, low, high),),
+            number=100,
         )
     ]
 

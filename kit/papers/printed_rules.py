@@ -155,7 +155,7 @@ def _verdict(held: int, of: int) -> str:
 
 
 def claims(paper: str | None = None) -> pd.DataFrame:
-    """List the 91 claims, by number: in our words, where made, and what tables say of them.
+    """List the claims, by number: in our words, where made, and what tables say of them.
 
     `printed` are the numbers that the paper gives, `check` is what would decide the claim.
     `decided_by` is what it takes: "tables" (arithmetic on printed means), "figure" (drawn, not
