@@ -20,7 +20,7 @@ from kit.core.files import CHECKOUT, read_json, write_bytes
 from kit.experiments.runs import output_folder
 from kit.figures.table import FIGURES
 from kit.papers.claim_verdict import NOT_RUN
-from kit.papers.printed_data import PAPERS
+from kit.papers.printed_data import PAPERS, read_table
 from kit.papers.record import RECORD, measure_scale, read_record, scoreboard, write_record
 
 #: The glyph of each verdict.
@@ -94,9 +94,21 @@ def gallery(root: Path = CHECKOUT) -> str:
         folder = scale_folder(scale, root)
         lines += ["", f"# {scale}"]
         for name in FIGURES:
-            if (folder / f"{name}.json").exists():
-                lines += ["", *_figure_lines(name, read_json(folder / f"{name}.json"), mine, scale)]
+            drawn = folder / f"{name}.json"
+            if drawn.exists():
+                lines += ["", *_figure_lines(name, read_json(drawn), mine, scale)]
+        lines += _missing_lines(scale, folder)
     return "\n".join(lines) + "\n"
+
+
+def _missing_lines(scale: str, folder: Path) -> list[str]:
+    """Name the figures that were not drawn at a scale, and what draws them."""
+    drawn_in = {row.figure: row.notebook for row in read_table("drawings").itertuples()}
+    missing = [name for name in FIGURES if not (folder / f"{name}.json").exists()]
+    if not missing:
+        return []
+    listed = ", ".join(f"{name} (`--only {drawn_in[name]}`)" for name in missing)
+    return ["", f"Not drawn at this scale: {listed}; `python -m kit reproduce --recipe {scale}`."]
 
 
 def _figure_lines(

@@ -119,20 +119,34 @@ def test_gallery_and_scoreboard_are_those_of_the_record():
     assert page == with_scoreboard(page, ROOT)
 
 
+def drawn_figures() -> dict:
+    """{figure: its committed record} of those that are drawn on digits."""
+    folder = scale_folder("digits", ROOT)
+    return {
+        n: read_json(folder / f"{n}.json") for n in kit.FIGURES if (folder / f"{n}.json").exists()
+    }
+
+
 def test_every_figure_is_in_the_gallery():
-    page = gallery(ROOT)
+    """With its picture, or named among those that are not drawn, with the command that does."""
+    page, drawn = gallery(ROOT), drawn_figures()
+    assert len(drawn) > 0.9 * len(kit.FIGURES)
+    missing = page[page.find("Not drawn at this scale") :] if len(drawn) < len(kit.FIGURES) else ""
     for name, figure in kit.FIGURES.items():
-        drawn = scale_folder("digits", ROOT) / f"{name}.json"
-        assert read_json(drawn)["figure"] == name and drawn.with_suffix(".png").exists()
-        assert f"## {name}: {figure.title}" in page and f"](digits/{name}.png)" in page
+        if name in drawn:
+            assert drawn[name]["figure"] == name
+            assert (scale_folder("digits", ROOT) / f"{name}.png").exists()
+            assert f"## {name}: {figure.title}" in page and f"](digits/{name}.png)" in page
+        else:
+            assert f"{name} (`--only " in missing
 
 
 def test_statements_of_pictures_are_in_the_record():
     """A statement that a committed picture makes has its row, with three seeds or by arithmetic."""
     table = record.read_record()
     digits = table[table["scale"] == "digits"]
-    for name in kit.FIGURES:
-        for claim in read_json(scale_folder("digits", ROOT) / f"{name}.json")["claims"]:
+    for name, drawn in drawn_figures().items():
+        for claim in drawn["claims"]:
             rows = digits[digits["statement"] == claim["claim"]]
             assert len(rows), f"{name}: {claim['claim']}"
             for found in rows.to_dict("records"):
