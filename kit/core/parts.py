@@ -131,11 +131,6 @@ def attacks_first(stages: Function) -> Function:
     return stages
 
 
-def is_attacked_first(stages: Callable) -> bool:
-    """Tell whether a function has stated `attacks_first`."""
-    return getattr(stages, "attacks_first", False)
-
-
 # ------------------------------------------------------------------------------- a function's name
 
 

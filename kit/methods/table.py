@@ -18,7 +18,7 @@ from kit.attacks.friendly_pgd_attack import friendly_pgd
 from kit.attacks.projected_gradient_descent import pgd, trained_loss_pgd
 from kit.core.errors import KitError, unknown_name
 from kit.core.parameters import Share
-from kit.core.parts import Part, controlled_by, is_attacked_first, part
+from kit.core.parts import Part, controlled_by, part
 from kit.core.registry import Registry
 from kit.methods.criteria import CRITERIA, Criterion
 from kit.methods.losses import (
@@ -102,7 +102,7 @@ class Method:
     @property
     def attacks_first(self) -> bool:
         """Tell whether a batch is attacked before its first step, not just before its own."""
-        return is_attacked_first(self.stages.func)
+        return getattr(self.stages.func, "attacks_first", False)
 
     @cached_property
     def reads_clean(self) -> bool:

@@ -108,10 +108,14 @@ class Statement:
 
 @dataclass
 class Cells:
-    """A paper's cells on a recipe: what measures each, and what was observed, read once."""
+    """A paper's cells on a recipe: what measures each, and what was observed, read once.
+
+    With `own_scale` a cell that stands for another data set or network than its own is not counted.
+    """
 
     needs: list[Need]
     seeds: Sequence[int]
+    own_scale: bool = False
     known: dict[tuple, Observation | None] = field(default_factory=dict)
 
     def measure(self, expression: Expression) -> MeasuredSum:
@@ -198,6 +202,8 @@ def measure_expression(cells: Cells, expression: Expression) -> MeasuredSum:
     terms = [(term.sign, [cells.find(words) for words in term.cells]) for term in expression.terms]
     needs = [need for _, choices in terms for need in choices]
     if why := next((need.reason for need in needs if need.reason), "") or _same_run(terms):
+        return MeasuredSum(text, why=why)
+    if cells.own_scale and (why := next(filter(None, (n.stands_for_another for n in needs)), "")):
         return MeasuredSum(text, why=why)
     seeds = [seed for seed in cells.seeds if all(cells.observed(need, seed) for need in needs)]
     if not seeds:

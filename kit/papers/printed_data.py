@@ -249,6 +249,13 @@ def figures_by_number() -> dict[str, str]:
     return found
 
 
+@cache
+def main_setting(paper: str) -> tuple[str, str]:
+    """Return the data set and network of a paper's first table, which a quick recipe stands for."""
+    first = read_table("results").query("paper == @paper").iloc[0]
+    return first["dataset"], first["model"]
+
+
 def cell_tags(cell: Mapping[str, str]) -> frozenset[str]:
     """Return the words that name a cell in a rule: see `kit.papers.rule_language`."""
     columns = ("table", "method", "attack", "dataset", "model", "checkpoint")

@@ -24,7 +24,14 @@ from kit.data.datasets import DATA, base_of, folder_path
 from kit.experiments.recipes import RECIPES, find_recipe
 from kit.experiments.specification import RunSpec, parse_overrides, resolve
 from kit.papers.printed_attacks import attack_of
-from kit.papers.printed_data import PAPERS, cell_tags, cells_of, table_name, tables
+from kit.papers.printed_data import (
+    PAPERS,
+    cell_tags,
+    cells_of,
+    main_setting,
+    table_name,
+    tables,
+)
 from kit.papers.printed_settings import KEYS, recipe_of, row_of_cell, settings_of_row
 
 #: These cost seconds to minutes a run; they see the first `strong_n` images only.
@@ -65,6 +72,21 @@ class Need:
     def spec(self, seed: int) -> RunSpec:
         """Return the run that measures it with one seed."""
         return RunSpec(self.method, self.recipe, seed, self.overrides)
+
+    @property
+    def stands_for_another(self) -> str:
+        """Why no claim may be decided by it; "" if one may.
+
+        A quick recipe has one data set and one network. It stands for those of the paper's first
+        table, and says nothing of the others.
+        """
+        data, model = main_setting(self.cell["paper"])
+        mine = self.cell["dataset"], self.cell["model"]
+        if self.recipe not in RECIPES or ":" in self.recipe or mine == (data, model):
+            return ""
+        return (
+            f"it is about {mine[1]} on {mine[0]}; {self.recipe} stands for {model} on {data} alone"
+        )
 
     @cached_property
     def tags(self) -> frozenset[str]:

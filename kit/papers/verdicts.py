@@ -45,8 +45,8 @@ def compare(
     none are; `settings` is what it puts behind --set, the overrides if not given). A claim of
     several statements fails if one does, and holds if all do. `seeds` are those that count, all
     that are there if not given. Claims that no table decides, or whose tables are not run, take
-    what finished notebooks measured; one about other data or another network than the recipe's is
-    not run there.
+    what finished notebooks measured; one about other data or another network than the recipe's, or
+    than a quick recipe stands for, is not run there.
 
     Raises:
         KitError: There is no such paper or recipe.
@@ -68,7 +68,7 @@ def compare(
             for _, table in chosen_tables(name)
             for need in grid(name, table, recipe=recipe, overrides=overrides, strong_n=strong_n)
         ]
-        cells[name] = Cells(planned, seeds)
+        cells[name] = Cells(planned, seeds, own_scale=True)
     rows = {}
     for number, claim in listed.iterrows():
         found = decide_by_figures(number, claim, stamps, trained)

@@ -43,8 +43,8 @@ ALONE = COMPANIES.pop("")
 
 
 def test_who_goes_alone():
-    """Attacks that drop images on the way, and perturbed parameters; deep networks."""
-    assert set(ALONE) == {"fat", "at-awp", "trades-awp"}
+    """Attacks of another shape, perturbed parameters, and batches that are attacked ahead."""
+    assert set(ALONE) == {"fat", "at-awp", "trades-awp", "csa-attack-first", "csa-fgsm"}
     assert resolve(RunSpec("at", overrides={"model": "resnet18"})).stack_key == ""
     assert len(COMPANIES) < 12 and max(map(len, COMPANIES.values())) > 15
     same = resolve(

@@ -98,7 +98,7 @@ def test_presets_are_what_the_papers_print():
         "normaliser.scale": 3,
         "burn_in": 75,
     }
-    assert mail["MAIL, cifar10"] == {**mail["row mail-at = MR"], "burn_in": 74}
+    assert mail["row mail-at-burn-in-74 = MAIL"] == {**mail["row mail-at = MR"], "burn_in": 74}
     assert mail["row mail-at-released"]["burn_in"] == 76
     assert (
         presets("vir-at", 115)["row vir-at"]["burn_in"] == 72
@@ -294,7 +294,7 @@ def test_without_a_run():
 def test_the_other_rows_share_the_score(panel):
     panel.set(method="clirat")
     names = [words for words, _ in panel.others]
-    assert names == ["CLIRAT +1", "CLIR-TRADES +1"]
+    assert names == ["CLIRAT +2", "CLIR-TRADES +1", "CLIRAT (x 3)", "CLIR-TRADES (x 3) +1"]
     panel.set(method="mail-at")
     rows = {id(row) for _, row in panel.others}
     assert all(row.criterion == METHODS["mail-at"].criterion for _, row in panel.others) and len(
