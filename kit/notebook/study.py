@@ -305,6 +305,7 @@ class Study:
                     "parameters": self.values.given,
                     "runs": {words: opened.key for words, opened in self.opened.items()},
                     "verdicts": self.verdicts,
+                    "adopted": any(run.is_adopted for run in self.opened.values()),
                     "figures": [
                         path.relative_to(self.folder).as_posix()
                         for drawing in self.drawings

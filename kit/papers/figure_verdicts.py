@@ -55,7 +55,8 @@ def read_stamps(recipe: str) -> list[NotebookStamp]:
         if isinstance(record, dict) and {"notebook", "verdicts", "runs"} <= set(record):
             parameters = {"recipe": recipe, "overrides": "", **record.get("parameters", {})}
             current = all({"number", "estimates"} <= set(found) for found in record["verdicts"])
-            if current and parameters["recipe"] == recipe:
+            foreign = record.get("adopted", False)  # no paper's claim is about such a network
+            if current and not foreign and parameters["recipe"] == recipe:
                 trained = trained_on(recipe, parse_overrides(parameters["overrides"]))
                 runs = frozenset(record["runs"].values())
                 several = str(parameters.get("seeds", parameters.get("seed", 0)))

@@ -776,6 +776,13 @@ def test_a_claim_about_other_data_or_another_network_is_not_run_here(fresh_home,
     assert row["verdict"] == "fails"
 
 
+def test_a_network_of_ones_own_decides_no_claim_of_a_paper(fresh_home, figures_alone):
+    stamp(fresh_home, [record(1, "holds")])
+    for path in (fresh_home / "figures/out/digits").rglob("*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "adopted": True}))
+    assert compare("clirat").loc[1, "verdict"] == "not run"
+
+
 def test_stamps_of_other_recipes_and_of_older_kits_are_left_out(
     fresh_home, figures_alone, monkeypatch
 ):
