@@ -400,11 +400,6 @@ def decide_learning_curves(data: FigureData) -> list[Claim]:
     return _decide_curves(data.facts, "Fig. 3")
 
 
-def decide_learning_curves_each(data: FigureData) -> list[Claim]:
-    """Decide the claims of CLIRAT Fig. 5, which are those of Fig. 3."""
-    return _decide_curves(data.facts, "Fig. 5")
-
-
 #: (words, what was printed, the pair compared, under which attacks, the bound, row of claims.csv).
 #: "Loses nothing": not more than half a point.
 _CURVE_CLAIMS = (

@@ -486,7 +486,7 @@ FIGURES = Registry(
             clirat_learning_curves.compute_learning_curves,
             clirat_learning_curves.draw_learning_curves_each,
             clirat_learning_curves.describe_learning_curves_each,
-            clirat_learning_curves.decide_learning_curves_each,
+            decide_nothing,
             clirat_learning_curves.COMPARED,
             any=True,
         ),

@@ -39,7 +39,6 @@ CLAIMED = {
     "pm-and-cl-pm": {3},
     "matched-pairs": {4},
     "learning-curves": {5, 7, 11},
-    "learning-curves-each": {5, 7, 11},
     "slope-and-offset": {13},
     "clirat-burn-in": {15},
     "pgd-against-lmpgd": {16, 93},
