@@ -185,8 +185,8 @@ NOTES = (
         "cse cse-adv cse-adv-halves",
         "γ is given nowhere. The row takes, of 1, 20 and 200, the largest with which networks "
         "learn digits and MNIST as they do without the term: with 200 the one LeNet that was tried "
-        "on MNIST learned nothing. The figure fuzziness-strength shows the sweep on digits. How much "
-        "γ does grows with the rate and the number of steps, and falls with the number of "
+        "on MNIST learned nothing. The figure fuzziness-strength shows the sweep on digits. How "
+        "much γ does grows with the rate and the number of steps, and falls with the number of "
         "parameters, of which Eq. 8 is a mean.",
     ),
     (
