@@ -289,12 +289,13 @@ def _draw_comparison(panel: Axes, found: dict, words: Comparison) -> None:
             place, middle, yerr=[[middle - low], [high - middle]], fmt="o", color=tint, capsize=4
         )
     middle, low, high = found["difference"]
+    highest = np.nanmax([found["one"][2], found["several"][2], 0.0])  # NaN where no pair is
     panel.set(
         xticks=(0, 1),
         xlim=(-0.5, 1.5),
         ylabel=words.unit,
         title=words.title,
-        ylim=(0, 1.25 * max(found[side][2] for side in ("one", "several"))),
+        ylim=(0, 1.25 * highest or 1.0),
     )
     panel.annotate(
         f"difference {middle:+.3f}\n[{low:+.3f}, {high:+.3f}]",

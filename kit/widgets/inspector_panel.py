@@ -134,6 +134,7 @@ class WatchedAttack:
     logits: Tensor  # (T + 1, K) float64
     # how many of the run's evaluation points are right: the start and all steps but the last
     kappa: int
+    lps: int  # the first of these that is wrong, the number of steps if none is
     p_flip: float  # p_y at the first wrong one; after the last where none was
 
 
@@ -159,7 +160,8 @@ class Pool:
         }
         self.run, self.ids, self.y = run, stored["ids"].long(), stored["y"].long()
         self.numbers = {
-            name: stored[name].double() for name in ("logits_adv", "logits_nat", "kappa", "p_flip")
+            name: stored[name].double()
+            for name in ("logits_adv", "logits_nat", "kappa", "lps", "p_flip")
         }
         self.split = getattr(run.data(), part).take(slice(0, len(self.y)))
         outputs = self.outputs()
@@ -203,14 +205,16 @@ class Pool:
 def select_image(outputs: StepOutputs, row: int) -> StepOutputs:
     """One image of a batch, as a batch of its own."""
     here = slice(row, row + 1)
-    nat, kappa, p_flip = outputs.logits_nat, outputs.kappa, outputs.p_flip
-    assert nat is not None and kappa is not None and p_flip is not None, "a pool has them"
+    nat, kappa, lps, p_flip = outputs.logits_nat, outputs.kappa, outputs.lps, outputs.p_flip
+    assert nat is not None and kappa is not None, "a pool has them"
+    assert lps is not None and p_flip is not None, "a pool has them"
     return StepOutputs(
         outputs.y[here],
         outputs.logits_adv[here],
         nat[here],
         kappa[here],
-        p_flip=p_flip[here],
+        lps[here],
+        p_flip[here],
         steps=outputs.steps,
     )
 
@@ -343,6 +347,7 @@ class Inspect(Panel):
             torch.cat(points),
             torch.cat(logits),
             int(trace.kappa),
+            int(trace.lps),
             float(trace.p_flip) if int(trace.lps) < recipe.steps else p_last,
         )
 
@@ -462,7 +467,11 @@ class Inspect(Panel):
         self._show_pictures(clean, path.points[step], y, probs[step], step)
         self._show_areas(probs.numpy(), y, step)
         outputs = pool.outputs(
-            row, logits_adv=path.logits[step], kappa=path.kappa, p_flip=path.p_flip
+            row,
+            logits_adv=path.logits[step],
+            kappa=path.kappa,
+            lps=path.lps,
+            p_flip=path.p_flip,
         )
         self._show_criteria(pool, select_image(outputs, row))
         weights = self._show_weights(outputs, row, family_methods(values["weights"]))

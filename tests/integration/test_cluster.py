@@ -247,11 +247,11 @@ def test_a_lost_node(two_nodes, tmp_path):
     words, errors = work.communicate()
     assert work.returncode == 0, words + errors
     assert {f: (f / "done.json").stat().st_mtime_ns for f in finished} == finished
-    assert "[5/5]" in words and "FAILED" not in words and "raylet" not in words and errors == "", (
+    assert "[6/6]" in words and "FAILED" not in words and "raylet" not in words and errors == "", (
         words + errors
     )
     mine, theirs = folders(tmp_path / "calm"), folders(home)
-    assert mine.keys() == theirs.keys() and len(mine) == 5
+    assert mine.keys() == theirs.keys() and len(mine) == 6
     for name in mine:
         assert results(mine[name]) == results(theirs[name])
 

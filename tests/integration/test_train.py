@@ -211,6 +211,7 @@ LEARN = {"epochs": 28, "milestones": [18, 22]}
 LEARN_TOO = {
     "csa-halves": {"lr": 0.02},
     "cse-adv-halves": {"lr": 0.02},
+    "csa-attack-first": {"lr": 0.02},
     "at-awp": {"schedule.until": 0.5},
 }
 

@@ -205,7 +205,8 @@ def test_every_image_lies_on_its_curve(name, panel):
     assert inside.any() and np.allclose(
         along,
         panel.known_facts.images.w[inside],
-        atol=2e-3 * panel.known_facts.images.w.max() + 1e-3,
+        # the points of the curve lie further apart where the score has no bounds
+        atol=(2e-2 if name == "mail-at-logit" else 2e-3) * panel.known_facts.images.w.max() + 1e-3,
     )
 
 
