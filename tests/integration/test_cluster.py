@@ -251,7 +251,7 @@ def test_a_lost_node(two_nodes, tmp_path):
         words + errors
     )
     mine, theirs = folders(tmp_path / "calm"), folders(home)
-    assert mine.keys() == theirs.keys() and len(mine) == 6
+    assert mine.keys() == theirs.keys() and len(mine) == 12  # six of the mixture, which notebook 05 trains itself
     for name in mine:
         assert results(mine[name]) == results(theirs[name])
 
