@@ -55,11 +55,6 @@ def ratio_interval(several: int, one: int) -> Interval:
     return odds[0], odds[1], odds[2]
 
 
-def two_standard_errors(share_a: float, share_b: float, n: int) -> float:
-    """Twice the standard error of the difference of two independent shares, each of n images."""
-    return 2 * math.sqrt((share_a * (1 - share_a) + share_b * (1 - share_b)) / n)
-
-
 # ------------------------------------------------------------------------- means over images, seeds
 
 
@@ -83,7 +78,7 @@ def paired_difference(broken_a: np.ndarray, broken_b: np.ndarray) -> Interval:
 
 
 def difference_interval(differences: np.ndarray) -> Interval:
-    """Mean of the images' `differences` (n,), each in [-1, 1], 95 %.
+    """Mean of the images' `differences` (n,), 95 %: each in [-1, 1], or of two such in [-2, 2].
 
     Normal, of n images and two invented ones, one for and one against. Without them a few images,
     or none, that differ would give far too narrow an interval.
@@ -144,7 +139,7 @@ def combine_seeds(found: Sequence[Interval], level: float = 0.95) -> Interval:
     values, low, high = np.array(found, dtype=float).T
     middle = float(values.mean())
     seeds = _seed_half_width(values, level) if len(values) > 1 else 0.0
-    wider = _normal_point(level) / Z_95
+    wider = normal_point(level) / Z_95
     below, above = (float(part.mean()) * wider for part in (values - low, high - values))
     return middle, middle - math.hypot(seeds, below), middle + math.hypot(seeds, above)
 
@@ -179,7 +174,8 @@ def _seed_half_width(means: np.ndarray, level: float = 0.95) -> float:
     return t_95(len(means), level) * float(means.std(ddof=1)) / math.sqrt(len(means))
 
 
-def _normal_point(level: float) -> float:
+def normal_point(level: float) -> float:
+    """How many standard errors a two-sided normal interval of `level` reaches."""
     from scipy import stats
 
     return Z_95 if level == 0.95 else float(stats.norm.ppf((1 + level) / 2))

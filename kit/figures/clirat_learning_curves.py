@@ -396,8 +396,8 @@ def _draw_end_differences(panel: Axes, gaps: Mapping[str, Mapping]) -> None:
 
 
 def decide_learning_curves(data: FigureData) -> list[Claim]:
-    """Decide the claims of CLIRAT Fig. 3."""
-    return _decide_curves(data.facts, "Fig. 3")
+    """Decide the claims of CLIRAT Fig. 3, which are those of Fig. 5, too."""
+    return _decide_curves(data.facts)
 
 
 #: (words, what was printed, the pair compared, under which attacks, the bound, row of claims.csv).
@@ -438,7 +438,7 @@ _CURVE_CLAIMS = (
 )
 
 
-def _decide_curves(facts: Mapping, place: str) -> list[Claim]:
+def _decide_curves(facts: Mapping) -> list[Claim]:
     """A claim on several attacks holds where it holds for each of them."""
     found = []
     for words, printed, pair, names, bound, number in _CURVE_CLAIMS:
@@ -450,7 +450,7 @@ def _decide_curves(facts: Mapping, place: str) -> list[Claim]:
             here += f"; with both criterion and normaliser, CLIRAT - MAIL-AT {_in_points(both)}"
         found.append(
             Claim(
-                f"{words} (CLIRAT {place})",
+                f"{words} (CLIRAT Fig. 3)",
                 printed,
                 here if rows else "AA was not asked for: aa=1",
                 tuple(Estimate(f"{pair}, {n}", f"> {bound}", *row) for n, row in rows.items()),
@@ -459,7 +459,7 @@ def _decide_curves(facts: Mapping, place: str) -> list[Claim]:
             )
         )
     control = facts["clirat - at after the jump"]
-    return [*found, _decide_jump(facts, control["pgd20"], place)] if control else found
+    return [*found, _decide_jump(facts, control["pgd20"])] if control else found
 
 
 def _name_pair(pair: str) -> str:
@@ -470,10 +470,10 @@ def _in_points(rows: Mapping[str, Interval]) -> str:
     return ", ".join(f"{CRITERION_LABELS[name]} {format_points(row)}" for name, row in rows.items())
 
 
-def _decide_jump(facts: Mapping, control: Interval, place: str) -> Claim:
+def _decide_jump(facts: Mapping, control: Interval) -> Claim:
     rise = {method: format_points(facts["jump"][method]["pgd20"]) for method in ("clirat", "at")}
     return Claim(
-        f"accuracy under PGD jumps as the weights begin, beyond AT's (CLIRAT {place})",
+        "accuracy under PGD jumps as the weights begin, beyond AT's (CLIRAT Fig. 3)",
         "curves, no numbers",
         f"PGD-20: CLIRAT {rise['clirat']}, AT {rise['at']}; CLIRAT - AT after it "
         f"{format_points(control)}",

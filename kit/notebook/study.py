@@ -340,7 +340,8 @@ def _record_beside(claim: Claim, record: Mapping[str, list[dict[str, str]]]) -> 
     known = {row["estimate"]: row for row in rows if row["value"]}
     pairs = [(mine, known[mine.name]) for mine in claim.estimates if mine.name in known]
     inside = all(float(r["low"]) <= mine.value <= float(r["high"]) for mine, r in pairs)
-    place = f"; this run is {'within' if inside else 'outside'} its interval" if pairs else ""
+    where = "within" if inside else "outside"
+    place = f"; this run is {where} the 95 % interval of its mean" if pairs else ""
     return f"{rows[0]['verdict']}, {rows[0]['seeds']} seeds{place}"
 
 

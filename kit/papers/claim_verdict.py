@@ -51,14 +51,15 @@ class Estimate:
 
     def keeps(self) -> bool:
         """Say whether the whole interval is on the expected side."""
-        return self._is_number() and all(map(parse_bound(self.expected).keeps, self._ends()))
+        return self._is_number() and all(self._ends_keep())
 
     def breaks(self) -> bool:
         """Say whether the whole interval is on the other side."""
-        return self._is_number() and not any(map(parse_bound(self.expected).keeps, self._ends()))
+        return self._is_number() and not any(self._ends_keep())
 
-    def _ends(self) -> tuple[float, float]:
-        return self.low, self.high
+    def _ends_keep(self) -> list[bool]:
+        bound = parse_bound(self.expected)
+        return [bool(bound.keeps(end)) for end in (self.low, self.high)]
 
     def _is_number(self) -> bool:
         return not any(map(math.isnan, self.interval))
@@ -115,18 +116,21 @@ def combine_estimates(
     ]
 
 
-def decide(by_seed: Sequence[Sequence[Estimate]], seeds: int | None = None) -> str:
+def decide(
+    by_seed: Sequence[Sequence[Estimate]], seeds: int | None = None, together: int = 0
+) -> str:
     """Decide a statement by the estimates of each seed: holds, fails, undecided or not run.
 
     `seeds` is how many seeds they rest on, where one entry is already over several. To hold, every
-    estimate must keep its bound. To fail, one of m must break it, at 1 - (1 - `CONFIDENCE`) / m.
+    estimate must keep its bound. To fail, one of m must break it, at 1 - (1 - `CONFIDENCE`) / m,
+    where m is the number of estimates, or those of all statements that are tried `together`.
     """
     if not by_seed:
         return NOT_RUN
     if (len(by_seed) if seeds is None else seeds) < FEWEST_SEEDS:
         return "undecided"
-    count = max(map(len, by_seed))
-    stricter = combine_estimates(by_seed, 1 - (1 - CONFIDENCE) / max(count, 1))
+    count = max(together, *map(len, by_seed), 1)
+    stricter = combine_estimates(by_seed, 1 - (1 - CONFIDENCE) / count)
     if any(estimate.breaks() for estimate in stricter):
         return "fails"
     return "holds" if reading(combine_estimates(by_seed)) == "holds" else "undecided"
@@ -136,10 +140,9 @@ def decide(by_seed: Sequence[Sequence[Estimate]], seeds: int | None = None) -> s
 class ClaimVerdict:
     """The verdict on a claim, in words, and what it rests on.
 
-    `verdict` is holds, fails, undecided or not run; `statements` are records, `runs` keys, `seeds`
-    the fewest behind a statement that was run. What would have to be run still: the printed tables
-    (`missing_tables`, such as clirat-1), or the `notebooks`; on another recipe than the one asked
-    for, if `recipe` is one.
+    `verdict` is holds, fails, undecided or not run; `statements` are records, `runs` keys. What
+    would have to be run still: the printed tables (`missing_tables`, such as clirat-1), or the
+    `notebooks`; on another recipe than the one asked for, if `recipe` is one.
     """
 
     verdict: str

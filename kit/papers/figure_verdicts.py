@@ -8,8 +8,9 @@ list. Nothing is read from prose.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -89,21 +90,18 @@ def decide_by_figures(
     are asked for.
     """
     fitting = [stamp for stamp in stamps if is_about(claim, stamp.dataset, stamp.model)]
-    statements: dict[str, dict[tuple[int, ...], Mapping[str, Any]]] = {}
-    runs: set[str] = set()
-    for stamp in fitting:
-        mine = [record for record in stamp.records if record["number"] == number]
-        for record in mine:
-            statements.setdefault(record["claim"], {}).setdefault(stamp.seeds, record)
-        runs |= stamp.runs if mine else set()
-    if not statements:
+    mine = [
+        replace(stamp, records=[r for r in stamp.records if r["number"] == number])
+        for stamp in fitting
+    ]
+    found = [statement for _, statement in decide_statements(mine)]
+    if not found:
         return _name_what_decides(claim, trained, {stamp.notebook for stamp in fitting})
-    found = [decide_statement(text, by_seed) for text, by_seed in statements.items()]
     return ClaimVerdict(
-        combine_verdicts([record["verdict"] for record in found]),
+        combine_verdicts([statement["verdict"] for statement in found]),
         "; ".join(map(_describe_statement, found)),
         found,
-        sorted(runs),
+        sorted({key for statement in found for key in statement["runs"]}),
     )
 
 
@@ -112,26 +110,35 @@ def decide_statements(
 ) -> Iterator[tuple[int | None, dict[str, Any]]]:
     """Yield (number of the claim or None, decision) of every statement that the stamps make.
 
-    A claim about other data or another network than a stamp's is left out.
+    The statements on one claim are tried together: each decision has the keys of the "runs" whose
+    notebooks made it. A claim about other data or another network than a stamp's is left out.
     """
     listed = read_table("claims").astype({"number": int}).set_index("number")
     statements: dict[tuple[int | None, str], dict[tuple[int, ...], Mapping[str, Any]]] = {}
+    runs: dict[tuple[int | None, str], set[str]] = {}
     for stamp in stamps:
         for record in stamp.records:
             number = record["number"]
             if number is None or is_about(listed.loc[number], stamp.dataset, stamp.model):
                 key = number, record["claim"]
                 statements.setdefault(key, {}).setdefault(stamp.seeds, record)
+                runs.setdefault(key, set()).update(stamp.runs)
+    together: Counter[int] = Counter()
+    for (number, _), by_seed in statements.items():
+        if number is not None:
+            together[number] += max(len(record["estimates"]) for record in by_seed.values())
     for (number, text), by_seed in statements.items():
-        yield number, decide_statement(text, by_seed)
+        count = 0 if number is None else together[number]
+        yield number, decide_statement(text, by_seed, count) | {"runs": sorted(runs[number, text])}
 
 
 def decide_statement(
-    text: str, by_seed: Mapping[tuple[int, ...], Mapping[str, Any]]
+    text: str, by_seed: Mapping[tuple[int, ...], Mapping[str, Any]], together: int = 0
 ) -> dict[str, Any]:
     """Decide one statement by the records of its seeds: a record with its verdict and estimates.
 
-    Seeds whose runs learned nothing are left out, and counted.
+    Seeds whose runs learned nothing are left out, and counted. `together` as in
+    `kit.papers.claim_verdict.decide`.
     """
     records = list(by_seed.values())
     if exact := [record["reading"] for record in records if record["exact"] is not None]:
@@ -147,7 +154,7 @@ def decide_statement(
     seeds = len(several[0]) if several else len(given)
     return {
         "statement": text,
-        "verdict": decide(given, seeds) if given else "undecided",
+        "verdict": decide(given, seeds, together) if given else "undecided",
         "seeds": seeds,
         "left_out": len(records) - len(alive),
         "estimates": [estimate.record() for estimate in combine_estimates(given)],

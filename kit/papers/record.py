@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import pandas as pd
 
 from kit.core.errors import KitError
 from kit.core.files import CHECKOUT, write_bytes
-from kit.experiments.provenance import git_commit, versions
 from kit.experiments.recipes import find_recipe
-from kit.papers.claim_verdict import NOT_RUN, VERDICTS, combine_verdicts
+from kit.experiments.runs import find_run
+from kit.papers.claim_verdict import NOT_RUN, VERDICTS
 from kit.papers.figure_verdicts import decide_statements, read_stamps
 from kit.papers.printed_rules import claims
 from kit.papers.verdicts import compare
@@ -27,11 +28,13 @@ from kit.papers.verdicts import compare
 #: The table that is committed.
 RECORD = CHECKOUT / "figures" / "measured.csv"
 
-#: Its columns. `claim` is the number of a row of claims.csv, "" for a statement of the kit's own;
-#: `verdict` is the statement's; `seeds` is 0 where arithmetic decides.
+#: Its columns. `claim` is the number of a row of claims.csv, "" for a statement of the kit's own,
+#: and `claim_verdict` what `compare` says of that claim; `verdict` is the statement's; `seeds` is 0
+#: where arithmetic decides; `torch` and `commit` are what the runs were trained with.
 RECORD_COLUMNS = (
     "scale",
     "claim",
+    "claim_verdict",
     "statement",
     "verdict",
     "estimate",
@@ -55,16 +58,23 @@ def measure_scale(recipe: str, **options: Any) -> list[dict[str, Any]]:
     Raises:
         KitError: Nothing is finished there.
     """
-    rows = [
-        row
+    compared = compare(recipe=recipe, **options)
+    verdicts = compared["verdict"].to_dict()
+    found = [
+        (number, statement, "figures")
         for number, statement in decide_statements(read_stamps(recipe))
-        for row in _statement_rows(recipe, number, statement, "figures")
     ]
-    found = compare(recipe=recipe, **options)
-    for number, claim in found[found["decided_by"] == "tables"].iterrows():
-        for statement in claim["statements"]:
-            if "value" in statement:  # it was run, and by tables
-                rows += _statement_rows(recipe, number, _as_estimates(statement), "tables")
+    for number, claim in compared[compared["decided_by"] == "tables"].iterrows():
+        found += [
+            (number, _as_estimates(statement, claim["runs"]), "tables")
+            for statement in claim["statements"]
+            if "value" in statement  # it was run, and by tables
+        ]
+    rows = [
+        {"scale": recipe, "claim_verdict": verdicts.get(number, ""), "source": source, **row}
+        for number, statement, source in found
+        for row in _statement_rows(number, statement)
+    ]
     if not rows:
         raise KitError(
             f"nothing is finished on {recipe}; make it with: python -m kit reproduce --recipe "
@@ -73,7 +83,7 @@ def measure_scale(recipe: str, **options: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _as_estimates(statement: Mapping[str, Any]) -> dict[str, Any]:
+def _as_estimates(statement: Mapping[str, Any], runs: Sequence[str]) -> dict[str, Any]:
     """A table's statement in the form of a figure's."""
     names = ("expected", "value", "low", "high")
     return {
@@ -81,17 +91,15 @@ def _as_estimates(statement: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": statement["verdict"],
         "seeds": statement["seeds"],
         "estimates": [{"name": "", **{name: statement[name] for name in names}}],
+        "runs": runs,
     }
 
 
-def _statement_rows(
-    recipe: str, number: int | None, statement: Mapping[str, Any], source: str
-) -> Iterable[dict[str, Any]]:
-    made = {"source": source, "torch": versions()["torch"], "commit": git_commit()}
+def _statement_rows(number: int | None, statement: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    made = _made_with(tuple(statement["runs"]))
     empty = {"name": "", "expected": "", "value": None, "low": None, "high": None}
     for estimate in statement.get("estimates") or [empty]:
         yield {
-            "scale": recipe,
             "claim": "" if number is None else number,
             "statement": statement["statement"],
             "verdict": statement["verdict"],
@@ -100,6 +108,16 @@ def _statement_rows(
             "seeds": statement["seeds"],
             **made,
         }
+
+
+@cache
+def _made_with(keys: tuple[str, ...]) -> dict[str, str]:
+    """What the runs of these keys were trained with: torch's versions and the kit's commits."""
+    records = [find_run(key).record for key in keys]
+    return {
+        "torch": " ".join(sorted({record["versions"]["torch"] for record in records})),
+        "commit": " ".join(sorted({record["commit"] for record in records})),
+    }
 
 
 def write_record(rows: Sequence[Mapping[str, Any]], path: Path = RECORD) -> None:
@@ -166,10 +184,12 @@ def check_record(table: pd.DataFrame, path: Path) -> None:
             raise KitError(
                 f"{where}: there is no claim {row['claim']}; claims are 1 to {len(known)}"
             )
-        if row["verdict"] not in VERDICTS:
-            raise KitError(
-                f"{where}: '{row['verdict']}' is no verdict; expected one of {', '.join(VERDICTS)}"
-            )
+        said = [row["verdict"], row["claim_verdict"]] if row["claim"] else [row["verdict"]]
+        for word in said:
+            if word not in VERDICTS:
+                raise KitError(
+                    f"{where}: '{word}' is no verdict; expected one of {', '.join(VERDICTS)}"
+                )
         if not row["seeds"].isdecimal():
             raise KitError(f"{where}: '{row['seeds']}' is no number of seeds")
         find_recipe(row["scale"])
@@ -186,8 +206,7 @@ def scoreboard(path: Path = RECORD) -> pd.DataFrame:
     """List the claims by scale: one column a scale of the record, each with the claim's verdict.
 
     Columns: paper, claim, printed (what the paper's own tables say), and one a scale: holds, fails,
-    undecided, or not run. A claim fails if one of its statements does, and holds if all do. Where
-    tables and figures both speak of a claim that tables decide, the tables count.
+    undecided, or not run, as `compare` said when the record was written.
 
     Raises:
         KitError: There is no record, or it is damaged.
@@ -196,15 +215,6 @@ def scoreboard(path: Path = RECORD) -> pd.DataFrame:
     board = listed[["paper", "claim", "verdict"]].rename(columns={"verdict": "printed"})
     for scale in dict.fromkeys(table["scale"]):
         mine = table[(table["scale"] == scale) & (table["claim"] != "")]
-        found = {
-            int(str(number)): _of_statements(rows, listed.loc[int(str(number)), "decided_by"])
-            for number, rows in mine.groupby("claim")
-        }
+        found = dict(zip(mine["claim"].astype(int), mine["claim_verdict"], strict=True))
         board[scale] = [found.get(number, NOT_RUN) for number in board.index]
     return board
-
-
-def _of_statements(rows: pd.DataFrame, decided_by: str) -> str:
-    by_tables = rows[rows["source"] == "tables"]
-    counted = by_tables if decided_by == "tables" and len(by_tables) else rows
-    return combine_verdicts(counted.drop_duplicates("statement")["verdict"].tolist())

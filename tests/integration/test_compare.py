@@ -35,6 +35,7 @@ from kit.papers.measured_rules import (
 from kit.papers.printed_data import results
 from kit.papers.printed_rules import checks, claims
 from kit.papers.printed_settings import row_of_cell
+from kit.papers.record import measure_scale, read_record, scoreboard, write_record
 from kit.papers.rule_language import parse_bound, parse_expression, read_rules
 from kit.papers.table_runs import (
     CLASS_COUNTS,
@@ -711,6 +712,30 @@ def test_fewer_than_three_seeds_decide_nothing(fresh_home, figures_alone, monkey
     plant(monkeypatch, lambda need, seed: 0.5 + 0.2 * (need.method == "clirat"))
     assert compare("clirat", seeds=(0, 1)).loc[5, "verdict"] == "undecided"
     assert compare("clirat", seeds=(0, 1, 2)).loc[5, "verdict"] == "holds"
+
+
+def test_statements_on_one_claim_share_the_chance_of_error(fresh_home, figures_alone):
+    """What fails by itself is undecided as one of nine: of so many one breaks its bound by luck."""
+    estimate = Estimate("gap", "> 0", -0.21, -0.41, -0.01)  # 2.06 standard errors below
+    ones = [Claim(f"statement {i}", "", "", (estimate,), number=1) for i in range(9)]
+    stamp(fresh_home, [ones[0].record()])
+    assert compare("clirat").loc[1, "verdict"] == "fails"
+    stamp(fresh_home, [one.record() for one in ones])
+    found = compare("clirat").loc[1]
+    assert [record["verdict"] for record in found["statements"]] == ["undecided"] * 9
+    assert found["verdict"] == "undecided"
+
+
+def test_the_record_says_what_compare_says(fresh_home, figures_alone, monkeypatch):
+    """Claim for claim, with what its runs were trained with."""
+    stamp(fresh_home, [record(1, "fails"), record(2, "holds"), record(None, "holds", claim="own")])
+    trained = {"versions": {"torch": "2.11"}, "commit": "abc"}
+    monkeypatch.setattr("kit.papers.record.find_run", lambda key: SimpleNamespace(record=trained))
+    path = fresh_home / "measured.csv"
+    write_record(measure_scale("digits"), path)
+    board, compared = scoreboard(path), compare()
+    assert board["digits"].tolist() == compared["verdict"].tolist()
+    assert set(read_record(path)["torch"]) == {"2.11"} and len(read_record(path)) == 3
 
 
 def test_nothing_is_judged_on_a_dead_network(fresh_home, figures_alone):

@@ -74,13 +74,15 @@ def test_the_rule_takes_the_largest_gamma_that_costs_nothing():
 )
 def test_hidden_gradients_show_where_no_gradient_is_followed(pgd, square, verdict):
     """Robustness that Square confirms is real; what PGD alone sees is not."""
-    zero = (0.0, 0.0, 0.0)
+    zero, middle = (0.0, 0.0, 0.0), pgd[0] - square[0]
+    half = math.hypot(pgd[2] - pgd[0], square[2] - square[0])
     facts = {
         "values": [0.0, 5.0],
         "chosen": 5.0,
         "n": 100,
         "seeds": 3,
         "gain": {"pgd20": [zero, pgd], "square": [zero, square]},
+        "pgd20 less square": [zero, (middle, middle - half, middle + half)],
     }
     [claim] = decide_fuzziness_strength(FigureData(facts))
     assert (claim.verdict, claim.number) == (verdict, 85)

@@ -23,6 +23,7 @@ def row(claim=1, verdict="holds", **changes) -> dict:
     given = {
         "scale": "digits",
         "claim": claim,
+        "claim_verdict": verdict if claim else "",
         "statement": "several outnumber one",
         "verdict": verdict,
         "estimate": "gap",
@@ -69,6 +70,7 @@ def test_a_scale_is_replaced_and_others_stay(tmp_path):
         ([row(999)], "no claim 999"),
         ([row(scale="digitz")], "no recipe 'digitz'"),
         ([row(verdict="confirmed")], "'confirmed' is no verdict; expected one of fails"),
+        ([row(claim_verdict="")], "'' is no verdict; expected one of fails"),
         ([row(seeds=None)], "'' is no number of seeds"),
         ([row(), row()], "two rows for claim 1 on digits: several outnumber one gap; delete one"),
     ],
@@ -85,13 +87,13 @@ def test_wrong_rows_are_refused_and_nothing_is_overwritten(rows, words, tmp_path
 
 
 def test_the_scoreboard_is_of_the_record(tmp_path):
-    """A claim fails if one statement does; tables count before figures where they decide."""
+    """The verdict on a claim is what `compare` said, whatever its statements are by themselves."""
     path = tmp_path / "measured.csv"
     rows = [
         row(1),
-        row(2, statement="a"),
+        row(2, statement="a", claim_verdict="fails"),
         row(2, "fails", statement="b"),
-        row(5, "fails", statement="from a figure"),
+        row(5, "fails", statement="from a figure", claim_verdict="holds"),
         row(5, "holds", statement="from a table", source="tables"),
         row(78, "holds", statement="more than one estimate", estimate="x"),
         row(78, "holds", statement="more than one estimate", estimate="y"),

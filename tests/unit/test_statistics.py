@@ -39,8 +39,6 @@ def test_shares():
         "low": 0.0,
         "high": 1.0,
     }
-    variance = 0.3 * 0.7 / 50 + 0.5 * 0.5 / 50
-    assert st.two_standard_errors(0.3, 0.5, 50) == pytest.approx(2 * math.sqrt(variance))
 
 
 def test_the_mean_of_differences_is_the_paired_difference():
