@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import kit
 from kit.core.errors import KitError
 from kit.figures.base import FigureData
 from kit.figures.csa_cse_strength import (
@@ -23,6 +24,7 @@ from kit.figures.csa_cse_theorem import (
     uniform_gradients,
 )
 from kit.figures.table import FIGURES
+from tests.helpers.intervals import over_seeds
 
 STRENGTH = "regulariser.strength"
 
@@ -52,6 +54,21 @@ def test_facts_over_gamma(tiny_run):
         assert found == pytest.approx(np.mean(blur), abs=1e-6) and low <= found <= high
     assert facts["fuzziness"][1][0] < facts["fuzziness"][0][0], "the term lowers what it weighs"
     assert facts["gain"]["pgd20"][0][0] == 0 and facts["n_validation"] == 60
+    right = {
+        (name, gamma): np.array(
+            [
+                ~kit.evaluate(run, [name], n=20, quiet=True).attrs["examples"][name]["broken"]
+                for run in runs
+                if run.plan.method.hyper_parameters()[STRENGTH] == gamma
+            ],
+            dtype=float,
+        )
+        for name in ("pgd20", "square")
+        for gamma in facts["values"]
+    }
+    gained = {name: right[name, 300.0] - right[name, 0.0] for name in ("pgd20", "square")}
+    expected = over_seeds((gained["pgd20"] - gained["square"]).tolist())
+    assert facts["pgd20 less square"][1] == pytest.approx(expected)
 
 
 def test_the_rule_takes_the_largest_gamma_that_costs_nothing():
