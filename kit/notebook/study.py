@@ -322,11 +322,20 @@ class Study:
 
 
 def record_of(recipe: str) -> dict[str, list[dict[str, str]]]:
-    """Read what the committed record has of a recipe: {statement: its rows}; {} if nothing."""
+    """Read what the committed record has of a recipe: {statement: its rows}; {} if nothing.
+
+    A record that is damaged stops no notebook: it is said, and counts as nothing.
+    """
     found: dict[str, list[dict[str, str]]] = {}
-    if RECORD.exists():
-        for row in read_record().query("scale == @recipe").to_dict("records"):
-            found.setdefault(row["statement"], []).append(row)
+    if not RECORD.exists():
+        return found
+    try:
+        table = read_record()
+    except KitError as error:
+        print(f"WARNING: the record is left out: {error}")
+        return found
+    for row in table[table["scale"] == recipe].to_dict("records"):
+        found.setdefault(row["statement"], []).append(row)
     return found
 
 

@@ -15,6 +15,7 @@ from kit.figures.base import Claim
 from kit.jobs import forecast, reproduction
 from kit.jobs.tasks import Place
 from kit.notebook import parameter_cells
+from kit.notebook import study as study_module
 from kit.notebook.parameter_cells import (
     Parameter,
     check_parameters,
@@ -22,6 +23,8 @@ from kit.notebook.parameter_cells import (
     notebook_parameters,
     parse_values,
 )
+from kit.papers.claim_verdict import Estimate
+from kit.papers.record import RECORD_COLUMNS, read_record, write_record
 from tests.helpers.settings import TINY, settings_words
 
 CELL = """method: str = "mail-at"  # the method; a name of kit.METHODS
@@ -204,6 +207,27 @@ def test_begin_refuses_what_papermill_lets_through(home):
         kit.begin("00_test", namespace(CELL, '# Parameters\nfast = "false"\n', fast="false"))
     with pytest.raises(KitError, match="no parameters cell"):
         kit.begin("00_test", {"In": ["", "import kit"]})
+
+
+def test_the_record_stands_beside_a_run(monkeypatch, tmp_path, capsys):
+    """With its verdict, and whether the run is within its interval; a damaged one stops nothing."""
+    estimate = Estimate("gap", "> 0", 0.3, 0.2, 0.4)
+    row = dict.fromkeys(RECORD_COLUMNS, "") | estimate.record() | {"scale": "digits", "seeds": 3}
+    row |= {"statement": "a", "estimate": "gap", "verdict": "holds", "source": "figures"}
+    path = tmp_path / "measured.csv"
+    write_record([row], path)
+    monkeypatch.setattr(study_module, "RECORD", path)
+    monkeypatch.setattr(study_module, "read_record", lambda: read_record(path))
+    known = study_module.record_of("digits")
+    for value, place in ((0.25, "within"), (0.9, "outside")):
+        claim = Claim("a", "p", "h", (Estimate("gap", "> 0", value, value, value),))
+        beside = study_module._record_beside(claim, known)
+        assert beside == f"holds, 3 seeds; this run is {place} the 95 % interval of its mean"
+    assert study_module._record_beside(Claim("b", "p", "h"), known) == "not there"
+    assert study_module.record_of("mnist") == {}
+    path.write_text("scale,claim\ndigits,1\n")
+    assert study_module.record_of("digits") == {}
+    assert "WARNING: the record is left out: " in capsys.readouterr().out
 
 
 def test_a_study_keeps_to_its_parameters(home, tiny_run, monkeypatch, tmp_path):
