@@ -535,9 +535,13 @@ NORMALISERS = [
 SELECTIONS = [fn for fn in functions(weights) if "probs_adv" in inspect.signature(fn).parameters]
 TIMETABLES = [fn for fn in functions(schedules) if isinstance(fn(1, 1), dict)]
 STAGES = [fn for fn in functions(schedules) if fn not in TIMETABLES]
-ATTACKS = {row.attack.fn for row in METHODS.values() if row.attack} | {
-    row.second_attack.fn for row in METHODS.values() if row.second_attack
-}
+#: A dict, not a set: the order in which tests are collected must be one for all processes.
+ATTACKS = dict.fromkeys(
+    attack.fn
+    for row in METHODS.values()
+    for attack in (row.attack, row.second_attack)
+    if attack is not None
+)
 
 
 COMPUTING = [
