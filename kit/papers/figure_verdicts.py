@@ -148,13 +148,15 @@ def decide_statement(
     estimates = {
         seeds: list(map(read_estimate, record["estimates"])) for seeds, record in alive.items()
     }
-    # Of notebooks that take several seeds at once, the one with most speaks for all.
-    several = sorted((seeds for seeds in estimates if len(seeds) > 1), key=len)[-1:]
-    given = [estimates[seeds] for seeds in several or estimates if estimates[seeds]]
-    seeds = len(several[0]) if several else len(given)
+    # An estimate over several seeds has their spread in it, and others may share its seeds: the
+    # one over most speaks alone.
+    widest = max(alive, key=lambda seeds: alive[seeds]["seeds"], default=())
+    several = alive[widest]["seeds"] if alive else 0
+    given = [estimates[widest]] if several > 1 else list(filter(None, estimates.values()))
+    seeds = several if several > 1 else len(given)
     return {
         "statement": text,
-        "verdict": decide(given, seeds, together) if given else "undecided",
+        "verdict": decide(given, seeds, together) if any(given) else "undecided",
         "seeds": seeds,
         "left_out": len(records) - len(alive),
         "estimates": [estimate.record() for estimate in combine_estimates(given)],

@@ -726,6 +726,18 @@ def test_statements_on_one_claim_share_the_chance_of_error(fresh_home, figures_a
     assert found["verdict"] == "undecided"
 
 
+def test_an_estimate_over_several_seeds_speaks_alone(fresh_home, figures_alone):
+    """Three seeds at once decide; those that share its seeds are no further evidence."""
+    wide = Claim("a", "", "", (Estimate("gap", "> 0", 0.2, 0.1, 0.3),), number=1, seeds=3)
+    stamp(fresh_home, [wide.record()], seeds=[0])
+    found = compare("clirat").loc[1]
+    assert found["verdict"] == "holds" and "(3 seed(s))" in found["here"]
+    other = Claim("a", "", "", (Estimate("gap", "> 0", 0.8, 0.7, 0.9),), number=1, seeds=3)
+    stamp(fresh_home, [other.record()], seeds=[1])
+    [statement] = compare("clirat").loc[1, "statements"]
+    assert statement["seeds"] == 3 and statement["estimates"][0]["value"] == pytest.approx(0.2)
+
+
 def test_the_record_says_what_compare_says(fresh_home, figures_alone, monkeypatch):
     """Claim for claim, with what its runs were trained with."""
     stamp(fresh_home, [record(1, "fails"), record(2, "holds"), record(None, "holds", claim="own")])
