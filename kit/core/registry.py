@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from kit.core.errors import unknown_name
@@ -41,6 +42,12 @@ class Registry(dict):
 
 
 def describe_row(row: Any) -> str:
-    """One line about a row of a table: its title, or the first line of its docstring."""
+    """One line about a row of a table: its title, or the first line of its docstring.
+
+    A function with some arguments chosen is described by the function, and by these.
+    """
+    if type(row) is partial:
+        chosen = ", ".join(f"{name} {value}" for name, value in row.keywords.items())
+        return f"{describe_row(row.func).removesuffix('.')}; {chosen}."
     text = getattr(row, "title", None) or inspect.getdoc(getattr(row, "fn", row)) or ""
     return text.split("\n")[0]

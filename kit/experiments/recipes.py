@@ -21,7 +21,7 @@ from kit.data.datasets import base_of, check_data_name
 from kit.data.gaussian_mixture import MIXTURE
 from kit.models.architectures import check_model_name
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fastest", "fp32", "bf16"]
 Optimizer = Literal["sgd", "adam"]
 Schedule = Literal["milestones", "cosine"]
 
@@ -61,7 +61,7 @@ class Recipe:
     train_size: Natural = 0  # 0 = all
     generated_share: Annotated[float, Range(0, 0.99)] = 0.0  # of each batch; 0 = as they come
     probe: Count = 256  # images of each split attacked after every epoch
-    # of the training attack's passes; auto is bf16 on GPUs, else fp32
+    # of the training attack's passes; auto is bf16 on GPUs, fastest on processors with it, too
     precision: Precision = "auto"
 
     @cached_property

@@ -265,6 +265,22 @@ def resnet18(channels: int, size: int, num_classes: int, width: int = 64) -> nn.
     )
 
 
+def resnet8(channels: int, size: int, num_classes: int, width: int = 16) -> nn.Sequential:
+    """ResNet of three stages with a block each, behind a 3x3 convolution of stride 2.
+
+    The early stride leaves a quarter of the pixels, so that two cores train it on CIFAR-10.
+    """
+    return Layers(
+        GreyConv2d(channels, width, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        build_stages(BasicBlock, width, [width, 2 * width, 4 * width], 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4 * width, num_classes),
+    )
+
+
 def preact_resnet18(channels: int, size: int, num_classes: int, width: int = 64) -> nn.Sequential:
     """ResNet-18 of pre-activation blocks with the CIFAR stem, as AWP's authors train it.
 
@@ -356,6 +372,8 @@ MODELS: Registry = Registry(
         "lenet-unpadded": partial(lenet, padding=0),
         "lenet-5-16": partial(lenet, kernels=5),
         "lenet-5-16-unpadded": partial(lenet, kernels=5, padding=0),
+        "resnet8-16": resnet8,
+        "resnet8-32": partial(resnet8, width=32),
         "resnet18": resnet18,
         "preact-resnet18": preact_resnet18,
     },

@@ -1,7 +1,8 @@
 """How a network computes in training: its attack's number format, and whether it is compiled.
 
-The format is that of the attack's passes; the update is always fp32. Compiling changes roundings
-only, so it is no part of a run's settings; run.json has both.
+The format is that of the attack's passes; the update is always fp32. run.json says which it was
+where a recipe leaves it to the device. Compiling changes roundings only, so it is no part of a
+run's settings; run.json has both.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from kit.core.errors import KitError
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Return fp32 or bf16 for `precision` on a device; auto is bf16 on GPUs that have it.
+    """Return fp32 or bf16 for `precision` on a device.
 
-    Roundings turn the signs of many small gradients: x_adv differs, and is hardly weaker.
+    auto is bf16 on GPUs that have it; fastest is bf16 on processors, too, whose vector units
+    multiply in it. Elsewhere both are fp32. Roundings turn the signs of many small gradients:
+    x_adv differs, and is hardly weaker.
 
     Raises:
         KitError: bf16 is asked for, and the device does not compute it.
@@ -33,11 +36,17 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         raise KitError(
             f"precision=bf16: this {device.type} computes no bf16; take precision=fp32, or auto"
         )
-    return (
-        "bf16"
-        if precision == "bf16" or (precision == "auto" and there and device.type == "cuda")
-        else "fp32"
-    )
+    chosen = {
+        "bf16": True,
+        "auto": there and device.type == "cuda",
+        "fastest": there and (device.type == "cuda" or _processor_multiplies_bf16()),
+    }
+    return "bf16" if chosen.get(precision) else "fp32"
+
+
+def _processor_multiplies_bf16() -> bool:
+    """Say whether this processor has instructions for bf16; others emulate it, which is slower."""
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 
 @contextmanager

@@ -63,6 +63,10 @@ CLAIMED = {
     "fuzziness-layers": {87},
     "fuzziness-strength": {85},
     "min-max-theorem": {91},
+    "min-max-origin": {103},
+    "class-protection": {74, 88, 104},
+    "score-paths": {92, 97},
+    "class-hardness": {96},
 }
 
 _PAPER_OF = {

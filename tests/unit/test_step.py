@@ -262,12 +262,21 @@ def test_compiled_passes_are_the_same_up_to_rounding(fresh_home, monkeypatch, ca
     assert runs["compiled"].key == runs["eager"].key
 
 
+@pytest.mark.skipif(not BF16, reason="this processor computes no bf16")
+@pytest.mark.parametrize("native", [True, False])
+def test_the_fastest_format_is_bf16_where_the_processor_multiplies_in_it(monkeypatch, native):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
+    assert resolve_precision("fastest", CPU) == ("bf16" if native else "fp32")
+    assert resolve_precision("auto", CPU) == "fp32"
+
+
 def test_bf16_where_there_is_none(monkeypatch, home):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    assert resolve_precision("auto", CPU) == resolve_precision("fp32", CPU) == "fp32"
+    for precision in ("auto", "fastest", "fp32"):
+        assert resolve_precision(precision, CPU) == "fp32"
     with pytest.raises(
         KitError, match="precision=bf16: this cpu computes no bf16; take precision=fp32"
     ):
         kit.run("at", overrides={"precision": "bf16"}, device="cpu", quiet=True)
-    with pytest.raises(KitError, match="Choices: auto, bf16, fp32"):
+    with pytest.raises(KitError, match="Choices: auto, bf16, fastest, fp32"):
         RECIPE.override(precision="fp16")

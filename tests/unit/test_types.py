@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import warnings
+from functools import partial
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
@@ -215,6 +216,11 @@ def test_a_part_runs_with_its_parameters():
     )
     assert str(toy) == "scaled(factor=3.0, mode=up)"
     assert describe_row(toy) == "A toy part. It has a second line."
+
+
+def test_a_function_with_chosen_arguments_says_which_function_and_which_arguments():
+    chosen = partial(scaled, factor=3, mode="down")
+    assert describe_row(chosen) == "A toy part. It has a second line; factor 3, mode down."
 
 
 def test_a_part_is_never_changed_in_place():

@@ -1,0 +1,110 @@
+"""VIR s. 4.1: are the classes that natural training finds hard harder still for AT?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from kit.evaluation.accuracy import evaluate
+from kit.evaluation.statistics import bootstrap_interval, pearson, share_with_interval
+from kit.experiments.runs import Run
+from kit.figures import style as s
+from kit.figures.base import Claim, Drawing, FigureData
+from kit.figures.run_outputs import describe_setting
+from kit.papers.claim_verdict import Estimate
+
+
+def compute_class_hardness(runs: Mapping[str, Run]) -> FigureData:
+    """Clean error of each class under natural training and under AT, the same test images.
+
+    `slope` is the correlation over classes between STD's error and what AT adds to it, with the
+    95 % interval of a bootstrap over images. What AT adds contains STD's error with a minus sign,
+    so chance alone pulls the slope down and never up.
+    """
+    first = next(iter(runs.values()))
+    classes = first.record["classes"]
+    wrong, y = {}, np.array([])
+    for method in ("std", "at"):
+        examples = evaluate(runs[method], ["natural"], quiet=True).attrs["examples"]["natural"]
+        wrong[method], y = examples["broken"], examples["y"]
+    errors = {
+        method: [share_with_interval(found[y == k]) for k in range(len(classes))]
+        for method, found in wrong.items()
+    }
+
+    def slope(rows: np.ndarray) -> float:
+        std, at = (_class_errors(wrong[m][rows], y[rows], len(classes)) for m in ("std", "at"))
+        known = np.isfinite(std) & np.isfinite(at)
+        return pearson(std[known], (at - std)[known])
+
+    facts = {
+        "n": len(y),
+        "errors": errors,
+        "worst": {
+            method: classes[int(np.argmax([one["share"] for one in found]))]
+            for method, found in errors.items()
+        },
+        "slope": bootstrap_interval(slope, len(y)),
+    }
+    return FigureData(facts, describe_setting(first), extras={"classes": classes})
+
+
+def _class_errors(wrong: np.ndarray, y: np.ndarray, classes: int) -> np.ndarray:
+    """(classes,) share of each class's images that are wrong; NaN where there is none."""
+    count = np.bincount(y, minlength=classes)
+    with np.errstate(invalid="ignore"):
+        return np.bincount(y, weights=wrong, minlength=classes) / count
+
+
+def draw_class_hardness(data: FigureData) -> Drawing:
+    """Draw each class by its error under natural training (across) and under AT (up)."""
+    drawing = Drawing(4.4, 3.6)
+    axes = drawing.subplots()
+    std, at = (
+        100 * np.array([one["share"] for one in data.facts["errors"][method]])
+        for method in ("std", "at")
+    )
+    reach = 1.12 * max(float(std.max()), float(at.max()), 1.0)
+    axes.plot([0, reach], [0, reach], color=s.BLACK, linewidth=0.8, linestyle="--", zorder=0)
+    axes.plot(std, at, "o", color=s.colour("at"), markersize=5)
+    for name, across, up in zip(data.extras["classes"], std, at, strict=True):
+        axes.annotate(name, (across, up), xytext=(4, 2), textcoords="offset points", fontsize=7.5)
+    axes.set(
+        xlabel="clean error under natural training / %",
+        ylabel="clean error under AT / %",
+        title=f"Classes (n = {data.facts['n']} images)",
+        xlim=(-0.03 * reach, reach),
+        ylim=(-0.03 * reach, reach),
+    )
+    return drawing
+
+
+def decide_class_hardness(data: FigureData) -> list[Claim]:
+    """Decide whether AT adds more errors to the classes in which STD makes more."""
+    middle, low, high = data.facts["slope"]
+    worst = data.facts["worst"]
+    return [
+        Claim(
+            "AT adds most errors to the classes that natural training finds hard (VIR s. 4.1)",
+            "in words",
+            f"correlation over classes {middle:+.2f} [{low:+.2f}, {high:+.2f}], hardest "
+            f"{worst['std']} for STD and {worst['at']} for AT",
+            (Estimate("correlation of STD's error and what AT adds", "> 0", middle, low, high),)
+            if np.isfinite([middle, low, high]).all()
+            else (),
+            number=96,
+        )
+    ]
+
+
+def describe_class_hardness(data: FigureData) -> str:
+    """The caption: the hardest classes and the correlation."""
+    middle, low, high = data.facts["slope"]
+    worst = data.facts["worst"]
+    return (
+        "VIR says that what natural training finds hard, adversarial training makes harder. "
+        f"{data.setting}, clean test images: the hardest class is {worst['std']} under STD and "
+        f"{worst['at']} under AT; over classes, STD's error and what AT adds to it correlate with "
+        f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]."
+    )
