@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -323,15 +324,20 @@ def run_folders() -> list[Path]:
     return sorted(path.parent for path in root.glob("*/run.json")) if root.is_dir() else []
 
 
-def stored_seeds(recipe: str) -> list[int]:
-    """Return the seeds of the runs that were begun on a recipe, in order."""
-    found = set()
+def count_runs_by_seed(recipe: str) -> dict[int, int]:
+    """{seed: how many runs of it were begun on a recipe}, in order of the seeds."""
+    found: Counter[int] = Counter()
     for folder in run_folders():
         with contextlib.suppress(KitError):  # what is damaged has no seed to tell
             spec = read_run_record(folder, "run.json")["spec"]
             if spec["recipe"] == recipe:
-                found.add(spec["seed"])
-    return sorted(found)
+                found[spec["seed"]] += 1
+    return dict(sorted(found.items()))
+
+
+def stored_seeds(recipe: str) -> list[int]:
+    """Return the seeds of the runs that were begun on a recipe, in order."""
+    return list(count_runs_by_seed(recipe))
 
 
 def output_folder(recipe: str) -> Path:
