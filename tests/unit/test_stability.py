@@ -1,0 +1,57 @@
+"""The scoreboard over two disjoint sets of seeds: which seeds count, and what it says of changes."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from kit.core.errors import KitError
+from kit.papers import rule_checks
+from kit.papers.rule_checks import check_stability, report_stability
+
+#: Verdicts of four claims with the first and with the second half of the seeds.
+FIRST = ["holds", "holds", "undecided", "not run"]
+SECOND = ["holds", "fails", "holds", "holds"]
+
+
+@pytest.fixture
+def halves(monkeypatch):
+    """Six whole seeds, and two of which a notebook trained a few runs; returns what was asked."""
+    asked = []
+
+    def compare(*, recipe, seeds):
+        asked.append(list(seeds))
+        verdicts = FIRST if len(asked) == 1 else SECOND
+        rows = {"paper": "vir", "claim": list("abcd"), "verdict": verdicts}
+        return pd.DataFrame(rows, index=pd.Index([1, 2, 3, 4], name="number"))
+
+    runs = {0: 30, 1: 30, 2: 28, 3: 30, 4: 30, 5: 31, 6: 3, 7: 3}
+    monkeypatch.setattr(rule_checks, "count_runs_by_seed", lambda recipe: runs)
+    monkeypatch.setattr(rule_checks, "compare", compare)
+    return runs, asked
+
+
+def test_seeds_of_a_few_runs_are_in_neither_half(halves):
+    _, asked = halves
+    check_stability("digits")
+    assert asked == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_a_change_is_named_and_a_reversal_is_more_than_a_change(halves):
+    found = check_stability("digits")
+    assert found["changed"].tolist() == [False, True, True, False], "not run is no change"
+    assert found["reversed"].tolist() == [False, True, False, False]
+    said = report_stability(found)
+    assert said.startswith(
+        "seeds 0 1 2 against seeds 3 4 5: 3 claims were run, 3 decided by either; 2 changed, "
+        "1 reversed"
+    )
+    assert "2 vir: holds -> fails: b" in said and "4 vir" not in said
+
+
+def test_too_few_seeds_say_what_makes_more(halves):
+    runs, _ = halves
+    for seed in (4, 5):
+        del runs[seed]
+    with pytest.raises(KitError, match="reproduce --recipe digits --seeds 0 1 2 3 4 5"):
+        check_stability("digits")
