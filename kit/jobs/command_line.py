@@ -92,6 +92,16 @@ def parser() -> argparse.ArgumentParser:
         "--gpus", type=int, metavar="N", help="GPUs of the cluster that --plan --on ray imagines"
     )
 
+    report = commands.add_parser(
+        "report", help="one HTML page of a folder of results: pictures, verdicts, runs, commands"
+    )
+    report.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        help="what reproduce wrote (default: the newest of figures/out/)",
+    )
+
     train = commands.add_parser("train", help="train, resume or open one run")
     train.add_argument("method")
     train.add_argument("--recipe", default="digits")
@@ -239,6 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             commands = {
                 "reproduce": _reproduce,
+                "report": _write_page,
                 "train": _train,
                 "evaluate": _evaluate,
                 "audit": _audit,
@@ -338,6 +349,13 @@ def _reproduce(options: argparse.Namespace) -> int:
         return 0
     with join_cluster(options.address or "auto", workers, options.device) as place:
         return reproduce(jobs, place, engine=run_on_ray, **how)
+
+
+def _write_page(options: argparse.Namespace) -> int:
+    from kit.jobs.report import newest_results, write_report
+
+    print(write_report(options.folder or newest_results()))
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -19,12 +19,9 @@ from kit.core.errors import KitError
 from kit.core.files import CHECKOUT, read_json, write_bytes
 from kit.experiments.runs import output_folder
 from kit.figures.table import FIGURES
-from kit.papers.claim_verdict import NOT_RUN
+from kit.papers.claim_verdict import NOT_RUN, VERDICT_GLYPHS
 from kit.papers.printed_data import PAPERS, read_table
 from kit.papers.record import RECORD, measure_scale, read_record, scoreboard, write_record
-
-#: The glyph of each verdict.
-VERDICT_GLYPHS = {"holds": "✓", "fails": "✗", "undecided": "?", NOT_RUN: "·"}
 
 #: Where README's scoreboard stands.
 BEGIN, END = "<!-- scoreboard: made by `python -m kit record` -->", "<!-- end of scoreboard -->"
