@@ -228,6 +228,31 @@ def parser() -> argparse.ArgumentParser:
     record.add_argument("--recipe", default="digits", help="the scale (default: digits)")
     record.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
 
+    tables = commands.add_parser(
+        "tables", help="the papers' printed tables beside what finished runs measured"
+    )
+    tables.add_argument(
+        "table", nargs="*", help="such as vir-1 mail-2, or a paper (default: all of them)"
+    )
+    tables.add_argument("--recipe", default="digits", help="the scale (default: digits)")
+    tables.add_argument(
+        "--seeds",
+        nargs="+",
+        action="extend",
+        type=int,
+        metavar="S",
+        help="the seeds that count (default: all that are there)",
+    )
+    tables.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="settings of the runs (default: the recipe's own)",
+    )
+    tables.add_argument("--latex", action="store_true", help="tabulars (default: Markdown)")
+
     commands.add_parser(
         "bench", help="speed here, against the plain step and other libraries (see `bench --help`)"
     )
@@ -258,6 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "explain": _explain,
                 "compare": _compare,
                 "record": _record,
+                "tables": _tables,
                 "runs": _runs,
             }
             return commands[options.command](options)
@@ -512,6 +538,22 @@ def _explain(options: argparse.Namespace) -> int:
     from kit.figures.explanation import explain
 
     print(explain(options.method))
+    return 0
+
+
+def _tables(options: argparse.Namespace) -> int:
+    from kit.experiments.specification import parse_overrides
+    from kit.jobs.gallery import measured_tables
+
+    given = {"seeds": options.seeds} if options.seeds else {}
+    found = measured_tables(
+        options.recipe,
+        " ".join(options.table) or "all",
+        overrides=parse_overrides(" ".join(options.set)),
+        **given,
+    )
+    for table in found.values():
+        print(table.latex() if options.latex else table.markdown())
     return 0
 
 
