@@ -135,10 +135,11 @@ def _draw_lights(axes: Axes, audits: Mapping[str, Audit]) -> None:
                 rule, number, MARKERS[finding.light], color=COLOURS[finding.light], markersize=9
             )
     axes.set_yticks(range(len(audits)), [s.label(method) for method in audits])
-    names = [textwrap.fill(rule, 24) for rule in RULES]
+    names = [textwrap.fill(rule, 24, break_on_hyphens=False) for rule in RULES]
     axes.set_xticks(range(len(RULES)), names, rotation=40, ha="right", fontsize=7.5)
     axes.set(
         ylim=(len(audits) - 0.5, -0.5),
+        xlabel="rule",
         title="Signs of masking: ✖ red, ▲ amber, ● green, ■ not judged",
     )
 
