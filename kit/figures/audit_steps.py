@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -78,8 +79,8 @@ def _count_gap(report: Audit) -> np.ndarray:
 def draw_audit_steps(data: FigureData) -> Drawing:
     """Draw accuracy under each attack, one column of marks a method; below it the rules' lights."""
     audits = data.extras["audits"]
-    drawing = Drawing(7.5, 4.4 + 0.22 * len(audits))
-    upper, lower = drawing.subplots(2, 1, height_ratios=[4.2, 0.5 + 0.3 * len(audits)])
+    drawing = Drawing(7.5, 5.4 + 0.24 * len(audits))
+    upper, lower = drawing.subplots(2, 1, height_ratios=[3.6, 0.5 + 0.24 * len(audits)])
     _draw_accuracies(upper, audits)
     _draw_lights(lower, audits)
     return drawing
@@ -103,16 +104,28 @@ def _draw_accuracies(axes: Axes, audits: Mapping[str, Audit]) -> None:
             color=s.colour(method),
             label=s.label(method),
         )
+    most = max(int(report.steps["n"].max()) for report in audits.values())
     axes.set_xticks(
         range(len(attacks)),
-        [s.attack_label(name) if name != "worst case" else name for name in attacks],
+        [_name_attack(name, audits, most) for name in attacks],
         rotation=40,
         ha="right",
     )
-    axes.set(ylabel="accuracy", ylim=(0, 1.02), title="The same images under ever stronger attacks")
+    axes.set(ylabel="accuracy, 95 % interval", ylim=(0, 1.02))
+    axes.set_title(f"Ever stronger attacks, n = {most} where no other n is named", pad=20)
     axes.grid(axis="y")
     s.share_axis(axes)
-    axes.legend()
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=min(len(audits), 6), borderaxespad=0.1
+    )
+
+
+def _name_attack(name: str, audits: Mapping[str, Audit], most: int) -> str:
+    """The attack's name; with its n where it saw fewer images than the others."""
+    sizes = {int(r.steps.loc[name, "n"]) for r in audits.values() if name in r.steps.index}
+    label = name if name == "worst case" else s.attack_label(name)
+    fewer = "" if sizes == {most} else f" (n = {', '.join(map(str, sorted(sizes)))})"
+    return label + fewer
 
 
 def _draw_lights(axes: Axes, audits: Mapping[str, Audit]) -> None:
@@ -122,11 +135,12 @@ def _draw_lights(axes: Axes, audits: Mapping[str, Audit]) -> None:
                 rule, number, MARKERS[finding.light], color=COLOURS[finding.light], markersize=9
             )
     axes.set_yticks(range(len(audits)), [s.label(method) for method in audits])
-    axes.set_xticks(range(len(RULES)), [str(rule + 1) for rule in range(len(RULES))])
+    names = [textwrap.fill(rule, 24, break_on_hyphens=False) for rule in RULES]
+    axes.set_xticks(range(len(RULES)), names, rotation=40, ha="right", fontsize=7.5)
     axes.set(
         ylim=(len(audits) - 0.5, -0.5),
-        xlabel="rule (✖ red, ▲ amber, ● green, ■ not judged)",
-        title="Signs of masking",
+        xlabel="rule",
+        title="Signs of masking: ✖ red, ▲ amber, ● green, ■ not judged",
     )
 
 

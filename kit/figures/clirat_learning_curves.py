@@ -31,6 +31,9 @@ COMPARED = ("at", "mail-at", CONTROL, "clirat")
 
 _DASHES = {"natural": "-", "pgd20": "-", "pgd100": "--", "apgd-ce": ":", "cw20": "-", "aa": ":"}
 
+#: Of these a panel with several criteria shows the last epoch alone.
+_END_MARKS = {"pgd100": "s", "apgd-ce": "^"}
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -241,13 +244,16 @@ def draw_learning_curves(data: FigureData) -> Drawing:
         panel.set_title(title)
         if len(names) > 1:
             panel.legend(
-                [Line2D([], [], color=s.GREY, **_curve_look(name)) for name in names],
-                [CRITERION_LABELS[name] for name in names],
+                [_legend_mark(name) for name in names],
+                [
+                    f"{CRITERION_LABELS[name]}{', end' if name in _END_MARKS else ''}"
+                    for name in names
+                ],
                 loc="lower right",
-                fontsize=7.5,
-                handlelength=2.6,
+                fontsize=7,
+                handlelength=1.4,
             )
-    _mark_burn_in(drawing.axes[0], begin)
+    _mark_burn_in(drawing.axes[0], data)
     return drawing
 
 
@@ -266,7 +272,7 @@ def draw_learning_curves_each(data: FigureData) -> Drawing:
         else:
             _draw_end_differences(panel, data.facts["difference"])
     for panel in panels[::3]:
-        _mark_burn_in(panel, begin)
+        _mark_burn_in(panel, data)
     return drawing
 
 
@@ -277,11 +283,20 @@ def _curve_look(name: str) -> dict:
     }
 
 
-def _mark_burn_in(panel: Axes, begin: int) -> None:
-    panel.set_ylabel("test accuracy")
+def _legend_mark(name: str) -> Line2D:
+    if name in _END_MARKS:
+        return Line2D([], [], color=s.GREY, marker=_END_MARKS[name], linestyle="", markersize=5)
+    return Line2D([], [], color=s.GREY, **_curve_look(name))
+
+
+def _mark_burn_in(panel: Axes, data: FigureData) -> None:
+    """Name the panel's axis, with images and seeds, and the epoch in which weights begin."""
+    seeds = data.facts["seeds"]
+    several = f", mean and range of {seeds} seeds" if seeds > 1 else ", one seed"
+    panel.set_ylabel(f"test accuracy, n = {data.facts['n']}{several}", fontsize=8)
     panel.annotate(
         "weights begin",
-        (begin, 0),
+        (data.facts["burn_in"], 0),
         xycoords=("data", "axes fraction"),
         xytext=(2, 3),
         textcoords="offset points",
@@ -298,7 +313,7 @@ def _draw_curves(panel: Axes, found: Curves, names: Sequence[str], begin: int) -
         curves = {method: mine[name] for method, mine in found.items() if name in mine}
         shared = _count_shared_epochs(curves, begin)
         for method, curve in curves.items():
-            _draw_curve(panel, method, curve, shared, name, thin=name == names[0])
+            _draw_curve(panel, method, curve, shared, name, first=name == names[0])
             ends.setdefault(method, float(curve.mean[-1]))
             each = curve.right.mean(axis=2)
             floor = min([floor, *each[np.array(curve.epochs) >= 0.4 * begin].ravel()])
@@ -314,7 +329,7 @@ def _draw_curves(panel: Axes, found: Curves, names: Sequence[str], begin: int) -
     panel.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     panel.grid(axis="y", linewidth=0.4)
     s.share_axis(panel)
-    _name_methods(panel, ends)
+    _name_methods(panel, ends, 8 if _END_MARKS.keys() & names[1:] else 3)
 
 
 def _count_shared_epochs(curves: Mapping[str, Curve], begin: int) -> int:
@@ -327,22 +342,38 @@ def _count_shared_epochs(curves: Mapping[str, Curve], begin: int) -> int:
 
 
 def _draw_curve(
-    panel: Axes, method: str, curve: Curve, shared: int, name: str, *, thin: bool
+    panel: Axes, method: str, curve: Curve, shared: int, name: str, *, first: bool
 ) -> None:
-    """Draw a line, black for the first `shared` epochs; `thin`: several seeds get one each, too."""
+    """Draw a line, black for the first `shared` epochs, with a band that holds all seeds.
+
+    A criterion that is not the `first` of its panel has no band, or its end alone: lines upon lines
+    hide each other.
+    """
+    if not first and name in _END_MARKS:
+        panel.plot(
+            curve.epochs[-1:],
+            curve.mean[-1:],
+            _END_MARKS[name],
+            color=s.colour(method),
+            markersize=5,
+            clip_on=False,
+        )
+        return
     for part, tint in (
         (slice(0, shared), s.BLACK),
         (slice(max(shared - 1, 0), None), s.colour(method)),
     ):
         epochs = curve.epochs[part]
         panel.plot(epochs, curve.mean[part], color=tint, **_curve_look(name), linewidth=1.6)
-        if curve.right.shape[1] > 1 and thin:
+        drawn_before = tint == s.BLACK and method != "at"
+        if curve.right.shape[1] > 1 and first and not drawn_before:
             each = curve.right.mean(axis=2)[part]
-            panel.plot(epochs, each, color=tint, linewidth=0.6, alpha=0.4)
+            low, high = each.min(axis=1), each.max(axis=1)
+            panel.fill_between(epochs, low, high, color=tint, alpha=0.12, linewidth=0)
 
 
-def _name_methods(panel: Axes, ends: Mapping[str, float]) -> None:
-    """Write the methods' names right of the panel, at the heights where their lines end."""
+def _name_methods(panel: Axes, ends: Mapping[str, float], gap: int) -> None:
+    """Write the methods' names right of the panel, `gap` points off, where their lines end."""
     low, high = panel.get_ylim()
     in_order = sorted(ends.items(), key=lambda end: end[1])
     heights = s.spread_labels([end for _, end in in_order], 0.075 * (high - low))
@@ -351,7 +382,7 @@ def _name_methods(panel: Axes, ends: Mapping[str, float]) -> None:
             s.label(method),
             (1, height),
             xycoords=("axes fraction", "data"),
-            xytext=(3, 0),
+            xytext=(gap, 0),
             va="center",
             textcoords="offset points",
             color=s.colour(method),

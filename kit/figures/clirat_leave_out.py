@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from matplotlib.axes import Axes
+
 from kit.evaluation.statistics import paired_difference, wilson
 from kit.experiments.runs import Run
 from kit.figures import style as s
@@ -65,12 +67,13 @@ def draw_leave_out(data: FigureData) -> Drawing:
     ends.set(
         yticks=range(len(order)),
         ylim=(len(order) - 0.5, -0.5),
-        xlabel=f"robust accuracy, n = {data.facts['n']}",
-        title="At the end, 95 % interval",
+        xlabel=f"robust accuracy, 95 %, n = {data.facts['n']}",
+        title="At the end, one seed",
     )
     ends.set_yticklabels([s.label(m) for m in order])
     for tick, method in zip(ends.get_yticklabels(), order, strict=True):
         tick.set_color(s.colour(method))
+    _widen_axes(curves, ends, data)
     s.share_axis(ends, "x")
     s.share_axis(curves)
     curves.set(
@@ -80,6 +83,36 @@ def draw_leave_out(data: FigureData) -> Drawing:
     )
     s.whole_numbers(curves)
     return drawing
+
+
+def _widen_axes(curves: Axes, ends: Axes, data: FigureData) -> None:
+    """Show the interval of one point of a curve, and no axis that is narrower than some of them."""
+    n = data.extras["probe"]
+    last = next(iter(data.extras["later"].values()))
+    where, middle = float(last.epoch.max()), float(last.robust_test.iloc[-1])
+    low, top = wilson(round(middle * n), n)
+    for set_limits, limits in (
+        (curves.set_ylim, curves.get_ylim()),
+        (ends.set_xlim, ends.get_xlim()),
+    ):
+        spare = max(0.0, 2.2 * (top - low) - (limits[1] - limits[0])) / 2
+        set_limits(max(0.0, limits[0] - spare), min(1.0, limits[1] + spare))
+    curves.errorbar(
+        where + 0.05 * (where - float(last.epoch.min())),
+        middle,
+        yerr=[[middle - low], [top - middle]],
+        color=s.GREY,
+        capsize=2,
+        elinewidth=1,
+    )
+    curves.annotate(
+        "grey bar: 95 % interval of one point",
+        (0.98, 0.02),
+        xycoords="axes fraction",
+        ha="right",
+        fontsize=7.5,
+        color=s.SMALL_PRINT,
+    )
 
 
 def decide_leave_out(data: FigureData) -> list[Claim]:

@@ -160,7 +160,7 @@ def draw_slope_and_offset(data: FigureData) -> Drawing:
             )
             panel.set_title(rho, fontsize=8, fontweight="normal")
             panel.set_xlabel(f"{_LETTERS[path]}  ({_LETTERS[other]} = {fact['held']:g})")
-        axes[0].set_ylabel("test accuracy")
+        axes[0].set_ylabel(f"test accuracy, n = {data.facts['n']}")
     for panel, name in zip(rows[0], names, strict=True):
         panel.annotate(
             CRITERION_LABELS[name],
@@ -171,6 +171,13 @@ def draw_slope_and_offset(data: FigureData) -> Drawing:
             fontweight="bold",
         )
     _equal_spans(rows.T)
+    seeds = data.facts["seeds"]
+    several = f"means of {seeds} seeds" if seeds > 1 else "one seed"
+    drawing.supxlabel(
+        f"{several}; bars: paired 95 % intervals against the white mark",
+        fontsize=8,
+        color=s.SMALL_PRINT,
+    )
     return drawing
 
 

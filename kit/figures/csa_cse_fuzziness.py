@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import matplotlib.ticker
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -112,21 +113,25 @@ def draw_fuzziness(data: FigureData) -> Drawing:
         look = {"color": s.colour(method), "linestyle": s.dash(method), "label": s.label(method)}
         history = found["history"]
         a.plot(history.epoch, history.ce, **look)
-        b.plot(history.epoch, found["fuzziness"], **look)
+        start = data.facts["methods"][method]["initial_fuzziness"]
+        b.plot(history.epoch, 100 * (np.asarray(found["fuzziness"]) / start - 1), **look)
         c.plot(history.epoch, history.robust_test, **look)
         c.plot(history.epoch, found["protected"], color=s.colour(method), linewidth=1, alpha=0.45)
     a.set(
         xlabel="epoch", ylabel="cross-entropy in training", title="a  Loss (CE only)", yscale="log"
     )
-    b.axhline(math.log(2), color=s.BLACK, linewidth=0.8, linestyle="--")
+    b.set(xlabel="epoch", title="b  Fuzziness")
+    b.set_ylabel("change since the start")
+    b.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g%%"))
+    start = data.facts["methods"]["cse"]["initial_fuzziness"]
     b.annotate(
-        "ln 2: all weights 0",
-        (1, math.log(2)),
-        xytext=(0, -10),
-        textcoords="offset points",
+        f"start: {start:.3f}\nall weights 0: {math.log(2):.3f}",
+        (0.98, 0.99),
+        xycoords="axes fraction",
+        ha="right",
+        va="top",
         fontsize=7.5,
     )
-    b.set(xlabel="epoch", ylabel="fuzziness of the convolutions", title="b  Fuzziness")
     c.set(
         xlabel="epoch",
         ylabel=f"accuracy under attack, n = {data.facts['n']}",
@@ -248,12 +253,18 @@ def draw_fuzziness_layers(data: FigureData) -> Drawing:
         linestyle=":",
         label="initial",
     )
+    few = len(places) < 4
     axes.set(
         xlabel="convolution, from the input",
         ylabel="fuzziness",
         xticks=places,
-        title="Layer by layer",
+        title=f"Layer by layer: {len(places)} convolutions; CSE Fig. 6 has ResNet-18"
+        if few
+        else "Layer by layer",
     )
+    if few:  # a line would promise layers between
+        for line in axes.lines:
+            line.set(linestyle="", markersize=8)
     axes.margins(x=0.15)
     axes.legend()
     return drawing

@@ -43,17 +43,18 @@ def compute_parameters(runs: Mapping[str, Run], *, layer: int = 0) -> FigureData
         "max_ratio": _ratio(high["max"], low["max"]),
         "order_in_top_tenth": {name: counted[name] for name in ("share", "low", "high", "n")},
     }
-    extras = {"values": values, "order": order, "layer": layer}
+    initial = None if first.is_adopted else layer_weights(first, layer, "initial")[1]
+    extras = {"values": values, "order": order, "layer": layer, "initial": initial}
     return FigureData(facts, describe_setting(first), extras=extras)
 
 
-def layer_weights(run: Run, layer: int) -> tuple[str, np.ndarray]:
-    """(name, flat float64 values) of a run's convolution number `layer`.
+def layer_weights(run: Run, layer: int, which: str = "last") -> tuple[str, np.ndarray]:
+    """(name, flat float64 values) of convolution number `layer` of a run's network `which`.
 
     Raises:
         KitError: if there is no such convolution.
     """
-    layers = list(conv_weights(run.model()).items())
+    layers = list(conv_weights(run.model(which)).items())
     if not 0 <= layer < len(layers):
         raise unknown_name("convolution", layer, map(str, range(len(layers))))
     name, weight = layers[layer]
@@ -87,31 +88,32 @@ def draw_parameters(data: FigureData) -> Drawing:
 
 
 def _draw_distribution(axes: Axes, data: FigureData) -> None:
-    values, methods = data.extras["values"], data.facts["methods"]
-    reach = max(np.abs(v).max() for v in values.values())
-    bins = np.linspace(-reach, reach, 51).tolist()
-    for method, v in values.items():
-        tint = s.colour(method)
-        axes.hist(v, bins=bins, histtype="stepfilled", alpha=0.10, color=tint)
-        axes.hist(
-            v,
-            bins=bins,
-            histtype="step",
+    """Draw which share of the parameters is at most so large; the initial network is in grey."""
+    methods = data.facts["methods"]
+    if (initial := data.extras["initial"]) is not None:
+        axes.ecdf(np.abs(initial), color=s.GREY, linewidth=1.2, linestyle=":", label="initial")
+    for method, v in data.extras["values"].items():
+        shape = methods[method]
+        axes.ecdf(
+            np.abs(v),
+            color=s.colour(method),
             linewidth=1.6,
-            color=tint,
-            label=f"{s.label(method)}  {methods[method]['below_0.05']:.0%} below 0.05, max "
-            f"{methods[method]['max']:.2f}",
+            label=f"{s.label(method)}, max {shape['max']:.2f}",
         )
+        axes.plot(0.05, shape["below_0.05"], "o", color=s.colour(method), markersize=4)
+    axes.axvline(0.05, color=s.GREY, linewidth=0.8)
+    axes.text(0.046, 0.97, "0.05", ha="right", va="top", fontsize=8, color=s.SMALL_PRINT)
     count = len(data.extras["order"])
     axes.set(
-        xlabel=f"value of a parameter (convolution {data.extras['layer'] + 1}, n = {count})",
-        ylabel="parameters",
-        title="a  Distribution",
-        yscale="symlog",
+        xlabel=f"size $|w|$ (convolution {data.extras['layer'] + 1}, n = {count})",
+        ylabel="share of parameters at most so large",
+        title="a  Cumulative distribution",
+        xscale="log",
+        xlim=(0.004, None),
     )
-    axes.set_ylim(0, axes.get_ylim()[1] ** 1.45)
-    axes.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
-    axes.legend(loc="upper left", fontsize=7.2, handlelength=1.4)
+    axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    s.share_axis(axes)
+    axes.legend(loc="lower right", fontsize=7.5, handlelength=1.4)
 
 
 def _draw_sizes(axes: Axes, data: FigureData) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
+from matplotlib.ticker import MaxNLocator
 
 from kit.core.errors import KitError
 from kit.core.random_streams import Streams
@@ -133,7 +134,7 @@ def _draw_stages(figure: SubFigure, extras: dict) -> None:
                 axes.set_ylabel(name, fontsize=8.5, fontweight="bold")
             if line == 0:
                 y = int(extras["y"][place])
-                own = " (protected)" if y == extras["protected"] else ""
+                own = "\nprotected" if y == extras["protected"] else ""
                 axes.set_title(
                     f"{extras['classes'][y]}{own}", fontsize=7.5, fontweight="normal", loc="center"
                 )
@@ -158,8 +159,18 @@ def _draw_loss_bars(axes: Axes, losses: dict[str, np.ndarray]) -> None:
     axes.bar(range(len(ce)), ce, color=s.BLUE, width=0.55)
     axes.bar(range(len(ce)), cost, bottom=ce, color=s.ORANGE, width=0.55)
     top = float((ce + cost).max())
-    axes.set(xlim=(-0.5, len(ce) - 0.5), xticks=[], ylim=(0, 1.4 * top), xlabel="the same images")
-    axes.set_ylabel("3  loss", fontsize=8.5, fontweight="bold")
+    axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    for place, both in enumerate(ce + cost):
+        axes.annotate(
+            f"{both:.2f}",
+            (place, both),
+            xytext=(0, 1),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7.5,
+        )
+    axes.set(xlim=(-0.5, len(ce) - 0.5), xticks=[], ylim=(0, 1.7 * top), xlabel="the same images")
+    axes.set_ylabel("3 loss", fontsize=8.5, fontweight="bold", labelpad=1)
     axes.text(
         0.01,
         0.97,

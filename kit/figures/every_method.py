@@ -9,6 +9,7 @@ from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.base import Drawing, FigureData
 from kit.figures.run_outputs import describe_setting
+from kit.methods.table import METHODS
 
 #: (colour, marker) of the attacks, in their order.
 _MARKS = ((s.GREY, "o"), (s.BLUE, "s"), (s.VERMILLION, "D"), (s.GREEN, "^"), (s.PURPLE, "v"))
@@ -38,7 +39,7 @@ def compute_every_method(
 def draw_every_method(data: FigureData) -> Drawing:
     """Draw a row per method with a mark and an interval per attack."""
     facts, places = data.facts, range(len(data.facts))
-    drawing = Drawing(7.2, max(2.4, 0.17 * len(facts) + 1.0))
+    drawing = Drawing(7.2, max(2.4, 0.21 * len(facts) + 1.1))
     axes = drawing.subplots()
     looks = dict(zip(data.extras["attacks"], _MARKS, strict=False))
     for attack, (tint, marker) in looks.items():
@@ -53,14 +54,23 @@ def draw_every_method(data: FigureData) -> Drawing:
             linewidth=0,
             label=s.attack_label(attack),
         )
-    axes.set_yticks(places, list(facts), fontsize=6.5)
-    axes.set(xlabel="accuracy", xlim=(0, 1.0), ylim=(-1, len(facts)), title="Every method")
+    axes.set_yticks(places, [_name_row(method) for method in facts], fontsize=8)
+    axes.set(
+        xlabel="accuracy, 95 % interval", xlim=(0, 1.0), ylim=(-1, len(facts)), title="Every method"
+    )
     axes.grid(axis="y", linewidth=0.4)
     s.share_axis(axes, "x")
     axes.legend(
         loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=len(looks), fontsize=7.5
     )
     return drawing
+
+
+def _name_row(method: str) -> str:
+    """The method's name, and how many steps it takes a batch where that is not one."""
+    row = METHODS.get(method)  # an adopted network's name is no row
+    steps = len(row.stages(1, 2)) if row else 1
+    return f"{method} ({steps} steps a batch)" if steps > 1 else method
 
 
 def describe_every_method(data: FigureData) -> str:

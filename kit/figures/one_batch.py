@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -138,10 +140,13 @@ def compute_every_weight(run: Run, *, count: int = 60) -> FigureData:
 
 
 def draw_every_weight(data: FigureData) -> Drawing:
-    """Draw a heat map: rows are methods, columns examples, colour is weight over the row's mean."""
-    weights = data.extras["weights"]
-    share = np.stack([w / w.mean() if w.mean() else w for w in weights.values()])
-    drawing = Drawing(7.4, 0.135 * len(weights) + 1.2)
+    """Draw a heat map: rows are methods, columns examples, colour is weight over the row's mean.
+
+    Methods that give these examples the same weights share a row.
+    """
+    rows = _group_alike(data.extras["weights"])
+    share = np.stack(list(rows.values()))
+    drawing = Drawing(7.4, 0.2 * len(rows) + 1.2)
     axes = drawing.subplots()
     image = axes.imshow(
         np.minimum(share, 4),
@@ -152,7 +157,7 @@ def draw_every_weight(data: FigureData) -> Drawing:
     )
     first_right = float(np.argmax(data.extras["robust"])) - 0.5
     axes.axvline(first_right, color=s.BLACK, linewidth=1)
-    axes.set_yticks(range(len(weights)), list(weights), fontsize=6.5)
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
     axes.set_xticks([])
     axes.set_xlabel(
         "training examples, least safe first; right of the line: classified correctly under attack"
@@ -167,11 +172,30 @@ def draw_every_weight(data: FigureData) -> Drawing:
     return drawing
 
 
+def _group_alike(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{label: weight over mean weight}, one row for methods whose rows are equal to the eye."""
+    groups: list[tuple[list[str], np.ndarray]] = []
+    for name, values in weights.items():
+        row = values / values.mean() if values.mean() else values
+        alike = next((names for names, other in groups if np.allclose(row, other, atol=0.01)), None)
+        if alike is None:
+            groups.append(([name], row))
+        else:
+            alike.append(name)
+    return {_join_names(names): row for names, row in groups}
+
+
+def _join_names(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:2]) + (f" + {len(names) - 2} more" if len(names) > 2 else "")
+
+
 def describe_every_weight(data: FigureData) -> str:
     """The caption: how many rows and images, of which network."""
     facts = data.facts
     return (
-        f"All {len(facts['weight_on_robust'])} reweighting rows on {facts['n']} training images of "
-        f"one network ({data.method}, {data.setting}, {data.extras['moment']}); "
+        f"All {len(facts['weight_on_robust'])} reweighting rows, alike ones in one line, on "
+        f"{facts['n']} training images of one network ({data.method}, {data.setting}, "
+        f"{data.extras['moment']}); "
         f"{facts['misclassified']} of the images are misclassified under attack."
     )

@@ -67,24 +67,34 @@ def compute_vir_scale(runs: Mapping[str, Run]) -> FigureData:
 
 
 def draw_weight_scale(data: FigureData) -> Drawing:
-    """Draw mean weight (a) and accuracy under attack (b) per epoch."""
-    drawing = Drawing(7.4, 3.0)
-    left, right = drawing.subplots(1, 2)
+    """Draw mean weight (a) and accuracy under attack (b) per epoch.
+
+    A mean weight that never changes is said in the title.
+    """
     histories = data.extras["histories"]
+    scales = [weight for history in histories.values() for weight in history.weight]
+    varies = max(scales) > 1.01 * min(scales)
+    drawing = Drawing(7.4 if varies else 5.6, 3.0)
+    *scale, right = drawing.subplots(1, 1 + varies, squeeze=False)[0]
     for method, history in histories.items():
         look = {"color": s.colour(method), "linestyle": s.dash(method), "label": s.label(method)}
-        left.plot(history.epoch, history.weight, **look)
         right.plot(history.epoch, history.robust_test, **look)
+        for panel in scale:
+            panel.plot(history.epoch, history.weight, **look)
     burn_in = max(fact["burn_in"] for fact in data.facts["methods"].values())
-    for panel in (left, right):
+    for panel in (*scale, right):
         panel.axvline(burn_in + 0.5, color=s.GREY, linewidth=0.8, linestyle=":")
         panel.set_xlabel("epoch")
-    _finish_scale(left, histories, burn_in)
+    for panel in scale:
+        _finish_scale(panel, histories, burn_in)
     right.set(
         ylabel=f"accuracy under attack, n = {data.extras['probe']}",
-        title="b  What it does",
+        title="b  What it does"
+        if varies
+        else f"The mean weight is {max(scales):.2g} in all epochs",
         ylim=(0, 1),
     )
+    _name_burn_in(right, burn_in)
     s.share_axis(right)
     right.legend(loc="lower right")
     return drawing
@@ -100,6 +110,10 @@ def _finish_scale(axes: Axes, histories: Mapping, burn_in: int) -> None:
     )
     axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    _name_burn_in(axes, burn_in)
+
+
+def _name_burn_in(axes: Axes, burn_in: int) -> None:
     axes.annotate(
         "weights begin",
         (burn_in + 0.5, 1),

@@ -76,12 +76,14 @@ def _robust_share(broken: np.ndarray) -> list:
 def draw_black_box(data: FigureData) -> Drawing:
     """Draw a row per run with a mark per attack."""
     facts = data.facts
-    drawing = Drawing(7.2, 1.3 + 0.42 * len(facts))
+    drawing = Drawing(7.2, 1.6 + 0.42 * len(facts))
     axes = drawing.subplots()
     for line, fact in enumerate(facts.values()):
         _draw_attacked_row(axes, line, fact)
-    for tint, marker, words in _LOOKS.values():
-        axes.plot([], [], marker, color=tint, label=words, markersize=4.5)
+    for name, (tint, marker, words) in _LOOKS.items():
+        sizes = sorted({fact[name][3] for fact in facts.values()})
+        label = f"{words}\nn = {', '.join(map(str, sizes))}"
+        axes.plot([], [], marker, color=tint, label=label, markersize=4.5)
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
@@ -98,7 +100,7 @@ def draw_black_box(data: FigureData) -> Drawing:
     )
     axes.set_yticklabels([s.label(method) for method in facts])
     s.share_axis(axes, "x")
-    axes.set_title("Without gradients", pad=22)
+    axes.set_title("Without gradients", pad=34)
     return drawing
 
 

@@ -92,6 +92,16 @@ def parser() -> argparse.ArgumentParser:
         "--gpus", type=int, metavar="N", help="GPUs of the cluster that --plan --on ray imagines"
     )
 
+    report = commands.add_parser(
+        "report", help="one HTML page of a folder of results: pictures, verdicts, runs, commands"
+    )
+    report.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        help="what reproduce wrote (default: the newest of figures/out/)",
+    )
+
     train = commands.add_parser("train", help="train, resume or open one run")
     train.add_argument("method")
     train.add_argument("--recipe", default="digits")
@@ -218,6 +228,31 @@ def parser() -> argparse.ArgumentParser:
     record.add_argument("--recipe", default="digits", help="the scale (default: digits)")
     record.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
 
+    tables = commands.add_parser(
+        "tables", help="the papers' printed tables beside what finished runs measured"
+    )
+    tables.add_argument(
+        "table", nargs="*", help="such as vir-1 mail-2, or a paper (default: all of them)"
+    )
+    tables.add_argument("--recipe", default="digits", help="the scale (default: digits)")
+    tables.add_argument(
+        "--seeds",
+        nargs="+",
+        action="extend",
+        type=int,
+        metavar="S",
+        help="the seeds that count (default: all that are there)",
+    )
+    tables.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="settings of the runs (default: the recipe's own)",
+    )
+    tables.add_argument("--latex", action="store_true", help="tabulars (default: Markdown)")
+
     commands.add_parser(
         "bench", help="speed here, against the plain step and other libraries (see `bench --help`)"
     )
@@ -239,6 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             commands = {
                 "reproduce": _reproduce,
+                "report": _write_page,
                 "train": _train,
                 "evaluate": _evaluate,
                 "audit": _audit,
@@ -247,6 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "explain": _explain,
                 "compare": _compare,
                 "record": _record,
+                "tables": _tables,
                 "runs": _runs,
             }
             return commands[options.command](options)
@@ -338,6 +375,13 @@ def _reproduce(options: argparse.Namespace) -> int:
         return 0
     with join_cluster(options.address or "auto", workers, options.device) as place:
         return reproduce(jobs, place, engine=run_on_ray, **how)
+
+
+def _write_page(options: argparse.Namespace) -> int:
+    from kit.jobs.report import newest_results, write_report
+
+    print(write_report(options.folder or newest_results()))
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -494,6 +538,22 @@ def _explain(options: argparse.Namespace) -> int:
     from kit.figures.explanation import explain
 
     print(explain(options.method))
+    return 0
+
+
+def _tables(options: argparse.Namespace) -> int:
+    from kit.experiments.specification import parse_overrides
+    from kit.jobs.gallery import measured_tables
+
+    given = {"seeds": options.seeds} if options.seeds else {}
+    found = measured_tables(
+        options.recipe,
+        " ".join(options.table) or "all",
+        overrides=parse_overrides(" ".join(options.set)),
+        **given,
+    )
+    for table in found.values():
+        print(table.latex() if options.latex else table.markdown())
     return 0
 
 

@@ -17,14 +17,18 @@ import pandas as pd
 
 from kit.core.errors import KitError
 from kit.core.files import CHECKOUT, read_json, write_bytes
-from kit.experiments.runs import output_folder
+from kit.experiments.runs import output_folder, stored_seeds
+from kit.figures.claim_board import draw_claim_board
 from kit.figures.table import FIGURES
-from kit.papers.claim_verdict import NOT_RUN
+from kit.papers.claim_verdict import NOT_RUN, VERDICT_GLYPHS
+from kit.papers.findings import write_findings
+from kit.papers.measured_cells import PaperTable, measured
 from kit.papers.printed_data import PAPERS, read_table
 from kit.papers.record import RECORD, measure_scale, read_record, scoreboard, write_record
+from kit.papers.table_runs import chosen_tables
 
-#: The glyph of each verdict.
-VERDICT_GLYPHS = {"holds": "✓", "fails": "✗", "undecided": "?", NOT_RUN: "·"}
+#: The scoreboard's picture, and the page of a scale's printed tables.
+BOARD_PICTURE, TABLES_PAGE = "scoreboard.png", "tables.md"
 
 #: Where README's scoreboard stands.
 BEGIN, END = "<!-- scoreboard: made by `python -m kit record` -->", "<!-- end of scoreboard -->"
@@ -43,13 +47,21 @@ def write_gallery(recipe: str, root: Path = CHECKOUT, **options: Any) -> list[Pa
     """
     write_record(measure_scale(recipe, **options), root / "figures" / RECORD.name)
     written = [root / "figures" / RECORD.name, *copy_pictures(recipe, root)]
-    for path, page in (
-        (root / "figures" / "README.md", gallery(root)),
-        (root / "README.md", with_scoreboard((root / "README.md").read_text(), root)),
-    ):
-        write_bytes(path, page.encode())
-        written.append(path)
-    return written
+    written += write_tables(recipe, root, **options)
+    return written + write_pages(root)
+
+
+def write_pages(root: Path = CHECKOUT) -> list[Path]:
+    """Make the gallery, the scoreboard and its picture anew from what is committed."""
+    board = draw_claim_board(scoreboard(root / "figures" / RECORD.name))
+    payloads = {
+        root / "figures" / BOARD_PICTURE: board.png(),
+        root / "figures" / "README.md": gallery(root).encode(),
+        root / "README.md": with_scoreboard((root / "README.md").read_text(), root).encode(),
+    }
+    for path, payload in payloads.items():
+        write_bytes(path, payload)
+    return list(payloads)
 
 
 def scale_folder(recipe: str, root: Path) -> Path:
@@ -75,6 +87,51 @@ def copy_pictures(recipe: str, root: Path) -> list[Path]:
     return written
 
 
+def write_tables(recipe: str, root: Path, **options: Any) -> list[Path]:
+    """Write the page of the printed tables beside what was measured of them on a recipe.
+
+    Its runs are those of `options`, or of the recipe's own settings where those were not run.
+
+    Returns:
+        The page, or nothing where no cell of any table was measured.
+    """
+    for given in (options, {**options, "overrides": {}}):
+        tables = measured_tables(recipe, **given)
+        if ran := {name: table for name, table in tables.items() if table.runs}:
+            break
+    else:
+        return []
+    path = scale_folder(recipe, root) / TABLES_PAGE
+    missing = ", ".join(name for name in tables if name not in ran)
+    lines = [
+        f"# Printed tables beside measured ones, {recipe}",
+        "",
+        "Each cell is as printed / as measured here, ± standard deviations. What was not run says "
+        f"so. LaTeX: `python -m kit tables {next(iter(ran))} --recipe {recipe} --latex`. This page "
+        "is made by `python -m kit record`.",
+    ]
+    for name, table in ran.items():
+        lines += ["", f"## {name}", "", table.markdown().rstrip()]
+    lines += ["", f"No cell was measured of {missing}."] if missing else []
+    write_bytes(path, ("\n".join(lines) + "\n").encode())
+    return [path]
+
+
+def measured_tables(recipe: str, names: str = "all", **options: Any) -> dict[str, PaperTable]:
+    """Set printed tables, named such as "vir-1", beside what is finished on a recipe.
+
+    `options` are those of `kit.papers.measured`. The seeds are all that are there, if not given.
+
+    Raises:
+        KitError: There is no such table or recipe.
+    """
+    options = {"seeds": stored_seeds(recipe), **options}
+    return {
+        f"{paper}-{name[1:]}": measured(paper, name, recipe=recipe, **options)
+        for paper, name in chosen_tables(names)
+    }
+
+
 # ------------------------------------------------------------------------------------- the gallery
 
 
@@ -98,6 +155,12 @@ def gallery(root: Path = CHECKOUT) -> str:
             if drawn.exists():
                 lines += ["", *_figure_lines(name, read_json(drawn), mine, scale)]
         lines += _missing_lines(scale, folder)
+        if (folder / TABLES_PAGE).exists():
+            link = f"{folder_name(scale)}/{TABLES_PAGE}"
+            lines += [
+                "",
+                f"The papers' printed tables beside those measured here: [{link}]({link}).",
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -145,14 +208,22 @@ def _statement_line(claim: Mapping[str, Any], rows: pd.DataFrame) -> str:
 
 
 def scoreboard_page(root: Path = CHECKOUT) -> str:
-    """Make README's scoreboard as Markdown: counts by paper and scale, and each claim."""
-    board = scoreboard(root / "figures" / RECORD.name)
+    """Make README's scoreboard as Markdown: picture, findings, counts, and each claim."""
+    record = root / "figures" / RECORD.name
+    board = scoreboard(record)
     scales = [name for name in board.columns if name not in ("paper", "claim", "printed")]
     lines = [
         BEGIN,
         "",
         ", ".join(f"{mark} {word}" for word, mark in VERDICT_GLYPHS.items())
         + ". A verdict is about its scale and no other.",
+        "",
+        f"![Every claim's verdict on each scale; the table below has them in words]"
+        f"(figures/{BOARD_PICTURE})",
+        "",
+        "What is most worth knowing, with 95 % intervals over seeds and images:",
+        "",
+        *(f"* {sentence}" for sentence in write_findings(read_record(record))),
         "",
         f"| paper | claims | {' | '.join(scales)} |",
         f"|---|---:|{'---|' * len(scales)}",

@@ -37,6 +37,7 @@ from kit.figures.table import output_folder
 from kit.jobs.flops import total_flops
 from kit.jobs.forecast import epochs_to_train, forecast_seconds
 from kit.jobs.local_engine import run_locally
+from kit.jobs.report import describe_reports
 from kit.jobs.tasks import Engine, Place, Task, simulate_tasks
 from kit.models.architectures import SMALL
 from kit.notebook.parameter_cells import (
@@ -505,6 +506,7 @@ def reproduce(
     news = _ProgressReport(lists, {job.label: job for job in due})
     engine(tasks, place, news.tick, news.finished)
     _print_summary(jobs, news.seconds, news.failures, time.monotonic() - started)
+    print(describe_reports(job.folder for job in jobs), flush=True)
     return 1 if news.failures else 0
 
 

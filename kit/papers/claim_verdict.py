@@ -22,6 +22,9 @@ NOT_RUN = "not run"
 #: The verdicts, the most telling first.
 VERDICTS = ("fails", "undecided", "holds", NOT_RUN)
 
+#: The glyph of each verdict.
+VERDICT_GLYPHS = {"holds": "✓", "fails": "✗", "undecided": "?", NOT_RUN: "·"}
+
 #: Seeds that "holds" or "fails" takes; with fewer, nobody knows what the next seed would show.
 FEWEST_SEEDS = 3
 

@@ -51,21 +51,24 @@ def read_stamps(recipe: str) -> list[NotebookStamp]:
 
     A stamp whose records carry no number or no estimates is of an older kit and is left out.
     """
-    found = []
-    for record in map(read_json, sorted(output_folder(recipe).rglob("*.json"))):
-        if isinstance(record, dict) and {"notebook", "verdicts", "runs"} <= set(record):
-            parameters = {"recipe": recipe, "overrides": "", **record.get("parameters", {})}
-            current = all({"number", "estimates"} <= set(found) for found in record["verdicts"])
-            foreign = record.get("adopted", False)  # no paper's claim is about such a network
-            if current and not foreign and parameters["recipe"] == recipe:
-                trained = trained_on(recipe, parse_overrides(parameters["overrides"]))
-                runs = frozenset(record["runs"].values())
-                several = str(parameters.get("seeds", parameters.get("seed", 0)))
-                seeds = tuple(map(int, several.replace(",", " ").split()))
-                found.append(
-                    NotebookStamp(record["notebook"], seeds, record["verdicts"], runs, *trained)
-                )
-    return found
+    records = map(read_json, sorted(output_folder(recipe).rglob("*.json")))
+    return [stamp for record in records if (stamp := stamp_of(record, recipe))]
+
+
+def stamp_of(record: Any, recipe: str) -> NotebookStamp | None:
+    """Take what a JSON file holds as the stamp of a notebook; None if it is none on the recipe."""
+    if not isinstance(record, dict) or not {"notebook", "verdicts", "runs"} <= set(record):
+        return None
+    parameters = {"recipe": recipe, "overrides": "", **record.get("parameters", {})}
+    current = all({"number", "estimates"} <= set(found) for found in record["verdicts"])
+    foreign = record.get("adopted", False)  # no paper's claim is about such a network
+    if not current or foreign or parameters["recipe"] != recipe:
+        return None
+    trained = trained_on(recipe, parse_overrides(parameters["overrides"]))
+    runs = frozenset(record["runs"].values())
+    several = str(parameters.get("seeds", parameters.get("seed", 0)))
+    seeds = tuple(map(int, several.replace(",", " ").split()))
+    return NotebookStamp(record["notebook"], seeds, record["verdicts"], runs, *trained)
 
 
 def trained_on(recipe: str, overrides: Mapping[str, Any]) -> tuple[str, str]:

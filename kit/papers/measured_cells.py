@@ -148,9 +148,14 @@ def measured(
     )
     title = (
         f"{PAPERS[paper].label}, table {table_name(paper, name)[1:]}, {what}: as printed ({data}) "
-        f"/ measured on {recipe}"
+        f"/ measured on {recipe}{_with_settings(overrides or {})}"
     )
     return PaperTable(title, frame, tuple(runs.values()), _gaps(frame))
+
+
+def _with_settings(overrides: Mapping[str, Any]) -> str:
+    changed = " ".join(f"{name}={value}".replace(" ", "") for name, value in overrides.items())
+    return f" with {changed}" if changed else ""
 
 
 def _cell_numbers(

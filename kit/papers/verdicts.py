@@ -17,7 +17,12 @@ import pandas as pd
 from kit.experiments.runs import stored_seeds
 from kit.papers.claim_verdict import NOT_RUN, ClaimVerdict
 from kit.papers.consistency import copied_cells, resolution, text_against_table
-from kit.papers.figure_verdicts import decide_by_figures, read_stamps, trained_on
+from kit.papers.figure_verdicts import (
+    NotebookStamp,
+    decide_by_figures,
+    read_stamps,
+    trained_on,
+)
 from kit.papers.measured_rules import Cells, decide_by_rules, name_controls
 from kit.papers.printed_data import tables
 from kit.papers.printed_rules import claims
@@ -36,6 +41,7 @@ def compare(
     overrides: Mapping[str, Any] | None = None,
     strong_n: int = 100,
     settings: str | None = None,
+    stamps: Sequence[NotebookStamp] | None = None,
 ) -> pd.DataFrame:
     """List the claims of a paper, or of all, with a verdict from what is finished on a recipe.
 
@@ -45,8 +51,8 @@ def compare(
     none are; `settings` is what it puts behind --set, the overrides if not given). A claim of
     several statements fails if one does, and holds if all do. `seeds` are those that count, all
     that are there if not given. Claims that no table decides, or whose tables are not run, take
-    what finished notebooks measured; one about other data or another network than the recipe's, or
-    than a quick recipe stands for, is not run there.
+    what finished notebooks measured: `stamps`, or those in the recipe's folder. A claim about other
+    data or another network than the recipe's, or than a quick recipe stands for, is not run there.
 
     Raises:
         KitError: There is no such paper or recipe.
@@ -56,7 +62,8 @@ def compare(
             f"{name}={value}".replace(" ", "") for name, value in (overrides or {}).items()
         )
     listed = claims(paper)
-    stamps, trained = read_stamps(recipe), trained_on(recipe, overrides or {})
+    stamps = read_stamps(recipe) if stamps is None else stamps
+    trained = trained_on(recipe, overrides or {})
     if seeds is None:
         seeds = stored_seeds(recipe)
     else:

@@ -7,6 +7,7 @@ import pytest
 
 import kit
 from kit.core.errors import KitError
+from kit.evaluation.masking_rules import RULES
 from kit.evaluation.robustness_audit import audit
 from kit.evaluation.statistics import mean_interval
 from tests.helpers.intervals import paired
@@ -53,6 +54,11 @@ def test_the_gap_is_counted_image_by_image(quick, tiny_run, tmp_path):
         )
         expected = audit(run, n=30, quiet=True).record()
         assert {**drawing.facts[run.method], "seconds": 0} == {**expected, "seconds": 0}
+    upper, lower = drawing.axes
+    named = [" ".join(label.get_text().split()) for label in lower.get_xticklabels()]
+    assert named == list(RULES)
+    fewer = [label.get_text() for label in upper.get_xticklabels() if "n = " in label.get_text()]
+    assert all("n = 30" not in words for words in fewer) and "n = 30" in upper.get_title("left")
     assert [claim.claim.split()[0] for claim in drawing.claims] == ["GAIRAT", "MAIL-AT"]
     for claim, method in zip(drawing.claims, ("gairat", "mail-at"), strict=True):
         difference = gaps[method] - gaps["at"]
@@ -86,6 +92,8 @@ def test_black_box_counts_what_evaluate_counts(quick, tiny_run, tmp_path):
             (broken["pgd100"] - broken["square"]).mean()
         )
     assert [claim.claim.split()[0] for claim in drawing.claims] == ["AT", "GAIRAT"]
+    legend = [text.get_text() for text in drawing.axes[0].get_legend().get_texts()]
+    assert [words.split("n = ")[1] for words in legend] == ["40", "40", "10", "40"]
 
 
 def test_black_box_refuses_what_it_cannot_draw(tiny_run, tmp_path):
@@ -108,3 +116,21 @@ def test_mean_interval():
     assert mean == 0.25 and high - mean == pytest.approx(half)
     assert mean - low == pytest.approx(high - mean)
     assert mean_interval(np.array([1.0]))[1:] == (-float("inf"), float("inf"))
+
+
+def test_rows_of_every_weight_stand_for_all_methods(tiny_run, tmp_path):
+    """Methods whose weights are alike share a row, and none is lost."""
+    drawing = kit.draw("every-weight", tiny_run("at"), folder=tmp_path)
+    labels = [label.get_text() for label in drawing.axes[0].get_yticklabels()]
+    more = [int(words.split(" + ")[1].split()[0]) for words in labels if " + " in words]
+    named = [name for words in labels for name in words.split(" + ")[0].split(", ")]
+    methods = drawing.facts["weight_on_robust"]
+    assert len(named) + sum(more) == len(methods) > len(labels)
+    assert set(named) <= set(methods) and len(set(named)) == len(named)
+
+
+def test_every_method_says_who_takes_two_steps(tiny_run, tmp_path):
+    runs = [tiny_run("at"), tiny_run("csa")]
+    drawing = kit.draw("every-method", runs, folder=tmp_path, attacks="natural fgsm")
+    labels = {label.get_text() for label in drawing.axes[0].get_yticklabels()}
+    assert labels == {"at", "csa (2 steps a batch)"}

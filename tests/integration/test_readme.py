@@ -93,7 +93,8 @@ def test_an_architecture_of_ones_own(tiny_digits, monkeypatch):
 
 def test_commands_parse(capsys):
     commands = re.findall(
-        r"python -m kit ((?:reproduce|train|adopt|evaluate|list|audit|compare|runs)[^`#\n]*)",
+        r"python -m kit ((?:reproduce|report|record|train|adopt|evaluate|list|audit|compare|tables|"
+        r"runs)[^`#\n]*)",
         README,
     )
     assert len(commands) >= 5
@@ -106,7 +107,11 @@ def test_links_and_gallery():
     assert len(links) >= 8
     for link in links:
         assert (ROOT / link).exists(), link
-    for picture in (link for link in links if link.endswith(".png") and "widgets/" not in link):
+    of_runs = [
+        link for link in links if link.endswith(".png") and link.startswith("figures/digits/")
+    ]
+    assert len(of_runs) >= 5
+    for picture in of_runs:
         record = json.loads((ROOT / picture).with_suffix(".json").read_text())
         assert (
             record["figure"] in kit.FIGURES

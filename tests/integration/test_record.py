@@ -5,14 +5,26 @@ from __future__ import annotations
 import re
 
 import pytest
+from PIL import Image
 
 import kit
 from kit.core.errors import KitError
 from kit.core.files import read_json
-from kit.jobs.gallery import VERDICT_GLYPHS, gallery, scale_folder, scoreboard_page, with_scoreboard
+from kit.figures.claim_board import describe_claim_board, draw_claim_board
+from kit.jobs import command_line
+from kit.jobs.gallery import (
+    BOARD_PICTURE,
+    gallery,
+    scale_folder,
+    scoreboard_page,
+    with_scoreboard,
+    write_tables,
+)
 from kit.papers import record
-from kit.papers.claim_verdict import Estimate
+from kit.papers.claim_verdict import VERDICT_GLYPHS, Estimate
 from kit.papers.figure_verdicts import is_about
+from kit.papers.findings import UNITS, write_findings
+from kit.papers.printed_data import read_table
 from kit.papers.printed_rules import claims
 from tests.helpers.settings import ROOT
 
@@ -112,7 +124,60 @@ def test_the_scoreboard_is_of_the_record(tmp_path):
     assert board["mnist"].value_counts().to_dict() == {"not run": len(board) - 1, "undecided": 1}
 
 
+def test_a_picture_of_the_board_names_every_claim(tmp_path):
+    """Each claim stands once a scale in its words, and its glyph once in the picture."""
+    path = tmp_path / "measured.csv"
+    record.write_record([row(1), row(2, "fails"), row(1, "undecided", scale="mnist")], path)
+    board = record.scoreboard(path)
+    drawing = draw_claim_board(board)
+    digits, mnist = re.findall(r"(?:digits|mnist): (.*?)\.", drawing.caption)
+    for words in (digits, mnist):
+        assert sorted(map(int, re.findall(r"\d+", words))) == sorted(board.index)
+    assert "holds 1; fails 2; not run 3" in digits and "undecided 1; not run 2" in mnist
+    drawn = [text.get_text() for text in drawing.axes[0].texts]
+    assert drawn.count("✓") == drawn.count("✗") == drawn.count("?") == 1
+    assert drawn.count("·") == 2 * len(board) - 3
+
+
+def test_findings_are_the_records_numbers(tmp_path):
+    """Decided ones come first, each number with its interval, seeds and verdict, scale by scale."""
+    listed = read_table("findings")
+    assert not listed.duplicated(["statement", "estimate"]).any() and set(listed["unit"]) <= set(
+        UNITS
+    )
+    path = tmp_path / "measured.csv"
+    first, last = listed.iloc[0], listed[listed["unit"] == "points"].iloc[-1]
+    rows = [
+        row(1, "undecided", statement=first["statement"], estimate=first["estimate"]),
+        row(2, "fails", statement=last["statement"], estimate=last["estimate"], seeds=5),
+        row(2, statement=last["statement"], estimate=last["estimate"], scale="mnist"),
+        row(3, statement="of no interest"),
+    ]
+    record.write_record(rows, path)
+    found = write_findings(record.read_record(path))
+    assert (
+        len(found) == 2 and found[0].startswith(last["text"]) and found[1].startswith(first["text"])
+    )
+    assert (
+        "**+25.0 points** [+12.5, +50.0] on digits (5 seeds: ✗ fails); **+25.0 points**" in found[0]
+    )
+    assert len(write_findings(record.read_record(path), 1)) == 1
+
+
 # --------------------------------------------------------------------------- what is committed
+
+
+def test_the_committed_board_is_of_the_record():
+    with Image.open(ROOT / "figures" / BOARD_PICTURE) as picture:
+        assert picture.info["Description"] == describe_claim_board(record.scoreboard())
+
+
+def test_every_finding_is_in_the_record():
+    """A statement that was renamed would leave the first page in silence."""
+    table = record.read_record()
+    known = set(zip(table["statement"], table["estimate"], strict=True))
+    listed = read_table("findings")
+    assert set(zip(listed["statement"], listed["estimate"], strict=True)) <= known
 
 
 def test_gallery_and_scoreboard_are_those_of_the_record():
@@ -182,3 +247,24 @@ def test_the_scoreboard_counts_every_claim():
     numbers = re.findall(r"^\| (\d+) \|", page, flags=re.MULTILINE)
     assert list(map(int, numbers)) == claims().index.tolist()
     assert all(mark in page for mark in VERDICT_GLYPHS.values())
+
+
+def test_printed_tables_stand_beside_measured_ones(tiny_run, tmp_path, monkeypatch):
+    """With what was run, "not run" for the rest, the settings of the runs, and LaTeX by command."""
+    run = tiny_run("at")
+    kit.evaluate(run, ["natural"], quiet=True)
+    [page] = write_tables("digits", tmp_path, overrides=dict(run.spec.overrides), seeds=[0])
+    text = page.read_text()
+    accuracy = f"{100 * kit.evaluate(run, ['natural'], quiet=True).loc['natural', 'accuracy']:.1f}"
+    assert page == tmp_path / "figures/digits/tables.md" and f"/ {accuracy}" in text
+    assert "not run" in text and "with epochs=" in text and "## clirat-1" in text
+    assert write_tables("mnist", tmp_path) == []
+
+
+def test_tables_by_command(home, capsys):
+    assert command_line.main(["tables", "vir-4", "--latex"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("\\begin{tabular}") and "not run" in text
+    assert command_line.main(["tables", "vir-4"]) == 0
+    assert capsys.readouterr().out.startswith("| method |")
+    assert command_line.main(["tables", "nix"]) == 2

@@ -300,6 +300,9 @@ def test_failures_are_named_and_stop_nothing_else(home, tmp_path, monkeypatch, c
     assert "FAILED 01_raises: cell 3: ZeroDivisionError" in text, text
     assert "FAILED 02_dies" in text and "FAILED 03_no_stamp: it ended without its stamp" in text
     assert re.search(r"04_fine +made", text) and (tmp_path / "out/pm-by-lps.png").exists()
+    page = tmp_path / "out/report.html"
+    assert text.splitlines()[-1] == f"all of it on one page: {page}"
+    assert "01_raises was begun and did not end" in page.read_text()
 
 
 def test_plan_shares_runs_and_seeds_get_their_own_folder(home, tmp_path):

@@ -802,5 +802,6 @@ def test_the_package_carries_its_data():
         "rules",
         "recipes",
         "readings",
+        "findings",
     }
     assert PAPERS["mail"].weighs_by.startswith("PM") and "clirat" in repr(PAPERS)
