@@ -145,7 +145,8 @@ def check_stability(recipe: str = "digits", **options: Any) -> pd.DataFrame:
     """Decide every claim twice, with the first half of the seeds that are there and the second.
 
     A seed with less than half of the runs that another has is left out: notebooks that train a few
-    runs of several seeds would leave halves without most claims. Columns: paper, claim, first, second, changed, reversed. `options` are those of `compare`.
+    runs of several seeds would leave halves without most claims. Columns: paper, claim, first,
+    second, changed, reversed. `options` are those of `compare`.
 
     Raises:
         KitError: There are fewer than twice `FEWEST_SEEDS` seeds.

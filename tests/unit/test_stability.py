@@ -1,4 +1,4 @@
-"""The scoreboard over two disjoint sets of seeds: which seeds count, and what it says of changes."""
+"""The scoreboard over two disjoint sets of seeds: which seeds count, and what changed."""
 
 from __future__ import annotations
 
