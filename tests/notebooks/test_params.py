@@ -81,9 +81,11 @@ def test_each_run_is_resolved_once(monkeypatch, home):
         ["02"], {"overrides": "epochs=4 milestones=[] probe=20"}, None, None
     )
     place = Place(torch.device("cpu"), 2)
-    lists = reproduction.group_trainings(reproduction.missing_runs(jobs), place)
-    reproduction.training_tasks(lists, reproduction.evaluations_for(jobs), place)
-    reproduction.notebook_tasks(jobs, lists)
+    lists = reproduction.group_trainings(reproduction.untrained_runs(jobs).values(), place)
+    groups = reproduction.group_evaluations(jobs, lists)
+    reproduction.training_tasks(lists, place)
+    reproduction.evaluation_tasks(groups, lists, place)
+    reproduction.notebook_tasks(jobs, lists, groups)
     forecast.epochs_to_train(reproduction.needed_runs(jobs))
     assert len(counted) > 5 and set(counted.values()) == {1}, counted
     counted.clear()
