@@ -606,13 +606,12 @@ class _ProgressReport:
         if name in self.books:
             return f"drawing {name}: {self._journal(name).cell or 'starting'}"
         if name in self.groups:
+            plans = [plan for plan, _ in self.groups[name]]
             kept = [is_kept(run_of(p), ask) for p, asks in self.groups[name] for ask in asks]
-            return f"{name}: {sum(kept)} of {len(kept)}"
-        plan, more = self.lists[name][0], len(self.lists[name]) - 1
-        done = sum(1 for _ in (run_folder(plan) / "epochs").glob("*.npz"))
-        return (
-            f"{plan.spec.method}{f' and {more} more' if more else ''} {done}/{plan.recipe.epochs}"
-        )
+            return f"attacks on {_methods(plans)} {sum(kept)}/{len(kept)}"
+        plans = self.lists[name]
+        done = sum(1 for _ in (run_folder(plans[0]) / "epochs").glob("*.npz"))
+        return f"{_methods(plans)} {done}/{plans[0].recipe.epochs}"
 
     def _journal(self, name: str) -> Journal:
         job = self.books[name]
@@ -656,6 +655,10 @@ class _ProgressReport:
         """Write a line that stays."""
         self.said = time.monotonic()
         print(f"\r{line.ljust(100)}" if is_live() else line, flush=True)
+
+
+def _methods(plans: Sequence[Plan]) -> str:
+    return plans[0].spec.method + (f" and {len(plans) - 1} more" if len(plans) > 1 else "")
 
 
 def _print_summary(

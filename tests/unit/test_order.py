@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -72,7 +74,7 @@ def test_the_first_picture_takes_one_run_and_the_others_follow_steadily(jobs):
         ends[last] = simulate_tasks(some, CPU2, {name: work.get(name, 10.0) for name in some})
     times = list(ends.values())
     assert times[0] < 0.1 * times[-1] and times == sorted(times)
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(times)]
     assert (
         sum(time < times[-1] / 2 for time in times) >= len(times) / 2
         and max(gaps[:-1]) < 0.35 * times[-1]
