@@ -108,6 +108,20 @@ def environment_for_child(checkout: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path_for_child(checkout), "KIT_LIVE": "0"}
 
 
+def kernel_environment(given: Mapping[str, str] | None) -> dict[str, str]:
+    """The whole environment that a kernel is given: this process's own if nobody chose another."""
+    return dict(os.environ if given is None else given)
+
+
+def become_kernel(environment: Mapping[str, str]) -> None:
+    """Give this process, a fork, the environment of a kernel that ends when its parent does.
+
+    JPY_PARENT_PID tells ipykernel which process that is.
+    """
+    os.environ.clear()
+    os.environ.update(environment, JPY_PARENT_PID=f"{os.getppid()}")
+
+
 def worker_variables(threads: int) -> dict[str, str]:
     """What a worker process finds: its share of the cores, and that nobody watches.
 

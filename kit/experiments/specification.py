@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
@@ -234,13 +234,14 @@ def _leaders(plans: Iterable[Plan]) -> dict[str, Plan]:
 
 
 def group_for_stacking(
-    plans: Sequence[Plan], most: int
+    plans: Sequence[Plan], most: int, burn_ins: Collection[str] = ()
 ) -> tuple[list[list[Plan]], list[list[Plan]]]:
     """Group `plans` into lists of at most `most` that are trained as one program each.
 
     Returns the lists of those that leave their burn-in to the others, then the lists of these.
+    `burn_ins` are the keys of those that other runs have left before.
     """
-    leading = {plan.key for plan in _leaders(plans).values()}
+    leading = {plan.key for key, plan in _leaders(plans).items() if key not in burn_ins}
     waves: tuple[dict[str, list[Plan]], ...] = ({}, {})
     for plan in plans:
         waves[plan.key not in leading].setdefault(plan.stack_key or plan.key, []).append(plan)

@@ -9,12 +9,13 @@ whose stamp still fits is not run again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,11 @@ from kit.figures.table import output_folder
 from kit.jobs.flops import total_flops
 from kit.jobs.forecast import epochs_to_train, forecast_seconds
 from kit.jobs.local_engine import run_locally
+from kit.jobs.order import order_by_training, order_tasks, shared_burn_ins
 from kit.jobs.report import describe_reports
 from kit.jobs.tasks import Engine, Place, Task, simulate_tasks
 from kit.models.architectures import SMALL
+from kit.notebook.journal import Journal, journal_path, note_cell, read_journal
 from kit.notebook.parameter_cells import (
     NotebookValues,
     Parameter,
@@ -48,7 +51,7 @@ from kit.notebook.parameter_cells import (
 )
 from kit.papers.measured_cells import is_kept
 from kit.papers.table_runs import Evaluation
-from kit.training.runner import STACKED_NETWORKS, run, run_many
+from kit.training.runner import STACKED_NETWORKS, run_many
 
 #: TFLOP/s of one GPU that a plan's hours are stated for.
 ACHIEVED_TFLOPS = 100
@@ -232,35 +235,16 @@ def needed_runs(jobs: Sequence[NotebookJob]) -> list[Plan]:
     return list(unique.values())
 
 
-def evaluations_for(jobs: Sequence[NotebookJob]) -> dict[str, list[Evaluation]]:
-    """List what its notebooks evaluate each run under, by the run's key."""
-    wanted: dict[str, list[Evaluation]] = {}
-    for job in jobs:
-        for plan, asks in job.values.evaluations:
-            known = wanted.setdefault(plan.key, [])
-            known += [ask for ask in asks if ask not in known]
-    return wanted
-
-
 def is_trained(plan: Plan) -> bool:
     """Say whether its training came to its end."""
     return is_done(run_folder(plan))
 
 
-def is_ready(plan: Plan, asks: Sequence[Evaluation]) -> bool:
-    """Say whether it is trained and its evaluations are kept."""
-    return is_trained(plan) and all(is_kept(run_of(plan), ask) for ask in asks)
-
-
 # -------------------------------------------------------------------------------------- in a worker
 
 
-def train_and_evaluate(
-    some: list[tuple[dict, list[Evaluation]]], device: str, compiled: bool | None = None
-) -> float:
-    """Train runs quietly, and evaluate each under what its notebooks will ask for.
-
-    Those that fit together are trained as one program.
+def train_runs(some: list[dict], device: str, compiled: bool | None = None) -> float:
+    """Train runs quietly; those that fit together are trained as one program.
 
     Returns:
         The seconds it took.
@@ -268,20 +252,26 @@ def train_and_evaluate(
     Raises:
         KitError: Some runs failed; it names them, after the others are done.
     """
-    started, failures = time.monotonic(), []
-    plans = [resolve(RunSpec(**words)) for words, _ in some]
-    # A run that cannot be trained says why below.
-    with contextlib.suppress(KitError):
-        run_many(plans, device=device, quiet=True, compiled=compiled)
-    for plan, (_, asks) in zip(plans, some, strict=True):
-        try:
-            trained = run(plan, device=device, quiet=True, compiled=compiled)
+    started = time.monotonic()
+    plans = [resolve(RunSpec(**words)) for words in some]
+    run_many(plans, device=device, quiet=True, compiled=compiled)
+    return time.monotonic() - started
+
+
+def evaluate_runs(some: list[tuple[dict, list[Evaluation]]], device: str) -> float:
+    """Evaluate runs quietly, each under what a notebook will ask for.
+
+    A run that could not be trained is left out: its training has said why.
+
+    Returns:
+        The seconds it took.
+    """
+    started = time.monotonic()
+    for words, asks in some:
+        plan = resolve(RunSpec(**words))
+        if is_trained(plan):
             for attack, n, which in asks:
-                evaluate(trained, [attack], n=n, which=which, device=device, quiet=True)
-        except KitError as error:
-            failures.append(f"{plan.spec}: {error}" if len(some) > 1 else str(error))
-    if failures:
-        raise KitError("; ".join(failures))
+                evaluate(run_of(plan), [attack], n=n, which=which, device=device, quiet=True)
     return time.monotonic() - started
 
 
@@ -301,22 +291,25 @@ def run_notebook(
     started = time.monotonic()
     partial = Path(output).with_suffix(".partial.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        changed_environment(notebook_variables(folder, stamp, compiled)),
-        _stderr_to(Path(output).with_suffix(".log")),
-    ):
+    journal, log = journal_path(Path(folder), Path(path).stem), Path(output).with_suffix(".log")
+    journal.unlink(missing_ok=True)
+    with changed_environment(notebook_variables(folder, stamp, compiled)), _stderr_to(log):
         import papermill
 
+        from kit.jobs.batch_kernels import batch_engine
+
         try:
-            papermill.execute_notebook(
-                path,
-                str(partial),
-                parameters=values,
-                progress_bar=False,
-                log_output=False,
-                request_save_on_cell_execute=False,
-                cwd=str(Path(path).parent),
-            )
+            with batch_engine(log, functools.partial(note_cell, journal)) as engine:
+                papermill.execute_notebook(
+                    path,
+                    str(partial),
+                    engine_name=engine,
+                    parameters=values,
+                    progress_bar=False,
+                    log_output=False,
+                    request_save_on_cell_execute=False,
+                    cwd=str(Path(path).parent),
+                )
         except papermill.exceptions.PapermillExecutionError as error:
             os.replace(partial, output)
             first = f"{error.ename}: {error.evalue}" if error.ename != "KitError" else error.evalue
@@ -330,7 +323,8 @@ def _stderr_to(log: Path) -> Iterator[None]:
     """Within, what this process and those that it starts write to stderr goes to a file."""
     here, before = sys.stderr.fileno(), os.dup(sys.stderr.fileno())
     try:
-        with open(log, "w") as file:
+        log.unlink(missing_ok=True)
+        with open(log, "a") as file:
             os.dup2(file.fileno(), here)
         yield
     finally:
@@ -341,66 +335,122 @@ def _stderr_to(log: Path) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------- the tasks
 
 
-def missing_runs(jobs: Sequence[NotebookJob]) -> list[Plan]:
-    """List the runs that are not trained, or lack an evaluation that their notebooks want."""
-    asks = evaluations_for(jobs)
-    return [plan for plan in needed_runs(jobs) if not is_ready(plan, asks[plan.key])]
+#: What a task evaluates: runs, each under what a notebook wants.
+Evaluations = list[tuple[Plan, list[Evaluation]]]
 
 
-def group_trainings(missing: Sequence[Plan], place: Place) -> dict[str, list[Plan]]:
+def untrained_runs(jobs: Sequence[NotebookJob]) -> dict[str, list[Plan]]:
+    """Return the runs of each job that are not trained, in the order of `order_by_training`.
+
+    Each is with the first job that needs it.
+    """
+    return order_by_training(
+        {job.label: [plan for plan in job.values.plans if not is_trained(plan)] for job in jobs}
+    )
+
+
+def group_trainings(needs: Iterable[Sequence[Plan]], place: Place) -> dict[str, list[Plan]]:
     """Group runs by the task that trains them, under its title.
 
-    Those that leave their burn-in to others come first.
+    `needs` are the runs of each notebook, in order: no notebook waits for another's. Those that
+    leave their burn-in to others come first.
     """
-    most = min(STACKED_NETWORKS[place.device.type], -(-len(missing) // place.slots))
-    waves = group_for_stacking(missing, most)
-    return {_group_title(plans): plans for wave in waves for plans in wave}
+    needs = list(needs)
+    most = min(STACKED_NETWORKS[place.device.type], -(-sum(map(len, needs)) // place.slots))
+    lists: dict[str, list[Plan]] = {}
+    burn_ins: dict[str, int] = {}
+    for plans in needs:
+        for wave in group_for_stacking(plans, most, burn_ins):
+            lists |= {_group_title(some): some for some in wave}
+        burn_ins |= shared_burn_ins(plans)
+    return lists
 
 
-def _group_title(plans: list[Plan]) -> str:
+def _group_title(plans: Sequence[Plan]) -> str:
     return f"{plans[0].spec}" + (f" and {len(plans) - 1} more" if len(plans) > 1 else "")
 
 
+def group_evaluations(
+    jobs: Sequence[NotebookJob], lists: Mapping[str, list[Plan]]
+) -> dict[str, Evaluations]:
+    """Group what is to be evaluated by the task that does it, under its title.
+
+    It is what the first of the jobs wants that wants it, of runs that are trained together.
+    """
+    title_of = {plan.key: title for title, plans in lists.items() for plan in plans}
+    groups: dict[str, Evaluations] = {}
+    planned: dict[str, list[Evaluation]] = {}
+    for job in jobs:
+        for plan, asks in job.values.evaluations:
+            known = planned.setdefault(plan.key, [])
+            new = [
+                ask
+                for ask in dict.fromkeys(asks)
+                if ask not in known and not (is_trained(plan) and is_kept(run_of(plan), ask))
+            ]
+            if new:
+                title = f"attacks on {title_of.get(plan.key, plan.spec)} for {job.label}"
+                groups.setdefault(title, []).append((plan, new))
+                known += new
+    return groups
+
+
 def training_tasks(
-    lists: Mapping[str, list[Plan]],
-    asks: Mapping[str, list[Evaluation]],
-    place: Place,
-    compiled: bool = False,
+    lists: Mapping[str, list[Plan]], place: Place, compiled: bool = False
 ) -> dict[str, Task]:
     """Make a task of each list of runs.
 
-    It waits for the lists whose burn-in it shares, so that every burn-in is trained once.
+    It waits for the lists before it whose burn-in it shares, so that every burn-in is trained once.
     """
     leaders: dict[str, tuple[str, Plan]] = {}
-    for title, plans in lists.items():
-        for plan in plans:
-            leaders.setdefault(plan.burn_in_key, (title, plan))
     tasks = {}
     for title, plans in lists.items():
-        led = [(*leaders[plan.burn_in_key], plan.shared_epochs) for plan in plans]
-        after = frozenset(
-            other for other, leader, most in led if other != title and 0 < leader.burn_in <= most
-        )
-        some = [(plan.spec.words(), asks[plan.key]) for plan in plans]
+        after = set()
+        for plan in plans:
+            other, leader = leaders.get(plan.burn_in_key, (title, plan))
+            if other != title and leader.burn_in <= plan.shared_epochs:
+                after.add(other)
+        for plan in plans:
+            if plan.burn_in:
+                leaders.setdefault(plan.burn_in_key, (title, plan))
         # None: as KIT_COMPILE says where it is trained.
-        words = (some, str(place.device), compiled or None)
-        tasks[title] = Task(train_and_evaluate, words, after, gpu_share(plans))
+        words = ([plan.spec.words() for plan in plans], str(place.device), compiled or None)
+        tasks[title] = Task(train_runs, words, frozenset(after), gpu_share(plans))
+    return tasks
+
+
+def evaluation_tasks(
+    groups: Mapping[str, Evaluations], lists: Mapping[str, list[Plan]], place: Place
+) -> dict[str, Task]:
+    """Make a task of each group of evaluations; it waits for the lists that its runs are in."""
+    tasks = {}
+    for title, some in groups.items():
+        plans = [plan for plan, _ in some]
+        words = [(plan.spec.words(), asks) for plan, asks in some]
+        tasks[title] = Task(
+            evaluate_runs, (words, str(place.device)), _lists_with(plans, lists), gpu_share(plans)
+        )
     return tasks
 
 
 def notebook_tasks(
-    due: Sequence[NotebookJob], lists: Mapping[str, list[Plan]], compiled: bool = False
+    due: Sequence[NotebookJob],
+    lists: Mapping[str, list[Plan]],
+    groups: Mapping[str, Evaluations],
+    compiled: bool = False,
 ) -> dict[str, Task]:
     """Make a task of each notebook.
 
-    It waits for the lists that its runs are in. The last ones, which take longest, go first.
+    It waits for the lists that its runs are in, and for what evaluates them.
     """
     tasks = {}
-    for job in reversed(due):
-        keys = {plan.key for plan in job.values.plans}
-        after = frozenset(
-            title for title, plans in lists.items() if any(plan.key in keys for plan in plans)
-        )
+    for job in due:
+        asked = {(plan.key, ask) for plan, asks in job.values.evaluations for ask in asks}
+        evaluated = {
+            title
+            for title, some in groups.items()
+            if any((plan.key, ask) in asked for plan, asks in some for ask in asks)
+        }
         words = (
             str(job.path),
             str(job.output),
@@ -409,8 +459,16 @@ def notebook_tasks(
             job.stamp(),
             compiled,
         )
+        after = _lists_with(job.values.plans, lists) | evaluated
         tasks[job.label] = Task(run_notebook, words, after, gpu_share(job.values.plans))
     return tasks
+
+
+def _lists_with(plans: Sequence[Plan], lists: Mapping[str, list[Plan]]) -> frozenset[str]:
+    keys = {plan.key for plan in plans}
+    return frozenset(
+        title for title, some in lists.items() if any(plan.key in keys for plan in some)
+    )
 
 
 def gpu_share(plans: Sequence[Plan]) -> float:
@@ -433,8 +491,8 @@ def show_plan(jobs: list[NotebookJob], place: Place) -> None:
         )
     if not any(epochs for _, epochs in left):
         return
-    lists = group_trainings(missing_runs(jobs), place)
-    tasks = training_tasks(lists, evaluations_for(jobs), place)
+    lists = group_trainings(untrained_runs(jobs).values(), place)
+    tasks = training_tasks(lists, place)
     runs = f"training {sum(epochs > 0 for _, epochs in left)} runs, {place.words}"
     try:
         seconds = simulate_tasks(tasks, place, forecast_seconds(lists, place))
@@ -491,19 +549,21 @@ def reproduce(
         0, or 1 if any task failed.
     """
     started = time.monotonic()
-    missing = missing_runs(jobs)
-    untrained = sum(not is_trained(plan) for plan in missing)
-    due = [job for job in jobs if fresh or not job.is_done()]
-    attack = f", {len(missing) - untrained} to evaluate" if len(missing) > untrained else ""
-    books = f"{len(jobs)} notebooks, {len(due)} to run"
+    needs = untrained_runs(jobs)
+    ordered = sorted(jobs, key=lambda job: list(needs).index(job.label))
+    due = [job for job in ordered if fresh or not job.is_done()]
+    lists = group_trainings(needs.values(), place)
+    groups = group_evaluations(ordered, lists)
+    attacks = f", {sum(map(len, groups.values()))} to evaluate" if groups else ""
     print(
-        f"{len(needed_runs(jobs))} runs, {untrained} to train{attack}; {books}; {place.words}",
+        f"{len(needed_runs(jobs))} runs, {sum(map(len, lists.values()))} to train{attacks}; "
+        f"{len(jobs)} notebooks, {len(due)} to run; {place.words}",
         flush=True,
     )
-    lists = group_trainings(missing, place)
-    tasks = training_tasks(lists, evaluations_for(jobs), place, compiled)
-    tasks |= notebook_tasks(due, lists, compiled)
-    news = _ProgressReport(lists, {job.label: job for job in due})
+    tasks = training_tasks(lists, place, compiled) | evaluation_tasks(groups, lists, place)
+    tasks |= notebook_tasks(due, lists, groups, compiled)
+    tasks = order_tasks(tasks, [job.label for job in due])
+    news = _ProgressReport(lists, groups, {job.label: job for job in due})
     engine(tasks, place, news.tick, news.finished)
     _print_summary(jobs, news.seconds, news.failures, time.monotonic() - started)
     print(describe_reports(job.folder for job in jobs), flush=True)
@@ -511,15 +571,21 @@ def reproduce(
 
 
 class _ProgressReport:
-    """What is said while the tasks are done: a line when one has ended.
+    """What is said while the tasks are done: a line when one has ended, and of each new picture.
 
     It remembers what has failed, and each notebook's seconds.
     """
 
-    def __init__(self, lists: Mapping[str, list[Plan]], books: Mapping[str, NotebookJob]):
-        self.lists, self.books = lists, books
+    def __init__(
+        self,
+        lists: Mapping[str, list[Plan]],
+        groups: Mapping[str, Evaluations],
+        books: Mapping[str, NotebookJob],
+    ):
+        self.lists, self.groups, self.books = lists, groups, books
         self.seconds: dict[str, float] = {}
         self.failures: dict[str, str] = {}
+        self.shown: dict[str, int] = {}  # pictures of each notebook
         self.began = self.said = time.monotonic()
         self.trained, self.runs = 0, sum(map(len, lists.values()))
 
@@ -527,6 +593,8 @@ class _ProgressReport:
         """Say what is being done: in the line that stands there, else in a new one now and then."""
         if not running:
             return
+        for name in running:
+            self._name_pictures(name)
         states = ", ".join(self._state(name) for name in sorted(running))
         line = f"  {self.trained}/{self.runs} trained; now {states}"[:100]
         if is_live():
@@ -538,30 +606,61 @@ class _ProgressReport:
 
     def _state(self, name: str) -> str:
         if name in self.books:
-            return name
-        plan = self.lists[name][0]
-        done = sum(1 for _ in (run_folder(plan) / "epochs").glob("*.npz"))
-        return f"{plan.spec.method} {done}/{plan.recipe.epochs}"
+            return f"drawing {name}: {self._journal(name).cell or 'starting'}"
+        if name in self.groups:
+            plans = [plan for plan, _ in self.groups[name]]
+            kept = [is_kept(run_of(p), ask) for p, asks in self.groups[name] for ask in asks]
+            return f"attacks on {_methods(plans)} {sum(kept)}/{len(kept)}"
+        plans = self.lists[name]
+        done = sum(1 for _ in (run_folder(plans[0]) / "epochs").glob("*.npz"))
+        return f"{_methods(plans)} {done}/{plans[0].recipe.epochs}"
+
+    def _journal(self, name: str) -> Journal:
+        job = self.books[name]
+        return read_journal(journal_path(job.folder, job.name))
+
+    def _name_pictures(self, name: str) -> None:
+        """Say which pictures a notebook has drawn since it was last looked at."""
+        if name in self.books:
+            pictures = self._journal(name).pictures
+            for picture in pictures[self.shown.get(name, 0) :]:
+                self._say(f"  {picture}")
+            self.shown[name] = len(pictures)
 
     def finished(self, name: str, error: BaseException | None, seconds: float) -> None:
+        """Say how a task has ended."""
+        rest = ""
         if name in self.lists:
             self.trained += len(self.lists[name])
             left = (time.monotonic() - self.began) / self.trained * (self.runs - self.trained)
             title = f"[{self.trained}/{self.runs}] {name}"
             well = f"ready in {format_duration(seconds)}"
             rest = f" ({format_duration(left)} left)" if left >= 1 else ""
+        elif name in self.groups:
+            title, well = name, f"made in {format_duration(seconds)}"
         else:
+            self._name_pictures(name)
+            job = self.books[name]
+            journal_path(job.folder, job.name).unlink(missing_ok=True)
             self.seconds[name] = seconds
-            if error is None and not self.books[name].is_done():
+            if error is None and not job.is_done():
                 error = KitError(
                     "it ended without its stamp: study.finish() was not reached, which must be the "
                     "last line of its last cell"
                 )
-            title, well, rest = name, f"made in {format_duration(seconds)}", ""
+            title, well = name, f"made in {format_duration(seconds)}"
         if error is not None:
             self.failures[name] = str(error)
-        line = f"  {title}: {f'failed: {error}' if error else well}{rest}"
+        self._say(f"  {title}: {f'failed: {error}' if error else well}{rest}")
+
+    def _say(self, line: str) -> None:
+        """Write a line that stays."""
+        self.said = time.monotonic()
         print(f"\r{line.ljust(100)}" if is_live() else line, flush=True)
+
+
+def _methods(plans: Sequence[Plan]) -> str:
+    return plans[0].spec.method + (f" and {len(plans) - 1} more" if len(plans) > 1 else "")
 
 
 def _print_summary(

@@ -15,8 +15,9 @@ import ast
 import io
 import json
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +26,14 @@ from kit.core.errors import KitError, describe_value, unknown_name
 from kit.core.parameters import Range, check_value
 from kit.core.registry import split_names
 from kit.experiments.recipes import find_recipe
-from kit.experiments.specification import Plan, RunSpec, parse_overrides, resolve
+from kit.experiments.specification import (
+    Plan,
+    RunSpec,
+    parse_overrides,
+    parse_value,
+    resolve,
+    split_settings,
+)
 from kit.methods.table import METHODS
 from kit.papers.table_runs import Evaluation, asked, chosen_tables, grid
 
@@ -76,7 +84,8 @@ class NotebookValues:
     """A notebook's parameters, checked, parsed and resolved: once in a process.
 
     `given` has each parameter's value as its cell declares it. `grid`: {setting: its overrides, one
-    a value}; one setting is varied at a time, the others stay. `tables` are (paper, table) pairs.
+    a value}; one setting is varied at a time, the others stay. `listed`: {a parameter that ends in
+    `_runs`: the runs that it lists}. `tables` are (paper, table) pairs.
     `evaluations` has every run that is asked for with all that it is evaluated under, and
     `table_evaluations` the runs of the `tables` alone, each with what those print.
     """
@@ -88,6 +97,7 @@ class NotebookValues:
     attacks: tuple[str, ...]
     strong_n: int
     grid: Mapping[str, list[dict[str, Any]]]
+    listed: Mapping[str, tuple[Plan, ...]]
     tables: tuple[tuple[str, str], ...]
     evaluations: tuple[tuple[Plan, list[Evaluation]], ...]
     table_evaluations: tuple[tuple[Plan, list[Evaluation]], ...]
@@ -96,6 +106,16 @@ class NotebookValues:
     def plans(self) -> list[Plan]:
         """Every run that is asked for."""
         return [plan for plan, _ in self.evaluations]
+
+    def plans_of(self, methods: Collection[str]) -> list[Plan]:
+        """Return the runs of some methods; those that a `..._runs` parameter lists are not theirs.
+
+        A run that is asked for both ways is.
+        """
+        apart = {id(plan) for plans in self.listed.values() for plan in plans}
+        return [
+            plan for plan in self.plans if plan.spec.method in methods and id(plan) not in apart
+        ]
 
     @property
     def specs(self) -> list[RunSpec]:
@@ -197,8 +217,11 @@ def parse_values(values: Mapping[str, Any]) -> NotebookValues:
     `recipe`, `seed` or `seeds`, and `overrides`; each of them again at every point of a `grid`,
     such as "weight.slope=7,8,9 weight.bias=-0.2,-0.5"; `norm` and `eps` (0: the recipe's) are their
     threat; and those that the papers' printed `tables`
-    take, say "clirat-1 mail-2" or all, strong attacks on their first `strong_n` images. All runs
-    are evaluated under the `attacks`.
+    take, say "clirat-1 mail-2" or all, strong attacks on their first `strong_n` images. These runs
+    are evaluated under the `attacks`. A parameter `..._runs` lists more: methods, then their own
+    `recipe`, `seed` and settings, each with one value or several, such as
+    "std at recipe=mixture seed=0,1,2"; without a recipe they are on the notebook's, with its
+    `overrides`, and a seed +1 is the notebook's first and one more.
 
     Raises:
         KitError: Any word is wrong; all runs are resolved here.
@@ -225,6 +248,11 @@ def parse_values(values: Mapping[str, Any]) -> NotebookValues:
     ]
     specs += [spec for spec, _ in by_table if spec not in specs]
     plans = [resolve(spec) for spec in specs]
+    listed = {
+        name: tuple(map(resolve, _list_runs(name, text, recipe, seeds[0], overrides)))
+        for name, text in values.items()
+        if name.endswith("_runs")
+    }
     return NotebookValues(
         given=dict(values),
         recipe=recipe,
@@ -233,6 +261,7 @@ def parse_values(values: Mapping[str, Any]) -> NotebookValues:
         attacks=attacks,
         strong_n=strong_n,
         grid=points,
+        listed=listed,
         tables=tables,
         evaluations=tuple(
             (
@@ -241,7 +270,8 @@ def parse_values(values: Mapping[str, Any]) -> NotebookValues:
                 + [ask for spec, asks in by_table if spec == plan.spec for ask in asks],
             )
             for plan in plans
-        ),
+        )
+        + tuple((plan, []) for several in listed.values() for plan in several),
         table_evaluations=tuple((plans[specs.index(spec)], asks) for spec, asks in by_table),
     )
 
@@ -282,6 +312,53 @@ def _parse_grid(text: str) -> dict[str, list[dict[str, Any]]]:
             raise KitError(f"grid: {describe_value(name)} is there twice; name each setting once")
         points[name] = [parse_overrides(f"{name}={choice}") for choice in choices.split(",")]
     return points
+
+
+def _list_runs(
+    parameter: str, text: str, recipe: str, first_seed: int, overrides: Mapping[str, Any]
+) -> list[RunSpec]:
+    """The runs of a `..._runs` parameter: every method with every choice of each setting."""
+    words = split_settings(text.replace(", ", " "))
+    methods = [word for word in words if "=" not in word]
+    settings = dict(_parse_choices(parameter, word) for word in words if "=" in word)
+    if not methods:
+        raise KitError(
+            f"{parameter}={describe_value(text)} names no method; it must begin with methods, "
+            f"settings behind them, such as at seed=+0,+1. Choices: {', '.join(METHODS)}"
+        )
+    [recipe_of_its_own] = settings.pop("recipe", [""])[:1]
+    seeds = [_seed_number(parameter, word, first_seed) for word in settings.pop("seed", ["+0"])]
+    shared = {} if recipe_of_its_own else overrides
+    points = product(*([(name, value) for value in some] for name, some in settings.items()))
+    return [
+        RunSpec(
+            method,
+            recipe_of_its_own or recipe,
+            seed,
+            {**shared, **{name: parse_value(value) for name, value in point}},
+        )
+        for method, point, seed in product(methods, list(points), seeds)
+    ]
+
+
+def _parse_choices(parameter: str, word: str) -> tuple[str, list[str]]:
+    name, _, choices = word.partition("=")
+    found = choices.split(",")
+    if not name or not all(found):
+        raise KitError(
+            f"{parameter}: {describe_value(word)} must be one setting with its values, commas "
+            "between them, such as seed=0,1,2"
+        )
+    return name, found
+
+
+def _seed_number(parameter: str, word: str, first: int) -> int:
+    if not word.removeprefix("+").isdecimal() or len(word) > 18:
+        raise KitError(
+            f"{parameter}: seed={describe_value(word)} must be a whole number, or one behind a + "
+            "that is added to the notebook's own seed"
+        )
+    return int(word) + (first if word.startswith("+") else 0)
 
 
 def _parse_seeds(values: Mapping[str, Any]) -> list[int]:

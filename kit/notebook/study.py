@@ -14,10 +14,10 @@ import ast
 import contextlib
 import html
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 from torch import nn
@@ -35,6 +35,7 @@ from kit.experiments.runs import Run, is_done, run_folder
 from kit.experiments.specification import Plan, RunSpec
 from kit.figures.base import Claim, Drawing, plain
 from kit.figures.table import draw, output_folder
+from kit.notebook.journal import journal_path, note_pictures
 from kit.notebook.parameter_cells import NotebookValues, check_parameters, declared_parameters
 from kit.papers.measured_cells import PaperTable, measured
 from kit.papers.record import RECORD, read_record
@@ -42,6 +43,9 @@ from kit.papers.verdicts import compare
 from kit.training.adoption import adopt
 from kit.training.runner import run, run_many
 from kit.widgets.panel import Panel, attended
+
+#: What a study makes: it has `files`.
+Made = TypeVar("Made", Drawing, ResultTable)
 
 #: What these runs show by themselves. A verdict takes several seeds; the record has it.
 _VERDICT_MARKS = {"holds": "✓ so here", "fails": "✗ not so here", "undecided": "? undecided here"}
@@ -119,14 +123,14 @@ class Study:
         Raises:
             KitError: They name no such method, or its run cannot be trained.
         """
-        plan = next((plan for plan in self.values.plans if plan.spec.method == method), None)
-        if plan is None:
+        plans = self.values.plans_of([method])
+        if not plans:
             raise unknown_name(
                 "method in this notebook's parameters", method, {spec.method for spec in self.specs}
             )
-        return self._open(plan)
+        return self._open(plans[0])
 
-    def _train(self, plans: list[Plan]) -> None:
+    def _train(self, plans: Sequence[Plan]) -> None:
         """Many at once. What cannot be trained says so when it is opened."""
         with contextlib.suppress(KitError):
             run_many(plans, quiet=True)
@@ -140,7 +144,7 @@ class Study:
     def runs(self, methods: str) -> dict[str, Run]:
         """Return {method: its run} of several names with spaces or commas between."""
         names = split_names(methods)
-        self._train([plan for plan in self.values.plans if plan.spec.method in names])
+        self._train(self.values.plans_of(names))
         return {method: self.run(method) for method in names}
 
     def every_seed(self, method: str) -> list[Run]:
@@ -150,9 +154,7 @@ class Study:
             KitError: They name no such method, or its run cannot be trained.
         """
         self.run(method)  # refuses a method that is not there
-        wanted = [plan for plan in self.values.plans if plan.spec.method == method]
-        self._train(wanted)
-        return [self._open(plan) for plan in wanted]
+        return self._train_all(self.values.plans_of([method]))
 
     def grid(self, setting: str) -> list[Run]:
         """Return the runs at the values of one setting of the `grid` parameter.
@@ -170,8 +172,21 @@ class Study:
             for plan in self.values.plans
             if any(plan.spec.overrides.items() >= point.items() for point in points[setting])
         ]
-        self._train(wanted)
-        return [self._open(plan) for plan in wanted]
+        return self._train_all(wanted)
+
+    def listed(self, parameter: str) -> list[Run]:
+        """Return the runs that a parameter `..._runs` lists, in its order.
+
+        Raises:
+            KitError: There is no such parameter, or a run cannot be trained.
+        """
+        if parameter not in self.values.listed:
+            raise unknown_name("parameter that lists runs", parameter, self.values.listed)
+        return self._train_all(self.values.listed[parameter])
+
+    def _train_all(self, plans: Sequence[Plan]) -> list[Run]:
+        self._train(plans)
+        return [self._open(plan, quiet=len(plans) > 1) for plan in plans]
 
     def adopt(self, path: str, architecture: str = "") -> Run:
         """Make a run of the checkpoint at `path`, under the recipe and threat of the parameters.
@@ -210,8 +225,14 @@ class Study:
             else methods or self.opened.values()
         )
         runs = list(given)
-        drawing = draw(figure, runs, folder=self.folder / under, **options)
+        return self._keep(draw(figure, runs, folder=self.folder / under, **options))
+
+    def _keep(self, drawing: Made) -> Made:
+        """Remember what was made, and name its pictures to whoever waits for this notebook."""
         self.drawings.append(drawing)
+        if notebook_stamp():
+            pictures = [path for path in drawing.files if path.suffix == ".png"]
+            note_pictures(journal_path(self.folder, self.notebook), pictures)
         return drawing
 
     def show(self, panel: Panel) -> Panel:
@@ -229,7 +250,7 @@ class Study:
                 options=panel.values,
                 seconds=0.0,
             )
-            self.drawings.append(panel.figure)
+            self._keep(panel.figure)
         return panel
 
     def table(self, title: str, name: str) -> ResultTable:
@@ -246,8 +267,7 @@ class Study:
                 missing[str(plan.spec)] = str(error)
         table = result_table(title, runs, list(self.values.attacks), missing=missing)
         table.save(self.folder, name)
-        self.drawings.append(table)
-        return table
+        return self._keep(table)
 
     def measured_tables(self) -> list[PaperTable]:
         """Set each printed table of the `tables` parameter beside what its runs measure.
@@ -267,7 +287,7 @@ class Study:
         for paper, name in values.tables:
             found.append(measured(paper, name, seeds=values.seeds, **values.table_options))
             found[-1].save(self.folder, f"{paper}-table-{name[1:]}")
-        self.drawings += found
+            self._keep(found[-1])
         return found
 
     def compare(self) -> pd.DataFrame:

@@ -37,8 +37,8 @@ def main() -> None:
                 options.only, parse_overrides(" ".join(options.set)), None, None
             )
             place = Place(pick_device(), options.jobs)
-            lists = reproduction.group_trainings(reproduction.missing_runs(jobs), place)
-            tasks = reproduction.training_tasks(lists, reproduction.evaluations_for(jobs), place)
+            lists = reproduction.group_trainings(reproduction.untrained_runs(jobs).values(), place)
+            tasks = reproduction.training_tasks(lists, place)
             began = time.monotonic()
             each = forecast_seconds(lists, place)
             forecast, took = simulate_tasks(tasks, place, each), time.monotonic() - began

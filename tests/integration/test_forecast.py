@@ -32,7 +32,7 @@ def specs(*methods: str, **settings) -> list[RunSpec]:
 
 
 def lists_of(asked: list[RunSpec], slots: int) -> dict:
-    return reproduction.group_trainings([resolve(spec) for spec in asked], Place(CPU, slots))
+    return reproduction.group_trainings([[resolve(spec) for spec in asked]], Place(CPU, slots))
 
 
 def test_a_shared_burn_in_is_counted_once_as_it_is_trained_once(home):
@@ -64,9 +64,7 @@ def test_a_shared_burn_in_is_counted_once_as_it_is_trained_once(home):
 def test_lists_wait_for_the_burn_in_that_they_share(fresh_home):
     asked = specs("at", "std", "clirat", "mail-at")
     lists = lists_of(asked, 2)
-    tasks = reproduction.training_tasks(
-        lists, {plan.key: [] for plans in lists.values() for plan in plans}, Place(CPU, 2)
-    )
+    tasks = reproduction.training_tasks(lists, Place(CPU, 2))
     first = {title: plans[0].spec.method for title, plans in lists.items()}
     led = {first[title]: [first[other] for other in task.after] for title, task in tasks.items()}
     assert led == {"clirat": [], "std": [], "at": ["clirat"]}
@@ -289,7 +287,5 @@ def test_gpu_hours_where_no_gpu_is(home, monkeypatch, capsys):
 def test_the_forecast_schedules_what_is_submitted(home):
     """Two programs of one length side by side take its time; what waits for them comes on top."""
     lists = lists_of(specs("mail-at", "at", "std", "clirat"), 2)
-    tasks = reproduction.training_tasks(
-        lists, {plan.key: [] for plans in lists.values() for plan in plans}, Place(CPU, 2)
-    )
+    tasks = reproduction.training_tasks(lists, Place(CPU, 2))
     assert simulate_tasks(tasks, Place(CPU, 2), dict.fromkeys(tasks, 5.0)) == 10

@@ -217,7 +217,7 @@ def test_compiling_is_an_argument(monkeypatch, fresh_home):
             jobs, Place(torch.device("cpu"), 1), engine=engine, compiled=compiled
         )
         heard = {(task.work.__name__, task.args[-1]) for task in tasks.values()}
-        assert heard == {("train_and_evaluate", compiled or None), ("run_notebook", compiled)}
+        assert heard == {("train_runs", compiled or None), ("run_notebook", compiled)}
     assert "KIT_COMPILE" not in os.environ
     assert environment.notebook_variables("out", "stamp", True)["KIT_COMPILE"] == "1"
     assert "KIT_COMPILE" not in environment.notebook_variables("out", "stamp", False)

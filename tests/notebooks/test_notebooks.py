@@ -314,7 +314,9 @@ def test_plan_shares_runs_and_seeds_get_their_own_folder(home, tmp_path):
         ("05_class_confusion", "seed-1"),
     ]
     specs = [plan.spec for plan in reproduction.needed_runs(jobs)]
-    assert len(specs) == 2 * 11 and len({(s.method, s.seed) for s in specs}) == len(specs)
+    mixture = [spec for spec in specs if spec.recipe == "mixture"]
+    assert len(specs) == 2 * 11 + len(mixture), "both seeds' notebooks draw the same Gaussians"
+    assert len({(s.method, s.recipe, s.seed) for s in specs}) == len(specs) and len(mixture) == 6
 
 
 def test_settings_take_the_place_of_the_notebooks_own(home):
@@ -333,18 +335,17 @@ def test_a_notebook_waits_for_its_own_runs_alone(fresh_home):
         reproduction.plan_jobs(["01", "04"], {}, None, None),
         Place(torch.device("cpu"), 2),
     )
-    lists = reproduction.group_trainings(reproduction.missing_runs(jobs), place)
-    tasks = reproduction.notebook_tasks(jobs, lists)
-    assert list(tasks) == ["04_min_max", "01_one_loop"], "the longest first"
+    lists = reproduction.group_trainings(reproduction.untrained_runs(jobs).values(), place)
+    tasks = reproduction.notebook_tasks(jobs, lists, {})
     for job in jobs:
         wanted = {plan.key for plan in job.values.plans}
         assert tasks[job.label].after == {
             title for title, plans in lists.items() if wanted & {plan.key for plan in plans}
         }
         assert 0 < len(tasks[job.label].after) < len(lists) and tasks[job.label].share == 0.25
-    assert not reproduction.notebook_tasks(jobs, {})["04_min_max"].after, "its runs are there"
+    assert not reproduction.notebook_tasks(jobs, {}, {})["04_min_max"].after, "its runs are there"
     deep = reproduction.plan_jobs(["01"], {"overrides": "model=resnet18"}, None, None)
-    assert reproduction.notebook_tasks(deep, {})["01_one_loop"].share == 1
+    assert reproduction.notebook_tasks(deep, {}, {})["01_one_loop"].share == 1
 
 
 # ------------------------------------------------------------------------------- the other commands

@@ -11,6 +11,7 @@ import torch
 import kit
 from kit.core.errors import KitError
 from kit.experiments import specification
+from kit.experiments.specification import RunSpec
 from kit.figures.base import Claim
 from kit.jobs import forecast, reproduction
 from kit.jobs.tasks import Place
@@ -57,6 +58,45 @@ def test_names_have_spaces_or_commas_between():
     assert values.seeds == (1, 2) and values.attacks == ("natural", "pgd20")
 
 
+def test_listed_runs_are_planned_with_their_own_settings(home):
+    """Methods, settings and seeds in this order; a recipe of their own takes no `overrides`."""
+    values = parse_values(
+        {
+            "method": "at",
+            "seed": 4,
+            "overrides": "epochs=3 milestones=[]",
+            "some_runs": "cse regulariser.strength=0,1.5 seed=+0,+1",
+            "mixture_runs": "std at recipe=mixture seed=7",
+        }
+    )
+    assert [(s.method, s.seed, s.overrides["regulariser.strength"]) for s in values.specs[1:5]] == [
+        ("cse", 4, 0),
+        ("cse", 5, 0),
+        ("cse", 4, 1.5),
+        ("cse", 5, 1.5),
+    ]
+    assert all(spec.overrides["epochs"] == 3 for spec in values.specs[:5])
+    assert values.specs[5:] == [RunSpec(name, "mixture", 7) for name in ("std", "at")]
+    assert [plan.spec for plan in values.listed["mixture_runs"]] == values.specs[5:]
+    assert [plan.spec for plan in values.plans_of(["at"])] == values.specs[:1], "not the mixture's"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seed=1", "names no method"),
+        ("at seed=x", "must be a whole number"),
+        ("at seed=", "one setting with its values"),
+        ("nothing", "Choices"),
+        ("at recipe=nothing", "Choices"),
+        ("at stride=2", "stride"),
+    ],
+)
+def test_listed_runs_that_cannot_be(text, says):
+    with pytest.raises(KitError, match=says):
+        parse_values({"method": "at", "some_runs": text})
+
+
 def test_each_run_is_resolved_once(monkeypatch, home):
     """The text of a cell is parsed once and each of its runs resolved once, on the whole way to a
     plan of a batch, and in the kernel of a notebook.
@@ -81,9 +121,11 @@ def test_each_run_is_resolved_once(monkeypatch, home):
         ["02"], {"overrides": "epochs=4 milestones=[] probe=20"}, None, None
     )
     place = Place(torch.device("cpu"), 2)
-    lists = reproduction.group_trainings(reproduction.missing_runs(jobs), place)
-    reproduction.training_tasks(lists, reproduction.evaluations_for(jobs), place)
-    reproduction.notebook_tasks(jobs, lists)
+    lists = reproduction.group_trainings(reproduction.untrained_runs(jobs).values(), place)
+    groups = reproduction.group_evaluations(jobs, lists)
+    reproduction.training_tasks(lists, place)
+    reproduction.evaluation_tasks(groups, lists, place)
+    reproduction.notebook_tasks(jobs, lists, groups)
     forecast.epochs_to_train(reproduction.needed_runs(jobs))
     assert len(counted) > 5 and set(counted.values()) == {1}, counted
     counted.clear()
