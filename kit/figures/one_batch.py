@@ -111,6 +111,19 @@ def describe_mini_batch(data: FigureData) -> str:
     )
 
 
+def notice_mini_batch(data: FigureData) -> str:
+    """What share of its weight each method gives to the least safe image."""
+    first = {
+        method: weights[0] / sum(weights) if sum(weights) else 0.0
+        for method, weights in data.facts["weights"].items()
+    }
+    return (
+        "The least safe image, the first one, gets this share of all weight: "
+        + ", ".join(f"{method} {share:.0%}" for method, share in first.items())
+        + f". With equal weights it would be {1 / data.facts['n']:.0%}."
+    )
+
+
 # -------------------------------------------------------------------------------------- all methods
 
 
@@ -174,4 +187,16 @@ def describe_every_weight(data: FigureData) -> str:
         f"All {len(facts['weight_on_robust'])} reweighting rows on {facts['n']} training images of "
         f"one network ({data.method}, {data.setting}, {data.extras['moment']}); "
         f"{facts['misclassified']} of the images are misclassified under attack."
+    )
+
+
+def notice_every_weight(data: FigureData) -> str:
+    """Which rows give most weight to what is already right, and which one gives least."""
+    shares = {k: v for k, v in data.facts["weight_on_robust"].items() if v is not None}
+    most, least = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
+    over = sum(share > 0.5 for share in shares.values())
+    return (
+        f"{over} of {len(shares)} rows give more than half of their weight to images that are "
+        f"already right under attack. {most} gives them most ({shares[most]:.0%}), {least} least "
+        f"({shares[least]:.0%})."
     )

@@ -8,6 +8,7 @@ list. Nothing is read from prose.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,7 +57,9 @@ def read_stamps(recipe: str) -> list[NotebookStamp]:
         if isinstance(record, dict) and {"notebook", "verdicts", "runs"} <= set(record):
             parameters = {"recipe": recipe, "overrides": "", **record.get("parameters", {})}
             current = all({"number", "estimates"} <= set(found) for found in record["verdicts"])
-            foreign = record.get("adopted", False)  # no paper's claim is about such a network
+            # No paper's claim is about such a network, or about settings tried by hand.
+            tried = not re.fullmatch(r"|seed-\d+", record.get("variant", ""))
+            foreign = record.get("adopted", False) or tried
             if current and not foreign and parameters["recipe"] == recipe:
                 trained = trained_on(recipe, parse_overrides(parameters["overrides"]))
                 runs = frozenset(record["runs"].values())
