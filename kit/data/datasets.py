@@ -159,9 +159,9 @@ def load_dataset(
 
     `validation` training images are held out, and at most `train_size` (0 = all) of the others are
     used: a fixed stratified choice, the same for every seed. Of a folder they are no more than it
-    has (`fit_to_folder`). In each split every prefix is a stratified sample (`stratified_order`). Ids count the images in the order of the files. Test ids
-    follow the training ids, and the ids of generated images follow the test ids; generated
-    images are in `train` only.
+    has (`fit_to_folder`). In each split every prefix is a stratified sample (`stratified_order`).
+    Ids count the images in the order of the files. Test ids follow the training ids, and the ids of
+    generated images follow the test ids; generated images are in `train` only.
 
     Raises:
         KitError: The name is unknown, a file is missing, truncated or foreign, or the data set has

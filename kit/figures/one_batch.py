@@ -16,7 +16,7 @@ from kit.figures.base import Drawing, FigureData
 from kit.figures.run_outputs import describe_setting
 from kit.methods.criteria import probabilistic_margin
 from kit.methods.step_outputs import StepOutputs
-from kit.methods.table import METHODS
+from kit.methods.table import METHODS, Method
 
 
 def last_probe(run: Run, count: int) -> tuple[StepOutputs, Tensor]:
@@ -30,6 +30,11 @@ def last_probe(run: Run, count: int) -> tuple[StepOutputs, Tensor]:
     real = {name: arrays[name].double() for name in ("logits_adv", "logits_nat", "p_flip")}
     streams = Streams(arrays["ids"], "figure")
     return StepOutputs(**whole, **real, steps=run.plan.recipe.steps, streams=streams), arrays["ids"]
+
+
+def row_of(name: str, run: Run) -> Method:
+    """Return the row of a method; that of the run's own method has the run's settings."""
+    return run.plan.method if name == run.method else METHODS[name]
 
 
 # ---------------------------------------------------------------------------------- several methods
@@ -55,7 +60,7 @@ def compute_mini_batch(
     order = margin.argsort()
     train = run.data().train
     images = train.take(torch.cat([(train.ids == i).nonzero()[0] for i in ids[order]])).x()
-    weights = {m: METHODS[m].weigh(outputs)[order].detach().numpy() for m in methods}
+    weights = {m: row_of(m, run).weigh(outputs)[order].detach().numpy() for m in methods}
     facts = {
         "n": len(order),
         "margin": margin[order].tolist(),
@@ -133,7 +138,7 @@ def compute_every_weight(run: Run, *, count: int = 60) -> FigureData:
     order = probabilistic_margin(outputs.probs_adv, outputs.y).argsort().numpy()
     epochs = run.epochs
     weights = {
-        name: row.at(epochs, epochs).weigh(outputs).detach().numpy()[order]
+        name: row_of(name, run).at(epochs, epochs).weigh(outputs).detach().numpy()[order]
         for name, row in METHODS.items()
         if row.reweights
     }

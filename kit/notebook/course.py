@@ -286,6 +286,7 @@ def papers_table() -> Markdown:
 
 
 def _bibliography(paper: str) -> list[dict[str, Any]]:
+    PAPERS[paper]  # refuses a paper that is not there
     table = read_table("bibliography")
     return table[table["paper"] == paper].to_dict("records")
 
