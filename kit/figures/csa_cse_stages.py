@@ -158,6 +158,8 @@ def _draw_loss_bars(axes: Axes, losses: dict[str, np.ndarray]) -> None:
     axes.bar(range(len(ce)), ce, color=s.BLUE, width=0.55)
     axes.bar(range(len(ce)), cost, bottom=ce, color=s.ORANGE, width=0.55)
     top = float((ce + cost).max())
+    for place, loss in enumerate(ce + cost):  # a bar of nearly nothing cannot be seen
+        axes.text(place, loss + 0.02 * top, f"{loss:.2g}", ha="center", va="bottom", fontsize=7)
     axes.set(xlim=(-0.5, len(ce) - 0.5), xticks=[], ylim=(0, 1.4 * top), xlabel="the same images")
     axes.set_ylabel("3  loss", fontsize=8.5, fontweight="bold")
     axes.text(

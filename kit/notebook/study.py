@@ -52,8 +52,8 @@ from kit.widgets.panel import Panel, attended
 #: What these runs show by themselves. A verdict takes several seeds; the record has it.
 _VERDICT_MARKS = {"holds": "✓ so here", "fails": "✗ not so here", "undecided": "? undecided here"}
 
-#: How many statements came to what, in a sentence.
-_LEARNED = {"holds": "are so in these runs", "fails": "are not", "undecided": "stay open"}
+#: How many statements came to what, in a list.
+_LEARNED = {"holds": "so in these runs", "fails": "not so", "undecided": "undecided"}
 
 
 def begin_study(notebook: str, namespace: Mapping[str, Any]) -> Study:
@@ -331,7 +331,7 @@ class Study:
             counts = ", ".join(
                 f"{len(found)} {_LEARNED[reading]}" for reading, found in by_reading.items()
             )
-            lines += [f"Of {len(self.verdicts)} statements in this notebook {counts}:", ""]
+            lines += [f"The notebook checked {len(self.verdicts)} statements: {counts}.", ""]
             lines += [
                 f"* {_VERDICT_MARKS[reading]}: {claim}"
                 for reading, found in by_reading.items()
