@@ -17,6 +17,7 @@ import nbformat
 import papermill
 import pytest
 import torch
+from nbconvert import HTMLExporter
 
 from kit.core import files
 from kit.figures.table import FIGURES
@@ -127,6 +128,21 @@ def made_everything(done: subprocess.CompletedProcess, out: Path, books: list[Pa
     for name in (name for name in FIGURES if f'\\"{name}\\"' in text):
         for ending in ("png", "svg", "json"):
             assert (out / f"{name}.{ending}").stat().st_size > 500
+
+
+def test_a_web_page_of_a_notebook_shows_every_caption(batch_run):
+    """`nbconvert --to html`: a figure with a visible caption and an alternative text each."""
+    _, out = batch_run
+    for name in SOME:
+        page, _ = HTMLExporter().from_filename(str(out / f"{name}.ipynb"))
+        figures = re.findall(r"<figure class='kit-figure'>.*?</figure>", page, re.DOTALL)
+        drawn = [f for f in files.read_json(out / f"{name}.json")["figures"] if f.endswith("png")]
+        assert len(figures) == len(drawn) > 0
+        for figure in figures:
+            assert re.search(r"<img alt='[^']{10,}'", figure)
+            assert re.search(r"<figcaption><p>[^<]{40,}</p>", figure)
+            assert "<p>What to notice: " in figure
+        assert "No description has been provided" not in page
 
 
 def test_reproduce_makes_everything(batch_run):
