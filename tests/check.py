@@ -1,4 +1,4 @@
-"""What is checked without running the kit: lint, format, README's layout, types.
+"""What is checked without running the kit: lint, format, layout, notebooks' heads, types.
 
     .ci/check           # says what is wrong; changes nothing
     .ci/check --fix     # mends what can be mended: lint, format, layout
@@ -36,10 +36,12 @@ class Check(NamedTuple):
 def checks() -> list[Check]:
     """List the checks in their order, the quick ones first."""
     layout = (sys.executable, "-m", "tests.helpers.layout")
+    course = (sys.executable, "-m", "tests.helpers.course")
     found = [
         Check("lint", (*RUFF, "check", *PLACES), (*RUFF, "check", "--fix", *PLACES)),
         Check("format", (*RUFF, "format", "--check", *PLACES), (*RUFF, "format", *PLACES)),
         Check("layout", (*layout, "--check"), layout),
+        Check("course", (*course, "--check"), course),
     ]
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     found += [Check("types", command) for tool, command in TYPE_CHECKERS.items() if tool in tools]

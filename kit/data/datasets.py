@@ -140,16 +140,28 @@ def _list_images(base: str, root: Path) -> tuple[Images, Images, tuple[str, ...]
     )
 
 
+def fit_to_folder(count: int, validation: int, train_size: int) -> tuple[int, int]:
+    """Fit (validation, train_size) to a folder of `count` training images.
+
+    A folder has CIFAR-10's row and may be smaller. Where the two do not fit, at most a tenth of the
+    folder is held out, and `train_size` is at most the rest.
+    """
+    if validation + max(train_size, 1) <= count:
+        return validation, train_size
+    validation = min(validation, count // 10)
+    return validation, min(train_size, count - validation)
+
+
 def load_dataset(
     name: str, *, validation: int = 0, train_size: int = 0, root: Path | None = None
 ) -> DataSet:
     """Load the data set `name` on the CPU.
 
     `validation` training images are held out, and at most `train_size` (0 = all) of the others are
-    used: a fixed stratified choice, the same for every seed. In each split every prefix is a
-    stratified sample (`stratified_order`). Ids count the images in the order of the files. Test ids
-    follow the training ids, and the ids of generated images follow the test ids; generated
-    images are in `train` only.
+    used: a fixed stratified choice, the same for every seed. Of a folder they are no more than it
+    has (`fit_to_folder`). In each split every prefix is a stratified sample (`stratified_order`).
+    Ids count the images in the order of the files. Test ids follow the training ids, and the ids of
+    generated images follow the test ids; generated images are in `train` only.
 
     Raises:
         KitError: The name is unknown, a file is missing, truncated or foreign, or the data set has
@@ -158,6 +170,15 @@ def load_dataset(
     check_data_name(name)
     base, file = base_of(name), generated_path(name)
     train, test, classes = _list_images(base, root or home() / "data")
+    if base.startswith("folder:") and not file:
+        asked_for = validation, train_size
+        validation, train_size = fit_to_folder(len(train), *asked_for)
+        if (validation, train_size) != asked_for:
+            print(
+                f"{base} has {len(train)} training images: validation={validation} and train_size="
+                f"{train_size or 'all'} take the place of {asked_for[0]} and "
+                f"{asked_for[1] or 'all'}"
+            )
     if validation + 1 > len(train) or (
         train_size and not file and validation + train_size > len(train)
     ):

@@ -252,6 +252,16 @@ def group_for_stacking(
     return first, then
 
 
+def split_setting(word: str) -> tuple[str, str]:
+    """Return the name and the value of "name=value" or "name:value"; ("", "") for anything else.
+
+    The colon is for the parameters cells of notebooks: papermill lists no parameter whose line has
+    two equals signs.
+    """
+    found = re.fullmatch(r"([^=:\s]+)[=:](.+)", word, re.DOTALL)
+    return (found[1], found[2]) if found else ("", "")
+
+
 def split_settings(text: str) -> list[str]:
     """Return the words of a text such as "weight.slope=5 milestones=[75, 90]".
 
@@ -265,7 +275,7 @@ def split_settings(text: str) -> list[str]:
             depth += part.count("[") - part.count("]")
         else:
             words.append(part)
-            if part.partition("=")[2].startswith("["):
+            if split_setting(part)[1].startswith("["):
                 depth = part.count("[") - part.count("]")
         depth = max(depth, 0)
     return words
@@ -274,14 +284,16 @@ def split_settings(text: str) -> list[str]:
 def parse_overrides(text: str) -> dict[str, Any]:
     """Return {name: value} of "weight.slope=5 eps=8/255 milestones=[75, 90]".
 
+    A colon may stand for the equals sign.
+
     Raises:
         KitError: A word is no name=value, a list does not end, or a name is given twice.
     """
     pairs: dict[str, Any] = {}
     words: dict[str, str] = {}
     for word in split_settings(text):
-        name, equals, value = word.partition("=")
-        if not equals or not name or not value:
+        name, value = split_setting(word)
+        if not name:
             raise KitError(
                 f"{describe_value(word)} is no setting; write name=value, several with spaces "
                 'between, for instance "weight.slope=5 epochs=30"'

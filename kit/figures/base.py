@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
@@ -95,10 +96,24 @@ class Claim:
         }
 
 
+#: How a figure looks on a page. In a dark theme light and dark change places, hues stay, and white
+#: becomes #121212, as in `swap_lightness`.
+FIGURE_STYLE = """
+.kit-figure { margin: 0 0 1em; max-width: 56em; break-inside: avoid; }
+.kit-figure img { max-width: 100%; height: auto; }
+.kit-figure figcaption { font-size: 0.95em; line-height: 1.45; margin-top: 0.3em; }
+.kit-figure figcaption p { margin: 0.3em 0; }
+@media not print {
+  [data-jp-theme-light="false"] .kit-figure img { filter: invert(0.93) hue-rotate(180deg); }
+}
+"""
+
+
 class Drawing(Figure):
     """A matplotlib Figure that carries its `facts`, `claims` and `caption`.
 
-    `width` and `height` are inches. `files` are the paths that `save` wrote.
+    `width` and `height` are inches. `title` names it in a few words, and `notice` says what to look
+    at. `files` are the paths that `save` wrote.
     """
 
     canvas: FigureCanvasAgg
@@ -108,7 +123,9 @@ class Drawing(Figure):
         FigureCanvasAgg(self)
         self.facts: dict = {}
         self.claims: list[Claim] = []
+        self.title = ""
         self.caption = ""
+        self.notice = ""
         self.files: list[Path] = []
 
     def png(self) -> bytes:
@@ -151,11 +168,38 @@ class Drawing(Figure):
         write_bytes(path, buffer.getvalue())
         return path
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
-        width = int(self.get_figwidth() * 110)
+    def _repr_html_(self) -> str:
+        return self._as_html(self.png())
+
+    def _as_html(self, png: bytes) -> str:
+        """An HTML figure: the picture, its alternative text, and the caption that one sees."""
+        words = [self.caption, f"What to notice: {self.notice}" if self.notice else ""]
+        lines = "".join(f"<p>{html.escape(line)}</p>" for line in words if line)
+        alt = html.escape(self.title or self.caption, quote=True)
+        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         return (
-            {"image/png": base64.b64encode(self.png()).decode(), "text/plain": self.caption},
-            {"image/png": {"width": width, "alt": self.caption}},
+            f"<style>{FIGURE_STYLE}</style><figure class='kit-figure'>"
+            f"<img alt='{alt}' width='{self._screen_width}' src='{source}'/>"
+            f"<figcaption>{lines}</figcaption></figure>"
+        )
+
+    @property
+    def _screen_width(self) -> int:
+        return int(self.get_figwidth() * 110)
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        """The HTML figure, and a picture of 256 colours for front ends that show no HTML.
+
+        Two whole pictures would double a notebook's size; the second one is a third of the first.
+        """
+        png = self.png()
+        return (
+            {
+                "text/html": self._as_html(png),
+                "image/png": base64.b64encode(_reduce_colours(png)).decode(),
+                "text/plain": self.caption,
+            },
+            {"image/png": {"width": self._screen_width, "alt": self.title or self.caption}},
         )
 
     def save(
@@ -217,6 +261,14 @@ def swap_lightness(colours: np.ndarray) -> np.ndarray:
     wide = colours.astype(np.int16)
     swapped = wide + 255 - wide.max(axis=-1, keepdims=True) - wide.min(axis=-1, keepdims=True)
     return np.round(18 + swapped * (237 / 255)).astype(np.uint8)
+
+
+def _reduce_colours(png: bytes) -> bytes:
+    """The picture with 256 colours at most, its metadata left out."""
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
+        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "png")
+    return buffer.getvalue()
 
 
 def _rgb(code: str) -> np.ndarray:

@@ -215,6 +215,15 @@ def describe_label_counts(data: FigureData) -> str:
     )
 
 
+def notice_label_counts(data: FigureData) -> str:
+    """How many of the misclassified have several confused labels, and what the claim needs."""
+    share = data.facts["share_several_of_misclassified"]
+    return (
+        f"The bars from 2 on hold {share:.0%} of the misclassified images. CLIRAT's claim needs "
+        "more than half of them there."
+    )
+
+
 # ------------------------------------------------------------------------------------ Figs. 1C, 1D
 
 
@@ -309,6 +318,17 @@ def describe_softmax_pair(data: FigureData) -> str:
         f"Two training images of {data.setting} under attack, {s.label(data.method)}. PM is "
         f"{one['pm']:+.2f} and {several['pm']:+.2f}, hardly different; CL-PM is "
         f"{one['cl_pm']:+.2f} and {several['cl_pm']:+.2f}."
+    )
+
+
+def notice_softmax_pair(data: FigureData) -> str:
+    """How far the two images lie apart by either margin."""
+    one, several = data.facts["single"], data.facts["multiple"]
+    return (
+        f"By PM the two images are {abs(one['pm'] - several['pm']):.2f} apart, by CL-PM "
+        f"{abs(one['cl_pm'] - several['cl_pm']):.2f}. CL-PM also counts the other labels that the "
+        f"network finds likelier than the true one: the second image has "
+        f"{several['confused_labels']} such labels."
     )
 
 

@@ -544,3 +544,15 @@ def _describe_curves(data: FigureData, place: str) -> str:
         f"{s.label(CONTROL)}, which has the same normaliser: {like}; less MAIL-AT, which has "
         f"another: {both}."
     )
+
+
+def notice_learning_curves_each(data: FigureData) -> str:
+    """Under how many criteria CLIRAT ends clear of its control, and on which side."""
+    intervals = data.facts["difference"][f"clirat - {CONTROL}"]
+    above = [s.attack_label(name) for name, (_, low, _) in intervals.items() if low > 0]
+    below = [s.attack_label(name) for name, (_, _, high) in intervals.items() if high < 0]
+    return (
+        f"CLIRAT ends clearly above {s.label(CONTROL)}, which differs from it in the criterion "
+        f"alone, under {', '.join(above) or 'no attack'}. It ends clearly below it under "
+        f"{', '.join(below) or 'none'}, of {len(intervals)} criteria."
+    )

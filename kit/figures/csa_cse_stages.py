@@ -261,3 +261,14 @@ def describe_training_stages(data: FigureData) -> str:
         "cross-entropy plus the fuzziness of its convolutions, which Eq. 8 makes largest, ln 2, "
         "where all parameters are 0."
     )
+
+
+def notice_training_stages(data: FigureData) -> str:
+    """How many images are misclassified, and what the cost adds, and for whom."""
+    facts = data.facts
+    mine, others = facts["cost_involving_protected"], facts["cost_of_others"]
+    share = mine / (mine + others) if mine + others else 0.0
+    return (
+        f"{facts['misclassified']} of {facts['n']} images are misclassified under the attack. "
+        f"Mistakes that involve the protected class are {share:.0%} of the expected cost."
+    )

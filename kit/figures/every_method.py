@@ -77,3 +77,17 @@ def describe_every_method(data: FigureData) -> str:
     """The caption: seeds and images behind the table, and the order of the rows."""
     last = s.attack_label(data.extras["attacks"][-1])
     return f"{data.setting}. {data.extras['words']} Sorted by {last}."
+
+
+def notice_every_method(data: FigureData) -> str:
+    """Which method is ahead under the last attack, and under the one before it."""
+    attacks = data.extras["attacks"]
+    best = {
+        attack: max(data.facts, key=lambda method: data.facts[method][attack][0])
+        for attack in attacks
+    }
+    return (
+        "The best mean belongs to "
+        + ", ".join(f"{method} under {s.attack_label(attack)}" for attack, method in best.items())
+        + ". Compare intervals before you call one method better than another."
+    )

@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 
 from kit.core.parts import Part, list_hyper_parameters
+from kit.experiments.runs import Run
 from kit.figures.base import Drawing
 from kit.figures.style import colour, dash, label, styled
 from kit.methods.criteria import Criterion
@@ -229,13 +230,15 @@ class Explanation:
         )
 
 
-def explain(name: str) -> Explanation:
-    """Explain the row `name` of METHODS with its formula, words and a picture.
+def explain(method: str | Run) -> Explanation:
+    """Explain a row of METHODS by its name, or the method of a run with that run's settings.
 
     Raises:
         KitError: There is no such row.
     """
-    return Explanation(name, METHODS[name])
+    if isinstance(method, Run):
+        return Explanation(method.method, method.plan.method)
+    return Explanation(method, METHODS[method])
 
 
 def _weights_in_time(method: Method) -> dict[str, Part]:

@@ -210,3 +210,17 @@ def describe_decision_plane(data: FigureData) -> str:
         f"up to {max(facts['off_plane'].values()):.0%} of their reach, so a dot may lie in another "
         "colour than its class. Right: PM at the same points."
     )
+
+
+def notice_decision_plane(data: FigureData) -> str:
+    """At which step each path crosses, and how close the two ends are by PM."""
+    lps, pm = data.facts["lps"], data.facts["pm"]
+    count = data.facts["steps"]
+    steps = ", ".join(
+        f"{'after no step' if at >= count else f'at step {at}'} under {name}"
+        for name, at in lps.items()
+    )
+    return (
+        f"The image is first misclassified {steps}, of {count}. At the ends of the two paths PM "
+        f"differs by {max(pm.values()) - min(pm.values()):.3f}."
+    )

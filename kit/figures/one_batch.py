@@ -18,7 +18,7 @@ from kit.figures.base import Drawing, FigureData
 from kit.figures.run_outputs import describe_setting
 from kit.methods.criteria import probabilistic_margin
 from kit.methods.step_outputs import StepOutputs
-from kit.methods.table import METHODS
+from kit.methods.table import METHODS, Method
 
 
 def last_probe(run: Run, count: int) -> tuple[StepOutputs, Tensor]:
@@ -32,6 +32,11 @@ def last_probe(run: Run, count: int) -> tuple[StepOutputs, Tensor]:
     real = {name: arrays[name].double() for name in ("logits_adv", "logits_nat", "p_flip")}
     streams = Streams(arrays["ids"], "figure")
     return StepOutputs(**whole, **real, steps=run.plan.recipe.steps, streams=streams), arrays["ids"]
+
+
+def row_of(name: str, run: Run) -> Method:
+    """Return the row of a method; that of the run's own method has the run's settings."""
+    return run.plan.method if name == run.method else METHODS[name]
 
 
 # ---------------------------------------------------------------------------------- several methods
@@ -57,7 +62,7 @@ def compute_mini_batch(
     order = margin.argsort()
     train = run.data().train
     images = train.take(torch.cat([(train.ids == i).nonzero()[0] for i in ids[order]])).x()
-    weights = {m: METHODS[m].weigh(outputs)[order].detach().numpy() for m in methods}
+    weights = {m: row_of(m, run).weigh(outputs)[order].detach().numpy() for m in methods}
     facts = {
         "n": len(order),
         "margin": margin[order].tolist(),
@@ -113,6 +118,19 @@ def describe_mini_batch(data: FigureData) -> str:
     )
 
 
+def notice_mini_batch(data: FigureData) -> str:
+    """What share of its weight each method gives to the least safe image."""
+    first = {
+        method: weights[0] / sum(weights) if sum(weights) else 0.0
+        for method, weights in data.facts["weights"].items()
+    }
+    return (
+        "The least safe image, the first one, gets this share of all weight: "
+        + ", ".join(f"{method} {share:.0%}" for method, share in first.items())
+        + f". With equal weights it would be {1 / data.facts['n']:.0%}."
+    )
+
+
 # -------------------------------------------------------------------------------------- all methods
 
 
@@ -122,7 +140,7 @@ def compute_every_weight(run: Run, *, count: int = 60) -> FigureData:
     order = probabilistic_margin(outputs.probs_adv, outputs.y).argsort().numpy()
     epochs = run.epochs
     weights = {
-        name: row.at(epochs, epochs).weigh(outputs).detach().numpy()[order]
+        name: row_of(name, run).at(epochs, epochs).weigh(outputs).detach().numpy()[order]
         for name, row in METHODS.items()
         if row.reweights
     }
@@ -198,4 +216,16 @@ def describe_every_weight(data: FigureData) -> str:
         f"{facts['n']} training images of one network ({data.method}, {data.setting}, "
         f"{data.extras['moment']}); "
         f"{facts['misclassified']} of the images are misclassified under attack."
+    )
+
+
+def notice_every_weight(data: FigureData) -> str:
+    """Which rows give most weight to what is already right, and which one gives least."""
+    shares = {k: v for k, v in data.facts["weight_on_robust"].items() if v is not None}
+    most, least = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
+    over = sum(share > 0.5 for share in shares.values())
+    return (
+        f"{over} of {len(shares)} rows give more than half of their weight to images that are "
+        f"already right under attack. {most} gives them most ({shares[most]:.0%}), {least} least "
+        f"({shares[least]:.0%})."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from pathlib import Path
@@ -56,6 +56,26 @@ from kit.figures.style import styled
 from kit.methods.table import SQUARES
 from kit.papers.printed_data import figures_by_number
 
+#: How the reading of a claim is said.
+_SAID = {
+    "holds": "These runs agree",
+    "fails": "These runs contradict it",
+    "undecided": "These runs leave it undecided",
+}
+
+
+def notice_claims(claims: Sequence[Claim]) -> str:
+    """Say in two sentences what the claims of a figure are and what the runs at hand show.
+
+    Returns:
+        The first claim that the runs decide, and how many there are; "" without claims.
+    """
+    if not claims:
+        return ""
+    first = next((claim for claim in claims if claim.reading != "undecided"), claims[0])
+    among = f" (one of {len(claims)} statements here)" if len(claims) > 1 else ""
+    return f"The statement is: {first.claim}{among}. {_SAID[first.reading]}: {first.here}."
+
 
 def decide_nothing(data: FigureData) -> list[Claim]:
     """The claims of a figure that decides none."""
@@ -81,6 +101,8 @@ class FigureRow:
     one: bool = False  # draws any single run, whatever its method
     any: bool = False  # draws whatever runs it is given, several seeds of a method among them
     recipe: str = ""  # the only recipe whose runs it draws; any if empty
+    #: what to look at; where there is none, the claims say it
+    notice: Callable[[FigureData], str] | None = None
 
     @property
     def options(self) -> set[str]:
@@ -93,7 +115,8 @@ class FigureRow:
         data = self.compute(runs, **options)
         drawing = self.draw(data)
         drawing.facts, drawing.claims = data.facts, self.decide(data)
-        drawing.caption = self.caption(data)
+        drawing.title, drawing.caption = self.title, self.caption(data)
+        drawing.notice = self.notice(data) if self.notice else ""
         return drawing
 
 
@@ -119,6 +142,7 @@ FIGURES = Registry(
             decide_nothing,
             ("mail-at",),
             one=True,
+            notice=clirat_confused_labels.notice_label_counts,
         ),
         "leave-out": FigureRow(
             "robustness when a set of examples is left out",
@@ -144,6 +168,7 @@ FIGURES = Registry(
             decide_nothing,
             ("mail-at",),
             one=True,
+            notice=clirat_confused_labels.notice_softmax_pair,
         ),
         "pm-and-cl-pm": FigureRow(
             "the margin against the confused-label margin",
@@ -242,6 +267,7 @@ FIGURES = Registry(
             csa_cse_stages.describe_training_stages,
             decide_nothing,
             ("csa", "cse"),
+            notice=csa_cse_stages.notice_training_stages,
         ),
         "parameters": FigureRow(
             "first-layer parameters",
@@ -326,6 +352,7 @@ FIGURES = Registry(
             decide_nothing,
             ("mail-at",),
             one=True,
+            notice=one_batch.notice_mini_batch,
         ),
         "every-weight": FigureRow(
             "all methods' weights on the same examples",
@@ -336,6 +363,7 @@ FIGURES = Registry(
             decide_nothing,
             ("mail-at",),
             one=True,
+            notice=one_batch.notice_every_weight,
         ),
         "every-method": FigureRow(
             "accuracy of every method, clean and under attack",
@@ -346,6 +374,7 @@ FIGURES = Registry(
             decide_nothing,
             (),
             any=True,
+            notice=every_method.notice_every_method,
         ),
         "mr-signs": FigureRow(
             "MR's weights with the signs as printed and mended",
@@ -453,6 +482,7 @@ FIGURES = Registry(
             decide_nothing,
             ("at",),
             one=True,
+            notice=mail_decision_plane.notice_decision_plane,
         ),
         "attack-ladder": FigureRow(
             "audits side by side: the ladder of attacks and ten rules",
@@ -529,6 +559,7 @@ FIGURES = Registry(
             decide_nothing,
             clirat_learning_curves.COMPARED,
             any=True,
+            notice=clirat_learning_curves.notice_learning_curves_each,
         ),
         "criterion-and-normaliser": FigureRow(
             "PM and CL-PM, each with MAIL's factor 3 and with batch mean 1",
@@ -636,6 +667,7 @@ def draw(
         drawing = row.make(_arrange_runs(row, given), **options)
     dead = tuple(str(run.spec) for run in given if run.learned_nothing)
     drawing.claims = [replace(claim, dead=dead) for claim in drawing.claims]
+    drawing.notice = drawing.notice or notice_claims(drawing.claims)
     drawing.save(
         Path(folder) if folder else output_folder(given[0].spec.recipe),
         name,

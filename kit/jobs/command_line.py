@@ -20,6 +20,17 @@ from kit.core.errors import KitError
 #: What `list` shows, beside runs: the tables of `kit` under these names.
 TABLES = ("methods", "attacks", "recipes", "models", "criteria", "weights", "figures")
 
+#: What `python -m kit` says when no command is given.
+FIRST_STEPS = """\
+A study kit on instance-reweighted adversarial training. What to do first:
+  jupyter lab notebooks/00_start.ipynb          what is here: papers, figures, words; trains nothing
+  jupyter lab notebooks/01_from_scratch.ipynb   the whole idea in plain PyTorch; trains nothing
+  python -m kit reproduce --only 02 --plan      what one notebook trains, and for how long
+  python -m kit reproduce --only 02             train it, run the notebook, save its figures
+  python -m kit explain mail-at                 one method: formula, parts, numbers
+  python -m kit list methods                    all methods; also attacks, recipes, figures, runs
+  python -m kit --help                          every command"""
+
 
 def parser() -> argparse.ArgumentParser:
     """Make the parser of the words that `python -m kit` understands."""
@@ -268,6 +279,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command, and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     with _printable_output():
+        if not arguments:
+            print(FIRST_STEPS)
+            return 0
         if arguments[:1] == ["bench"]:
             return _bench(arguments[1:])
         options = parser().parse_args(arguments)

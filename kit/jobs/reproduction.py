@@ -32,6 +32,7 @@ from kit.experiments.specification import (
     RunSpec,
     group_for_stacking,
     resolve,
+    split_setting,
     split_settings,
 )
 from kit.figures.table import output_folder
@@ -166,6 +167,8 @@ def plan_jobs(
     """
     tables = {path: notebook_parameters(path) for path in choose_notebooks(only)}
     names = {name for table in tables.values() for name in table}
+    # A notebook that trains nothing takes no settings; those beside others are not for it.
+    some_train = any("overrides" in table for table in tables.values())
     settings = {name: value for name, value in given.items() if name not in names}
     for name in settings:
         if name not in RECIPE_FIELDS and name != "burn_in" and "." not in name:
@@ -195,7 +198,7 @@ def plan_jobs(
             recipe = mine.get("recipe", table["recipe"].default) if "recipe" in table else ""
             if "overrides" in table and recipe.rpartition(":")[2] in SCALES:
                 mine.setdefault("overrides", "")
-            if settings:
+            if settings and ("overrides" in table or not some_train):
                 mine["overrides"] = _changed_overrides(path, table, mine, settings)
             values = check_parameters(table, mine)
             folder = out or output_folder(values.recipe)
@@ -219,7 +222,7 @@ def _changed_overrides(
     own = given.get("overrides")
     if own is None:
         words = split_settings(table["overrides"].default)
-        own = " ".join(word for word in words if word.partition("=")[0] not in settings)
+        own = " ".join(word for word in words if split_setting(word)[0] not in settings)
     changed = [
         f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in settings.items()
     ]

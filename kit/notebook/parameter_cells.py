@@ -4,6 +4,9 @@
     seed: int = 0             # random seed; at least 0
     split: str = "train"      # images to count; one of train, test
 
+Each line has one equals sign: papermill's own reader skips a line with two. Settings of runs are
+written with colons there, such as "epochs:30 weight.slope:5".
+
 papermill only warns about a name that does not exist, and hands `-p fast false` over as text; here
 both are errors, before a kernel starts in a batch run, and in the first lines of the notebook
 otherwise.
@@ -12,8 +15,10 @@ otherwise.
 from __future__ import annotations
 
 import ast
+import hashlib
 import io
 import json
+import re
 import tokenize
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -32,6 +37,7 @@ from kit.experiments.specification import (
     parse_overrides,
     parse_value,
     resolve,
+    split_setting,
     split_settings,
 )
 from kit.methods.table import METHODS
@@ -276,6 +282,24 @@ def parse_values(values: Mapping[str, Any]) -> NotebookValues:
     )
 
 
+def name_variant(parameters: Mapping[str, Parameter], given: Mapping[str, Any]) -> str:
+    """Name a folder for values that differ from the defaults, "" where none does.
+
+    A recipe has a folder of its own already, and another seed is `seed-<n>`, as in a batch.
+    """
+    changed = {
+        name: value
+        for name, value in given.items()
+        if name != "recipe" and value != parameters[name].default
+    }
+    words = "_".join(f"{name}-{value}" for name, value in sorted(changed.items()))
+    name = re.sub(r"[^\w.-]+", "-", words).strip("-")
+    # File systems take 255 bytes; the hash keeps long names apart.
+    return (
+        name if len(name) <= 80 else f"{name[:70]}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+    )
+
+
 def _parse_threat(values: Mapping[str, Any], recipe: str) -> dict[str, Any]:
     """Return {field of the recipe: value} of `norm` and `eps`, where they are not the recipe's."""
     asked_for = {name: values[name] for name in ("norm", "eps") if values.get(name)}
@@ -302,8 +326,8 @@ def _method_names(values: Mapping[str, Any]) -> list[str]:
 def _parse_grid(text: str) -> dict[str, list[dict[str, Any]]]:
     points: dict[str, list[dict[str, Any]]] = {}
     for word in text.split():
-        name, sign, choices = word.partition("=")
-        if not sign or not all(choices.split(",")):
+        name, choices = split_setting(word)
+        if not name or not all(choices.split(",")):
             raise KitError(
                 f"grid: {describe_value(word)} must be one setting with its values, commas "
                 "between them, such as weight.slope=7,8,9"

@@ -14,7 +14,7 @@ import ast
 import contextlib
 import html
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,8 +35,14 @@ from kit.experiments.runs import Run, is_done, run_folder
 from kit.experiments.specification import Plan, RunSpec
 from kit.figures.base import Claim, Drawing, plain
 from kit.figures.table import draw, output_folder
+from kit.notebook.course import LESSONS, Markdown
 from kit.notebook.journal import journal_path, note_pictures
-from kit.notebook.parameter_cells import NotebookValues, check_parameters, declared_parameters
+from kit.notebook.parameter_cells import (
+    NotebookValues,
+    check_parameters,
+    declared_parameters,
+    name_variant,
+)
 from kit.papers.measured_cells import PaperTable, measured
 from kit.papers.record import RECORD, read_record
 from kit.papers.verdicts import compare
@@ -49,6 +55,9 @@ Made = TypeVar("Made", Drawing, ResultTable)
 
 #: What these runs show by themselves. A verdict takes several seeds; the record has it.
 _VERDICT_MARKS = {"holds": "✓ so here", "fails": "✗ not so here", "undecided": "? undecided here"}
+
+#: How many statements came to what, in a list.
+_LEARNED = {"holds": "so in these runs", "fails": "not so", "undecided": "undecided"}
 
 
 def begin_study(notebook: str, namespace: Mapping[str, Any]) -> Study:
@@ -76,12 +85,16 @@ def begin_study(notebook: str, namespace: Mapping[str, Any]) -> Study:
     values = check_parameters(
         parameters, given | {name: namespace[name] for name in parameters if name in namespace}
     )
-    study = Study(notebook, values)
+    # A batch run names its folders itself.
+    variant = "" if notebook_stamp() else name_variant(parameters, values.given)
+    study = Study(notebook, values, variant)
     v = versions()
     print(
         f"kit {v['kit']} {git_commit()} · torch {v['torch']} · {pick_device()} · "
         + " · ".join(f"{name} {value}" for name, value in values.given.items() if value != "")
     )
+    if variant:
+        print(f"Other values than the notebook's own: what is made goes to {study.folder}")
     return study
 
 
@@ -97,20 +110,27 @@ def _assigned_names(source: str) -> list[str]:
 
 @dataclass
 class Study:
-    """The state of one notebook: its parameters, its runs, what it drew and concluded."""
+    """The state of one notebook: its parameters, its runs, what it drew and concluded.
+
+    `variant` is the folder of its results within the recipe's, "" where all values are defaults, so
+    that a run with another seed or other settings overwrites nothing.
+    """
 
     notebook: str
     values: NotebookValues
+    variant: str = ""
     drawings: list[Drawing | ResultTable] = field(default_factory=list)
     verdicts: list[dict[str, str]] = field(default_factory=list)
     #: The runs that are open, by their specification in words.
     opened: dict[str, Run] = field(default_factory=dict)
+    #: The seconds that the training of each run took, by its key, of all that were drawn.
+    trained: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     @property
     def folder(self) -> Path:
         """Where its pictures and its stamp go."""
-        return output_folder(self.values.recipe)
+        return output_folder(self.values.recipe) / self.variant
 
     @property
     def specs(self) -> list[RunSpec]:
@@ -225,6 +245,7 @@ class Study:
             else methods or self.opened.values()
         )
         runs = list(given)
+        self._count_training(runs)
         return self._keep(draw(figure, runs, folder=self.folder / under, **options))
 
     def _keep(self, drawing: Made) -> Made:
@@ -234,6 +255,9 @@ class Study:
             pictures = [path for path in drawing.files if path.suffix == ".png"]
             note_pictures(journal_path(self.folder, self.notebook), pictures)
         return drawing
+
+    def _count_training(self, runs: Iterable[Run]) -> None:
+        self.trained |= {run.key: run.done["seconds"] for run in runs if not run.is_adopted}
 
     def show(self, panel: Panel) -> Panel:
         """Return a widget for this cell to show.
@@ -314,8 +338,31 @@ class Study:
         self.verdicts = [record for record in self.verdicts if record["claim"] not in names] + found
         return Verdicts(found)
 
+    def learned(self) -> Markdown:
+        """Say what the notebook was for, and what its checks came to in these runs."""
+        lines = []
+        if self.notebook in LESSONS:
+            goals = LESSONS[self.notebook].goals
+            lines += ["You can now", "", *(f"* {goal}." for goal in goals), ""]
+        by_reading: dict[str, list[str]] = {"holds": [], "fails": [], "undecided": []}
+        for verdict in self.verdicts:
+            by_reading[verdict["reading"]].append(verdict["claim"])
+        if self.verdicts:
+            counts = ", ".join(
+                f"{len(found)} {_LEARNED[reading]}" for reading, found in by_reading.items()
+            )
+            lines += [f"The notebook checked {len(self.verdicts)} statements: {counts}.", ""]
+            lines += [
+                f"* {_VERDICT_MARKS[reading]}: {claim}"
+                for reading, found in by_reading.items()
+                for claim in found
+            ]
+            lines += ["", "Runs of one seed are an example. The record has several seeds."]
+        return Markdown("\n".join(lines))
+
     def finish(self) -> None:
         """Write the stamp by which a batch run knows that the notebook came to its end."""
+        self._count_training(self.opened.values())
         write_json(
             self.folder / f"{self.notebook}.json",
             plain(
@@ -323,6 +370,7 @@ class Study:
                     "notebook": self.notebook,
                     "stamp": notebook_stamp(),
                     "parameters": self.values.given,
+                    "variant": self.variant,
                     "runs": {words: opened.key for words, opened in self.opened.items()},
                     "verdicts": self.verdicts,
                     "adopted": any(run.is_adopted for run in self.opened.values()),
@@ -332,6 +380,7 @@ class Study:
                         for path in drawing.files
                     ],
                     "seconds": round(time.monotonic() - self.started, 1),
+                    "training_seconds": round(sum(self.trained.values()), 1),
                 }
             ),
         )

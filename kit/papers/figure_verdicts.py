@@ -8,6 +8,7 @@ list. Nothing is read from prose.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,7 +62,9 @@ def stamp_of(record: Any, recipe: str) -> NotebookStamp | None:
         return None
     parameters = {"recipe": recipe, "overrides": "", **record.get("parameters", {})}
     current = all({"number", "estimates"} <= set(found) for found in record["verdicts"])
-    foreign = record.get("adopted", False)  # no paper's claim is about such a network
+    # No paper's claim is about such a network, or about settings tried by hand.
+    tried = not re.fullmatch(r"|seed-\d+", record.get("variant", ""))
+    foreign = record.get("adopted", False) or tried
     if not current or foreign or parameters["recipe"] != recipe:
         return None
     trained = trained_on(recipe, parse_overrides(parameters["overrides"]))

@@ -25,7 +25,7 @@ def test_notebook_runs_in_jupyterlab(name, browser, lab):
     url, token, out = lab
     page, foreign, complaints = watched(browser, url, height=5200)
     run_all(page, url, token, name)
-    pictures = page.locator(".jp-RenderedImage img")
+    pictures = page.locator(".kit-figure img")
     stamp = json.loads((Path(out) / f"{name}.json").read_text())
     drawn = [figure for figure in stamp["figures"] if figure.endswith(".png")]
     page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")

@@ -139,7 +139,8 @@ def test_out_of_range_is_refused(panel):
 def test_headless_is_a_picture(panel, monkeypatch):
     monkeypatch.setenv("KIT_WIDGETS", "0")
     data, _ = panel._repr_mimebundle_()
-    assert set(data) == {"image/png", "text/plain"} and data["text/plain"] == panel.sentence
+    assert set(data) == {"text/html", "image/png", "text/plain"}
+    assert data["text/plain"] == panel.sentence
 
 
 def test_live_is_a_widget(panel, monkeypatch):

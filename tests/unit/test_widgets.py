@@ -126,7 +126,7 @@ def test_headless_is_a_picture_without_a_widget(monkeypatch):
     monkeypatch.setenv("KIT_WIDGETS", "0")
     panel = Bars()
     data, metadata = panel._repr_mimebundle_()
-    assert set(data) == {"image/png", "text/plain"} and panel.view is None
+    assert set(data) == {"text/html", "image/png", "text/plain"} and panel.view is None
     assert data["text/plain"] == panel.sentence == metadata["image/png"]["alt"]
 
 
