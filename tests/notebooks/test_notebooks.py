@@ -353,7 +353,7 @@ def test_settings_take_the_place_of_the_notebooks_own(home):
 def test_a_notebook_waits_for_its_own_runs_alone(fresh_home):
     """And takes as much of a GPU as its networks need."""
     jobs, place = (
-        reproduction.plan_jobs(["01", "04"], {}, None, None),
+        reproduction.plan_jobs(["01_one", "04"], {}, None, None),
         Place(torch.device("cpu"), 2),
     )
     lists = reproduction.group_trainings(reproduction.missing_runs(jobs), place)
@@ -366,7 +366,7 @@ def test_a_notebook_waits_for_its_own_runs_alone(fresh_home):
         }
         assert 0 < len(tasks[job.label].after) < len(lists) and tasks[job.label].share == 0.25
     assert not reproduction.notebook_tasks(jobs, {})["04_min_max"].after, "its runs are there"
-    deep = reproduction.plan_jobs(["01"], {"overrides": "model=resnet18"}, None, None)
+    deep = reproduction.plan_jobs(["01_one"], {"overrides": "model=resnet18"}, None, None)
     assert reproduction.notebook_tasks(deep, {})["01_one_loop"].share == 1
 
 
