@@ -794,6 +794,7 @@ def test_spread_leaves_out_cells_with_overrides(monkeypatch):
 
 def test_the_package_carries_its_data():
     assert {path.stem for path in printed_data.FOLDER.glob("*.csv")} == {
+        "bibliography",
         "results",
         "hyperparameters",
         "claims",
