@@ -173,12 +173,14 @@ def load_dataset(
     if base.startswith("folder:") and not file:
         asked_for = validation, train_size
         validation, train_size = fit_to_folder(len(train), *asked_for)
-        if (validation, train_size) != asked_for:
-            print(
-                f"{base} has {len(train)} training images: validation={validation} and train_size="
-                f"{train_size or 'all'} take the place of {asked_for[0]} and "
-                f"{asked_for[1] or 'all'}"
-            )
+        names = ("validation", "train_size")
+        changed = [
+            f"{name}={now} takes the place of {before}"
+            for name, now, before in zip(names, (validation, train_size), asked_for, strict=True)
+            if now != before
+        ]
+        if changed:
+            print(f"{base} has {len(train)} training images: {', '.join(changed)}")
     if validation + 1 > len(train) or (
         train_size and not file and validation + train_size > len(train)
     ):

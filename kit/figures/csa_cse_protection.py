@@ -83,7 +83,7 @@ def draw_class_protection(data: FigureData) -> Drawing:
         f"b  All classes (n = {facts['n']})",
     )
     for axes, group, title in zip(panels, ("class", "all"), titles, strict=True):
-        _draw_accuracies(axes, facts, group)
+        _draw_protection(axes, facts, group)
         axes.set_title(title)
     panels[0].set_ylabel("accuracy / %")
     panels[1].set_ylabel("accuracy / %")
@@ -91,7 +91,7 @@ def draw_class_protection(data: FigureData) -> Drawing:
     return drawing
 
 
-def _draw_accuracies(axes: Axes, facts: Mapping, group: str) -> None:
+def _draw_protection(axes: Axes, facts: Mapping, group: str) -> None:
     looks = {"natural": (s.SKY, "o", -0.12), facts["attack"]: (s.VERMILLION, "s", 0.12)}
     methods: list[str] = []
     for name, (tint, marker, shift) in looks.items():
@@ -119,12 +119,12 @@ def decide_class_protection(data: FigureData) -> list[Claim]:
     facts = data.facts
     under = s.attack_label(facts["attack"])
     rising = tuple(Estimate(name, "> 0", *step) for name, step in facts["steps"].items())
-    seen = ", ".join(f"{name} {format_points(step)}" for name, step in facts["steps"].items())
+    measured = ", ".join(f"{name} {format_points(step)}" for name, step in facts["steps"].items())
     order = " < ".join(map(s.label, PROTECTION))
     what = f"the protected class under {under}: {order}"
     return [
         *(
-            Claim(f"{what} ({where})", "a curve", seen, rising, number=number)
+            Claim(f"{what} ({where})", "a curve", measured, rising, number=number)
             for number, where in ((74, "CSA Fig. 4"), (104, "CSA s. III-C"))
         ),
         *(

@@ -29,7 +29,7 @@ from kit.papers.claim_verdict import Estimate
 SHRINKS = 0.75
 
 #: The scores whose order over two starts is compared, by their rows of CRITERIA.
-COMPARED = {"lps": "LPS", "pm": "PM", "vir": "VIR"}
+SCORE_NAMES = {"lps": "LPS", "pm": "PM", "vir": "VIR"}
 
 TINTS = {"lps": s.VERMILLION, "pm": s.BLUE, "vir": s.GREEN}
 
@@ -130,7 +130,7 @@ def score_from_start(
             lps=trace.lps,
             steps=recipe.steps,
         )
-    return {name: CRITERIA[name].score(outputs).cpu().double().numpy() for name in COMPARED}
+    return {name: CRITERIA[name].score(outputs).cpu().double().numpy() for name in SCORE_NAMES}
 
 
 def compare_starts(starts: list[Mapping[str, np.ndarray]]) -> dict:
@@ -141,7 +141,7 @@ def compare_starts(starts: list[Mapping[str, np.ndarray]]) -> dict:
     first, second = starts
     n = len(first["lps"])
     found: dict = {"n": n}
-    for name in COMPARED:
+    for name in SCORE_NAMES:
         found[name] = rank_correlation(first[name], second[name]) if n >= 3 else float("nan")
     for name in ("pm", "vir"):
         known = np.isfinite([found[name], found["lps"]]).all()
@@ -175,7 +175,7 @@ def draw_score_paths(data: FigureData) -> Drawing:
     )
     b.axhline(0.5, color=s.BLACK, linewidth=0.8, linestyle="--")
     b.set(ylim=(0, 1.15))
-    ranks = {name: (facts["ranks"][name],) * 3 for name in COMPARED}
+    ranks = {name: (facts["ranks"][name],) * 3 for name in SCORE_NAMES}
     _draw_bars(c, ranks, title="c  Order over two starts", ylabel="rank correlation")
     c.set(ylim=(min(0.0, *(value[0] for value in ranks.values())), 1.15))
     return drawing
@@ -203,15 +203,15 @@ def _draw_bars(axes: Axes, values: Mapping, *, title: str, ylabel: str) -> None:
         axes.plot([place, place], [low, high], color=s.BLACK, linewidth=1)
         s.write_above(axes, place, max(middle, high), f"{middle:.2f}")
     axes.set(xticks=range(len(known)), title=title, ylabel=ylabel)
-    axes.set_xticklabels([COMPARED[name] for name in known])
+    axes.set_xticklabels([SCORE_NAMES[name] for name in known])
 
 
 def decide_score_paths(data: FigureData) -> list[Claim]:
     """Decide whether PM is continuous where LPS jumps, and whether VIR's score keeps its order."""
     facts = data.facts
     ratios = {name: facts["jumps"][name]["ratio"] for name in ("pm", "lps")}
-    seen = ", ".join(
-        f"{COMPARED[name]} {ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}], "
+    words_of_jumps = ", ".join(
+        f"{SCORE_NAMES[name]} {ratio[0]:.2f} [{ratio[1]:.2f}, {ratio[2]:.2f}], "
         f"{facts['jumps'][name]['n']} images"
         for name, ratio in ratios.items()
         if ratio
@@ -229,9 +229,9 @@ def decide_score_paths(data: FigureData) -> list[Claim]:
             "along a path PM changes continuously and LPS in jumps: where a path has twice as many "
             "points, PM's largest change shrinks and LPS's does not (MAIL abstract)",
             "in words",
-            f"finer over coarser: {seen}",
+            f"finer over coarser: {words_of_jumps}",
             tuple(
-                Estimate(f"{COMPARED[name]}, finer / coarser", expected[name], *ratio)
+                Estimate(f"{SCORE_NAMES[name]}, finer / coarser", expected[name], *ratio)
                 for name, ratio in ratios.items()
                 if ratio
             ),
@@ -251,11 +251,11 @@ def describe_score_paths(data: FigureData) -> str:
     """The caption: how jumps shrink on a finer path, and how orders agree over starts."""
     facts = data.facts
     ratios = " and ".join(
-        f"{COMPARED[name]}'s by a factor of {facts['jumps'][name]['ratio'][0]:.2f}"
+        f"{SCORE_NAMES[name]}'s by a factor of {facts['jumps'][name]['ratio'][0]:.2f}"
         for name in ("pm", "lps")
         if facts["jumps"][name]["ratio"]
     )
-    ranks = ", ".join(f"{facts['ranks'][name]:.2f} for {COMPARED[name]}" for name in COMPARED)
+    ranks = ", ".join(f"{facts['ranks'][name]:.2f} for {SCORE_NAMES[name]}" for name in SCORE_NAMES)
     return (
         "MAIL calls PM continuous and LPS discrete; VIR calls its score independent of the path. "
         f"{s.label(data.method)} on {data.setting}, {facts['n']} test images, straight paths from "

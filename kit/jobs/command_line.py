@@ -468,7 +468,7 @@ def _adopt(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     if options.what == "runs":
-        _list_runs()
+        _print_runs()
         return 0
     if options.what == "settings":
         _list_settings()
@@ -486,7 +486,7 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
-def _list_runs() -> None:
+def _print_runs() -> None:
     from kit.experiments.runs import find_run, is_done, run_folders
 
     for folder in run_folders():

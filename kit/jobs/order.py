@@ -21,7 +21,7 @@ def order_by_training(needs: Mapping[Label, Sequence[Plan]]) -> dict[Label, list
     planned: set[str] = set()
     burn_ins: dict[str, int] = {}
     while left:
-        own = {label: _without(plans, planned) for label, plans in left.items()}
+        own = {label: _left_out(plans, planned) for label, plans in left.items()}
         label = min(own, key=lambda label: training_work(own[label], burn_ins))
         order[label] = own[label]
         planned |= {plan.key for plan in own[label]}
@@ -67,5 +67,5 @@ def shared_burn_ins(plans: Sequence[Plan]) -> dict[str, int]:
     return {plan.burn_in_key: plan.burn_in for plan in plans if plan.burn_in}
 
 
-def _without(plans: Sequence[Plan], keys: set[str]) -> list[Plan]:
+def _left_out(plans: Sequence[Plan], keys: set[str]) -> list[Plan]:
     return list({plan.key: plan for plan in plans if plan.key not in keys}.values())

@@ -63,14 +63,28 @@ def write_report(folder: Path) -> Path:
 
 
 def describe_reports(folders: Iterable[Path]) -> str:
-    """Write the page of each folder of results, those of seeds in one, and say where they are."""
+    """Write the page of each folder of results, those of seeds in one, and say where they are.
+
+    A page that is newer than all that it is made from stays.
+    """
     lines = []
     for folder in sorted({f.parent if f.name.startswith("seed-") else f for f in folders}):
         try:
-            lines.append(f"all of it on one page: {write_report(folder)}")
+            page = folder / PAGE if is_up_to_date(folder) else write_report(folder)
+            lines.append(f"all of it on one page: {page}")
         except KitError as error:
             lines.append(f"no page of {folder} was written: {error}")
     return "\n".join(lines)
+
+
+def is_up_to_date(folder: Path) -> bool:
+    """Say whether the folder's page is newer than its results and the record beside them."""
+    page = folder / PAGE
+    made_from = [path for path in folder.rglob("*") if path.is_file() and path != page]
+    newest = max(
+        (path.stat().st_mtime for path in [*made_from, RECORD] if path.exists()), default=0
+    )
+    return page.exists() and page.stat().st_mtime > newest
 
 
 def newest_results() -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from PIL import Image
 
 from kit.core.errors import KitError
 from kit.core.files import CHECKOUT, read_json
-from kit.experiments.specification import split_settings
+from kit.experiments.specification import split_setting, split_settings
 from kit.notebook.parameter_cells import notebook_parameters
 
 #: A picture's endings and their types. The smaller file is shown.
@@ -238,15 +239,22 @@ def notebook_command(stamp: Mapping[str, Any]) -> str:
     path = CHECKOUT / "notebooks" / f"{name}.ipynb"
     own = {n: p.default for n, p in notebook_parameters(path).items()} if path.exists() else {}
     changed = {n: value for n, value in given.items() if own.get(n) != value}
-    if any(" " in str(value) and "=" in str(value) for n, value in changed.items() if n in _LISTS):
+    if any(
+        " " in str(value) and re.search("[=:]", str(value))
+        for n, value in changed.items()
+        if n in _LISTS
+    ):
         words = " ".join(f"-p {n} {shlex.quote(str(value))}" for n, value in changed.items())
         return f"papermill notebooks/{name}.ipynb out.ipynb {words}"
     seeds = given.get("seeds", given.get("seed"))
     command = f"python -m kit reproduce --only {name}"
     command += f" --recipe {shlex.quote(str(given['recipe']))}" if "recipe" in given else ""
     command += f" --seeds {str(seeds).replace(',', ' ')}" if seeds is not None else ""
-    before = split_settings(str(own.get("overrides", "")))
-    settings = [w for w in split_settings(str(given.get("overrides", ""))) if w not in before]
+    before, now = (
+        list(map(split_setting, split_settings(str(values.get("overrides", "")))))
+        for values in (own, given)
+    )
+    settings = ["=".join(setting) for setting in now if setting not in before]
     settings += [
         f"{n}={','.join(str(value).split())}"
         for n, value in changed.items()

@@ -255,7 +255,7 @@ def parse_values(values: Mapping[str, Any]) -> NotebookValues:
     specs += [spec for spec, _ in by_table if spec not in specs]
     plans = [resolve(spec) for spec in specs]
     listed = {
-        name: tuple(map(resolve, _list_runs(name, text, recipe, seeds[0], overrides)))
+        name: tuple(map(resolve, _runs_of_choices(name, text, recipe, seeds[0], overrides)))
         for name, text in values.items()
         if name.endswith("_runs")
     }
@@ -338,13 +338,13 @@ def _parse_grid(text: str) -> dict[str, list[dict[str, Any]]]:
     return points
 
 
-def _list_runs(
+def _runs_of_choices(
     parameter: str, text: str, recipe: str, first_seed: int, overrides: Mapping[str, Any]
 ) -> list[RunSpec]:
     """The runs of a `..._runs` parameter: every method with every choice of each setting."""
     words = split_settings(text.replace(", ", " "))
-    methods = [word for word in words if "=" not in word]
-    settings = dict(_parse_choices(parameter, word) for word in words if "=" in word)
+    methods = [word for word in words if not re.search("[=:]", word)]
+    settings = dict(_parse_choices(parameter, word) for word in words if word not in methods)
     if not methods:
         raise KitError(
             f"{parameter}={describe_value(text)} names no method; it must begin with methods, "
@@ -366,9 +366,9 @@ def _list_runs(
 
 
 def _parse_choices(parameter: str, word: str) -> tuple[str, list[str]]:
-    name, _, choices = word.partition("=")
+    name, choices = split_setting(word)
     found = choices.split(",")
-    if not name or not all(found):
+    if not all(found):
         raise KitError(
             f"{parameter}: {describe_value(word)} must be one setting with its values, commas "
             "between them, such as seed=0,1,2"

@@ -36,17 +36,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         raise KitError(
             f"precision=bf16: this {device.type} computes no bf16; take precision=fp32, or auto"
         )
-    chosen = {
-        "bf16": True,
-        "auto": there and device.type == "cuda",
-        "fastest": there and (device.type == "cuda" or _processor_multiplies_bf16()),
-    }
-    return "bf16" if chosen.get(precision) else "fp32"
-
-
-def _processor_multiplies_bf16() -> bool:
-    """Say whether this processor has instructions for bf16; others emulate it, which is slower."""
-    return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    if precision == "auto":
+        return "bf16" if there and device.type == "cuda" else "fp32"
+    if precision == "fastest" and device.type == "cpu":  # others emulate it, which is slower
+        there = there and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return "bf16" if there and precision != "fp32" else "fp32"
 
 
 @contextmanager

@@ -225,7 +225,8 @@ def test_no_image_is_needed_of_data_sets_that_are_downloaded(fresh_home):
     host, sizes = flops.sample_data(plan, 4)
     assert sizes == (50_000, 0, 10_000) and (len(host.train), len(host.validation)) == (4, 0)
     assert flops.count_flops(plan).final / 60_000 / 22 / 2 == pytest.approx(0.556e9, rel=0.01)
-    assert flops.sample_data(resolve(RunSpec("at", "svhn")), 4)[1] == (10_000, 1_000, 26_032)
+    svhn = resolve(RunSpec("at", "svhn", overrides={"train_size": 10_000}))
+    assert flops.sample_data(svhn, 4)[1] == (10_000, 1_000, 26_032)
     held_out = resolve(RunSpec("at", "cifar10:paper", overrides={"validation": 1_000}))
     assert flops.sample_data(held_out, 4)[1] == (49_000, 1_000, 10_000)
     assert flops.sample_data(resolve(RunSpec("at", "cifar100:paper")), 200)[0].train.y.max() == 99

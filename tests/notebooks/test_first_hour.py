@@ -224,10 +224,12 @@ def test_a_small_folder_takes_its_recipe(tmp_path, capsys):
             for i in range(count):
                 Image.new("RGB", (8, 8), (i, 100, 0)).save(tmp_path / part / name / f"{i}.png")
     recipe = kit.experiments.recipes.find_recipe(f"folder:{tmp_path}")
-    data = kit.data.datasets.load_dataset(
-        recipe.data, validation=recipe.validation, train_size=recipe.train_size
-    )
-    assert (len(data.train), len(data.validation), len(data.test)) == (22, 2, 4)
-    assert "validation=2 and train_size=22 take the place of" in capsys.readouterr().out
+    for size, said in ((0, ""), (10_000, ", train_size=22 takes the place of 10000")):
+        data = kit.data.datasets.load_dataset(
+            recipe.data, validation=recipe.validation, train_size=size
+        )
+        assert (len(data.train), len(data.validation), len(data.test)) == (22, 2, 4)
+        words = f"24 training images: validation=2 takes the place of {recipe.validation}{said}\n"
+        assert capsys.readouterr().out.endswith(words)
     with pytest.raises(KitError, match="do not fit"):
         kit.data.datasets.load_dataset("digits", validation=2000)

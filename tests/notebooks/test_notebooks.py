@@ -253,7 +253,7 @@ def test_plain_papermill_refuses_wrong_words(given, words, home, tmp_path):
         (["--set", "layer=two"], "whole number"),
         (["--set", "seed"], "name=value"),
         (["--set", "weight.slop=3"], "Did you mean 'weight.slope'"),
-        (["--set", "epochs=0"], "at least 1"),
+        (["--only", "02", "--set", "epochs=0"], "at least 1"),
         (["--seeds", "-1"], "at least 0"),
         (["--seeds", "1", "1"], "names one twice"),
         (["--device", "tpu"], "auto, cpu, cuda, mps"),
