@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from kit.experiments.specification import Plan, burn_in_leaders_first
@@ -60,6 +60,16 @@ def training_work(plans: Sequence[Plan], burn_ins: Mapping[str, int]) -> int:
         total += epochs * (1 + (plan.recipe.steps if plan.method.attack else 0))
         reached |= shared_burn_ins([plan]) if plan.burn_in_key not in reached else {}
     return total
+
+
+def work_of_lists(lists: Iterable[Sequence[Plan]]) -> list[int]:
+    """Return the `training_work` of lists of runs that are trained one after the other."""
+    burn_ins: dict[str, int] = {}
+    work = []
+    for plans in lists:
+        work.append(training_work(plans, burn_ins))
+        burn_ins = shared_burn_ins(plans) | burn_ins
+    return work
 
 
 def shared_burn_ins(plans: Sequence[Plan]) -> dict[str, int]:

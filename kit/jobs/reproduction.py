@@ -39,7 +39,7 @@ from kit.figures.table import output_folder
 from kit.jobs.flops import total_flops
 from kit.jobs.forecast import epochs_to_train, forecast_seconds
 from kit.jobs.local_engine import run_locally
-from kit.jobs.order import order_by_training, order_tasks, shared_burn_ins
+from kit.jobs.order import order_by_training, order_tasks, shared_burn_ins, work_of_lists
 from kit.jobs.report import describe_reports
 from kit.jobs.tasks import Engine, Place, Task, simulate_tasks
 from kit.models.architectures import SMALL
@@ -591,6 +591,8 @@ class _ProgressReport:
         self.shown: dict[str, int] = {}  # pictures of each notebook
         self.began = self.said = time.monotonic()
         self.trained, self.runs = 0, sum(map(len, lists.values()))
+        self.work = dict(zip(lists, work_of_lists(lists.values()), strict=True))
+        self.worked = 0
 
     def tick(self, running: Collection[str]) -> None:
         """Say what is being done: in the line that stands there, else in a new one now and then."""
@@ -635,7 +637,9 @@ class _ProgressReport:
         rest = ""
         if name in self.lists:
             self.trained += len(self.lists[name])
-            left = (time.monotonic() - self.began) / self.trained * (self.runs - self.trained)
+            self.worked += self.work[name]
+            pace = (time.monotonic() - self.began) / self.worked
+            left = pace * (sum(self.work.values()) - self.worked)
             title = f"[{self.trained}/{self.runs}] {name}"
             well = f"ready in {format_duration(seconds)}"
             rest = f" ({format_duration(left)} left)" if left >= 1 else ""

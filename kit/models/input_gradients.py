@@ -36,7 +36,7 @@ class _GreyConvolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.geometry, ctx.groups, ctx.size = (stride, padding, dilation), x.shape[1], x.shape[2:]
-        return F.conv2d(x, weight, bias, stride, padding, dilation, ctx.groups)
+        return _convolve_groups(x, weight, bias, stride, padding, dilation)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -53,6 +53,25 @@ class _GreyConvolution(torch.autograd.Function):
             columns = kernels @ gradient.flatten(2).unflatten(1, (groups, -1))
             image = F.fold(columns.flatten(1, 2), ctx.size, kernel_size, dilation, padding, stride)
         return image, None, None, None, None, None
+
+
+def _convolve_groups(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+) -> Tensor:
+    """Take conv2d of each channel (N, 1, H, W) by itself: the same sums as if it were alone."""
+    groups = x.shape[1]
+    if groups == 1 or not x.is_contiguous():
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    biases = [None] * groups if bias is None else bias.chunk(groups)
+    parts = zip(x.split(1, dim=1), weight.chunk(groups), biases, strict=True)
+    return torch.cat(
+        [F.conv2d(h.contiguous(), w, b, stride, padding, dilation) for h, w, b in parts], dim=1
+    )
 
 
 def input_convolution(
@@ -73,6 +92,8 @@ def input_convolution(
     plain = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     if grey and wanted and plain and not isinstance(padding, str):
         return _GreyConvolution.apply(x, weight, bias, stride, padding, dilation)
+    if grey and plain and groups > 1 and x.is_contiguous():
+        return _convolve_groups(x, weight, bias, stride, padding, dilation)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 

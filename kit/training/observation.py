@@ -16,7 +16,7 @@ from kit.core.random_streams import JoinedStreams, Streams
 from kit.data.splits import Split
 from kit.experiments.specification import Plan
 from kit.methods.step_outputs import StepOutputs
-from kit.models.stacking import stack_networks
+from kit.models.stacking import gains_by_stacking, stack_networks
 
 #: The attack on a network after each epoch, the same for every method: the recipe's steps, from
 #: beside the image.
@@ -67,6 +67,9 @@ def observe_rows(
     steps: int = 0,
 ) -> list[dict[str, Tensor]]:
     """Return the tensors of `observe_split` for some rows (n,) of the split."""
+    if len(models) > 1 and not gains_by_stacking(models[0], split.y.device):
+        each = zip(models, plans, strict=True)
+        return [observe_rows([m], [p], split, purpose, rows, steps)[0] for m, p in each]
     recipe, network = plans[0].recipe, stack_networks(models)
     steps = steps or recipe.steps
     kept: list[list[dict[str, Tensor]]] = [[] for _ in models]

@@ -73,7 +73,8 @@ def run_many(
 
     Those that fit together (see `Plan.stack_key`) are trained as one program, and on a CPU as many
     programs side by side as PyTorch has threads. What is random in a run is its own, so each ends
-    as if trained alone, up to the rounding of sums that are added in another order. Checkpoints,
+    as if trained alone, up to the rounding of sums that are added in another order (which on a CPU
+    networks without pools do not have: they end bit for bit as if alone). Checkpoints,
     resuming and errors are those of `run`; a network that diverges does not stop the others.
 
     Raises:

@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -204,6 +205,31 @@ def test_many_runs_are_the_runs_one_by_one(tmp_path, monkeypatch):
     assert sum(branched) == 6, (
         "runs that differ in their weights alone still share their burn-in, in both seeds"
     )
+
+
+def test_the_small_network_ends_bit_for_bit_as_if_alone(tmp_path, monkeypatch):
+    """So its numbers depend neither on the plan nor on how many tasks are done at a time."""
+    found = {}
+    specs = [
+        RunSpec(name, seed=seed, overrides=TINY)
+        for name, seed in (("trades", 0), ("vir-trades", 1))
+    ]
+    for way in ("alone", "together"):
+        monkeypatch.setenv("KIT_HOME", str(tmp_path / way))
+        found[way] = (
+            [kit.run(spec, quiet=True) for spec in specs]
+            if way == "alone"
+            else run_many(specs, quiet=True)
+        )
+    for one, other in zip(*found.values(), strict=True):
+        pd.testing.assert_frame_equal(
+            one.history.drop(columns="seconds"),
+            other.history.drop(columns="seconds"),
+            rtol=0,
+            atol=0,
+        )
+        for name, values in one.final.items():
+            np.testing.assert_array_equal(values, other.final[name])
 
 
 def test_asking_again_costs_nothing(fresh_home, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kit.jobs import reproduction
-from kit.jobs.order import order_by_training, order_tasks, training_work
+from kit.jobs.order import order_by_training, order_tasks, training_work, work_of_lists
 from kit.jobs.tasks import Place, Task, simulate_tasks
 
 CPU2 = Place(torch.device("cpu"), 2)
@@ -91,6 +91,8 @@ def test_equal_notebooks_stay_in_order_and_a_shared_burn_in_is_counted_once(jobs
     shared = training_work([plans["at"]], {plans["mail-at"].burn_in_key: plans["mail-at"].burn_in})
     assert shared == alone * 15 / 40
     assert training_work([plans["mail-at"], plans["at"]], {}) == alone + shared
+    assert work_of_lists([[plans["mail-at"]], [plans["at"]]]) == [alone, shared]
+    assert work_of_lists([[plans["at"]], [plans["mail-at"]]]) == [alone, alone]
 
 
 def test_what_nobody_wants_comes_last():
