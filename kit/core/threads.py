@@ -24,10 +24,10 @@ class OutOfTime(Exception):
 
 @contextlib.contextmanager
 def end_by(moment: float) -> Iterator[None]:
-    """Within, long work of this process raises `OutOfTime` once `time.monotonic()` is past `moment`.
+    """Within, long work raises `OutOfTime` once `time.monotonic()` is past `moment`.
 
-    That is where it calls `stop_if_abandoned`, in whichever thread. An earlier moment around it
-    stays.
+    That is where it calls `stop_if_abandoned`, in whichever thread of this process. An earlier
+    moment around it stays.
     """
     _ends.append(min(moment, _ends[-1]))
     try:
