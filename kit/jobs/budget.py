@@ -32,7 +32,7 @@ from kit.core.random_streams import Streams
 from kit.core.threads import OutOfTime, end_by
 from kit.core.threat import Threat
 from kit.evaluation.accuracy import ATTACK_BATCH, evaluate
-from kit.experiments.devices import threads_for
+from kit.experiments.devices import DeviceLost, threads_for
 from kit.experiments.recipes import find_recipe, shortened_name, unshortened_name
 from kit.experiments.runs import Run, is_done, output_folder, run_folder, run_of
 from kit.experiments.specification import Plan, RunSpec, burn_in_leaders_first, resolve
@@ -497,17 +497,22 @@ def count_attack_passes(attack: str) -> tuple[float, float]:
 class BudgetPlan:
     """What a budget is spent on: a recipe, perhaps shortened, its questions, what they cost.
 
-    `chosen` are those that fit.
+    `chosen` are those that fit; `given_up` are those whose runs could not be trained.
     """
 
     found: QuestionList
     costs: BudgetCosts
     chosen: list[Question] = field(default_factory=list)
+    given_up: list[Question] = field(default_factory=list)
 
     @property
     def due(self) -> list[Question]:
-        """The questions that need something still."""
-        return [q for q in self.found.questions if not q.needs <= self.costs.done]
+        """The questions that need something still, and are not given up."""
+        return [
+            question
+            for question in self.found.questions
+            if not question.needs <= self.costs.done and question not in self.given_up
+        ]
 
     @property
     def recipe(self) -> str:
@@ -640,10 +645,14 @@ def spend_budget(
     print(describe_plan(plan, budget, clock, str(device)), flush=True)
     if only_plan:
         return plan.recipe
+    lost: DeviceLost | None = None
     try:
         answer_questions(plan, ends - budget + time_for_work(budget), device)
-    finally:
-        write_results(plan.recipe, plan.found.questions)
+    except DeviceLost as error:  # pictures need no device
+        lost = error
+    write_results(plan.recipe, plan.found.questions)
+    if lost is not None:
+        raise lost
     left = max(0.0, ends - time.monotonic())
     print(f"{format_duration(left)} of the budget are left", flush=True)
     return plan.recipe
@@ -652,7 +661,11 @@ def spend_budget(
 def answer_questions(plan: BudgetPlan, ends: float, device: torch.device) -> None:
     """Train and evaluate for one question after the other, until none fits before `ends`.
 
-    What a question took corrects what the others are reckoned with.
+    What a question took corrects what the others are reckoned with. One whose runs cannot be
+    trained is given up, and says why.
+
+    Raises:
+        DeviceLost: The device was lost.
     """
     costs = plan.costs
     while True:
@@ -666,6 +679,12 @@ def answer_questions(plan: BudgetPlan, ends: float, device: torch.device) -> Non
         except OutOfTime:
             print(f"{question.title}: its time is over; finished epochs are kept", flush=True)
             return
+        except DeviceLost:
+            raise
+        except KitError as error:
+            print(f"{question.title}: given up: {error}", flush=True)
+            plan.given_up.append(question)
+            continue
         finally:
             costs.look_what_is_done()
         took = time.monotonic() - started
