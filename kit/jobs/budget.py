@@ -9,10 +9,12 @@ What is finished counts as done, so a second budget goes on where the first one 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import textwrap
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -26,7 +28,7 @@ import torch
 from kit.attacks.contract import frozen
 from kit.attacks.table import ATTACKS
 from kit.core.errors import KitError, describe_value
-from kit.core.files import write_json
+from kit.core.files import read_json, write_json
 from kit.core.progress import format_duration
 from kit.core.random_streams import Streams
 from kit.core.threads import OutOfTime, end_by
@@ -40,7 +42,6 @@ from kit.figures.base import plain
 from kit.figures.table import FIGURES, draw
 from kit.jobs.flops import RunFlops, count_flops, sample_data
 from kit.jobs.forecast import measure_cost
-from kit.methods.table import SQUARES
 from kit.models.architectures import SMALL, build_network
 from kit.papers.claim_verdict import FEWEST_SEEDS
 from kit.papers.figure_verdicts import is_about, trained_on
@@ -93,10 +94,13 @@ PICTURES = (
     "same-margin",
     "similarity-by-error",
     "similarity-pair",
-    "criterion-and-normaliser",
     "mail-normalisation",
     "class-weights",
+    "criterion-and-normaliser",
 )
+
+#: What some of them take beside it: an evaluation of each run, which must be kept.
+PICTURE_EVALUATIONS = {"criterion-and-normaliser": Evaluation("pgd100")}
 
 #: The share of a budget that is kept for pictures and the record, and the most of it in seconds.
 RESERVED_SHARE, MOST_RESERVED = 0.1, 40.0
@@ -286,15 +290,15 @@ def _is_here(need: Need, recipe: str) -> bool:
 
 
 def _add_normaliser_twins(found: QuestionList, seeds: Sequence[int]) -> None:
-    """Criterion or normaliser: the four corners of a square, clean and under attack."""
-    for base, square in SQUARES.items():
-        needs = [
-            (RunSpec(method, found.recipe, seed), ask)
-            for method in square.values()
-            for seed in seeds
-            for ask in (Evaluation("pgd20"), Evaluation("natural"))
-        ]
-        found.add(f"criterion or normaliser ({base})", needs)
+    """Criterion or normaliser: the four corners of a square, in the picture that compares them."""
+    [(picture, evaluation)] = PICTURE_EVALUATIONS.items()
+    needs = [
+        (RunSpec(method, found.recipe, seed), ask)
+        for method in FIGURES[picture].methods
+        for seed in seeds
+        for ask in (evaluation, picture)
+    ]
+    found.add("criterion or normaliser", needs)
 
 
 def _add_picture_claims(found: QuestionList, seeds: Sequence[int]) -> None:
@@ -409,10 +413,15 @@ def timed_clock(device: torch.device) -> Clock:
     Other methods take as much longer as they compute more.
     """
     known: dict[str, tuple[RunFlops, Rate]] = {}
+    flops: dict[tuple[str, ...], RunFlops] = {}
     passes: dict[tuple[str, int], tuple[float, float]] = {}
 
     def rate_of(plan: Plan) -> Rate:
-        mine = count_flops(plan)
+        # An epoch takes as long in a short schedule as in a long one.
+        kind = plan.spec.method, str(plan.spec.overrides), plan.recipe.model
+        if kind not in flops:
+            flops[kind] = count_flops(plan)
+        mine = flops[kind]
         if plan.recipe.model not in known:
             known[plan.recipe.model] = mine, measure_rate(plan, device)
         its, rate = known[plan.recipe.model]
@@ -544,11 +553,11 @@ def plan_budget(recipe: str, budget: float, clock: Clock) -> BudgetPlan:
         KitError: Nothing fits; it says what would.
     """
     names = schedule_names(recipe)
-    begun = [name for name in names if is_begun(name)]
-    plans = (plan_schedule(name, budget, clock) for name in begun[:1] or names)
-    plan = next(plans)
-    while not _answers_the_first(plan) and (shorter := next(plans, None)) is not None:
-        plan = shorter
+    names = [name for name in names if is_begun(name)][:1] or names
+    plan_of = cache(lambda name: plan_schedule(name, budget, clock))
+    # What fits in a schedule fits in every shorter one.
+    place = bisect_left(names, True, key=lambda name: _answers_the_first(plan_of(name)))
+    plan = plan_of(names[min(place, len(names) - 1)])
     if plan.due and not plan.chosen:
         least = min(plan.due, key=lambda question: plan.costs(question.needs))
         enough = math.ceil(budget_for_work(plan.costs(least.needs)))
@@ -575,7 +584,8 @@ def schedule_names(recipe: str) -> list[str]:
     if recipe != unshortened_name(recipe):
         return [recipe]
     epochs = find_recipe(recipe).epochs
-    lengths = [max(round(share * epochs), min(LEAST_EPOCHS, epochs)) for share in SCHEDULE_SHARES]
+    least = min(LEAST_EPOCHS, epochs)
+    lengths = [*(max(round(share * epochs), least) for share in SCHEDULE_SHARES), least]
     return [shortened_name(recipe, length) for length in dict.fromkeys(lengths)]
 
 
@@ -731,7 +741,7 @@ def write_results(recipe: str, questions: Sequence[Question]) -> list[Path]:
     What cannot be drawn says so in a line. Pictures of one run are drawn for each seed.
 
     Returns:
-        The files.
+        The files that were written.
     """
     methods = dict.fromkeys(method for question in questions for method in question.methods)
     done = {
@@ -767,13 +777,27 @@ def _draw_stamped(
     folder: Path,
     parameters: Mapping[str, Any],
 ) -> list[Path]:
-    """Draw pictures, and leave a stamp that holds what they decide, as a notebook does."""
+    """Draw pictures, and leave a stamp that holds what they decide, as a notebook does.
+
+    Where a stamp of these very runs is there, they are drawn already.
+    """
+    path, keys = folder / "budget.json", {str(found.spec): found.key for found in runs.values()}
+    taken = {
+        name: mine
+        for name in names
+        if (mine := [found for found in runs.values() if found.method in FIGURES[name].methods])
+        and {found.method for found in mine} == set(FIGURES[name].methods)
+        and (
+            name not in PICTURE_EVALUATIONS
+            or all(is_kept(found, PICTURE_EVALUATIONS[name]) for found in mine)
+        )
+    }
+    with contextlib.suppress(KitError):
+        before = read_json(path)
+        if (before["runs"], before["pictures"]) == (keys, list(taken)):
+            return []
     drawings = []
-    for name in names:
-        row, there = FIGURES[name], {found.method for found in runs.values()}
-        if not runs or not there >= set(row.methods):
-            continue
-        mine = [found for found in runs.values() if found.method in row.methods]
+    for name, mine in taken.items():
         try:
             drawings.append(draw(name, mine, folder=folder))
         except KitError as error:
@@ -783,8 +807,9 @@ def _draw_stamped(
     stamp = {
         "notebook": "budget",
         "parameters": {"recipe": recipe, **parameters},
-        "runs": {str(found.spec): found.key for found in runs.values()},
+        "runs": keys,
+        "pictures": list(taken),
         "verdicts": [claim.record() for drawing in drawings for claim in drawing.claims],
     }
-    write_json(folder / "budget.json", plain(stamp))
-    return [path for drawing in drawings for path in drawing.files] + [folder / "budget.json"]
+    write_json(path, plain(stamp))
+    return [*(file for drawing in drawings for file in drawing.files), path]

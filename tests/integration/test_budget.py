@@ -118,7 +118,7 @@ def test_core_methods_are_rows_with_their_twins(home):
     found = budget.list_questions("digits")
     titles = " ".join(question.title for question in found.questions)
     assert all(f"claim {number} (" in titles for number in (5, 11, 12, 18, 29, 35))
-    assert "criterion or normaliser (at)" in titles
+    assert "criterion or normaliser" in titles
     assert set(found.questions[0].methods) <= set(budget.FIRST_METHODS)
 
 
@@ -198,18 +198,35 @@ def test_every_schedule_keeps_its_order(home):
             assert len(plan.recipe.milestones) == len(find_recipe(recipe).milestones)
 
 
-def test_the_longest_schedule_that_fits(fresh_home):
-    long, short, least = (
-        budget.plan_budget("digits", seconds, planted_clock()) for seconds in (1e6, 3000, 260)
-    )
-    assert long.recipe == "digits" and len(long.chosen) == len(long.found.questions)
-    epochs = [find_recipe(plan.recipe).epochs for plan in (long, short, least)]
-    assert epochs == sorted(epochs, reverse=True) and epochs[2] < epochs[0]
-    for plan, seconds in ((short, 3000), (least, 260)):
+def few_questions(recipe: str, seeds=range(3)) -> budget.QuestionList:
+    """Three questions on two methods."""
+    found = budget.QuestionList(recipe)
+    for title, method, ask in (
+        ("first", "at", Evaluation("natural")),
+        ("picture", "mail-at", "confused-labels"),
+        ("last", "mail-at", Evaluation("fgsm")),
+    ):
+        found.add(title, [(RunSpec(method, recipe, seed), ask) for seed in seeds])
+    return found
+
+
+def test_the_longest_schedule_that_fits(fresh_home, monkeypatch):
+    """Seconds are epochs here: 3 seeds of AT are 120, those of MAIL-AT beside them 45 more."""
+    monkeypatch.setattr(budget, "list_questions", few_questions)
+    epochs = []
+    for seconds in (1e6, 150, 60, 30):
+        plan = budget.plan_budget("digits", seconds, planted_clock())
+        epochs.append(find_recipe(plan.recipe).epochs)
         assert plan.chosen and plan.seconds(plan.chosen) <= budget.time_for_work(seconds)
+        longer = [n for n in budget.schedule_names("digits") if find_recipe(n).epochs > epochs[-1]]
+        if longer and epochs[-1] > budget.LEAST_EPOCHS:
+            plan = budget.plan_schedule(longer[-1], seconds, planted_clock())
+            assert len(plan.chosen) < 3, "the next longer schedule would have done, too"
+    assert epochs[0] == 40 and epochs == sorted(epochs, reverse=True) and epochs[-1] == 8
 
 
-def test_too_small_a_budget_says_the_least_that_would_do(fresh_home):
+def test_too_small_a_budget_says_the_least_that_would_do(fresh_home, monkeypatch):
+    monkeypatch.setattr(budget, "list_questions", few_questions)
     with pytest.raises(KitError, match="the least that would do is") as refused:
         budget.plan_budget("digits", 5, planted_clock())
     said = str(refused.value)
@@ -225,21 +242,13 @@ def test_too_small_a_budget_says_the_least_that_would_do(fresh_home):
 @pytest.fixture
 def little(fresh_home, monkeypatch):
     """Digits at test size, and three questions on two methods, reckoned at a second or so each."""
-    row = kit.RECIPES["digits"].override(**{**TINY, "epochs": 12, "milestones": [8, 9]})
+    quick = {"epochs": 12, "milestones": [8, 9], "train_size": 200, "steps": 2}
+    row = kit.RECIPES["digits"].override(**{**TINY, **quick})
     monkeypatch.setitem(kit.RECIPES, "digits", row)
 
-    def questions(recipe, seeds=range(3)):
-        found = budget.QuestionList(recipe)
-        for title, method, ask in (
-            ("first", "at", Evaluation("natural")),
-            ("picture", "mail-at", "confused-labels"),
-            ("last", "mail-at", Evaluation("fgsm")),
-        ):
-            found.add(title, [(RunSpec(method, recipe, seed), ask) for seed in seeds])
-        return found
-
-    monkeypatch.setattr(budget, "list_questions", questions)
+    monkeypatch.setattr(budget, "list_questions", few_questions)
     monkeypatch.setattr(budget, "timed_clock", lambda device: planted_clock(0.01, 0.1, 0.1))
+    monkeypatch.setattr(budget, "PICTURES", ("confused-labels",))
     return fresh_home
 
 
@@ -369,7 +378,7 @@ from tests.benchmarks import gpu_minutes
 import tests.conftest
 
 kit.RECIPES["digits"] = kit.RECIPES["digits"].override(**{TINY!r})
-runs = kit.run_many([kit.RunSpec(m, seed=s) for m in ("at", "mail-at") for s in range(3)])
+runs = kit.run_many([kit.RunSpec(m) for m in ("at", "mail-at")])
 kit.evaluate(runs[0], ["natural", "pgd20"])
 drawn = budget.write_results("digits", budget.list_questions("digits").questions)
 print(len([path for path in drawn if path.suffix == ".png"]), "pictures")
@@ -382,7 +391,7 @@ def test_training_evaluating_and_drawing_need_few_packages(fresh_home):
         [sys.executable, "-c", ALONE], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout.splitlines()[-1].split()[0]) >= 24, done.stdout
+    assert int(done.stdout.splitlines()[-1].split()[0]) >= 9, done.stdout
 
 
 def test_pictures_of_a_budget_pass_no_images(tiny_run, tmp_path, monkeypatch):
