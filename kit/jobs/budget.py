@@ -338,7 +338,7 @@ class BudgetCosts:
     asked: Mapping[NeededWork, float]
     pace: float = 1.0
     done: frozenset[NeededWork] = frozenset()
-    reached: Mapping[str, int] = field(default_factory=dict)
+    reached: Mapping[str, float] = field(default_factory=dict)
 
     def look_what_is_done(self) -> None:
         """Read from the runs' folders which epochs and evaluations are there."""
