@@ -35,7 +35,7 @@ from kit.core.threat import Threat
 from kit.data.splits import Split
 from kit.evaluation.own_data import attacked_images
 from kit.evaluation.statistics import wilson
-from kit.experiments.devices import pick_device, spare_threads, threads_for
+from kit.experiments.devices import lost_device_told, pick_device, spare_threads, threads_for
 from kit.experiments.runs import Run, is_done
 
 ATTACK_BATCH = {"cpu": 256, "cuda": 2048, "mps": 512}
@@ -223,7 +223,8 @@ def evaluate(
     kept.
 
     Raises:
-        KitError: A name is unknown, the split is empty, or the network cannot be evaluated.
+        KitError: A name is unknown, the split is empty, the network cannot be evaluated, or the
+            device was lost.
     """
     names = [attacks] if isinstance(attacks, str) else list(attacks)
     for name in names:
@@ -258,7 +259,7 @@ def evaluate(
                 if not len(images):
                     raise KitError(f"{run.spec} holds out no {split} images; choose another split")
             partial = path.with_suffix(".partial")
-            with threads_for(run.plan.recipe.model, where):
+            with threads_for(run.plan.recipe.model, where), lost_device_told():
                 arrays = _measure_named(
                     name, model, images, run.plan.recipe.threat, str(run.spec), partial, quiet
                 )

@@ -38,6 +38,33 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+class DeviceLost(KitError):
+    """The device does not answer any more, and this process cannot have it back."""
+
+
+@contextlib.contextmanager
+def lost_device_told() -> Iterator[None]:
+    """Within, what PyTorch raises of a device that is lost becomes one sentence.
+
+    Raises:
+        DeviceLost: The device was lost.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        first = str(error).partition("\n")[0].strip()
+        # Of older versions of PyTorch the message alone tells.
+        of_device = isinstance(error, getattr(torch, "AcceleratorError", ()))
+        if not (of_device or first.startswith("CUDA error")):
+            raise
+        raise DeviceLost(
+            f"the device was lost in mid-run ({first}). Finished epochs and evaluations are kept; "
+            "the same command goes on there once the device is back, or with --device cpu"
+        ) from error
+
+
 @contextlib.contextmanager
 def threads_for(model_name: str, device: torch.device) -> Iterator[None]:
     """Compute small networks on one thread inside, where they run fastest.

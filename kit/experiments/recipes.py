@@ -8,8 +8,9 @@ is no "best" epoch: validation = 0). Images of one's own and generated ones come
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal, get_type_hints
 
 from kit.core.errors import KitError, unknown_name
@@ -80,12 +81,11 @@ class Recipe:
         Raises:
             KitError: A field is unknown or its value unfit; it names the field and its range.
         """
-        hints = get_type_hints(type(self), include_extras=True)
         checked = {}
         for name, value in changes.items():
             if name not in RECIPE_FIELDS:
                 raise unknown_name("field of a recipe", name, RECIPE_FIELDS)
-            checked[name] = check_value(name, value, hints[name])
+            checked[name] = check_value(name, value, _field_types()[name])
         changed = replace(self, **checked)
         check_data_name(changed.data)
         check_model_name(changed.model)
@@ -106,6 +106,12 @@ class Recipe:
 
 
 RECIPE_FIELDS = tuple(f.name for f in fields(Recipe) if f.name != "title")
+
+
+@cache
+def _field_types() -> dict[str, Any]:
+    return get_type_hints(Recipe, include_extras=True)
+
 
 DEFAULTS = {f.name: f.default for f in fields(Recipe)}
 
@@ -312,15 +318,29 @@ RECIPES = Registry(
 SCALES = tuple(dict.fromkeys(scale for name in RECIPES if (scale := name.partition(":")[2])))
 
 
+#: The name of a recipe whose schedule is shortened.
+_SHORTENED = re.compile(r"(.+), (\d+) of (\d+) epochs")
+
+
 def find_recipe(name: str) -> Recipe:
     """Return the row of `RECIPES` of that name, or one made for a folder or generated images.
 
     folder:<path>[:paper] is CIFAR-10's row on that folder, and <data>+npz:<file>[:paper] the row of
-    <data> with the file's generated images. Other scales, such as :generated, go likewise.
+    <data> with the file's generated images. Other scales, such as :generated, go likewise. Behind
+    any name ", 12 of 120 epochs" is the same with its schedule shortened in proportion.
 
     Raises:
-        KitError: The name is unknown, or there is nothing at the path.
+        KitError: The name is unknown, there is nothing at the path, or the row has another number
+            of epochs.
     """
+    if words := _SHORTENED.fullmatch(name):
+        base, epochs, of = find_recipe(words[1]), int(words[2]), int(words[3])
+        if of != base.epochs or not 0 < epochs < of:
+            raise KitError(
+                f"the recipe '{name}' shortens {of} epochs to {epochs}; {words[1]} has "
+                f"{base.epochs}, so it must be 1 to {base.epochs - 1} of {base.epochs}"
+            )
+        return shorten(base, epochs)
     if not name.startswith("folder:") and "+npz:" not in name:
         if name not in RECIPES:
             raise unknown_name(
@@ -335,3 +355,42 @@ def find_recipe(name: str) -> Recipe:
     row = "cifar10" if data.startswith("folder:") else base_of(data)
     base = RECIPES[row if scale == "quick" else f"{row}:{scale}"]
     return replace(base, title=f"{data} with {row}'s {scale} settings", data=data)
+
+
+def shortened_name(name: str, epochs: int) -> str:
+    """Return the name of a recipe with its schedule shortened to `epochs`.
+
+    It is the name itself where it has no more epochs than that.
+    """
+    of = find_recipe(name).epochs
+    return name if epochs >= of else f"{name}, {epochs} of {of} epochs"
+
+
+def unshortened_name(name: str) -> str:
+    """Return the name of the recipe whose schedule this one shortens; its own if it is whole."""
+    words = _SHORTENED.fullmatch(name)
+    return words[1] if words else name
+
+
+def is_quick(name: str) -> bool:
+    """Say whether a recipe is a quick one at its full length.
+
+    Notebooks make those quicker still; others have the schedule that their name says.
+    """
+    return name == unshortened_name(name) and name.rpartition(":")[2] not in SCALES
+
+
+def shorten(recipe: Recipe, epochs: int) -> Recipe:
+    """Return a recipe with its epochs, milestones and warm-up shortened in proportion.
+
+    A burn-in is a share of the epochs, and follows. Milestones that fall together count once.
+    """
+    share = epochs / recipe.epochs
+    milestones = sorted({max(1, round(share * epoch)) for epoch in recipe.milestones})
+    return replace(
+        recipe,
+        title=f"{recipe.title}; its schedule shortened to {epochs} of {recipe.epochs} epochs",
+        epochs=epochs,
+        milestones=tuple(milestones),
+        warm_up=min(round(share * recipe.warm_up), epochs - 1),
+    )

@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,12 @@ def parser() -> argparse.ArgumentParser:
     )
     reproduce.add_argument(
         "--plan", action="store_true", help="only say what would run, and for how long"
+    )
+    reproduce.add_argument(
+        "--budget",
+        metavar="12m",
+        help="within so much time (90s, 12m, 1.5h), the runs that decide the most claims; goes on "
+        "where an earlier budget stopped",
     )
     reproduce.add_argument(
         "--on", choices=["ray"], help="where: on a Ray cluster (default: on this machine)"
@@ -369,6 +376,8 @@ def _reproduce(options: argparse.Namespace) -> int:
         )
     if options.out and options.out.exists() and not options.out.is_dir():
         raise KitError(f"--out {options.out} is a file; it must be a folder, there or not yet")
+    if options.budget is not None:
+        return _reproduce_within(options)
     jobs = plan_jobs(
         options.only,
         _given_settings(options),
@@ -389,6 +398,26 @@ def _reproduce(options: argparse.Namespace) -> int:
         return 0
     with join_cluster(options.address or "auto", workers, options.device) as place:
         return reproduce(jobs, place, engine=run_on_ray, **how)
+
+
+def _reproduce_within(options: argparse.Namespace) -> int:
+    started = time.monotonic()  # what is imported now takes its time, too
+    from kit.experiments.devices import DeviceLost, pick_device
+    from kit.jobs.budget import parse_duration, spend_budget
+
+    chosen = ("only", "set", "seeds", "jobs", "compile", "fresh", "on", "out")
+    if given := next((name for name in chosen if getattr(options, name)), None):
+        raise KitError(
+            f"--budget chooses what is run, and how; leave out --{given}, or leave out --budget"
+        )
+    seconds, device = parse_duration(options.budget), pick_device(options.device)
+    words = options.recipe or "digits", seconds, device
+    try:
+        spend_budget(*words, started=started, only_plan=options.plan)
+    except DeviceLost as error:
+        print(f"kit: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _write_page(options: argparse.Namespace) -> int:

@@ -84,6 +84,7 @@ def measure_cost(plans: Sequence[Plan], device: torch.device) -> TrainingCost:
         plans[0], TIMED_IMAGES if small or device.type != "cpu" else FEW_TIMED_IMAGES
     )
     data = host.to(device)
+    home().mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=home(), prefix=".forecast-") as folder,
         threads_for(recipe.model, device),

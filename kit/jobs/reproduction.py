@@ -25,7 +25,7 @@ from kit.core.errors import KitError, unknown_name
 from kit.core.files import CHECKOUT, PACKAGE, read_json
 from kit.core.progress import WRITTEN_AFTER, format_duration, is_live
 from kit.evaluation.accuracy import evaluate
-from kit.experiments.recipes import RECIPE_FIELDS, SCALES
+from kit.experiments.recipes import RECIPE_FIELDS, is_quick
 from kit.experiments.runs import is_done, run_folder, run_of
 from kit.experiments.specification import (
     Plan,
@@ -196,7 +196,7 @@ def plan_jobs(
                 if name in table
             }
             recipe = mine.get("recipe", table["recipe"].default) if "recipe" in table else ""
-            if "overrides" in table and recipe.rpartition(":")[2] in SCALES:
+            if "overrides" in table and recipe and not is_quick(recipe):
                 mine.setdefault("overrides", "")
             if settings and ("overrides" in table or not some_train):
                 mine["overrides"] = _changed_overrides(path, table, mine, settings)

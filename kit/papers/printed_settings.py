@@ -282,6 +282,7 @@ def settings_of_row(
     return _settle(row, name, own_recipe or known, columns, seed)
 
 
+@cache
 def recipe_of(paper: str, dataset: str) -> tuple[str, str]:
     """Return (recipe, how to name images of one's own) of a paper's data set.
 

@@ -21,7 +21,7 @@ from kit.attacks.table import ATTACKS
 from kit.core.errors import KitError, unknown_name
 from kit.core.parameters import Natural, check_value
 from kit.data.datasets import DATA, base_of, folder_path
-from kit.experiments.recipes import RECIPES, find_recipe
+from kit.experiments.recipes import RECIPES, find_recipe, unshortened_name
 from kit.experiments.specification import RunSpec, parse_overrides, resolve
 from kit.papers.printed_attacks import attack_of
 from kit.papers.printed_data import (
@@ -77,12 +77,14 @@ class Need:
     def stands_for_another(self) -> str:
         """Why no claim may be decided by it; "" if one may.
 
-        A quick recipe has one data set and one network. It stands for those of the paper's first
-        table, and says nothing of the others.
+        A quick recipe has one data set and one network, and so have a shortened one and a folder.
+        It stands for those of the paper's first table, and says nothing of the others. Images that
+        the kit cannot load itself are one's own.
         """
         data, model = main_setting(self.cell["paper"])
         mine = self.cell["dataset"], self.cell["model"]
-        if self.recipe not in RECIPES or ":" in self.recipe or mine == (data, model):
+        has_both = self.recipe in RECIPES and ":" in self.recipe
+        if has_both or mine == (data, model) or recipe_of(self.cell["paper"], mine[0])[1]:
             return ""
         return (
             f"it is about {mine[1]} on {mine[0]}; {self.recipe} stands for {model} on {data} alone"
@@ -193,7 +195,8 @@ def _obstacle(cell: dict[str, Any], attack: str, here: str) -> str:
         return "needs 20 million generated images"
     if attack not in ATTACKS:
         return f"kit.ATTACKS has no {attack}: evaluation keeps to the norm of the run's own threat"
-    if here not in RECIPES and not here.startswith("folder:") and "+npz:" not in here:
+    whole = unshortened_name(here)
+    if whole not in RECIPES and not whole.startswith("folder:") and "+npz:" not in whole:
         return f"there is no recipe {here}; its images can come in as recipe=folder:<path>:paper"
     count = classes_of(here)
     if int(cell.get("protected_class") or 0) >= count:

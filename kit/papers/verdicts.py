@@ -6,6 +6,7 @@ figure does, `kit.papers.figure_verdicts` takes what finished notebooks wrote of
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -106,7 +107,7 @@ def _command(found: ClaimVerdict, recipe: str, seeds: Sequence[int], settings: s
     if not only:
         return ""
     recipe = found.recipe or recipe
-    where = f" --recipe {recipe}" if recipe != "digits" else ""
+    where = f" --recipe {shlex.quote(recipe)}" if recipe != "digits" else ""
     which = f" --seeds {' '.join(map(str, seeds))}" if seeds else ""
     words = [f"tables={','.join(found.missing_tables)}"] if found.missing_tables else []
     words += settings.split()

@@ -14,7 +14,13 @@ from kit.core.errors import KitError
 from kit.core.files import lock_folder
 from kit.core.progress import format_duration
 from kit.core.threads import run_in_threads
-from kit.experiments.devices import pick_device, spare_threads, threads_for
+from kit.experiments.devices import (
+    DeviceLost,
+    lost_device_told,
+    pick_device,
+    spare_threads,
+    threads_for,
+)
 from kit.experiments.runs import Run, is_done, run_folder, run_of
 from kit.experiments.specification import Plan, RunSpec, group_for_stacking, resolve
 from kit.models.architectures import SMALL
@@ -78,6 +84,7 @@ def run_many(
     resuming and errors are those of `run`; a network that diverges does not stop the others.
 
     Raises:
+        DeviceLost: The device was lost; nothing more is tried.
         KitError: Some runs could not be trained; it names all of them, after the others are.
     """
     asked = [spec if isinstance(spec, Plan) else resolve(spec) for spec in specs]
@@ -118,6 +125,8 @@ def _train_or_split(
         with unfinished(plans) as todo:
             if todo:
                 fit_plans(todo, device, quiet=quiet, compiled=compiled)
+    except DeviceLost:  # which the others would find lost, too
+        raise
     except KitError as error:
         if len(plans) == 1:
             return {str(plans[0].spec): str(error)}
@@ -140,6 +149,7 @@ def unfinished(plans: Sequence[Plan]) -> Iterator[list[Plan]]:
     """Hold those of `plans` that are not finished, alone on this machine, and yield them.
 
     Raises:
+        DeviceLost: The device was lost.
         KitError: A batch of a single plan does not fit into the memory of its device.
     """
     todo = [plan for plan in plans if not is_done(run_folder(plan))]
@@ -148,7 +158,8 @@ def unfinished(plans: Sequence[Plan]) -> Iterator[list[Plan]]:
         for plan in sorted(todo, key=lambda plan: plan.key):
             locks.enter_context(lock_folder(run_folder(plan), partial(_say_waiting, plan)))
         try:
-            yield [plan for plan in todo if not is_done(run_folder(plan))]
+            with lost_device_told():
+                yield [plan for plan in todo if not is_done(run_folder(plan))]
         except torch.OutOfMemoryError as error:
             if len(plans) > 1:
                 raise

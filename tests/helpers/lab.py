@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from tests.helpers.settings import ROOT
@@ -64,6 +63,8 @@ def jupyterlab(
     """JupyterLab on loopback with its token, private settings, and copies of the notebooks whose
     runs take `overrides`. -> its address, its token, and where the notebooks put their pictures.
     """
+    import nbformat  # other tests run where there is none
+
     root = base / "notebooks"
     root.mkdir()
     for path in (ROOT / "notebooks").glob("*.ipynb"):
