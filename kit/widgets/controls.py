@@ -30,6 +30,24 @@ class Number:
     integer: bool = False
     plays: bool = False
 
+    def parse(self, typed: str) -> float:
+        """Return the number that somebody typed; a copied minus sign counts as a hyphen.
+
+        Raises:
+            KitError: The words are no number, or one that `check` refuses.
+        """
+        words = typed.strip().replace("\N{MINUS SIGN}", "-")
+        try:
+            if "_" in words:
+                raise ValueError("Python reads 1_0 as 10; a person may mean anything")
+            number = int(words) if words.isdecimal() else float(words)
+        except ValueError:
+            raise KitError(
+                f"{self.name} = {describe_value(typed)} is no number; type one from {self.low:g} "
+                f"to {self.high:g}, with a point before any decimals"
+            ) from None
+        return self.check(number)
+
     def check(self, value: Any) -> float:
         """Return the value, rounded as a slider rounds.
 
