@@ -25,6 +25,14 @@ STYLE = """<style>
 .kit-sentence, .kit-trouble { margin: 2px 4px; line-height: 1.35; white-space: normal; }
 .kit-sentence { color: var(--jp-ui-font-color1, inherit); }
 .kit-trouble { color: #B34700; font-weight: 600; max-width: 26em; }
+/* Jupyter marks what has lost its kernel: a control there would do nothing. */
+.kit-panel.jupyter-widgets-disconnected::before {
+  content: "The kernel was restarted. Run this cell again to use its controls.";
+  display: block; margin: 4px; color: #B34700;
+  font: 600 14px/1.35 var(--jp-ui-font-family, sans-serif);
+}
+.kit-panel.jupyter-widgets-disconnected .kit-controls { display: none; }
+.kit-panel .jupyter-widgets-disconnected::before { content: none; }
 [data-jp-theme-light="false"] .kit-panel:not(.kit-photo) img {
   filter: invert(0.93) hue-rotate(180deg);
 }
@@ -83,6 +91,7 @@ class PanelView:
         self.quiet = False  # values are being set from the panel: no change of a hand
         self.held: Axes | None = None  # what the mouse was pressed on
         self.rows = ipywidgets.Box(layout={"flex_flow": "row wrap", "width": "100%"})
+        self.rows.add_class("kit-controls")
         self.words, self.alarm = ipywidgets.HTML(), ipywidgets.HTML()
         if panel.pointed_at:
             self.picture = Pad(panel.title)
@@ -148,9 +157,9 @@ class PanelView:
         words = str(error) if known else f"This did not work: {type(error).__name__}: {error}"
         self.show()
         self.panel.trouble = " ".join(words.split())
-        self.notes.get(control, self.alarm).value = (
-            f'<p class="kit-trouble" role="alert">{html.escape(self.panel.trouble)}</p>'
-        )
+        self.notes.get(
+            control, self.alarm
+        ).value = f'<p class="kit-trouble" role="alert">{html.escape(self.panel.trouble)}</p>'
 
     # ---- from the page to the panel
 
