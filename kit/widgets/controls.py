@@ -17,8 +17,8 @@ from kit.core.errors import KitError, describe_value, unknown_name
 class Number:
     """A slider with a number field.
 
-    `integer` counts in whole steps, `plays` puts a play button beside it, and `meaning` is the
-    tooltip.
+    `integer` counts in whole steps, `plays` puts a play button beside it, `meaning` is the tooltip,
+    and `symbol` is the letter that formulas have for it.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Number:
     meaning: str = ""
     integer: bool = False
     plays: bool = False
+    symbol: str = ""
 
     def parse(self, typed: str) -> float:
         """Return the number that somebody typed; a copied minus sign counts as a hyphen.

@@ -504,7 +504,7 @@ class Inspect(Panel):
             xlabel="over the mean",
             title="Weights",
         )
-        axes.set_xticks((0.01, 0.1, 1, 10, 100), ("0.01", "0.1", "1", "10", "100"))
+        axes.set_xticks((0.01, 1, 100), ("0.01", "1", "100"))
         axes.minorticks_off()
         axes.set_yticklabels([name.replace("clirat-drop", "drop") for name in names], fontsize=8)
         axes.tick_params(axis="y", length=0)
@@ -588,7 +588,8 @@ class Inspect(Panel):
             end = min(max(weight, LEAST_WEIGHT), MOST_WEIGHT)
             bar.set_x(min(1.0, end))
             bar.set_width(abs(end - 1))
-            text.set_text(f"×{weight:.2f}" if weight < 100 else f"×{weight:.0f}")
+            decimals = sum(weight < end for end in (10, 100))  # three digits have room
+            text.set_text(f"×{weight:.{decimals}f}")
             words.append(f"{name} {weight:.2f}")
         return ", ".join(words)
 

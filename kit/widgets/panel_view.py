@@ -223,7 +223,9 @@ class PanelView:
 
     def _make_button(self, control: Action) -> ipywidgets.Button:
         button = ipywidgets.Button(
-            description=control.name, tooltip=control.meaning or control.name
+            description=control.name,
+            tooltip=control.meaning or control.name,
+            layout={"width": "max-content"},
         )
         button.on_click(
             lambda _: self.attempt(lambda: self.panel.press(control.name), control.name)
@@ -240,7 +242,8 @@ class PanelView:
 
     def _make_number(self, control: Number, value: float) -> tuple[ipywidgets.Widget, list]:
         """A slider has no name for a screen reader, so a named number field stands beside it."""
-        name, step = control.name, control.step
+        name, step, named = control.name, control.step, self._named(control)
+        named["description"] = f"{name} {control.symbol}".strip()
         # a slider takes its low end and whole steps from there only: its default must be one of
         # them
         low = control.value - math.floor((control.value - control.low) / step + 1e-9) * step
@@ -250,8 +253,8 @@ class PanelView:
         field = ipywidgets.Text(
             value=_in_words(value),
             continuous_update=False,
-            layout={"width": f"{7 * len(name) + 85}px"},
-            **self._named(control),
+            layout={"width": f"{7 * len(named['description']) + 85}px"},
+            **named,
         )
         slider = make_slider(
             **limits, readout=False, layout={"width": "170px"}, tooltip=f"{name}: {control.meaning}"
