@@ -40,13 +40,17 @@ def test_reproduce_trains_the_rivals_of_the_race(trained_before):
 @pytest.mark.parametrize("name", ["teach_mirage", "teach_lecture", "teach_sealed"])
 def test_the_audit_attacks_what_a_lesson_shows(name):
     """Notebook 12 keeps its verdicts on as many images as the lessons take, so nothing is attacked
-    in class.
+    in class; and a plan attacks nothing that a lesson does not show.
     """
+    (job,) = plan_jobs([name], {}, None, None)
+    assert not any(asks for _, asks in job.values.evaluations)
     folder = ROOT / "notebooks"
     mine = notebook_parameters(folder / f"{name}.ipynb")
     audited = notebook_parameters(folder / "12_robust_or_masked.ipynb")["images"].default
     assert mine["images"].default == audited
-    shown = mine["attacks"].default.split() if "attacks" in mine else ["pgd100", *AUTOATTACK_PARTS]
+    shown = ["pgd100", *AUTOATTACK_PARTS]
+    if "meter_attacks" in mine:
+        shown += mine["meter_attacks"].default.split()
     most = {step.attack: step.most for step in AUDIT_STEPS}
     for attack in shown:
         assert attack in most and (not most[attack] or audited <= most[attack]), attack
