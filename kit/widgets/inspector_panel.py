@@ -369,6 +369,7 @@ class Inspect(Panel):
         row = int(pool.order[order][0])
         one = select_image(pool.outputs(), row)
         probs, y = one.probs_adv, one.y
+        assert one.kappa is not None, "a pool has it"
         count = int(confused_labels(probs, y))
         return (
             f"First by “{order}”: test image {row}, with {count} confused "
@@ -570,6 +571,8 @@ class Inspect(Panel):
         self.now.set_xdata([step, step])
 
     def _show_criteria(self, pool: Pool, one: StepOutputs) -> None:
+        assert one.kappa is not None, "a pool has it"
+        kappa = float(one.kappa)
         for name, bar, text in zip(
             SHOWN_CRITERIA, self.shares, self.criterion_numbers, strict=True
         ):
@@ -577,8 +580,8 @@ class Inspect(Panel):
             bar.set_width(np.searchsorted(others, score - 1e-9) / len(others))
             value = float(CRITERIA[name].value(one))
             # κ is a count, as it is everywhere in the lessons; GAIRAT centres and scales it
-            counts = {"confused-labels": value, "kappa": one.kappa}
-            text.set_text(f"{int(counts[name])}" if name in counts else f"{value:+.2f}")
+            counts = {"confused-labels": value, "kappa": kappa}
+            text.set_text(f"{counts[name]:.0f}" if name in counts else f"{value:+.2f}")
 
     def _show_weights(self, outputs: StepOutputs, row: int, names: tuple[str, ...]) -> str:
         """Move the bars of the weights, and list the weights in words."""

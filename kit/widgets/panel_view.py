@@ -177,8 +177,9 @@ class PanelView:
 
         def hand_on() -> None:
             value = change["new"]
-            typed = isinstance(control, Number) and isinstance(value, str)
-            self.panel.set(**{control.name: control.parse(value) if typed else value})
+            if isinstance(control, Number) and isinstance(value, str):
+                value = control.parse(value)
+            self.panel.set(**{control.name: value})
 
         self.attempt(hand_on, control.name)
 
