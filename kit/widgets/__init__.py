@@ -17,7 +17,7 @@ _PLACES = {
     "mirage": "mirage_panel",
     "own_curve": "drawn_curve",
     "race": "race_panel",
-    "sealed": "sealed_panel",
+    **dict.fromkeys(("measured_fall", "printed_fall", "sealed"), "sealed_panel"),
     "simplex": "simplex_panel",
     "whatif": "counterfactual_panel",
 }

@@ -17,8 +17,8 @@ from kit.core.errors import KitError, describe_value, unknown_name
 class Number:
     """A slider with a number field.
 
-    `integer` counts in whole steps, `plays` puts a play button beside it, and `meaning` is the
-    tooltip.
+    `integer` counts in whole steps, `plays` puts a play button beside it, `meaning` is the tooltip,
+    and `symbol` is the letter that formulas have for it.
     """
 
     name: str
@@ -29,6 +29,25 @@ class Number:
     meaning: str = ""
     integer: bool = False
     plays: bool = False
+    symbol: str = ""
+
+    def parse(self, typed: str) -> float:
+        """Return the number that somebody typed; a copied minus sign counts as a hyphen.
+
+        Raises:
+            KitError: The words are no number, or one that `check` refuses.
+        """
+        words = typed.strip().replace("\N{MINUS SIGN}", "-")
+        try:
+            if "_" in words:
+                raise ValueError("Python reads 1_0 as 10; a person may mean anything")
+            number = int(words) if words.isdecimal() else float(words)
+        except ValueError:
+            raise KitError(
+                f"{self.name} = {describe_value(typed)} is no number; type one from {self.low:g} "
+                f"to {self.high:g}, with a point before any decimals"
+            ) from None
+        return self.check(number)
 
     def check(self, value: Any) -> float:
         """Return the value, rounded as a slider rounds.

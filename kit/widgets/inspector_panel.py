@@ -5,7 +5,7 @@ What it looks like, what the network says, and what each criterion and weight ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -37,6 +37,7 @@ from kit.methods.criteria import (
 from kit.methods.step_outputs import StepOutputs
 from kit.methods.table import METHODS
 from kit.widgets.controls import Choice, Control, Number
+from kit.widgets.notes import Notes
 from kit.widgets.panel import Panel
 
 POOL_SIZE = 500  # images of a split at most: the batch by whose mean weights are divided
@@ -351,6 +352,63 @@ class Inspect(Panel):
             float(trace.p_flip) if int(trace.lps) < recipe.steps else p_last,
         )
 
+    def notes(self) -> Notes:
+        """Whom the methods favour among the test images, and what another attack changes."""
+        return Notes(
+            (
+                self._describe_favourite("most by clirat, least by mail-at", "clirat", "mail-at"),
+                self._describe_favourite("most by gairat, least by mail-at", "gairat", "mail-at"),
+                self._describe_favourite(DISAGREE, "mail-at", "ewat"),
+                self._describe_other_attack(NEAREST_BOUNDARY, "CW (margin loss)"),
+            )
+        )
+
+    def _describe_favourite(self, order: str, first: str, second: str) -> str:
+        """The first image of an order, and what two methods make of it after the run's steps."""
+        pool = self.pool("test")
+        row = int(pool.order[order][0])
+        one = select_image(pool.outputs(), row)
+        probs, y = one.probs_adv, one.y
+        assert one.kappa is not None, "a pool has it"
+        count = int(confused_labels(probs, y))
+        return (
+            f"First by “{order}”: test image {row}, with {count} confused "
+            f"label{'' if count == 1 else 's'}, PM {float(probabilistic_margin(probs, y)):+.2f} "
+            f"and κ = {int(one.kappa)} of {one.steps}. {s.label(first)} gives it "
+            f"×{pool.weights[first][row]:.2g}, {s.label(second)} ×{pool.weights[second][row]:.2g}."
+        )
+
+    def _describe_other_attack(self, order: str, attack: str) -> str:
+        """What becomes of an order's first image where another attack takes the place of PGD."""
+        row = int(self.pool("test").order[order][0])
+        names = ("mail-at", "gairat", "mail-at-nat")
+        before, after = (self._weights_under(row, name, names) for name in ("PGD", attack))
+        changes = (
+            f"{s.label(name)} ×{before[name]:.2g}, then ×{after[name]:.2g}" for name in names
+        )
+        return (
+            f"First by “{order}”: test image {row} under PGD and then under {attack}: "
+            f"{'; '.join(changes)}."
+        )
+
+    def _weights_under(self, row: int, attack: str, names: Sequence[str]) -> dict[str, float]:
+        """{method: an image's weight over the mean} after the run's steps of an attack."""
+        recipe = self.recipe
+        length = 1.0 if attack == "FGSM" else recipe.step
+        path = self.attack_path("test", row, attack, recipe.eps, length)
+        outputs = self._outputs_on(path, "test", row, recipe.steps)
+        return {name: float(batch_relative_weights(name, outputs)[row]) for name in names}
+
+    def _outputs_on(self, path: WatchedAttack, part: str, row: int, step: int) -> StepOutputs:
+        """The pool as one batch, its image `row` as it is at a step of an attack."""
+        return self.pool(part).outputs(
+            row,
+            logits_adv=path.logits[step],
+            kappa=path.kappa,
+            lps=path.lps,
+            p_flip=path.p_flip,
+        )
+
     # ---- what stands still
 
     def build(self, figure, values: dict) -> list[Artist]:
@@ -447,7 +505,7 @@ class Inspect(Panel):
             xlabel="over the mean",
             title="Weights",
         )
-        axes.set_xticks((0.01, 0.1, 1, 10, 100), ("0.01", "0.1", "1", "10", "100"))
+        axes.set_xticks((0.01, 1, 100), ("0.01", "1", "100"))
         axes.minorticks_off()
         axes.set_yticklabels([name.replace("clirat-drop", "drop") for name in names], fontsize=8)
         axes.tick_params(axis="y", length=0)
@@ -466,13 +524,7 @@ class Inspect(Panel):
         clean = pool.split.x(slice(row, row + 1))[0]
         self._show_pictures(clean, path.points[step], y, probs[step], step)
         self._show_areas(probs.numpy(), y, step)
-        outputs = pool.outputs(
-            row,
-            logits_adv=path.logits[step],
-            kappa=path.kappa,
-            lps=path.lps,
-            p_flip=path.p_flip,
-        )
+        outputs = self._outputs_on(path, values["images"], row, step)
         self._show_criteria(pool, select_image(outputs, row))
         weights = self._show_weights(outputs, row, family_methods(values["weights"]))
         return self._describe(values, row, probs[step : step + 1], weights)
@@ -519,13 +571,17 @@ class Inspect(Panel):
         self.now.set_xdata([step, step])
 
     def _show_criteria(self, pool: Pool, one: StepOutputs) -> None:
+        assert one.kappa is not None, "a pool has it"
+        kappa = float(one.kappa)
         for name, bar, text in zip(
             SHOWN_CRITERIA, self.shares, self.criterion_numbers, strict=True
         ):
             score, others = float(CRITERIA[name].score(one)), pool.criteria[name]
             bar.set_width(np.searchsorted(others, score - 1e-9) / len(others))
             value = float(CRITERIA[name].value(one))
-            text.set_text(f"{value:.0f}" if name == "confused-labels" else f"{value:+.2f}")
+            # κ is a count, as it is everywhere in the lessons; GAIRAT centres and scales it
+            counts = {"confused-labels": value, "kappa": kappa}
+            text.set_text(f"{counts[name]:.0f}" if name in counts else f"{value:+.2f}")
 
     def _show_weights(self, outputs: StepOutputs, row: int, names: tuple[str, ...]) -> str:
         """Move the bars of the weights, and list the weights in words."""
@@ -535,7 +591,8 @@ class Inspect(Panel):
             end = min(max(weight, LEAST_WEIGHT), MOST_WEIGHT)
             bar.set_x(min(1.0, end))
             bar.set_width(abs(end - 1))
-            text.set_text(f"×{weight:.2f}" if weight < 100 else f"×{weight:.0f}")
+            decimals = sum(weight < end for end in (10, 100))  # three digits have room
+            text.set_text(f"×{weight:.{decimals}f}")
             words.append(f"{name} {weight:.2f}")
         return ", ".join(words)
 

@@ -134,12 +134,13 @@ class TrainLive(Panel):
 
     name, title, size = "train-live", "A network in training", (9.0, 3.2)
     source = "the loop of kit.training.loop; accuracies of its held-out probe"
-    rebuilds = frozenset({"method", "epochs"})
+    rebuilds = frozenset({"method", "epochs", "seed"})
 
     def __init__(self, spec: RunSpec):
         self.training = Training(spec)
         self.methods = tuple(dict.fromkeys((spec.method, *OFFERED_METHODS)))
         self.longest = max(LONGEST, self.training.total)
+        self.last_seed = max(99, spec.seed)
         self.watch: Task | None = None
         # What the picture was drawn for.
         self.shown: tuple[int, str] = (0, "")
@@ -160,19 +161,26 @@ class TrainLive(Panel):
         choices = [
             Choice("method", training.spec.method, self.methods, "that is trained"),
             Number("epochs", training.total, 2, self.longest, 1, "how long", integer=True),
+            Number(
+                "seed", training.spec.seed, 0, self.last_seed, 1, "of the network", integer=True
+            ),
         ]
         if state == "done":
-            return choices
+            last = training.epochs
+            replay = Number("epoch", last, 1, last, 1, "replay the stored epochs", True, True)
+            return [*choices, replay]
         name = "resume" if training.epochs else "start"
         return [*choices, Action(name, self.start, "train in the background")]
 
     def _take_choices(self, values: Mapping[str, Any]) -> None:
-        """Turn to another training where another method or length was chosen."""
+        """Turn to another training where another method, length or seed was chosen."""
         spec, total = self.training.spec, self.training.total
         method, epochs = values.get("method", spec.method), values.get("epochs", total)
-        if (method, epochs) != (spec.method, total):
-            overrides = {**spec.overrides, "epochs": epochs}
-            self.training = Training(RunSpec(method, spec.recipe, spec.seed, overrides))
+        seed = values.get("seed", spec.seed)
+        if (method, epochs, seed) != (spec.method, total, spec.seed):
+            length = {} if epochs == total else {"epochs": epochs}
+            overrides = {**spec.overrides, **length}
+            self.training = Training(RunSpec(method, spec.recipe, seed, overrides))
 
     def start(self) -> None:
         """Start, resume or go on.
@@ -304,8 +312,10 @@ class TrainLive(Panel):
     # ---- what moves
 
     def update(self, values):
-        """Draw the finished epochs."""
+        """Draw the finished epochs; of a training that is done, those up to the chosen one."""
         history, self.shown = self.training.history, self._progress()
+        if self.shown[1] == "done":
+            history = history.iloc[: values.get("epoch", len(history))]
         epoch, state = len(history), self.shown[1]
         for line, name in ((self.loss, "loss"), (self.clean, "clean"), (self.robust, "robust")):
             line.set_data(history.epoch, history[name])

@@ -16,7 +16,7 @@ from kit.core.parts import Part, list_hyper_parameters
 from kit.experiments.specification import parse_overrides
 from kit.figures.explanation import EPOCHS, explain
 from kit.methods.criteria import Criterion
-from kit.methods.formulas import SYMBOLS
+from kit.methods.formulas import SYMBOLS, plain_text
 from kit.methods.table import METHODS, Method
 from kit.papers.printed_data import PAPERS, read_table
 from kit.widgets.controls import Choice, Control, Number, Toggle
@@ -94,7 +94,8 @@ def _parameter_control(name: str, path: str, value: Any) -> Control:
     step = 1 if kind is int else 10.0 ** math.floor(math.log10(reach / 100))
     low = max(allowed.low, -reach) + (step if allowed.above else 0)
     high = min(allowed.high, max(reach, low + 1))
-    return Number(path, value, low, high, step, meaning, integer=kind is int)
+    symbol = plain_text(SYMBOLS.get(part_of(METHODS[name], slot).name, {}).get(parameter, ""))
+    return Number(path, value, low, high, step, meaning, integer=kind is int, symbol=symbol)
 
 
 def round_up(value: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -28,6 +28,7 @@ from kit.figures.audit_steps import MARKERS
 from kit.papers.measured_cells import is_kept
 from kit.papers.table_runs import Evaluation
 from kit.widgets.controls import Number, Toggle
+from kit.widgets.notes import Notes, count_images
 from kit.widgets.panel import Panel
 
 #: The steps and what is evaluated for each: ever stronger attacks, and AutoAttack, here the union
@@ -43,7 +44,13 @@ STEP_ATTACKS = {
     "aa": AUTOATTACK_PARTS,
 }
 
-STEP_LABELS = {"natural": "no attack", "fgsm": "PGD-1 (FGSM)", "cw20": "CW", "aa": "AutoAttack"}
+STEP_LABELS = {
+    "natural": "no attack",
+    "fgsm": "PGD-1 (FGSM)",
+    "cw20": "CW",
+    "square": "Square",
+    "aa": "AutoAttack",
+}
 
 #: The rules that the verdicts of the steps are enough for.
 VERDICT_RULES = (
@@ -56,6 +63,18 @@ VERDICT_RULES = (
 #: Those that the stored logits of the clean images are enough for: they can warn, but make no light
 #: green.
 LOGIT_RULES = ("logits do not saturate", "predictions are numbers and vary")
+
+#: What was seen where a rule warns; `by` attacks the margin, `pgd` is the strongest that was run.
+WARNINGS = {
+    "a stronger attack finds more": "a weaker attack breaks {images} that a stronger one left",
+    "black boxes find nothing of their own": (
+        "an attack without gradients breaks {images} that those with gradients left"
+    ),
+    "the margin finds little more than the cross-entropy": "{by} breaks {images} that {pgd} left",
+    "Square gains nothing": "Square breaks {images} that the rest of AutoAttack left",
+    "logits do not saturate": "the logits of {images} are saturated",
+    "predictions are numbers and vary": "the network answers nothing, or always the same",
+}
 
 MOST_RUNS = 6
 
@@ -134,6 +153,15 @@ def warnings_of(findings: Sequence[Finding]) -> list[Finding]:
     return [finding for light in ("red", "amber") for finding in findings if finding.light == light]
 
 
+def describe_warning(finding: Finding, names: Collection[str]) -> str:
+    """What a rule saw where it warns, in the positive; `names` are the attacks that were run."""
+    return WARNINGS[finding.rule].format(
+        images=count_images(len(finding.ids)),
+        by="AutoAttack" if {*AUTOATTACK_PARTS} <= {*names} else "CW",
+        pgd=s.attack_label("pgd100" if "pgd100" in names else "pgd20"),
+    )
+
+
 def evaluation_command(run: Run, names: Sequence[str], n: int) -> str:
     """The command that evaluates a run outside a notebook."""
     return f"python -m kit evaluate {run.key} --attacks {','.join(names)} --n {n}"
@@ -186,14 +214,44 @@ class Mirage(Panel):
         """What the rules say of the steps up to this one."""
         key = run.method, step
         if key not in self.known_findings:
-            names = {*needed_attacks(step, union=True)} - {"natural"}
-            known = {
-                attack: broken
-                for attack, broken in self.broken[run.method].items()
-                if attack in names
-            }
+            known = self.attacked(run, step)
             self.known_findings[key] = apply_few_rules(run, known, self.n)
         return self.known_findings[key]
+
+    def attacked(self, run: Run, step: int) -> dict[str, np.ndarray]:
+        """{attack: (n,) bool, broken} of the attacks up to this step that were run."""
+        names = {*needed_attacks(step, union=True)} - {"natural"}
+        known = self.broken[run.method]
+        return {attack: broken for attack, broken in known.items() if attack in names}
+
+    def notes(self) -> Notes:
+        """What these networks lose from PGD-100 to AutoAttack, and which lights warn from where."""
+        return Notes(
+            tuple(
+                f"{s.label(run.method)}: {self._describe_fall(run)} {self._describe_lights(run)}"
+                for run in self.runs
+            )
+        )
+
+    def _describe_fall(self, run: Run) -> str:
+        before, last = list(STEP_ATTACKS).index("pgd100"), len(STEP_ATTACKS) - 1
+        weak, strong = self.verdicts(run, before, False), self.verdicts(run, last, False)
+        if weak is None or strong is None:
+            return "PGD-100 or AutoAttack was not run."
+        return (
+            f"PGD-100 leaves {1 - weak.mean():.0%} of {count_images(len(weak))}, AutoAttack "
+            f"{1 - strong.mean():.0%}. AutoAttack breaks {int((strong & ~weak).sum())} of the "
+            f"{int((~weak).sum())} that PGD-100 left."
+        )
+
+    def _describe_lights(self, run: Run) -> str:
+        lights = [light_of(self.findings(run, step)) for step in range(len(STEP_ATTACKS))]
+        warned = [
+            f"{light} from {step_name(lights.index(light))} (step {lights.index(light)}) on"
+            for light in ("amber", "red")
+            if light in lights
+        ]
+        return f"Its light is {' and '.join(warned)}." if warned else "No rule warns."
 
     # ---- what stands still
 
@@ -257,7 +315,7 @@ class Mirage(Panel):
             if names := self.missing(run, step, union):
                 command = evaluation_command(run, names, self.n)
                 absent.append(f"{who} was not run under {', '.join(names)}: {command}.")
-            warned += self._show_light(place, who, self.findings(run, step))
+            warned += self._show_light(place, run, step)
         lights = {light_of(self.findings(run, step)) for run in self.runs}
         calm = "Nothing is judged yet." if lights == {"not judged"} else "No rule warns."
         beginning = [f"Under {under}, right (95 % interval): {'; '.join(right)}."] if right else []
@@ -277,13 +335,15 @@ class Mirage(Panel):
         self.numbers[place].set(text=f"{right / n:.0%}", y=high + 0.01)
         return [f"{who} {right / n:.0%} ({low:.0%} to {high:.0%}) of {n}"]
 
-    def _show_light(self, place: int, who: str, findings: Sequence[Finding]) -> list[str]:
+    def _show_light(self, place: int, run: Run, step: int) -> list[str]:
         """Set one light and its words, and return the most serious warning in words."""
+        who, findings = s.label(run.method), self.findings(run, step)
         light, warned = light_of(findings), warnings_of(findings)
         calm = {"green": "no rule warns", "not judged": "too little was run to judge"}
+        seen = [describe_warning(finding, self.attacked(run, step)) for finding in warned]
         words = calm.get(light) or "\n".join(
-            textwrap.fill(f"does not hold: {finding.rule}", WARNING_WIDTH, break_on_hyphens=False)
-            for finding in warned[: 2 if len(self.runs) < 4 else 1]
+            textwrap.fill(warning, WARNING_WIDTH, break_on_hyphens=False)
+            for warning in seen[: 2 if len(self.runs) < 4 else 1]
         )
         self.marks[place].set(marker=MARKERS[light], color=COLOURS[light])
         self.lines[place].set(text=f"{who}: {light}\n{words}", color=COLOURS[light])
@@ -292,7 +352,7 @@ class Mirage(Panel):
         more = {0: "", 1: " 1 more rule warns."}.get(
             len(warned) - 1, f" {len(warned) - 1} more rules warn."
         )
-        return [f"{who} is {light}: {warned[0].sentence}{more}"]
+        return [f"{who} is {light}: {seen[0]}. {warned[0].sentence}{more}"]
 
 
 def mirage(runs: Sequence[Run] | Mapping[str, Run], n: int = 100) -> Panel:

@@ -28,12 +28,14 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 from PIL import Image
 
 from kit.core.environment import is_kernel_attended, widgets_choice
@@ -44,6 +46,9 @@ from kit.figures.style import styled
 from kit.widgets.controls import Action, Control
 
 SCREEN_DPI = 100
+
+#: In points: no text of a panel is smaller. It is 12 pixels, legible from the last row.
+LEAST_FONT = 12 * 72 / SCREEN_DPI
 
 
 def attended() -> bool:
@@ -83,6 +88,7 @@ class Panel:
         self.view: Any = None  # the ipywidgets that show it, once it is on a page
         self.shown_controls: tuple[Control, ...] = ()
         self.values: dict[str, Any] = {}
+        self._tries: tuple[Action, ...] = ()  # the buttons of `offer`
         self._lock = threading.RLock()
         self._moving: list[Artist] = []
         self._still: Any = None  # the pixels of what stands still
@@ -111,6 +117,19 @@ class Panel:
 
     def nudge(self, right: int, up: int) -> None:
         """Change values for arrow keys on the picture: so many steps."""
+
+    def offer(self, *settings: Mapping[str, Any]) -> Self:
+        """Put buttons "Try 1", "Try 2", ... on the panel, one for each of these settings."""
+        self._tries = tuple(
+            Action(
+                f"Try {number}",
+                partial(self.set, **values),
+                ", ".join(f"{name} = {value}" for name, value in values.items()),
+            )
+            for number, values in enumerate(settings, 1)
+        )
+        self._take_controls()
+        return self
 
     # ---- what a hand does
 
@@ -199,7 +218,7 @@ class Panel:
     def _take_controls(self) -> None:
         """Ask for the controls at today's values; a control that is new begins at its own value."""
         for _ in range(2):  # an option may be gone, and other controls may depend on it
-            self.shown_controls = tuple(self.controls(self.values))
+            self.shown_controls = (*self.controls(self.values), *self._tries)
             values = {}
             for control in self.shown_controls:
                 if isinstance(control, Action):
@@ -220,6 +239,8 @@ class Panel:
             self.figure.clear()
             self.figure.set_layout_engine("constrained")
             self._moving = self.build(self.figure, self.values)
+            for words in self.figure.findobj(Text):
+                words.set_fontsize(max(words.get_fontsize(), LEAST_FONT))
             self.sentence = self.update(self.values)
             self.figure.canvas.draw()
             # laid out once: nothing jumps when a slider moves

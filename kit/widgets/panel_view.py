@@ -24,11 +24,24 @@ STYLE = """<style>
 .kit-panel img:focus-visible { outline: 2px solid var(--jp-brand-color1, #0072B2); }
 .kit-sentence, .kit-trouble { margin: 2px 4px; line-height: 1.35; white-space: normal; }
 .kit-sentence { color: var(--jp-ui-font-color1, inherit); }
-.kit-trouble { color: #D55E00; font-weight: 600; }
+.kit-trouble { color: #B34700; font-weight: 600; max-width: 26em; }
+/* Jupyter marks what has lost its kernel: a control there would do nothing. */
+.kit-panel.jupyter-widgets-disconnected::before {
+  content: "The kernel was restarted. Run this cell again to use its controls.";
+  display: block; margin: 4px; color: #B34700;
+  font: 600 14px/1.35 var(--jp-ui-font-family, sans-serif);
+}
+.kit-panel.jupyter-widgets-disconnected .kit-controls { display: none; }
+.kit-panel .jupyter-widgets-disconnected::before { content: none; }
 [data-jp-theme-light="false"] .kit-panel:not(.kit-photo) img {
   filter: invert(0.93) hue-rotate(180deg);
 }
 </style>"""
+
+
+def _in_words(value: Any) -> str:
+    """A value as its field has it; a number without the zeros that nobody types."""
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 class ShownPanel(Protocol):
@@ -71,11 +84,14 @@ class PanelView:
 
     def __init__(self, panel: ShownPanel):
         self.panel = panel
-        self.fields: dict[str, list] = {}  # control name -> the ipywidgets that show its value
+        #: Control name -> the ipywidgets that show its value, and the line for what was refused.
+        self.fields: dict[str, list] = {}
+        self.notes: dict[str, ipywidgets.HTML] = {}
         self.laid_out: tuple[Control, ...] = ()
         self.quiet = False  # values are being set from the panel: no change of a hand
         self.held: Axes | None = None  # what the mouse was pressed on
         self.rows = ipywidgets.Box(layout={"flex_flow": "row wrap", "width": "100%"})
+        self.rows.add_class("kit-controls")
         self.words, self.alarm = ipywidgets.HTML(), ipywidgets.HTML()
         if panel.pointed_at:
             self.picture = Pad(panel.title)
@@ -87,9 +103,9 @@ class PanelView:
             [
                 ipywidgets.HTML(STYLE),
                 self.rows,
+                self.alarm,
                 self.picture,
                 self.words,
-                self.alarm,
                 KeyGuard(),
             ]
         )
@@ -105,7 +121,7 @@ class PanelView:
         if self.panel.shown_controls == self.laid_out:
             return
         self.laid_out = self.panel.shown_controls
-        self.fields = {}
+        self.fields, self.notes = {}, {}
         self.rows.children = [self._make(control) for control in self.laid_out]
 
     def show(self) -> None:
@@ -117,38 +133,55 @@ class PanelView:
         else:
             self.picture.value = f'<img decoding="sync" alt="{sentence}" src="{source}">'
         self.words.value = f'<p class="kit-sentence" aria-live="polite">{sentence}</p>'
-        self.alarm.value = ""
+        for note in (self.alarm, *self.notes.values()):
+            note.value = ""
         self.quiet = True
         try:
             for name, fields in self.fields.items():
                 for field in fields:
-                    if name in self.panel.values and field.value != self.panel.values[name]:
-                        field.value = self.panel.values[name]
+                    if name in self.panel.values:
+                        self._show_value(field, self.panel.values[name])
         finally:
             self.quiet = False
 
-    def refuse(self, error: Exception) -> None:
-        """Say in one line what went wrong, and set the controls back to what holds."""
+    @staticmethod
+    def _show_value(field: ipywidgets.Widget, value: Any) -> None:
+        """Set a field to a value, in words where words are typed into it."""
+        shown = _in_words(value) if isinstance(field, ipywidgets.Text) else value
+        if field.value != shown:
+            field.value = shown
+
+    def refuse(self, error: Exception, control: str = "") -> None:
+        """Say beside the control what went wrong, and set all controls back to what holds."""
         known = isinstance(error, KitError)
         words = str(error) if known else f"This did not work: {type(error).__name__}: {error}"
         self.show()
         self.panel.trouble = " ".join(words.split())
-        self.alarm.value = (
-            f'<p class="kit-trouble" role="alert">{html.escape(self.panel.trouble)}</p>'
-        )
+        self.notes.get(
+            control, self.alarm
+        ).value = f'<p class="kit-trouble" role="alert">{html.escape(self.panel.trouble)}</p>'
 
     # ---- from the page to the panel
 
-    def attempt(self, action: Callable[[], None]) -> None:
-        """Do what a hand asks for; `refuse` it where that fails."""
+    def attempt(self, action: Callable[[], None], control: str = "") -> None:
+        """Do what a hand asks for; where that fails, `refuse` it beside the control."""
         try:
             action()
         except Exception as error:
-            self.refuse(error)
+            self.refuse(error, control)
 
-    def _on_change(self, name: str, change: dict) -> None:
-        if not self.quiet:
-            self.attempt(lambda: self.panel.set(**{name: change["new"]}))
+    def _on_change(self, control: Control, change: dict) -> None:
+        """Hand on what was set; what was typed is read here, so that nothing drops a letter."""
+        if self.quiet:
+            return
+
+        def hand_on() -> None:
+            value = change["new"]
+            if isinstance(control, Number) and isinstance(value, str):
+                value = control.parse(value)
+            self.panel.set(**{control.name: value})
+
+        self.attempt(hand_on, control.name)
 
     def _on_mouse(self, change: dict) -> None:
         """Hand on where the mouse is, in the data of the axes that it was pressed on."""
@@ -170,7 +203,11 @@ class PanelView:
     # ---- the controls
 
     def _make(self, control: Control) -> ipywidgets.Widget:
-        """One control as ipywidgets."""
+        """One control as ipywidgets, above the line for what is refused there."""
+        note = self.notes[control.name] = ipywidgets.HTML(layout={"margin": "0"})
+        return ipywidgets.VBox([self._make_fields(control), note])
+
+    def _make_fields(self, control: Control) -> ipywidgets.Widget:
         if isinstance(control, Action):
             return self._make_button(control)
         makers: dict[type, Callable[..., tuple[ipywidgets.Widget, list]]] = {
@@ -181,15 +218,19 @@ class PanelView:
         }
         made, fields = makers[type(control)](control, self.panel.values[control.name])
         for field in fields:
-            field.observe(lambda change: self._on_change(control.name, change), "value")
+            field.observe(lambda change: self._on_change(control, change), "value")
         self.fields[control.name] = fields
         return made
 
     def _make_button(self, control: Action) -> ipywidgets.Button:
         button = ipywidgets.Button(
-            description=control.name, tooltip=control.meaning or control.name
+            description=control.name,
+            tooltip=control.meaning or control.name,
+            layout={"width": "max-content"},
         )
-        button.on_click(lambda _: self.attempt(lambda: self.panel.press(control.name)))
+        button.on_click(
+            lambda _: self.attempt(lambda: self.panel.press(control.name), control.name)
+        )
         return button
 
     @staticmethod
@@ -202,21 +243,19 @@ class PanelView:
 
     def _make_number(self, control: Number, value: float) -> tuple[ipywidgets.Widget, list]:
         """A slider has no name for a screen reader, so a named number field stands beside it."""
-        name, step = control.name, control.step
+        name, step, named = control.name, control.step, self._named(control)
+        named["description"] = f"{name} {control.symbol}".strip()
         # a slider takes its low end and whole steps from there only: its default must be one of
         # them
         low = control.value - math.floor((control.value - control.low) / step + 1e-9) * step
         limits = {"min": low, "max": control.high, "step": step, "value": value}
-        make_field, make_slider = (
-            (ipywidgets.IntText, ipywidgets.IntSlider)
-            if control.integer
-            else (ipywidgets.FloatText, ipywidgets.FloatSlider)
-        )
-        field = make_field(
-            value=value,
-            step=step,
-            layout={"width": f"{7 * len(name) + 95}px"},
-            **self._named(control),
+        make_slider = ipywidgets.IntSlider if control.integer else ipywidgets.FloatSlider
+        # words, not a number field: that one turns 3.7 into 37 before anybody can refuse it
+        field = ipywidgets.Text(
+            value=_in_words(value),
+            continuous_update=False,
+            layout={"width": f"{7 * len(named['description']) + 85}px"},
+            **named,
         )
         slider = make_slider(
             **limits, readout=False, layout={"width": "170px"}, tooltip=f"{name}: {control.meaning}"

@@ -277,6 +277,15 @@ class Race(Panel):
         """The entrants that have no result yet, in the order in which they are trained."""
         return [method for method in ENTRANTS if self.result(method) is None]
 
+    def evaluate_trained(self) -> Race:
+        """Evaluate the rivals that are trained and have no result yet, so that they are shown."""
+        for method in self.missing():
+            rival = open_run(self.spec(method))
+            if is_done(rival.folder):
+                evaluate(rival, RACE_ATTACKS, quiet=True)
+        self.redraw()
+        return self
+
     # ---- training beside the notebook
 
     @property
@@ -365,6 +374,7 @@ class Race(Panel):
 
     def _build_histogram(self, axes: Axes) -> list[Artist]:
         axes.set(xlim=(-1.04, 1.04), xlabel="score −PM, right of 0 misclassified")
+        axes.set_xticks((-1, -0.5, 0, 0.5, 1))
         axes.axvline(0, color=s.GREY, linewidth=0.8)
         if self.scores is None:
             return draw_without_run(axes)

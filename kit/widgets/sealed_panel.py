@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
+import secrets
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.text import Annotation
 
 from kit.core.errors import KitError
+from kit.core.files import read_json, write_json
 from kit.core.parameters import Real, check_value
+from kit.evaluation.accuracy import evaluate
+from kit.evaluation.masking_rules import AUTOATTACK_PARTS
+from kit.evaluation.statistics import paired_difference
+from kit.experiments.runs import Run
 from kit.figures import style as s
-from kit.widgets.controls import Action, Number
+from kit.papers.printed_data import read_table
+from kit.widgets.controls import Action, Number, Text
 from kit.widgets.panel import Panel, attended
 
 OWN_RESULT, PAPER_RESULT = "this run", "the paper"
@@ -20,7 +31,8 @@ OWN_RESULT, PAPER_RESULT = "this run", "the paper"
 #: Tint and marker.
 RESULT_STYLES = {OWN_RESULT: (s.VERMILLION, "o"), PAPER_RESULT: (s.BLACK, "D")}
 
-PREDICTION_HEIGHT = 2  # on the vertical axis; the results stand below it
+#: On the vertical axis; the class's predictions stand below one's own, and the results below these.
+PREDICTION_HEIGHT, CLASS_HEIGHT = 2, 1.5
 
 #: The share of the axis, from the left, in which a number stands right of its mark.
 ROOM_ON_THE_RIGHT = 0.68
@@ -39,11 +51,6 @@ class Question:
     unit: str
 
     @property
-    def middle(self) -> float:
-        """Where the slider begins."""
-        return (self.low + self.high) / 2
-
-    @property
     def scale(self) -> str:
         """The scale in words."""
         return f"from {self.low:g} to {self.high:g} {self.unit}".rstrip()
@@ -51,6 +58,16 @@ class Question:
     def format(self, value: float) -> str:
         """A value with its unit."""
         return f"{value:.4g} {self.unit}".rstrip()
+
+    def check(self, typed: object) -> str:
+        """Return a typed prediction as it is kept; "" where there is none.
+
+        Raises:
+            KitError: It is no number of the scale.
+        """
+        words = str(typed).strip()
+        scale = Number("prediction", self.low, self.low, self.high)
+        return f"{scale.parse(words):.10g}" if words else ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +80,66 @@ class Result:
     n: int | None = None
 
 
+def printed_fall(method: str) -> float | None:
+    """How many points a method loses from PGD-100 to AutoAttack in MAIL's Table 2.
+
+    None where the table does not have it.
+
+    Source: MAIL Table 2.
+    """
+    rows = read_table("results").query("paper == 'mail' and table == 'T2' and row == @method")
+    printed = dict(zip(rows["attack"], rows["mean"], strict=True))
+    if not {"pgd100", "aa"} <= printed.keys():
+        return None
+    return round(float(printed["pgd100"]) - float(printed["aa"]), 2)
+
+
+def measured_fall(run: Run, n: int) -> dict[str, float]:
+    """How many points a run loses from PGD-100 to AutoAttack on its first `n` test images.
+
+    AutoAttack is the union of its four, each on all images, as the audit and `mirage` have it.
+
+    Returns:
+        What `reveal` takes: own, low and high (95 %) in points, and n.
+    """
+    examples = evaluate(run, ["pgd100", *AUTOATTACK_PARTS], n=n, quiet=True).attrs["examples"]
+    union = np.any([examples[attack]["broken"] for attack in AUTOATTACK_PARTS], axis=0)
+    fall = paired_difference(union, examples["pgd100"]["broken"])
+    own, low, high = (round(100 * float(value), 1) for value in fall)
+    return {"own": own, "low": low, "high": high, "n": len(union)}
+
+
+def keep_prediction(folder: Path, question: Question, prediction: float) -> None:
+    """Keep a sealed prediction in the class's folder: a small file of its own, without a name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"question": question.words, "unit": question.unit, "prediction": prediction}
+    write_json(folder / f"prediction-{secrets.token_hex(4)}.json", record)
+
+
+def read_predictions(folder: Path, question: Question) -> list[float]:
+    """Read what the class has predicted of this question; files of other kinds do not count."""
+    found = []
+    for path in sorted(folder.glob("prediction-*.json")):
+        with contextlib.suppress(KitError, TypeError, KeyError, ValueError):
+            record = read_json(path)
+            if (record["question"], record["unit"]) == (question.words, question.unit):
+                found.append(float(record["prediction"]))
+    return found
+
+
 # -------------------------------------------------------------------------------- what it computes
+
+
+def describe_class(question: Question, own: Result, predictions: Sequence[float]) -> str:
+    """The class's predictions in words; "" where there are none."""
+    if not predictions:
+        return ""
+    inside = sum(own.low <= value <= own.high for value in predictions)
+    middle = question.format(statistics.median(predictions))
+    return (
+        f" The class sealed {len(predictions)} prediction{'' if len(predictions) == 1 else 's'}: "
+        f"{inside} inside the interval, median {middle}."
+    )
 
 
 def describe_results(
@@ -114,10 +190,12 @@ class Scale(Panel):
         question: Question,
         results: dict[str, Result],
         paper: float | None = None,
+        folder: Path | None = None,
     ):
         self.name, self.title = name, question.words
         self.size = (7.5, 2.2 if results else 1.3)
         self.question, self.results, self.paper = question, results, paper
+        self.folder = folder  # where the class's predictions are kept
         super().__init__()
 
     # ---- its controls, and what is sealed
@@ -133,22 +211,45 @@ class Scale(Panel):
         return bool(self.results) and self.sealed is None and attended()
 
     def controls(self, values):
-        """The prediction and its seal, as long as it is open."""
-        if self.sealed is not None or self.results:
+        """The prediction and its seal, as long as it is open; a result looks for the class's.
+
+        The field is empty at first: a number to begin with would draw predictions towards it.
+        """
+        if self.results:
+            new = Action("show the class", self.look_again, "read what was sealed since")
+            return [new] if self.folder is not None and not self.closed else []
+        if self.sealed is not None:
             return []
-        low, high, middle = self.question.low, self.question.high, self.question.middle
-        step = 10 ** math.floor(math.log10((high - low) / 50))
         return [
-            Number("prediction", middle, low, high, step, self.question.unit),
+            Text("prediction", "", f"a number {self.question.scale}", self.question.check),
             Action("seal", self.seal, "it cannot be moved afterwards"),
         ]
 
+    def look_again(self) -> None:
+        """Nothing to do: the picture is drawn anew, and reads the folder."""
+
     def seal(self) -> None:
-        """Commit the number that the slider shows, for as long as this kernel lives."""
+        """Commit the number that was typed, for as long as this kernel lives.
+
+        Raises:
+            KitError: Nothing was typed yet.
+        """
         if self.sealed is None:
-            self.seals[self.question] = self.values["prediction"]
+            if not self.values["prediction"]:
+                raise KitError(
+                    f"there is no prediction yet; type a number {self.question.scale}, then seal it"
+                )
+            prediction = float(self.values["prediction"])
+            if self.folder is not None:
+                keep_prediction(self.folder, self.question, prediction)
+            self.seals[self.question] = prediction
         for panel in self.closed_yet.pop(self.question, []):
-            panel.rebuild()
+            panel.open()
+
+    def open(self) -> None:
+        """Show the result, now that the prediction is sealed."""
+        self._take_controls()
+        self.rebuild()
 
     def reveal(
         self, own: float, low: float | None = None, high: float | None = None, n: int | None = None
@@ -174,7 +275,7 @@ class Scale(Panel):
         results = {OWN_RESULT: Result(own, low, high, n)}
         if self.paper is not None:
             results[PAPER_RESULT] = Result(self.paper, self.paper, self.paper)
-        panel = Scale("revealed", self.question, results)
+        panel = Scale("revealed", self.question, results, folder=self.folder)
         if panel.closed:
             self.closed_yet.setdefault(self.question, []).append(panel)
         return panel
@@ -186,6 +287,13 @@ class Scale(Panel):
         shown = {} if self.closed else self.results
         axes = figure.subplots()
         self._build_axes(axes, shown)
+        self.predictions = (
+            read_predictions(self.folder, self.question) if shown and self.folder else []
+        )
+        if self.predictions:
+            axes.set_yticks([*axes.get_yticks(), CLASS_HEIGHT], [*self.row_names, "the class"])
+            heights = [CLASS_HEIGHT] * len(self.predictions)
+            axes.plot(self.predictions, heights, "|", markersize=12, color=s.BLUE, alpha=0.6)
         for line, (name, (tint, mark)) in enumerate(RESULT_STYLES.items()):
             if name in shown:
                 self._draw_result(axes, 1 - line, shown[name], tint, mark)
@@ -204,10 +312,8 @@ class Scale(Panel):
             ylim=(1.5 - len(names) * 1.05, 2.5),
             xlabel=self.question.unit,
         )
-        axes.set_yticks(
-            [PREDICTION_HEIGHT, 1, 0][: 1 + len(names)],
-            ["prediction", *[name if name in shown else "" for name in names]],
-        )
+        self.row_names = ["prediction", *[name if name in shown else "" for name in names]]
+        axes.set_yticks([PREDICTION_HEIGHT, 1, 0][: 1 + len(names)], self.row_names)
         axes.tick_params(axis="y", length=0)
         axes.set_title(self.question.words, wrap=True)
         axes.grid(axis="x")
@@ -250,13 +356,14 @@ class Scale(Panel):
 
     def update(self, values):
         """Move the prediction."""
-        sealed = self.sealed
-        value = sealed if sealed is not None else values.get("prediction")
-        chosen = value is not None and (sealed is not None or value != self.question.middle)
-        self._move_prediction(value if chosen else None)
+        typed = values.get("prediction")
+        value = self.sealed if self.sealed is not None else float(typed) if typed else None
+        self._move_prediction(value)
         if self.results and not self.closed:
-            return describe_results(self.question, self.results, sealed)
-        return self._describe_prediction(value, chosen)
+            return describe_results(self.question, self.results, self.sealed) + describe_class(
+                self.question, self.results[OWN_RESULT], self.predictions
+            )
+        return self._describe_prediction(value)
 
     def _move_prediction(self, value: float | None) -> None:
         """Show the prediction; None where there is none yet."""
@@ -273,20 +380,20 @@ class Scale(Panel):
         where = self.question.low if value is None else value
         self._place_words(self.number, where, where, words)
 
-    def _describe_prediction(self, value: Any, chosen: bool) -> str:
+    def _describe_prediction(self, value: float | None) -> str:
         words, scale, how = self.question.words, self.question.scale, self.question.format
         if self.sealed is not None:
-            return f"{words} The prediction {how(value)} is sealed ({scale})."
+            return f"{words} The prediction {how(self.sealed)} is sealed ({scale})."
         if self.results:
             return (
-                f"{words} The result is closed: set the slider above ({scale}) and press seal; it "
-                "opens here."
+                f"{words} The result is closed: type your prediction above ({scale}) and press "
+                "seal; it opens here."
             )
-        if chosen:
-            return f"{words} The slider says {how(value)}, not sealed yet ({scale})."
+        if value is not None:
+            return f"{words} The field says {how(value)}, not sealed yet ({scale})."
         if not attended():
             return f"{words} No prediction, {scale}: skipped, nobody was here to predict."
-        return f"{words} No prediction yet: set the slider, {scale}, and press seal."
+        return f"{words} No prediction yet: type a number, {scale}, and press seal."
 
 
 def sealed(
@@ -295,14 +402,16 @@ def sealed(
     high: float = 100.0,
     unit: str = "%",
     paper: float | None = None,
+    folder: str | Path = "",
 ) -> Panel:
-    """A number that is committed before a result is seen: a slider, and a seal.
+    """A number that is committed before a result is seen: an empty field, and a seal.
 
-    The slider goes from `low` to `high` in `unit`. `reveal(own, low, high, n)` of what it returns
-    shows the prediction, one's own result with its interval, and the number that the paper prints
-    (`paper`, in the same unit; not shown before) on one axis. A sealed number stays for as long as
-    the kernel lives, also when the cell is run again. Where nobody is there to predict, nothing is
-    predicted and it says so.
+    The number lies between `low` and `high` in `unit`. `reveal(own, low, high, n)` of what it
+    returns shows the prediction, one's own result with its interval, and the number that the paper
+    prints (`paper`, in the same unit; not shown before) on one axis. A sealed number stays for as
+    long as the kernel lives, also when the cell is run again. Each sealed number is kept in
+    `folder` as a small file, and the result shows all that are there on one scale; "" keeps none.
+    Where nobody is there to predict, nothing is predicted and it says so.
 
     Raises:
         KitError: the question is empty, or limits are no numbers or the wrong way round.
@@ -317,4 +426,5 @@ def sealed(
         raise KitError("the question is empty; say what is to be predicted")
     if not low < high:
         raise KitError(f"low = {low:g} must be below high = {high:g}")
-    return Scale("sealed", Question(question, float(low), float(high), unit), {}, paper)
+    place = Path(folder).expanduser() if folder else None
+    return Scale("sealed", Question(question, float(low), float(high), unit), {}, paper, place)

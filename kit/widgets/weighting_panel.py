@@ -342,7 +342,7 @@ class WeightingCurves(Panel):
         ]
         facts, tint = self.facts(values), s.colour(values["method"])
         self.frame = facts.frame
-        places = figure.add_gridspec(2, 3, width_ratios=(10, 2.1, 6.4 if self.probe else 0.1))
+        places = figure.add_gridspec(2, 3, width_ratios=(10, 3, 6 if self.probe else 0.1))
         self.axes = figure.add_subplot(places[:, 0])
         self._build_axes(row, values["method"], (low, high), facts.top)
         images = self._build_histogram() if self.probe else []

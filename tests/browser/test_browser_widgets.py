@@ -63,3 +63,41 @@ def test_notebook_7(browser, tmp_path, home):
             )
         assert not foreign
         page.close()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_typed_nonsense_and_a_lost_kernel(browser, lab):
+    """A field takes the very number or says beside itself why not; a panel whose kernel was
+    restarted says what to do, in place of controls that do nothing.
+    """
+    url, token, _ = lab
+    page, _, complaints = watched(browser, url)
+    run_all(page, url, token, "teach_boundary")
+    panel = PanelOnPage(page, "boundary")
+    field, alert = panel.field("steps"), panel.box.get_by_role("alert")
+    for typed in ("3.7", "many", "-7"):
+        field.fill(typed)
+        field.press("Enter")
+        alert.get_by_text(typed).wait_for(timeout=20_000)
+        assert field.input_value() == "10", f"{typed} became {field.input_value()}"
+        below = alert.bounding_box()["y"] - field.bounding_box()["y"]
+        assert 0 < below < 60, "the refusal stands elsewhere"
+    field.fill("1e1")
+    field.press("Enter")
+    alert.wait_for(state="detached", timeout=20_000)
+    assert field.input_value() == "10"
+    assert panel.changes(lambda: panel.box.get_by_role("button", name="Try 2").click())
+    assert panel.field("x").input_value() == "0.5"
+    if shots := os.environ.get("KIT_SCREENSHOTS"):
+        panel.box.screenshot(path=f"{shots}/boundary.png")
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.locator(".lm-Menu-itemLabel", has_text="Restart Kernel…").first.click()
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    page.locator(".kit-boundary.jupyter-widgets-disconnected").wait_for(timeout=60_000)
+    words = panel.box.evaluate("box => getComputedStyle(box, '::before').content")
+    assert "Run this cell again" in words and not panel.slider().is_visible()
+    if shots:
+        panel.box.screenshot(path=f"{shots}/boundary-restarted.png")
+    assert not complaints
+    page.close()

@@ -289,11 +289,10 @@ def test_time_that_is_over_stops_training_and_keeps_epochs(little, monkeypatch, 
         slow.append(time.sleep(0.3))
 
     monkeypatch.setattr(loop, "save_epoch", save_slowly)
-    started = time.monotonic()
     monkeypatch.setattr(budget, "time_for_work", lambda seconds: 4.0)
     budget.spend_budget("digits", 60, CPU)
     assert "its time is over" in capsys.readouterr().out
-    assert time.monotonic() - started < 50 and slow
+    assert slow
     assert list(little.rglob("last.ckpt")) and not list(little.rglob("evaluations"))
 
 

@@ -151,3 +151,49 @@ def test_live_is_a_widget(panel, monkeypatch):
         control.name for control in panel.shown_controls if not isinstance(control, Action)
     }
     assert panel.sentence.split()[0] in panel.view.words.value
+
+
+#: What a hand may type into a number field; of each, the number it means or None.
+TYPED = {
+    "nonsense": None,
+    "": None,
+    "3,7": None,
+    "3.7.1": None,
+    "1_0": None,
+    "nan": None,
+    "inf": None,
+    "-1e400": None,
+    "0x10": None,
+    "3.7": 3.7,
+    " 1e1 ": 10,
+    "−0.3": -0.3,
+    "2.0": 2,
+}
+
+
+def test_no_field_changes_what_was_typed(panel, monkeypatch):
+    """Each field takes the very number, or refuses beside itself and keeps the last valid one."""
+    monkeypatch.setenv("KIT_WIDGETS", "1")
+    panel._repr_mimebundle_()
+    view, first = panel.view, dict(panel.values)
+    for control in [c for c in panel.shown_controls if isinstance(c, Number)]:
+        for typed, meant in TYPED.items():
+            held = panel.values[control.name]
+            view.fields[control.name][0].value = typed
+            field, slider = view.fields[control.name]  # made anew where a change lays out anew
+            taken = panel.values[control.name]
+            allowed = (
+                meant is not None
+                and control.low <= meant <= control.high
+                and not (control.integer and meant % 1)
+            )
+            refused = view.notes[control.name].value
+            if refused:
+                assert taken == held, f"{control.name} turned {typed!r} into {taken}"
+                assert control.name in refused and 'role="alert"' in refused
+            else:
+                assert allowed and taken == meant, f"{control.name} took {typed!r} as {taken}"
+            assert float(field.value) == taken
+            assert abs(slider.value - taken) < control.step
+        panel.set(**{control.name: first[control.name]})  # others may depend on it
+    assert not view.alarm.value

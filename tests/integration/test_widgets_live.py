@@ -275,3 +275,14 @@ def test_a_training_that_fails_says_so_in_the_panel(fresh_home):
 
     asyncio.run(hand())
     assert "failed: batch_size=100000 is larger" in panel.sentence and buttons(panel) == ["start"]
+
+
+def test_a_finished_run_is_replayed_and_another_seed_can_start(home, tiny_run):
+    panel = train_live(tiny_run("mail-at").spec)
+    assert buttons(panel) == [] and panel.values["epoch"] == 3
+    panel.set(epoch=1)
+    assert "epoch 1 of 3" in panel.sentence and list(panel.loss.get_xdata()) == [1]
+    panel.set(seed=5)
+    assert buttons(panel) == ["start"] and "seed 5" in panel.sentence
+    panel.set(seed=0)
+    assert buttons(panel) == [] and panel.training.state == "done"

@@ -16,11 +16,12 @@ from kit.widgets.mirage_panel import (
     LOGIT_RULES,
     STEP_ATTACKS,
     VERDICT_RULES,
+    WARNINGS,
     apply_few_rules,
     light_of,
     mirage,
 )
-from kit.widgets.sealed_panel import Scale, sealed
+from kit.widgets.sealed_panel import Scale, printed_fall, sealed
 
 CHEAP = ["natural", "fgsm", "pgd20", "pgd100", "cw20"]
 
@@ -101,13 +102,32 @@ def test_a_light_judges_what_was_run_up_to_its_step(pair, monkeypatch):
     assert "AT is" not in panel.sentence
     panel.set(step=4)
     assert (
-        "AT is red: Of 60 images that pgd100 leaves, an attack on the margin breaks 60 (100%"
-        in panel.sentence
+        "AT is red: CW breaks 60 images that PGD-100 left. Of 60 images that pgd100 leaves, an "
+        "attack on the margin breaks 60 (100%" in panel.sentence
     )
-    assert (
-        panel.lines[0].get_text().startswith("AT: red\ndoes not hold: the margin finds little more")
-    )
+    assert panel.lines[0].get_text() == "AT: red\nCW breaks 60 images that PGD-100 left"
     assert panel.marks[0].get_marker() == "X", "not by its colour alone"
+
+
+def test_notes_count_what_the_picture_shows(pair):
+    """The sentences of the lesson are made from the verdicts on the screen."""
+    panel, falls = mirage(pair, n=60), np.arange(60) < 9
+    panel.broken["at"] |= {"pgd100": falls & False, "cw20": falls}
+    panel.broken["at"] |= dict.fromkeys(STEP_ATTACKS["aa"], falls)
+    first, second = panel.notes().lines
+    assert first.startswith(
+        "AT: PGD-100 leaves 100% of 60 images, AutoAttack 85%. AutoAttack breaks 9 of the 60 that "
+        "PGD-100 left."
+    )
+    assert second.startswith("MAIL-AT: PGD-100 or AutoAttack was not run.")
+    colours = [panel.findings(pair[0], step) for step in range(len(STEP_ATTACKS))]
+    for light in ("amber", "red"):
+        steps = [step for step, found in enumerate(colours) if light_of(found) == light]
+        assert (f"(step {steps[0]})" in first) if steps else (light not in first)
+
+
+def test_every_rule_that_can_warn_has_its_words():
+    assert set(WARNINGS) == {*VERDICT_RULES, *LOGIT_RULES}
 
 
 def test_lights_are_the_audit_s(tiny_run):
@@ -188,6 +208,44 @@ def test_a_result_is_closed_until_the_seal_and_then_opens_by_itself(kernel):
         "9.3 too low" in sealed_at(3).reveal(12.3).sentence
         and "2.7 too high" in sealed_at(15).reveal(12.3).sentence
     )
+
+
+def test_nothing_suggests_a_prediction(kernel):
+    panel = sealed("How many?", 0, 200, "images")
+    assert panel.values["prediction"] == "" and not len(panel.mark.get_xdata())
+    with pytest.raises(KitError, match="no prediction yet"):
+        panel.press("seal")
+    for wrong in ("many", "201"):
+        with pytest.raises(KitError, match="from 0 to 200"):
+            panel.set(prediction=wrong)
+    assert panel.sealed is None
+
+
+def test_the_class_is_shown_on_one_scale(kernel, tmp_path, monkeypatch):
+    """Each kernel keeps a file of its own; the result reads all that ask the same."""
+    for prediction in (3, 12, 14):
+        monkeypatch.setattr(Scale, "seals", {})
+        panel = sealed("How many?", 0, 50, "points", folder=tmp_path / "class")
+        panel.set(prediction=prediction)
+        panel.press("seal")
+    other = sealed("How many others?", 0, 50, "points", folder=tmp_path / "class")
+    other.set(prediction=40)
+    other.press("seal")
+    files = list((tmp_path / "class").iterdir())
+    assert len(files) == 4
+    (tmp_path / "class" / "prediction-torn.json").write_text("{")
+    result = panel.reveal(12, low=10, high=20, n=100)
+    assert sorted(result.predictions) == [3, 12, 14]
+    assert "The class sealed 3 predictions: 2 inside the interval, median 12 points." in (
+        result.sentence
+    )
+    files[0].unlink()
+    result.press("show the class")
+    assert len(result.predictions) in (2, 3)
+
+
+def test_printed_falls_are_the_table_s():
+    assert (printed_fall("gairat"), printed_fall("at"), printed_fall("csa")) == (21.46, 4.01, None)
 
 
 def sealed_at(value: float) -> Scale:

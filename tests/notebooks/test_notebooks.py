@@ -348,9 +348,9 @@ def test_plan_shares_runs_and_seeds_get_their_own_folder(home, tmp_path):
 def test_settings_take_the_place_of_the_notebooks_own(home):
     """Its other settings stay; a seed that is set is the seed of every run."""
     [job] = reproduction.plan_jobs(
-        ["teach_train_live"], {"epochs": 5, "milestones": [1, 2], "seed": 7}, None, None
+        ["04_min_max"], {"epochs": 5, "milestones": [1, 2], "seed": 7}, None, None
     )
-    assert job.values.overrides == {"probe": 50, "epochs": 5, "milestones": [1, 2]}
+    assert job.values.overrides == {"eps": 0.1, "lr": 0.02, "epochs": 5, "milestones": [1, 2]}
     assert job.values.seeds == (7,) and job.values.specs[0].seed == 7
     assert not job.folder.name.startswith("seed-")
 
