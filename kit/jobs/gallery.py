@@ -7,17 +7,21 @@ these. Nothing on those pages is typed.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from kit.core.errors import KitError
-from kit.core.files import CHECKOUT, read_json, write_bytes
+from kit.core.files import CHECKOUT, read_json, write_bytes, write_json
+from kit.evaluation.coverage import measure_coverage
 from kit.experiments.runs import output_folder, stored_seeds
+from kit.figures.base import plain
 from kit.figures.claim_board import draw_claim_board
 from kit.figures.table import FIGURES
 from kit.papers.claim_verdict import NOT_RUN, VERDICT_GLYPHS
@@ -25,10 +29,14 @@ from kit.papers.findings import write_findings
 from kit.papers.measured_cells import PaperTable, measured
 from kit.papers.printed_data import PAPERS, read_table
 from kit.papers.record import RECORD, measure_scale, read_record, scoreboard, write_record
+from kit.papers.rule_checks import check_rules, check_stability, report_rules, report_stability
 from kit.papers.table_runs import chosen_tables
 
 #: The scoreboard's picture, and the page of a scale's printed tables.
 BOARD_PICTURE, TABLES_PAGE = "scoreboard.png", "tables.md"
+
+#: What the checks of a scale's verdicts came to.
+CHECKS = "checks.json"
 
 #: Where README's scoreboard stands.
 BEGIN, END = "<!-- scoreboard: made by `python -m kit record` -->", "<!-- end of scoreboard -->"
@@ -47,8 +55,27 @@ def write_gallery(recipe: str, root: Path = CHECKOUT, **options: Any) -> list[Pa
     """
     write_record(measure_scale(recipe, **options), root / "figures" / RECORD.name)
     written = [root / "figures" / RECORD.name, *copy_pictures(recipe, root)]
-    written += write_tables(recipe, root, **options)
+    written += [*write_tables(recipe, root, **options), write_checks(recipe, root, **options)]
     return written + write_pages(root)
+
+
+def write_checks(recipe: str, root: Path = CHECKOUT, **options: Any) -> Path:
+    """Check the rules, the intervals and the verdicts of a scale, and write what came of it.
+
+    Verdicts are decided again with disjoint halves of the seeds, where there are enough.
+    """
+    covered = measure_coverage()["coverage"]
+    found = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "rules": report_rules(check_rules()).splitlines()[0],
+        "coverage": {"cases": len(covered), "least": covered.min(), "most": covered.max()},
+        "stability": [],
+    }
+    with contextlib.suppress(KitError):  # too few seeds for two halves
+        found["stability"] = report_stability(check_stability(recipe, **options)).splitlines()
+    path = scale_folder(recipe, root) / CHECKS
+    write_json(path, plain(found))
+    return path
 
 
 def write_pages(root: Path = CHECKOUT) -> list[Path]:
@@ -238,7 +265,34 @@ def scoreboard_page(root: Path = CHECKOUT) -> str:
         marks = " | ".join(VERDICT_GLYPHS[row[scale]] for scale in scales)
         claim = f"{PAPERS[row['paper']].label}: {row['claim']}".replace("|", "\\|")
         lines.append(f"| {number} | {claim} | {row['printed']} | {marks} |")
-    return "\n".join([*lines, "", "</details>", END])
+    lines += ["", "</details>"]
+    for scale in scales:
+        lines += _check_lines(scale, scale_folder(scale, root) / CHECKS)
+    return "\n".join([*lines, END])
+
+
+def _check_lines(scale: str, path: Path) -> list[str]:
+    """What the checks of a scale's verdicts came to, and the commands that make them again."""
+    if not path.exists():
+        return []
+    found = read_json(path)
+    covered = found["coverage"]
+    shares = f"{covered['least']:.1%} to {covered['most']:.1%}"
+    lines = [
+        "",
+        f"How far to trust these verdicts on {scale} ({found['date']}):",
+        "",
+        f"* Rules (`python -m kit compare --self-check`): {found['rules']}",
+        f"* Intervals (`python -m kit compare --coverage`): {covered['cases']} kinds of 95 % "
+        f"interval hold the truth in {shares} of simulations.",
+    ]
+    if found["stability"]:
+        first, *changes = found["stability"]
+        named = f": {'; '.join(change.strip() for change in changes)}" if changes else ""
+        lines += [
+            f"* Seeds (`python -m kit compare --recipe {scale} --stability`): {first}{named}.",
+        ]
+    return [*lines, ""]
 
 
 def _counted(verdicts: pd.Series) -> str:

@@ -9,11 +9,12 @@ from PIL import Image
 
 import kit
 from kit.core.errors import KitError
-from kit.core.files import read_json
+from kit.core.files import read_json, write_json
 from kit.figures.claim_board import describe_claim_board, draw_claim_board
 from kit.jobs import command_line
 from kit.jobs.gallery import (
     BOARD_PICTURE,
+    CHECKS,
     gallery,
     scale_folder,
     scoreboard_page,
@@ -268,3 +269,20 @@ def test_tables_by_command(home, capsys):
     assert command_line.main(["tables", "vir-4"]) == 0
     assert capsys.readouterr().out.startswith("| method |")
     assert command_line.main(["tables", "nix"]) == 2
+
+
+def test_the_scoreboard_says_how_far_to_trust_it(tmp_path):
+    """With the numbers of the scale's checks, and nothing where a scale was never checked."""
+    record.write_record([row(), row(scale="mnist")], tmp_path / "figures" / "measured.csv")
+    found = {
+        "date": "2026-01-02",
+        "rules": "64 of 64 rules can tell.",
+        "coverage": {"cases": 7, "least": 0.93, "most": 0.981},
+        "stability": ["seeds 0 1 2 against seeds 3 4 5: 1 changed", "   15 clirat: holds -> fails"],
+    }
+    write_json(scale_folder("digits", tmp_path) / CHECKS, found)
+    page = scoreboard_page(tmp_path)
+    assert "How far to trust these verdicts on digits (2026-01-02)" in page
+    assert "64 of 64 rules can tell." in page and "93.0% to 98.1% of simulations" in page
+    assert "seeds 3 4 5: 1 changed: 15 clirat: holds -> fails." in page
+    assert "on mnist (" not in page
