@@ -36,6 +36,8 @@ class _GreyConvolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.geometry, ctx.groups, ctx.size = (stride, padding, dilation), x.shape[1], x.shape[2:]
+        if ctx.groups == 1:
+            return F.conv2d(x, weight, bias, stride, padding, dilation)
         return _convolve_groups(x, weight, bias, stride, padding, dilation)
 
     @staticmethod
@@ -65,7 +67,7 @@ def _convolve_groups(
 ) -> Tensor:
     """Take conv2d of each channel (N, 1, H, W) by itself: the same sums as if it were alone."""
     groups = x.shape[1]
-    if groups == 1 or not x.is_contiguous():
+    if not x.is_contiguous():
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     biases = [None] * groups if bias is None else bias.chunk(groups)
     parts = zip(x.split(1, dim=1), weight.chunk(groups), biases, strict=True)

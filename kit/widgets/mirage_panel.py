@@ -340,10 +340,10 @@ class Mirage(Panel):
         who, findings = s.label(run.method), self.findings(run, step)
         light, warned = light_of(findings), warnings_of(findings)
         calm = {"green": "no rule warns", "not judged": "too little was run to judge"}
-        seen = [describe_warning(finding, self.attacked(run, step)) for finding in warned]
+        sentences = [describe_warning(finding, self.attacked(run, step)) for finding in warned]
         words = calm.get(light) or "\n".join(
             textwrap.fill(warning, WARNING_WIDTH, break_on_hyphens=False)
-            for warning in seen[: 2 if len(self.runs) < 4 else 1]
+            for warning in sentences[: 2 if len(self.runs) < 4 else 1]
         )
         self.marks[place].set(marker=MARKERS[light], color=COLOURS[light])
         self.lines[place].set(text=f"{who}: {light}\n{words}", color=COLOURS[light])
@@ -352,7 +352,7 @@ class Mirage(Panel):
         more = {0: "", 1: " 1 more rule warns."}.get(
             len(warned) - 1, f" {len(warned) - 1} more rules warn."
         )
-        return [f"{who} is {light}: {seen[0]}. {warned[0].sentence}{more}"]
+        return [f"{who} is {light}: {sentences[0]}. {warned[0].sentence}{more}"]
 
 
 def mirage(runs: Sequence[Run] | Mapping[str, Run], n: int = 100) -> Panel:

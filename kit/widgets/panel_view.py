@@ -39,7 +39,7 @@ STYLE = """<style>
 </style>"""
 
 
-def _in_words(value: Any) -> str:
+def _as_typed(value: Any) -> str:
     """A value as its field has it; a number without the zeros that nobody types."""
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
@@ -147,7 +147,7 @@ class PanelView:
     @staticmethod
     def _show_value(field: ipywidgets.Widget, value: Any) -> None:
         """Set a field to a value, in words where words are typed into it."""
-        shown = _in_words(value) if isinstance(field, ipywidgets.Text) else value
+        shown = _as_typed(value) if isinstance(field, ipywidgets.Text) else value
         if field.value != shown:
             field.value = shown
 
@@ -252,7 +252,7 @@ class PanelView:
         make_slider = ipywidgets.IntSlider if control.integer else ipywidgets.FloatSlider
         # words, not a number field: that one turns 3.7 into 37 before anybody can refuse it
         field = ipywidgets.Text(
-            value=_in_words(value),
+            value=_as_typed(value),
             continuous_update=False,
             layout={"width": f"{7 * len(named['description']) + 85}px"},
             **named,
