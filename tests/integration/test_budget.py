@@ -5,16 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import kit
+from kit.core import threads
 from kit.core.errors import KitError
 from kit.core.threads import OutOfTime, end_by
 from kit.experiments.devices import DeviceLost
 from kit.experiments.recipes import find_recipe, is_quick, shortened_name, unshortened_name
-from kit.experiments.runs import is_done, run_folder
+from kit.experiments.runs import is_done, run_folder, run_folders
 from kit.experiments.specification import RunSpec, resolve
 from kit.jobs import budget, command_line
 from kit.jobs.budget import BudgetQuestion, Rate, choose_questions, parse_duration
@@ -87,6 +89,13 @@ def test_what_is_shared_is_paid_once():
     cost = planted_cost({"a": 10, "b": 10, "c": 12})
     some = [asked("first", "a"), asked("alone", "c"), asked("with the first", "a b")]
     assert chosen(some, cost, 70) == ["first", "with the first"]
+
+
+def test_only_what_a_question_adds_counts():
+    """Not what was spent before it: that would favour the dear ones."""
+    cost = planted_cost({"a": 100, "b": 50, "c": 20})
+    some = [asked("first", "a", 99), asked("dear", "b", 2), asked("cheap", "c", 1)]
+    assert chosen(some, cost, 1e9) == ["first", "cheap", "dear"]
 
 
 def test_a_run_that_answers_several_counts_for_all():
@@ -281,19 +290,15 @@ def test_only_the_plan(little, capsys):
 
 
 def test_time_that_is_over_stops_training_and_keeps_epochs(little, monkeypatch, capsys):
-    """It was reckoned at a tenth of what it takes; there is a moment left to draw all the same."""
-    save, slow = loop.save_epoch, []
-
-    def save_slowly(state, kept):
-        save(state, kept)
-        slow.append(time.sleep(0.3))
-
-    monkeypatch.setattr(loop, "save_epoch", save_slowly)
-    monkeypatch.setattr(budget, "time_for_work", lambda seconds: 4.0)
-    budget.spend_budget("digits", 60, CPU)
-    assert "its time is over" in capsys.readouterr().out
-    assert slow
-    assert list(little.rglob("last.ckpt")) and not list(little.rglob("evaluations"))
+    """After two epochs it is suddenly late, on a clock that is planted."""
+    late, run_epoch = [], loop.run_epoch
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 1e6 * (len(late) >= 2))
+    monkeypatch.setattr(threads, "time", clock)
+    monkeypatch.setattr(loop, "run_epoch", lambda *words: late.append(run_epoch(*words)))
+    budget.spend_budget("digits", 600, CPU)
+    assert "its time is over; finished epochs are kept" in capsys.readouterr().out
+    there = [len(list(folder.glob("epochs/*.npz"))) for folder in run_folders()]
+    assert there == [2, 2, 2] and not list(little.rglob("evaluations"))
 
 
 def test_work_ends_by_its_moment(little):
