@@ -136,15 +136,17 @@ def score_from_start(
 def compare_starts(starts: list[Mapping[str, np.ndarray]]) -> dict:
     """Spearman's correlation of each score over two starts, and its difference to that of LPS.
 
-    The differences' 95 % intervals are bootstraps over images; None where a score is constant.
+    The differences' 95 % intervals are bootstraps over images. A score that is the same for all
+    images has no order: None.
     """
     first, second = starts
     n = len(first["lps"])
     found: dict = {"n": n}
     for name in SCORE_NAMES:
-        found[name] = rank_correlation(first[name], second[name]) if n >= 3 else float("nan")
+        rank = rank_correlation(first[name], second[name]) if n >= 3 else float("nan")
+        found[name] = rank if np.isfinite(rank) else None
     for name in ("pm", "vir"):
-        known = np.isfinite([found[name], found["lps"]]).all()
+        known = found[name] is not None and found["lps"] is not None
         difference = _rank_difference(first, second, name)
         found[f"{name} less lps"] = bootstrap_interval(difference, n) if known else None
     return found
@@ -171,13 +173,17 @@ def draw_score_paths(data: FigureData) -> Drawing:
         b,
         {name: facts["jumps"][name]["ratio"] for name in ("lps", "pm")},
         title="b  Largest jumps",
-        ylabel="on a path twice as fine / before",
+        ylabel="ratio, finer to coarser path",
     )
     b.axhline(0.5, color=s.BLACK, linewidth=0.8, linestyle="--")
     b.set(ylim=(0, 1.15))
-    ranks = {name: (facts["ranks"][name],) * 3 for name in SCORE_NAMES}
+    ranks = {
+        name: (facts["ranks"][name],) * 3
+        for name in SCORE_NAMES
+        if facts["ranks"][name] is not None
+    }
     _draw_bars(c, ranks, title="c  Order over two starts", ylabel="rank correlation")
-    c.set(ylim=(min(0.0, *(value[0] for value in ranks.values())), 1.15))
+    c.set(ylim=(min([0.0, *(rank for rank, *_ in ranks.values())]), 1.15))
     return drawing
 
 
@@ -218,7 +224,7 @@ def decide_score_paths(data: FigureData) -> list[Claim]:
     )
     expected = {"pm": f"< {SHRINKS}", "lps": f"> {SHRINKS}"}
     found = facts["ranks"]["vir less lps"]
-    words = "LPS is the same for all images"
+    words = "one of the scores is the same for all images"
     if found:
         words = (
             f"Spearman {facts['ranks']['vir']:.3f} for VIR, {facts['ranks']['lps']:.3f} for LPS, "
@@ -233,8 +239,9 @@ def decide_score_paths(data: FigureData) -> list[Claim]:
             tuple(
                 Estimate(f"{SCORE_NAMES[name]}, finer / coarser", expected[name], *ratio)
                 for name, ratio in ratios.items()
-                if ratio
-            ),
+            )
+            if all(ratios.values())
+            else (),
             number=92,
         ),
         Claim(
@@ -255,11 +262,15 @@ def describe_score_paths(data: FigureData) -> str:
         for name in ("pm", "lps")
         if facts["jumps"][name]["ratio"]
     )
-    ranks = ", ".join(f"{facts['ranks'][name]:.2f} for {SCORE_NAMES[name]}" for name in SCORE_NAMES)
+    ranks = ", ".join(
+        f"{facts['ranks'][name]:.2f} for {SCORE_NAMES[name]}"
+        for name in SCORE_NAMES
+        if facts["ranks"][name] is not None
+    )
     return (
         "MAIL calls PM continuous and LPS discrete; VIR calls its score independent of the path. "
         f"{s.label(data.method)} on {data.setting}, {facts['n']} test images, straight paths from "
         f"the clean image to that of PGD-{facts['steps']}: with {2 * facts['points']} points in "
         f"place of {facts['points']}, the largest jump changes: {ratios or 'no score moves'}. Over "
-        f"two random starts the rank correlation is {ranks}."
+        f"two random starts the rank correlation is {ranks or 'none: no score varies'}."
     )

@@ -18,9 +18,10 @@ from kit.papers.claim_verdict import Estimate
 def compute_class_hardness(runs: Mapping[str, Run]) -> FigureData:
     """Clean error of each class under natural training and under AT, the same test images.
 
-    `slope` is the correlation over classes between STD's error and what AT adds to it, with the
-    95 % interval of a bootstrap over images. What AT adds contains STD's error with a minus sign,
-    so chance alone pulls the slope down and never up.
+    `correlation` is that over classes between STD's error and what AT adds to it, with the 95 %
+    interval of a bootstrap over images. What AT adds contains STD's error with a minus sign, so on
+    the same images chance alone would make it negative. So a class's hardness is read on one half
+    of its images and what AT adds on the other, both ways round.
     """
     first = next(iter(runs.values()))
     classes = first.record["classes"]
@@ -33,10 +34,15 @@ def compute_class_hardness(runs: Mapping[str, Run]) -> FigureData:
         for method, found in wrong.items()
     }
 
-    def slope(rows: np.ndarray) -> float:
-        std, at = (_class_errors(wrong[m][rows], y[rows], len(classes)) for m in ("std", "at"))
-        known = np.isfinite(std) & np.isfinite(at)
-        return pearson(std[known], (at - std)[known])
+    half = number_within_class(y) % 2 == 1
+
+    def correlation(rows: np.ndarray) -> float:
+        hard, added = [], []
+        for part in (rows[half[rows]], rows[~half[rows]]):
+            std, at = (_class_errors(wrong[m][part], y[part], len(classes)) for m in ("std", "at"))
+            hard.append(std)
+            added.append(at - std)
+        return float(np.mean([_correlate(a, b) for a, b in zip(hard, added[::-1], strict=True)]))
 
     facts = {
         "n": len(y),
@@ -45,9 +51,23 @@ def compute_class_hardness(runs: Mapping[str, Run]) -> FigureData:
             method: classes[int(np.argmax([one["share"] for one in found]))]
             for method, found in errors.items()
         },
-        "slope": bootstrap_interval(slope, len(y)),
+        "correlation": bootstrap_interval(correlation, len(y)),
     }
     return FigureData(facts, describe_setting(first), extras={"classes": classes})
+
+
+def number_within_class(y: np.ndarray) -> np.ndarray:
+    """(n,) the place of each image among those of its class, from 0."""
+    places = np.zeros(len(y), dtype=int)
+    for label in np.unique(y):
+        places[y == label] = np.arange((y == label).sum())
+    return places
+
+
+def _correlate(hard: np.ndarray, added: np.ndarray) -> float:
+    """Pearson's correlation over the classes that have images in both halves."""
+    known = np.isfinite(hard) & np.isfinite(added)
+    return pearson(hard[known], added[known])
 
 
 def _class_errors(wrong: np.ndarray, y: np.ndarray, classes: int) -> np.ndarray:
@@ -82,7 +102,7 @@ def draw_class_hardness(data: FigureData) -> Drawing:
 
 def decide_class_hardness(data: FigureData) -> list[Claim]:
     """Decide whether AT adds more errors to the classes in which STD makes more."""
-    middle, low, high = data.facts["slope"]
+    middle, low, high = data.facts["correlation"]
     worst = data.facts["worst"]
     return [
         Claim(
@@ -100,11 +120,11 @@ def decide_class_hardness(data: FigureData) -> list[Claim]:
 
 def describe_class_hardness(data: FigureData) -> str:
     """The caption: the hardest classes and the correlation."""
-    middle, low, high = data.facts["slope"]
+    middle, low, high = data.facts["correlation"]
     worst = data.facts["worst"]
     return (
         "VIR says that what natural training finds hard, adversarial training makes harder. "
         f"{data.setting}, clean test images: the hardest class is {worst['std']} under STD and "
         f"{worst['at']} under AT; over classes, STD's error and what AT adds to it correlate with "
-        f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]."
+        f"{middle:+.2f} [{low:+.2f}, {high:+.2f}], each read on other images."
     )

@@ -792,7 +792,7 @@ def _draw_stamped(
             or all(is_kept(found, PICTURE_EVALUATIONS[name]) for found in mine)
         )
     }
-    with contextlib.suppress(KitError):
+    with contextlib.suppress(KitError, KeyError, TypeError):  # a damaged or foreign one is replaced
         before = read_json(path)
         if (before["runs"], before["pictures"]) == (keys, list(taken)):
             return []

@@ -601,7 +601,8 @@ class _ProgressReport:
         for name in running:
             self._name_pictures(name)
         states = ", ".join(self._state(name) for name in sorted(running))
-        line = f"  {self.trained}/{self.runs} trained; now {states}"[:100]
+        count = f"{self.trained}/{self.runs} trained; " if self.runs else ""
+        line = f"  {count}now {states}"[:100]
         if is_live():
             sys.stdout.write(f"\r{line.ljust(100)}")
             sys.stdout.flush()

@@ -53,8 +53,7 @@ class StackedNetworks(nn.Module):
             memory_format=torch.channels_last if channels_last else torch.contiguous_format
         )
         # a gradient of weights sums over images, in another order where networks are one product
-        apart = not channels_last
-        learns = apart and any(p.requires_grad for p in self.parameters())
+        learns = not channels_last and any(p.requires_grad for p in self.parameters())
         for layers in zip(*self.networks, strict=True):
             layer = layers[0]
             grey = isinstance(layer, nn.Conv2d) and layer.in_channels == 1

@@ -41,9 +41,8 @@ def _append(path: Path, line: str) -> None:
 def read_journal(path: Path) -> Journal:
     """Read a notebook's journal; an empty one if there is none."""
     try:
-        lines = path.read_text().split("\n")[
-            :-1
-        ]  # behind the last line end one may be half written
+        # behind the last line end one may be half written
+        *lines, _ = path.read_text().split("\n")
     except OSError:
         return Journal()
     cells = [line for line in lines if line.startswith("cell ")]

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 import kit
 from kit.evaluation.statistics import paired_difference
+from kit.figures import vir_class_hardness
 from kit.figures.base import FigureData
 from kit.figures.csa_cse_protection import decide_class_protection, decide_min_max_origin
-from kit.figures.score_paths import compare_starts, decide_score_paths, measure_jumps
+from kit.figures.score_paths import (
+    compare_starts,
+    decide_score_paths,
+    describe_score_paths,
+    draw_score_paths,
+    measure_jumps,
+)
 from kit.figures.table import FIGURES
 from kit.figures.vir_class_hardness import decide_class_hardness
 
@@ -115,13 +124,40 @@ def test_errors_by_class_and_their_correlation(tiny_run):
         found = kit.evaluate(run, ["natural"], quiet=True).attrs["examples"]["natural"]
         errors[method] = np.array([found["broken"][found["y"] == k].mean() for k in range(10)])
         assert [e["share"] for e in facts["errors"][method]] == pytest.approx(list(errors[method]))
-    added = errors["at"] - errors["std"]
-    assert facts["slope"][0] == pytest.approx(np.corrcoef(errors["std"], added)[0, 1])
+    found = {m: kit.evaluate(r, ["natural"], quiet=True) for m, r in runs.items()}
+    halves = {method: [[], []] for method in runs}
+    for method, table in found.items():
+        examples = table.attrs["examples"]["natural"]
+        for k in range(10):
+            mine = examples["broken"][examples["y"] == k]
+            for part in (0, 1):
+                halves[method][part].append(mine[part::2].mean())
+    std, at = (np.array(halves[method]) for method in ("std", "at"))
+    crossed = [np.corrcoef(std[i], (at - std)[1 - i])[0, 1] for i in (0, 1)]
+    assert facts["correlation"][0] == pytest.approx(np.mean(crossed))
 
 
-@pytest.mark.parametrize("slope, verdict", [(UP, "holds"), (DOWN, "fails"), (NONE, "undecided")])
-def test_harder_still_is_a_correlation_above_0(slope, verdict):
-    facts = {"slope": slope, "worst": {"std": "3", "at": "5"}}
+def test_chance_alone_makes_no_class_harder_or_easier(monkeypatch, tiny_run):
+    """AT and STD err alike on every class, at random: on the same images that would correlate."""
+    drawn = iter(np.random.default_rng(k) for k in range(10**6))
+    y = np.repeat(np.arange(10), 50)
+
+    def evaluate(run, attacks, quiet):
+        broken = next(drawn).random(len(y)) < 0.2
+        return SimpleNamespace(attrs={"examples": {"natural": {"broken": broken, "y": y}}})
+
+    monkeypatch.setattr(vir_class_hardness, "evaluate", evaluate)
+    monkeypatch.setattr(vir_class_hardness, "bootstrap_interval", lambda f, n: f(np.arange(n)))
+    runs = {method: tiny_run(method) for method in ("std", "at")}
+    found = [
+        vir_class_hardness.compute_class_hardness(runs).facts["correlation"] for _ in range(200)
+    ]
+    assert abs(np.mean(found)) < 4 * np.std(found) / len(found) ** 0.5
+
+
+@pytest.mark.parametrize("found, verdict", [(UP, "holds"), (DOWN, "fails"), (NONE, "undecided")])
+def test_harder_still_is_a_correlation_above_0(found, verdict):
+    facts = {"correlation": found, "worst": {"std": "3", "at": "5"}}
     [claim] = decide_class_hardness(FigureData(facts))
     assert claim.reading == verdict
 
@@ -147,7 +183,19 @@ def test_order_over_starts_is_compared_with_that_of_lps():
     assert found["pm"] == pytest.approx(1) and abs(found["lps"]) < 0.4
     assert found["vir less lps"][1] > 0
     constant = compare_starts([{"lps": np.ones(60), "pm": v, "vir": v} for v in values])
-    assert constant["vir less lps"] is None
+    assert constant["vir less lps"] is None and constant["lps"] is None
+
+
+def test_scores_that_never_vary_are_drawn_and_decide_nothing():
+    """A network that no attack breaks: one LPS, no jump, no order."""
+    still = {"n": 0, "ratio": None, "largest": 0.0}
+    ranks = {"n": 9, "lps": None, "pm": 0.0, "vir": None, "vir less lps": None}
+    facts = {"n": 9, "points": 2, "steps": 10, "ranks": ranks, "image": {"row": 0, "id": 0}}
+    smooth = {"n": 9, "ratio": (0.5, 0.4, 0.6), "largest": 0.1}
+    extras = {"pm": np.ones(5), "lps": np.full(5, 10)}
+    data = FigureData(facts | {"jumps": {"pm": smooth, "lps": still}}, "toy", "at", extras)
+    assert [claim.reading for claim in decide_score_paths(data)] == ["undecided", "undecided"]
+    assert draw_score_paths(data).png() and "0.00 for PM" in describe_score_paths(data)
 
 
 @pytest.mark.parametrize(
