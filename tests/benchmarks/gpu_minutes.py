@@ -446,7 +446,8 @@ def spend_minutes(words: argparse.Namespace, started: float) -> int:
 
 def draw_results(recipes: Sequence[str]) -> None:
     """Draw what finished runs of these recipes show, and write their records."""
-    from kit.jobs.budget import list_questions, write_results
+    from kit.jobs.budget import write_results
+    from kit.jobs.budget_questions import list_questions
 
     os.nice(10)  # the training goes first
     for recipe in recipes:
@@ -466,7 +467,7 @@ def imagined_clock(launch: float):
 
     from kit.attacks.contract import frozen
     from kit.evaluation.accuracy import ATTACK_BATCH
-    from kit.jobs.budget import Rate, count_attack_passes
+    from kit.jobs.budget_costs import Rate, count_attack_passes
     from kit.jobs.flops import count_flops, sample_data
     from kit.models.architectures import build_network
     from kit.training.observation import PROBE_BATCH

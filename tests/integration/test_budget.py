@@ -19,7 +19,15 @@ from kit.experiments.recipes import find_recipe, is_quick, shortened_name, unsho
 from kit.experiments.runs import is_done, run_folder, run_folders
 from kit.experiments.specification import RunSpec, resolve
 from kit.jobs import budget, command_line
-from kit.jobs.budget import BudgetQuestion, Rate, choose_questions, parse_duration
+from kit.jobs.budget import parse_duration
+from kit.jobs.budget_costs import Rate, reckon_costs
+from kit.jobs.budget_questions import (
+    CORE_METHODS,
+    BudgetQuestion,
+    QuestionList,
+    choose_questions,
+    list_questions,
+)
 from kit.jobs.forecast import epochs_to_train
 from kit.papers.table_runs import Evaluation, grid
 from kit.training import loop
@@ -106,7 +114,7 @@ def test_a_run_that_answers_several_counts_for_all():
 
 def test_three_seeds_of_a_pair_before_one_seed_of_many(fresh_home):
     """A question is its three seeds: fewer of them decide nothing, and are never bought."""
-    found = budget.list_questions("digits")
+    found = list_questions("digits")
     for question in found.questions:
         seeds: dict[str, set[int]] = {}
         for key, _ in question.needs:
@@ -123,8 +131,8 @@ def test_of_equals_the_earlier_is_taken():
 
 
 def test_core_methods_are_rows_with_their_twins(home):
-    assert set(budget.CORE_METHODS) <= set(kit.METHODS)
-    found = budget.list_questions("digits")
+    assert set(CORE_METHODS) <= set(kit.METHODS)
+    found = list_questions("digits")
     titles = " ".join(question.title for question in found.questions)
     assert all(f"claim {number} (" in titles for number in (5, 11, 12, 18, 29, 35))
     assert "criterion or normaliser" in titles
@@ -148,8 +156,8 @@ def planted_clock(epoch: float = 1.0, final: float = 0.0, evaluation: float = 0.
 
 def test_burn_ins_are_paid_as_they_are_trained(fresh_home):
     """Seconds of epochs that cost 1 are the epochs that the forecast counts."""
-    found = budget.list_questions("digits")
-    costs = budget.reckon_costs(found, planted_clock())
+    found = list_questions("digits")
+    costs = reckon_costs(found, planted_clock())
     costs.asked = dict.fromkeys(costs.asked, 0.0)
     for methods in (["at", "mail-at", "clirat"], ["at"], ["trades", "mail-trades"], ["vir-at"]):
         plans = [resolve(RunSpec(method, seed=seed)) for method in methods for seed in range(3)]
@@ -162,10 +170,10 @@ def test_what_is_there_costs_nothing(fresh_home, monkeypatch):
     monkeypatch.setitem(kit.RECIPES, "digits", kit.RECIPES["digits"].override(**TINY))
     run = kit.run("at", quiet=True)
     kit.evaluate(run, ["natural"], quiet=True)
-    found = budget.QuestionList("digits")
+    found = QuestionList("digits")
     found.add("it", [(run.spec, Evaluation("natural")), (run.spec, "pm-by-lps")])
     found.add("more", [(run.spec, Evaluation("pgd20"))])
-    costs = budget.reckon_costs(found, planted_clock(evaluation=7.0))
+    costs = reckon_costs(found, planted_clock(evaluation=7.0))
     before = [costs(question.needs) for question in found.questions]
     costs.look_what_is_done()
     assert before[0] > 0
@@ -207,9 +215,9 @@ def test_every_schedule_keeps_its_order(home):
             assert len(plan.recipe.milestones) == len(find_recipe(recipe).milestones)
 
 
-def few_questions(recipe: str, seeds=range(3)) -> budget.QuestionList:
+def few_questions(recipe: str, seeds=range(3)) -> QuestionList:
     """Three questions on two methods."""
-    found = budget.QuestionList(recipe)
+    found = QuestionList(recipe)
     for title, method, ask in (
         ("first", "at", Evaluation("natural")),
         ("picture", "mail-at", "confused-labels"),
@@ -381,13 +389,14 @@ class Without:
 sys.meta_path = [Without(finder) for finder in sys.meta_path]
 import kit
 from kit.jobs import budget, command_line
+from kit.jobs.budget_questions import list_questions
 from tests.benchmarks import gpu_minutes
 import tests.conftest
 
 kit.RECIPES["digits"] = kit.RECIPES["digits"].override(**{TINY!r})
 runs = kit.run_many([kit.RunSpec(m) for m in ("at", "mail-at")])
 kit.evaluate(runs[0], ["natural", "pgd20"])
-drawn = budget.write_results("digits", budget.list_questions("digits").questions)
+drawn = budget.write_results("digits", list_questions("digits").questions)
 print(len([path for path in drawn if path.suffix == ".png"]), "pictures")
 """
 
