@@ -33,6 +33,18 @@ A study kit on instance-reweighted adversarial training. What to do first:
   python -m kit --help                          every command"""
 
 
+def add_settings(command: argparse.ArgumentParser, meaning: str) -> None:
+    """Add --set NAME=VALUE ..., which may be given several times."""
+    command.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=meaning
+    )
+
+
+def add_seeds(command: argparse.ArgumentParser, meaning: str) -> None:
+    """Add --seeds S ..., which may be given several times."""
+    command.add_argument("--seeds", nargs="+", action="extend", type=int, metavar="S", help=meaning)
+
+
 def parser() -> argparse.ArgumentParser:
     """Make the parser of the words that `python -m kit` understands."""
     top = argparse.ArgumentParser(
@@ -55,22 +67,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="NOTEBOOK",
         help="notebooks whose names begin so",
     )
-    reproduce.add_argument(
-        "--seeds",
-        nargs="+",
-        action="extend",
-        type=int,
-        metavar="S",
-        help="one set of figures per seed (default: 0); tables use all of them (default: 0 1 2)",
+    add_seeds(
+        reproduce,
+        "one set of figures per seed (default: 0); tables use all of them (default: 0 1 2)",
     )
-    reproduce.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="notebook parameters, or settings of every run",
-    )
+    add_settings(reproduce, "notebook parameters, or settings of every run")
     reproduce.add_argument(
         "--jobs",
         type=int,
@@ -124,14 +125,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("method")
     train.add_argument("--recipe", default="digits")
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="overrides, say weight.slope=5 epochs=30",
-    )
+    add_settings(train, "overrides, say weight.slope=5 epochs=30")
     train.add_argument("--device", default="auto")
     train.add_argument(
         "--compile", action="store_true", help="compile the network's passes: for long runs"
@@ -167,14 +161,7 @@ def parser() -> argparse.ArgumentParser:
         "--normalise", action="store_true", help="its images are (x - mean) / std of the recipe's"
     )
     adopt.add_argument("--n", type=int, default=2000, help="images of each split that are observed")
-    adopt.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="fields of the recipe, say norm=l2 eps=0.5",
-    )
+    add_settings(adopt, "fields of the recipe, say norm=l2 eps=0.5")
     adopt.add_argument("--device", default="auto")
 
     show = commands.add_parser("list", help="what there is to choose from")
@@ -200,22 +187,8 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--recipe", help="a name of `list recipes`, or folder:<path> (default: digits)"
     )
-    compare.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="as given to `reproduce`",
-    )
-    compare.add_argument(
-        "--seeds",
-        nargs="+",
-        action="extend",
-        type=int,
-        metavar="S",
-        help="the seeds that count (default: all that are there)",
-    )
+    add_settings(compare, "as given to `reproduce`")
+    add_seeds(compare, "the seeds that count (default: all that are there)")
     compare.add_argument(
         "--json",
         type=Path,
@@ -244,7 +217,7 @@ def parser() -> argparse.ArgumentParser:
         help="write figures/measured.csv, the gallery and the scoreboard from what is done",
     )
     record.add_argument("--recipe", default="digits", help="the scale (default: digits)")
-    record.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
+    add_settings(record, "as given to `reproduce`")
 
     tables = commands.add_parser(
         "tables", help="the papers' printed tables beside what finished runs measured"
@@ -253,22 +226,8 @@ def parser() -> argparse.ArgumentParser:
         "table", nargs="*", help="such as vir-1 mail-2, or a paper (default: all of them)"
     )
     tables.add_argument("--recipe", default="digits", help="the scale (default: digits)")
-    tables.add_argument(
-        "--seeds",
-        nargs="+",
-        action="extend",
-        type=int,
-        metavar="S",
-        help="the seeds that count (default: all that are there)",
-    )
-    tables.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="settings of the runs (default: the recipe's own)",
-    )
+    add_seeds(tables, "the seeds that count (default: all that are there)")
+    add_settings(tables, "settings of the runs (default: the recipe's own)")
     tables.add_argument("--latex", action="store_true", help="tabulars (default: Markdown)")
 
     commands.add_parser(
