@@ -158,9 +158,9 @@ def plan_jobs(
 ) -> list[NotebookJob]:
     """Make one job per notebook and seed, every value checked.
 
-    A given name that notebooks declare goes to those that do; any other is a setting of every run,
-    and takes the place of the notebook's own. Those of the notebook make quick recipes quicker;
-    recipes of the papers' scale go without.
+    A notebook that declares a given name takes it as its parameter. For every other notebook it is
+    a setting of its runs, if it is one, and takes the place of the notebook's own. Those of the
+    notebook make quick recipes quicker; recipes of the papers' scale go without.
 
     Raises:
         KitError: A name or a value is wrong, or the seed is chosen twice.
@@ -169,12 +169,11 @@ def plan_jobs(
     names = {name for table in tables.values() for name in table}
     # A notebook that trains nothing takes no settings; those beside others are not for it.
     some_train = any("overrides" in table for table in tables.values())
-    settings = {name: value for name, value in given.items() if name not in names}
-    for name in settings:
-        if name not in RECIPE_FIELDS and name != "burn_in" and "." not in name:
-            raise unknown_name(
-                "notebook parameter or run setting", name, names | {*RECIPE_FIELDS, "burn_in"}
-            )
+    settings = {name: value for name, value in given.items() if is_run_setting(name)}
+    for name in given.keys() - settings.keys() - names:
+        raise unknown_name(
+            "notebook parameter or run setting", name, names | {*RECIPE_FIELDS, "burn_in"}
+        )
     if seeds and "seed" in given:
         raise KitError(
             f"--seeds {' '.join(map(str, seeds))} and --set seed={given['seed']} both choose the "
@@ -198,13 +197,19 @@ def plan_jobs(
             recipe = mine.get("recipe", table["recipe"].default) if "recipe" in table else ""
             if "overrides" in table and recipe and not is_quick(recipe):
                 mine.setdefault("overrides", "")
-            if settings and ("overrides" in table or not some_train):
-                mine["overrides"] = _changed_overrides(path, table, mine, settings)
+            others = {name: value for name, value in settings.items() if name not in table}
+            if others and ("overrides" in table or not some_train):
+                mine["overrides"] = _changed_overrides(path, table, mine, others)
             values = check_parameters(table, mine)
             folder = out or output_folder(values.recipe)
             one = alone or not seeds or len(seeds) == 1
             jobs.append(NotebookJob(path, values, folder if one else folder / f"seed-{seed}"))
     return jobs
+
+
+def is_run_setting(name: str) -> bool:
+    """Say whether a name is that of a recipe's field or, with a point, of a method's number."""
+    return name in RECIPE_FIELDS or name == "burn_in" or "." in name
 
 
 def _changed_overrides(

@@ -247,9 +247,9 @@ def test_a_lost_node(two_nodes, tmp_path):
     words, errors = work.communicate()
     assert work.returncode == 0, words + errors
     assert {f: (f / "done.json").stat().st_mtime_ns for f in finished} == finished
-    assert "[6/6]" in words and "FAILED" not in words and "raylet" not in words and errors == "", (
-        words + errors
-    )
+    assert (
+        "[12/12]" in words and "FAILED" not in words and "raylet" not in words and errors == ""
+    ), words + errors
     mine, theirs = folders(tmp_path / "calm"), folders(home)
     # six on digits, and six on the mixture, which notebook 05 trains itself
     assert mine.keys() == theirs.keys() and len(mine) == 12

@@ -20,6 +20,8 @@ import torch
 from nbconvert import HTMLExporter
 
 from kit.core import files
+from kit.core.errors import KitError
+from kit.experiments.specification import resolve
 from kit.figures.table import FIGURES
 from kit.jobs import command_line, reproduction
 from kit.jobs.tasks import Place
@@ -353,6 +355,24 @@ def test_settings_take_the_place_of_the_notebooks_own(home):
     assert job.values.overrides == {"eps": 0.1, "lr": 0.02, "epochs": 5, "milestones": [1, 2]}
     assert job.values.seeds == (7,) and job.values.specs[0].seed == 7
     assert not job.folder.name.startswith("seed-")
+
+
+def test_a_setting_reaches_every_run_whatever_other_notebooks_call_their_parameters(home):
+    """01_from_scratch and 14 have their own eps, 08 its own step; the others' runs take them."""
+    given = {"epochs": 5, "milestones": [2], "eps": 0.05, "step": 0.5}
+    jobs = {job.name: job.values for job in reproduction.plan_jobs([], given, None, None)}
+    for name, values in jobs.items():
+        for spec in values.specs:
+            plan = resolve(spec)
+            if plan.spec.recipe == "digits":
+                recipe = plan.recipe
+                assert (recipe.epochs, recipe.milestones) == (5, (2,)), name
+                assert recipe.step == (0.25 if name == "08_path_dependence" else 0.5), name
+                assert recipe.eps == 0.05, name
+    assert jobs["08_path_dependence"].given["step"] == 0.5
+    assert jobs["14_your_network"].given["eps"] == jobs["01_from_scratch"].given["eps"] == 0.05
+    with pytest.raises(KitError, match="notebook parameter or run setting"):
+        reproduction.plan_jobs(["02"], {"epsilon": 0.1}, None, None)
 
 
 def test_a_notebook_waits_for_its_own_runs_alone(fresh_home):
