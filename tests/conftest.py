@@ -8,11 +8,16 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.helpers.lab import chromium, jupyterlab
 from tests.helpers.settings import ROOT, TINY, settings_words
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A slow machine fails no property.
+settings.register_profile("kit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kit")
 
 
 #: `-m fast` takes these files whole, but for their slow tests: formulas, criteria, weights, losses,
