@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
-from statistics import median
 from typing import NamedTuple
 
 import torch
 
-from kit.attacks.contract import frozen
-from kit.attacks.table import ATTACKS
-from kit.core.random_streams import Streams
-from kit.core.threat import Threat
-from kit.evaluation.accuracy import ATTACK_BATCH
-from kit.experiments.devices import threads_for
 from kit.experiments.runs import is_done, run_folder, run_of
 from kit.experiments.specification import Plan, resolve
 from kit.jobs.budget_questions import (
     NeededWork,
     QuestionList,
 )
-from kit.jobs.flops import RunFlops, count_flops, sample_data
+from kit.jobs.evaluation_costs import EvaluationClock
+from kit.jobs.flops import RunFlops, count_flops
 from kit.jobs.forecast import measure_cost
-from kit.models.architectures import SMALL, build_network
 from kit.papers.claim_verdict import FEWEST_SEEDS
 from kit.papers.measured_cells import is_kept
 from kit.papers.table_runs import Evaluation
-
-#: The share of images for which a search runs to its end; those that break leave it early.
-WITHSTANDING_SHARE = 0.5
-
-#: Images that passes of deep networks are timed with on a CPU.
-TIMED_PASS_IMAGES = 8
 
 
 class Rate(NamedTuple):
@@ -134,7 +119,6 @@ def timed_clock(device: torch.device) -> Clock:
     """
     known: dict[str, tuple[RunFlops, Rate]] = {}
     flops: dict[tuple[str, ...], RunFlops] = {}
-    passes: dict[tuple[str, int], tuple[float, float]] = {}
 
     def rate_of(plan: Plan) -> Rate:
         # An epoch takes as long in a short schedule as in a long one.
@@ -147,17 +131,7 @@ def timed_clock(device: torch.device) -> Clock:
         its, rate = known[plan.recipe.model]
         return Rate(rate.epoch * mine.epoch / its.epoch, rate.final * mine.final / its.final)
 
-    def seconds_of(plan: Plan, ask: Evaluation) -> float:
-        _, sizes = sample_data(plan, 1)
-        images = min(ask.n or sizes.test, sizes.test)
-        batch = min(images, ATTACK_BATCH[device.type])
-        if (plan.recipe.model, batch) not in passes:
-            passes[plan.recipe.model, batch] = measure_passes(plan, device, batch)
-        forward, backward = passes[plan.recipe.model, batch]
-        forwards, backwards = count_attack_passes(ask.attack)
-        return math.ceil(images / batch) * (forwards * forward + backwards * backward)
-
-    return rate_of, seconds_of
+    return rate_of, EvaluationClock(device)
 
 
 def measure_rate(plan: Plan, device: torch.device) -> Rate:
@@ -165,55 +139,3 @@ def measure_rate(plan: Plan, device: torch.device) -> Rate:
     beside = FEWEST_SEEDS if plan.stack_key else 1
     cost = measure_cost([resolve(replace(plan.spec, seed=i)) for i in range(beside)], device)
     return Rate(cost.epoch / beside, cost.final / beside)
-
-
-def measure_passes(plan: Plan, device: torch.device, batch: int) -> tuple[float, float]:
-    """Time a batch's way forwards, and its gradient beside that, in eval mode, in seconds."""
-    few = batch if device.type != "cpu" or plan.recipe.model in SMALL else TIMED_PASS_IMAGES
-    host, _ = sample_data(plan, min(batch, few))
-    x = host.test.x().to(device)
-    network = build_network(plan.recipe.model, host.shape, len(host.classes)).to(device)
-
-    def forward() -> None:
-        with torch.no_grad():
-            network(x)
-
-    def both() -> None:
-        image = x.clone().requires_grad_()
-        torch.autograd.grad(network(image).square().sum(), image)
-
-    with threads_for(plan.recipe.model, device), frozen(network):
-        one, two = (_median_pass(work, device) * batch / len(x) for work in (forward, both))
-    return one, max(0.0, two - one)
-
-
-def _median_pass(work: Callable[[], None], device: torch.device, times: int = 5) -> float:
-    found = []
-    for _ in range(times + 1):
-        started = time.monotonic()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        found.append(time.monotonic() - started)
-    return median(found[1:])
-
-
-@cache
-def count_attack_passes(attack: str) -> tuple[float, float]:
-    """Count an attack's passes of an image, forwards and gradients, over those that break early.
-
-    They are counted on a linear network that withstands it; of `WITHSTANDING_SHARE` of the images a
-    search takes as many.
-    """
-    shape, n = (1, 4, 4), 4
-    network = build_network("linear", shape, 10).eval()
-    x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        y = network(x).argmax(1)
-    with threads_for("linear", torch.device("cpu")), frozen(network):
-        result = ATTACKS[attack](
-            network, x, y, Threat("linf", 1e-6), Streams(torch.arange(n), 0, "count")
-        )
-    forwards, backwards = (float(values.max()) for values in (result.forwards, result.backwards))
-    share = WITHSTANDING_SHARE if forwards > 1 else 1.0
-    return share * forwards, share * backwards

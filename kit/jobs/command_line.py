@@ -317,8 +317,9 @@ def _given_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def _reproduce(options: argparse.Namespace) -> int:
     from kit.experiments.devices import pick_device
+    from kit.jobs.notebook_jobs import plan_jobs
     from kit.jobs.ray_engine import cluster_place, join_cluster, run_on_ray
-    from kit.jobs.reproduction import plan_jobs, reproduce, show_plan
+    from kit.jobs.reproduction import reproduce, show_plan
     from kit.jobs.tasks import Place
 
     if options.jobs < 0:
@@ -561,7 +562,7 @@ def _tables(options: argparse.Namespace) -> int:
 
 def _record(options: argparse.Namespace) -> int:
     from kit.jobs.gallery import write_gallery
-    from kit.jobs.reproduction import plan_jobs
+    from kit.jobs.notebook_jobs import plan_jobs
 
     [job] = plan_jobs(["tables_of_the_papers"], _given_settings(options), None, None)
     given = {k: v for k, v in job.values.table_options.items() if k != "recipe"}
@@ -574,7 +575,7 @@ def _compare(options: argparse.Namespace) -> int:
     from kit.core.files import write_json
     from kit.evaluation.coverage import measure_coverage
     from kit.figures.base import plain
-    from kit.jobs.reproduction import plan_jobs
+    from kit.jobs.notebook_jobs import plan_jobs
     from kit.papers.rule_checks import (
         check_rules,
         check_stability,

@@ -1,4 +1,4 @@
-"""How long the trainings will take.
+"""How long the trainings and the evaluations will take.
 
 Epochs are counted, steps are timed on this device, and nothing is kept. What is timed is what will
 be done: networks that are trained together are timed together, and so are their probes, the files
@@ -8,9 +8,10 @@ beside real runs.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -27,9 +28,11 @@ from kit.experiments.specification import (
     burn_in_leaders_first,
     group_for_stacking,
 )
+from kit.jobs.evaluation_costs import EvaluationClock
 from kit.jobs.flops import count_flops, sample_data
 from kit.jobs.tasks import Place, Task, simulate_tasks, threads_per_worker
 from kit.models.architectures import SMALL
+from kit.papers.table_runs import Evaluation
 from kit.training.checkpoint import TrainingState, initial_state
 from kit.training.loop import run_epoch, train_epoch, train_epoch_stacked
 from kit.training.observation import observe_split
@@ -196,12 +199,37 @@ def forecast_seconds(lists: Mapping[str, Sequence[Plan]], place: Place) -> dict[
         plan.key: n
         for plan, n in epochs_to_train(plan for plans in lists.values() for plan in plans)
     }
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with _torch_threads(threads):
         return {
             title: _list_seconds(plans, epochs, clock, threads) for title, plans in lists.items()
         }
+
+
+def forecast_evaluations(
+    groups: Mapping[str, Iterable[tuple[Plan, Iterable[Evaluation]]]], place: Place
+) -> dict[str, float]:
+    """Forecast the seconds of each group of evaluations that one process of the place makes.
+
+    Passes are timed here.
+
+    Raises:
+        KitError: This machine has no such device.
+    """
+    clock = EvaluationClock(pick_device(str(place.device)))
+    with _torch_threads(threads_per_worker(place.slots)):
+        return {
+            title: sum(clock(plan, ask) for plan, asks in some for ask in asks)
+            for title, some in groups.items()
+        }
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    """Within, PyTorch computes on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
     finally:
         torch.set_num_threads(before)
 

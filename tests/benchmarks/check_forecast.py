@@ -17,7 +17,7 @@ import time
 
 from kit.experiments.devices import pick_device
 from kit.experiments.specification import parse_overrides
-from kit.jobs import reproduction
+from kit.jobs import batch_tasks, notebook_jobs
 from kit.jobs.forecast import forecast_seconds
 from kit.jobs.local_engine import run_locally
 from kit.jobs.tasks import Place, simulate_tasks
@@ -33,12 +33,12 @@ def main() -> None:
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as home:
             os.environ["KIT_HOME"] = home
-            jobs = reproduction.plan_jobs(
+            jobs = notebook_jobs.plan_jobs(
                 options.only, parse_overrides(" ".join(options.set)), None, None
             )
             place = Place(pick_device(), options.jobs)
-            lists = reproduction.group_trainings(reproduction.untrained_runs(jobs).values(), place)
-            tasks = reproduction.training_tasks(lists, place)
+            lists = batch_tasks.group_trainings(batch_tasks.untrained_runs(jobs).values(), place)
+            tasks = batch_tasks.training_tasks(lists, place)
             began = time.monotonic()
             each = forecast_seconds(lists, place)
             forecast, took = simulate_tasks(tasks, place, each), time.monotonic() - began

@@ -467,7 +467,8 @@ def imagined_clock(launch: float):
 
     from kit.attacks.contract import frozen
     from kit.evaluation.accuracy import ATTACK_BATCH
-    from kit.jobs.budget_costs import Rate, count_attack_passes
+    from kit.jobs.budget_costs import Rate
+    from kit.jobs.evaluation_costs import count_attack_passes
     from kit.jobs.flops import count_flops, sample_data
     from kit.models.architectures import build_network
     from kit.training.observation import PROBE_BATCH

@@ -39,7 +39,7 @@ from kit.data import datasets
 from kit.experiments.recipes import RECIPE_FIELDS, find_recipe
 from kit.experiments.runs import Run, cached_dataset, find_run, run_folder, run_folders, runs_folder
 from kit.experiments.specification import RunSpec, parse_overrides, resolve
-from kit.jobs import archive, reproduction
+from kit.jobs import archive, notebook_jobs, reproduction
 from kit.jobs.command_line import main
 from kit.notebook import parameter_cells
 from kit.training import loop, runner
@@ -895,7 +895,7 @@ def test_notebook_parameters(home, record_property):
     names, seen = ("02_", "07_", "08_", "11_", "teach_train_live"), Counter()
     tables = [
         parameter_cells.notebook_parameters(path)
-        for path in reproduction.choose_notebooks(list(names))
+        for path in notebook_jobs.choose_notebooks(list(names))
     ]
 
     @trying(0.15, 60)

@@ -19,7 +19,7 @@ from kit.data.datasets import DATA
 from kit.evaluation.statistics import grand_mean
 from kit.experiments.specification import resolve
 from kit.figures.base import Claim
-from kit.jobs import command_line, reproduction
+from kit.jobs import batch_tasks, command_line, notebook_jobs, reproduction
 from kit.jobs.tasks import Place
 from kit.notebook import parameter_cells
 from kit.papers import measured_rules
@@ -422,7 +422,7 @@ def test_what_is_missing_names_its_command(monkeypatch):
     )
     assert parameter_cells.check_parameters(
         parameter_cells.notebook_parameters(
-            reproduction.choose_notebooks(["tables_of_the_papers"])[0]
+            notebook_jobs.choose_notebooks(["tables_of_the_papers"])[0]
         ),
         {"tables": "clirat-1"},
     )
@@ -839,7 +839,7 @@ def test_commands_name_notebooks_that_exist(fresh_home, figures_alone):
     for number, row in compare().iterrows():
         if row["command"] and listed.loc[number, "decided_by"] != "tables":
             only = row["command"].split("--only ")[1].split(" --")[0].split()
-            assert [path.stem for path in reproduction.choose_notebooks(only)] == only
+            assert [path.stem for path in notebook_jobs.choose_notebooks(only)] == only
 
 
 def test_the_command(runs, capsys, tmp_path):
@@ -888,7 +888,7 @@ def test_the_command(runs, capsys, tmp_path):
 
 
 def test_a_batch_knows_what_is_missing(runs):
-    [job] = reproduction.plan_jobs(
+    [job] = notebook_jobs.plan_jobs(
         ["tables_of_the_papers"], {"tables": "clirat-1", **TINY}, [0, 1], None
     )
     asks = {plan.key: asked for plan, asked in job.values.evaluations}
@@ -900,7 +900,7 @@ def test_a_batch_knows_what_is_missing(runs):
         Evaluation("apgd-ce", 100),
         Evaluation("aa", 100),
     ]
-    groups = reproduction.group_evaluations([job], {})
+    groups = batch_tasks.group_evaluations([job], {})
     missing = {plan.key: some for group in groups.values() for plan, some in group}
     assert len(missing) == 18
     assert missing[runs["at", 1].key] == asks[runs["at", 1].key][2:], "natural, pgd20 are kept"
@@ -912,7 +912,7 @@ def test_the_notebook(home, tmp_path):
 
     runs and their attacks in workers, tables and stamp by the notebook.
     """
-    jobs = reproduction.plan_jobs(
+    jobs = notebook_jobs.plan_jobs(
         ["tables_of_the_papers"], {"tables": "clirat-1", "strong_n": 3, **TINY}, [0], tmp_path
     )
     assert reproduction.reproduce(jobs, Place(torch.device("cpu"), 2)) == 0

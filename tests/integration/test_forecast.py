@@ -17,9 +17,18 @@ from kit.core.errors import KitError
 from kit.core.random_streams import Streams
 from kit.experiments.runs import initial_network, run_folder
 from kit.experiments.specification import RunSpec, burn_in_leaders_first, resolve
-from kit.jobs import flops, forecast, ray_engine, reproduction
+from kit.jobs import (
+    batch_tasks,
+    evaluation_costs,
+    flops,
+    forecast,
+    notebook_jobs,
+    ray_engine,
+    reproduction,
+)
 from kit.jobs.forecast import TrainingCost, epochs_to_train, forecast_seconds, measure_cost
 from kit.jobs.tasks import Place, simulate_tasks
+from kit.papers.table_runs import Evaluation
 from tests.helpers.settings import TINY
 from tests.helpers.stepping import take_step
 
@@ -32,7 +41,7 @@ def specs(*methods: str, **settings) -> list[RunSpec]:
 
 
 def lists_of(asked: list[RunSpec], slots: int) -> dict:
-    return reproduction.group_trainings([[resolve(spec) for spec in asked]], Place(CPU, slots))
+    return batch_tasks.group_trainings([[resolve(spec) for spec in asked]], Place(CPU, slots))
 
 
 def test_a_shared_burn_in_is_counted_once_as_it_is_trained_once(home):
@@ -64,7 +73,7 @@ def test_a_shared_burn_in_is_counted_once_as_it_is_trained_once(home):
 def test_lists_wait_for_the_burn_in_that_they_share(fresh_home):
     asked = specs("at", "std", "clirat", "mail-at")
     lists = lists_of(asked, 2)
-    tasks = reproduction.training_tasks(lists, Place(CPU, 2))
+    tasks = batch_tasks.training_tasks(lists, Place(CPU, 2))
     first = {title: plans[0].spec.method for title, plans in lists.items()}
     led = {first[title]: [first[other] for other in task.after] for title, task in tasks.items()}
     assert led == {"clirat": [], "std": [], "at": ["clirat"]}
@@ -239,7 +248,7 @@ def test_no_image_is_needed_of_data_sets_that_are_downloaded(fresh_home):
 
 
 def test_the_plan_is_printed_also_where_data_is_missing(home, monkeypatch, capsys):
-    jobs = reproduction.plan_jobs(
+    jobs = notebook_jobs.plan_jobs(
         ["02"], {"overrides": "epochs=4 milestones=[] probe=20"}, None, None
     )
     reproduction.show_plan(jobs, Place(CPU, 2))
@@ -261,13 +270,42 @@ def test_the_plan_is_printed_also_where_data_is_missing(home, monkeypatch, capsy
     assert "its duration is unknown: no such images" in capsys.readouterr().out
 
 
+def test_attacks_are_reckoned_by_their_counted_passes(home, monkeypatch):
+    """By hand: one way forwards of natural images; 20 gradients of PGD-20, its last look, and the
+    images that break early saved half; two batches take twice as long as one.
+    """
+    plan = resolve(RunSpec("at", overrides=TINY))
+    monkeypatch.setattr(evaluation_costs, "measure_passes", lambda plan, device, batch: (1.0, 10.0))
+    asks = Evaluation("natural", 200), Evaluation("pgd20", 200), Evaluation("pgd20", 300)
+    natural, pgd, twice = (
+        forecast.forecast_evaluations({"of it": [(plan, [ask])]}, Place(CPU, 2))["of it"]
+        for ask in asks
+    )
+    forwards, backwards = evaluation_costs.count_attack_passes("pgd20")
+    assert natural == 1.0 and backwards == 20 / 2
+    assert pgd == forwards + 10 * backwards and twice == 2 * pgd
+    together = forecast.forecast_evaluations({"all": [(plan, asks[:2])]}, Place(CPU, 2))
+    assert together["all"] == natural + pgd
+
+
+def test_a_plan_tells_of_attacks_on_runs_that_are_trained(home, tmp_path, capsys):
+    values = {"tables": "clirat-1", "strong_n": 3, **TINY}
+    jobs = notebook_jobs.plan_jobs(["tables_of_the_papers"], values, [0], tmp_path)
+    for job in jobs:
+        kit.run_many(job.values.specs, quiet=True)
+    reproduction.show_plan(jobs, Place(CPU, 2))
+    text = capsys.readouterr().out
+    assert "to train" not in text
+    assert re.search(r"attacking 9, 2 at a time, takes about \d+ s here", text), text
+
+
 def test_gpu_hours_where_no_gpu_is(home, monkeypatch, capsys):
     """A cluster that is not there:
 
     the schedule of what is computed, two runs side by side on two GPUs.
     """
     values = {"recipe": "cifar10:paper", "region_methods": "trades", "bar_methods": "at trades"}
-    jobs = reproduction.plan_jobs(["03"], values, None, None)
+    jobs = notebook_jobs.plan_jobs(["03"], values, None, None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     reproduction.show_plan(jobs, ray_engine.cluster_place(16, 2))
     text = capsys.readouterr().out
@@ -288,5 +326,5 @@ def test_gpu_hours_where_no_gpu_is(home, monkeypatch, capsys):
 def test_the_forecast_schedules_what_is_submitted(home):
     """Two programs of one length side by side take its time; what waits for them comes on top."""
     lists = lists_of(specs("mail-at", "at", "std", "clirat"), 2)
-    tasks = reproduction.training_tasks(lists, Place(CPU, 2))
+    tasks = batch_tasks.training_tasks(lists, Place(CPU, 2))
     assert simulate_tasks(tasks, Place(CPU, 2), dict.fromkeys(tasks, 5.0)) == 10

@@ -23,7 +23,7 @@ from kit.core.errors import KitError
 from kit.experiments import provenance
 from kit.experiments.recipes import find_recipe
 from kit.experiments.specification import RunSpec, parse_overrides, split_settings
-from kit.jobs import command_line, reproduction
+from kit.jobs import command_line, notebook_jobs, reproduction
 from kit.jobs.tasks import Place
 from kit.training import runner
 from tests.helpers.settings import ROOT
@@ -211,7 +211,7 @@ def test_compiling_is_an_argument(monkeypatch, fresh_home):
     def engine(given, place, tick, finished):
         tasks.update(given)
 
-    jobs = reproduction.plan_jobs(["02"], {}, None, None)
+    jobs = notebook_jobs.plan_jobs(["02"], {}, None, None)
     for compiled in (True, False):
         reproduction.reproduce(
             jobs, Place(torch.device("cpu"), 1), engine=engine, compiled=compiled

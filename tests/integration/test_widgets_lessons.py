@@ -10,7 +10,7 @@ import pytest
 from kit.evaluation.masking_rules import AUTOATTACK_PARTS
 from kit.evaluation.robustness_audit import AUDIT_STEPS
 from kit.experiments.specification import RunSpec, resolve
-from kit.jobs.reproduction import needed_runs, plan_jobs
+from kit.jobs.notebook_jobs import needed_runs, plan_jobs
 from kit.notebook.parameter_cells import notebook_parameters
 from kit.widgets.race_panel import ENTRANTS
 from tests.helpers.settings import ROOT

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kit.core.errors import KitError
-from kit.jobs import reproduction
+from kit.jobs import batch_tasks
 from kit.jobs.batch_kernels import can_fork
 from kit.jobs.tasks import worker_environment
 from kit.notebook.journal import Journal, journal_path, note_cell, note_pictures, read_journal
@@ -50,7 +50,7 @@ def run_in_worker(folder: Path, names: list[str]) -> list[list]:
     with worker_environment(2), ProcessPoolExecutor(1, mp_context=context) as pool:
         for name in names:
             words = str(folder / f"{name}.ipynb"), str(folder / f"{name}-run.ipynb")
-            pool.submit(reproduction.run_notebook, *words, {}, str(folder), f"of {name}").result()
+            pool.submit(batch_tasks.run_notebook, *words, {}, str(folder), f"of {name}").result()
     books = [json.loads((folder / f"{name}-run.ipynb").read_text()) for name in names]
     return [json.loads("".join(book["cells"][1]["outputs"][0]["text"])) for book in books]
 

@@ -23,7 +23,7 @@ from kit.core import files
 from kit.core.errors import KitError
 from kit.experiments.specification import resolve
 from kit.figures.table import FIGURES
-from kit.jobs import command_line, reproduction
+from kit.jobs import batch_tasks, command_line, notebook_jobs, reproduction
 from kit.jobs.tasks import Place
 from kit.notebook import parameter_cells
 from tests.helpers.settings import ROOT, TINY
@@ -319,10 +319,10 @@ def test_failures_are_named_and_stop_nothing_else(home, tmp_path, monkeypatch, c
         (tmp_path / f"{name}.ipynb").write_text(
             json.dumps(BROKEN).replace("CODE", source.replace('"', '\\"'))
         )
-    monkeypatch.setattr(reproduction, "notebooks_folder", lambda: tmp_path)
+    monkeypatch.setattr(notebook_jobs, "notebooks_folder", lambda: tmp_path)
     tiny_run("at")
-    jobs = reproduction.plan_jobs([], {"overrides": SETTINGS}, [0], tmp_path / "out")
-    assert len(reproduction.needed_runs(jobs)) == 1
+    jobs = notebook_jobs.plan_jobs([], {"overrides": SETTINGS}, [0], tmp_path / "out")
+    assert len(notebook_jobs.needed_runs(jobs)) == 1
     assert reproduction.reproduce(jobs, Place(torch.device("cpu"), 1)) == 1
     text = capsys.readouterr().out
     assert "FAILED 01_raises: cell 3: ZeroDivisionError" in text, text
@@ -334,14 +334,14 @@ def test_failures_are_named_and_stop_nothing_else(home, tmp_path, monkeypatch, c
 
 
 def test_plan_shares_runs_and_seeds_get_their_own_folder(home, tmp_path):
-    jobs = reproduction.plan_jobs(["02", "05"], {}, [0, 1], tmp_path)
+    jobs = notebook_jobs.plan_jobs(["02", "05"], {}, [0, 1], tmp_path)
     assert [(job.name, job.folder.name) for job in jobs] == [
         ("02_confused_labels", "seed-0"),
         ("05_class_confusion", "seed-0"),
         ("02_confused_labels", "seed-1"),
         ("05_class_confusion", "seed-1"),
     ]
-    specs = [plan.spec for plan in reproduction.needed_runs(jobs)]
+    specs = [plan.spec for plan in notebook_jobs.needed_runs(jobs)]
     mixture = [spec for spec in specs if spec.recipe == "mixture"]
     assert len(specs) == 2 * 11 + len(mixture), "both seeds' notebooks draw the same Gaussians"
     assert len({(s.method, s.recipe, s.seed) for s in specs}) == len(specs) and len(mixture) == 6
@@ -349,7 +349,7 @@ def test_plan_shares_runs_and_seeds_get_their_own_folder(home, tmp_path):
 
 def test_settings_take_the_place_of_the_notebooks_own(home):
     """Its other settings stay; a seed that is set is the seed of every run."""
-    [job] = reproduction.plan_jobs(
+    [job] = notebook_jobs.plan_jobs(
         ["04_min_max"], {"epochs": 5, "milestones": [1, 2], "seed": 7}, None, None
     )
     assert job.values.overrides == {"eps": 0.1, "lr": 0.02, "epochs": 5, "milestones": [1, 2]}
@@ -360,7 +360,7 @@ def test_settings_take_the_place_of_the_notebooks_own(home):
 def test_a_setting_reaches_every_run_whatever_other_notebooks_call_their_parameters(home):
     """01_from_scratch and 14 have their own eps, 08 its own step; the others' runs take them."""
     given = {"epochs": 5, "milestones": [2], "eps": 0.05, "step": 0.5}
-    jobs = {job.name: job.values for job in reproduction.plan_jobs([], given, None, None)}
+    jobs = {job.name: job.values for job in notebook_jobs.plan_jobs([], given, None, None)}
     for name, values in jobs.items():
         for spec in values.specs:
             plan = resolve(spec)
@@ -372,26 +372,26 @@ def test_a_setting_reaches_every_run_whatever_other_notebooks_call_their_paramet
     assert jobs["08_path_dependence"].given["step"] == 0.5
     assert jobs["14_your_network"].given["eps"] == jobs["01_from_scratch"].given["eps"] == 0.05
     with pytest.raises(KitError, match="notebook parameter or run setting"):
-        reproduction.plan_jobs(["02"], {"epsilon": 0.1}, None, None)
+        notebook_jobs.plan_jobs(["02"], {"epsilon": 0.1}, None, None)
 
 
 def test_a_notebook_waits_for_its_own_runs_alone(fresh_home):
     """And takes as much of a GPU as its networks need."""
     jobs, place = (
-        reproduction.plan_jobs(["01_one", "04"], {}, None, None),
+        notebook_jobs.plan_jobs(["01_one", "04"], {}, None, None),
         Place(torch.device("cpu"), 2),
     )
-    lists = reproduction.group_trainings(reproduction.untrained_runs(jobs).values(), place)
-    tasks = reproduction.notebook_tasks(jobs, lists, {})
+    lists = batch_tasks.group_trainings(batch_tasks.untrained_runs(jobs).values(), place)
+    tasks = batch_tasks.notebook_tasks(jobs, lists, {})
     for job in jobs:
         wanted = {plan.key for plan in job.values.plans}
         assert tasks[job.label].after == {
             title for title, plans in lists.items() if wanted & {plan.key for plan in plans}
         }
         assert 0 < len(tasks[job.label].after) < len(lists) and tasks[job.label].share == 0.25
-    assert not reproduction.notebook_tasks(jobs, {}, {})["04_min_max"].after, "its runs are there"
-    deep = reproduction.plan_jobs(["01_one"], {"overrides": "model=resnet18"}, None, None)
-    assert reproduction.notebook_tasks(deep, {}, {})["01_one_loop"].share == 1
+    assert not batch_tasks.notebook_tasks(jobs, {}, {})["04_min_max"].after, "its runs are there"
+    deep = notebook_jobs.plan_jobs(["01_one"], {"overrides": "model=resnet18"}, None, None)
+    assert batch_tasks.notebook_tasks(deep, {}, {})["01_one_loop"].share == 1
 
 
 # ------------------------------------------------------------------------------- the other commands

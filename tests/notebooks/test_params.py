@@ -13,7 +13,7 @@ from kit.core.errors import KitError
 from kit.experiments import specification
 from kit.experiments.specification import RunSpec
 from kit.figures.base import Claim
-from kit.jobs import forecast, reproduction
+from kit.jobs import batch_tasks, forecast, notebook_jobs
 from kit.jobs.tasks import Place
 from kit.notebook import parameter_cells
 from kit.notebook import study as study_module
@@ -117,16 +117,16 @@ def test_each_run_is_resolved_once(monkeypatch, home):
 
     for name in ("resolve", "parse_overrides"):
         count(name)
-    jobs = reproduction.plan_jobs(
+    jobs = notebook_jobs.plan_jobs(
         ["02"], {"overrides": "epochs=4 milestones=[] probe=20"}, None, None
     )
     place = Place(torch.device("cpu"), 2)
-    lists = reproduction.group_trainings(reproduction.untrained_runs(jobs).values(), place)
-    groups = reproduction.group_evaluations(jobs, lists)
-    reproduction.training_tasks(lists, place)
-    reproduction.evaluation_tasks(groups, lists, place)
-    reproduction.notebook_tasks(jobs, lists, groups)
-    forecast.epochs_to_train(reproduction.needed_runs(jobs))
+    lists = batch_tasks.group_trainings(batch_tasks.untrained_runs(jobs).values(), place)
+    groups = batch_tasks.group_evaluations(jobs, lists)
+    batch_tasks.training_tasks(lists, place)
+    batch_tasks.evaluation_tasks(groups, lists, place)
+    batch_tasks.notebook_tasks(jobs, lists, groups)
+    forecast.epochs_to_train(notebook_jobs.needed_runs(jobs))
     assert len(counted) > 5 and set(counted.values()) == {1}, counted
     counted.clear()
     words = settings_words({**TINY, "epochs": 2})

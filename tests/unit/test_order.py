@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kit.experiments.specification import RunSpec
-from kit.jobs import reproduction
+from kit.jobs import batch_tasks, notebook_jobs
 from kit.jobs.order import order_by_training, order_tasks, training_work, work_of_lists
 from kit.jobs.tasks import Place, Task, simulate_tasks
 
@@ -17,18 +17,18 @@ CPU2 = Place(torch.device("cpu"), 2)
 
 @pytest.fixture
 def jobs(fresh_home):
-    return reproduction.plan_jobs([], {}, None, None)
+    return notebook_jobs.plan_jobs([], {}, None, None)
 
 
 def planned(jobs):
     """(runs of each notebook in order, lists of trainings, all tasks in order)."""
-    needs = reproduction.untrained_runs(jobs)
+    needs = batch_tasks.untrained_runs(jobs)
     ordered = sorted(jobs, key=lambda job: list(needs).index(job.label))
-    lists = reproduction.group_trainings(needs.values(), CPU2)
-    groups = reproduction.group_evaluations(ordered, lists)
-    tasks = reproduction.training_tasks(lists, CPU2)
-    tasks |= reproduction.evaluation_tasks(groups, lists, CPU2)
-    tasks |= reproduction.notebook_tasks(ordered, lists, groups)
+    lists = batch_tasks.group_trainings(needs.values(), CPU2)
+    groups = batch_tasks.group_evaluations(ordered, lists)
+    tasks = batch_tasks.training_tasks(lists, CPU2)
+    tasks |= batch_tasks.evaluation_tasks(groups, lists, CPU2)
+    tasks |= batch_tasks.notebook_tasks(ordered, lists, groups)
     return needs, lists, order_tasks(tasks, list(needs))
 
 

@@ -9,7 +9,7 @@ import pytest
 import kit
 from kit.core.errors import KitError
 from kit.experiments.specification import RunSpec, resolve
-from kit.jobs.reproduction import needed_runs, plan_jobs
+from kit.jobs.notebook_jobs import needed_runs, plan_jobs
 from kit.methods.table import METHODS
 from kit.papers import printed_settings
 from kit.papers.printed_data import read_table
