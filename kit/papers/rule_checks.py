@@ -19,7 +19,7 @@ import pandas as pd
 from kit.core.errors import KitError
 from kit.experiments.runs import count_runs_by_seed
 from kit.papers.bounds import Bound
-from kit.papers.claim_verdict import FEWEST_SEEDS, NOT_RUN, combine_verdicts
+from kit.papers.claim_verdict import FEWEST_SEEDS, NOT_RUN, combine_verdicts, read_estimate
 from kit.papers.measured_rules import DRAWS, MeasuredSum, decide_by_rules
 from kit.papers.printed_rules import claims, value
 from kit.papers.rule_language import STEP_BOUNDS, Expression, Rule, read_rules
@@ -146,7 +146,8 @@ def check_stability(recipe: str = "digits", **options: Any) -> pd.DataFrame:
 
     A seed with less than half of the runs that another has is left out: notebooks that train a few
     runs of several seeds would leave halves without most claims. Columns: paper, claim, first,
-    second, changed, reversed. `options` are those of `compare`.
+    second, changed, reversed, apart (the estimates by which the halves differ, see `list_apart`).
+    `options` are those of `compare`.
 
     Raises:
         KitError: There are fewer than twice `FEWEST_SEEDS` seeds.
@@ -174,8 +175,36 @@ def check_stability(recipe: str = "digits", **options: Any) -> pd.DataFrame:
     both = (found[["first", "second"]] != NOT_RUN).all(axis=1)
     found["changed"] = both & (found["first"] != found["second"])
     found["reversed"] = found["changed"] & found[["first", "second"]].isin(DECIDED).all(axis=1)
+    found["apart"] = [
+        list_apart(*statements)
+        for statements in zip(first["statements"], second["statements"], strict=True)
+    ]
     found.attrs["seeds"] = (seeds[:half], seeds[half:])
     return found
+
+
+def list_apart(
+    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Name the estimates of a claim of which one half's value lies outside the other's interval.
+
+    Where there is none, the halves measured the same, and another verdict comes from their seeds
+    being few.
+    """
+    mine, theirs = (
+        {
+            (statement["statement"], record["name"]): read_estimate(record)
+            for statement in statements
+            for record in statement["estimates"]
+        }
+        for statements in (first, second)
+    )
+    return [
+        name
+        for (statement, name), one in mine.items()
+        if (other := theirs.get((statement, name))) is not None
+        and not (one.low <= other.value <= one.high and other.low <= one.value <= other.high)
+    ]
 
 
 # ----------------------------------------------------------------------------------------- in words
@@ -206,6 +235,11 @@ def report_stability(found: pd.DataFrame) -> str:
     ]
     for number, row in found[found["changed"]].iterrows():
         lines.append(
-            f"   {number} {row['paper']}: {row['first']} -> {row['second']}: {row['claim']}"
+            f"   {number} {row['paper']}: {row['first']} -> {row['second']}: {row['claim']}; "
+            + (
+                f"the halves differ in {', '.join(row['apart'])}"
+                if row["apart"]
+                else "each half's estimates lie in the other's intervals, so the seeds are too few"
+            )
         )
     return "\n".join(lines)

@@ -13,6 +13,14 @@ from kit.papers.rule_checks import check_stability, report_stability
 FIRST = ["holds", "holds", "undecided", "not run"]
 SECOND = ["holds", "fails", "holds", "holds"]
 
+#: What the halves measured of each: 0.1 around these.
+VALUES = ([0.2, 0.2, 0.04, 0.0], [0.2, -0.2, 0.12, 0.2])
+
+
+def statements(value: float) -> list[dict]:
+    estimate = {"name": "it", "expected": "> 0", "value": value}
+    return [{"statement": "s", "estimates": [estimate | {"low": value - 0.1, "high": value + 0.1}]}]
+
 
 @pytest.fixture
 def halves(monkeypatch):
@@ -22,7 +30,13 @@ def halves(monkeypatch):
     def compare(*, recipe, seeds):
         asked.append(list(seeds))
         verdicts = FIRST if len(asked) == 1 else SECOND
-        rows = {"paper": "vir", "claim": list("abcd"), "verdict": verdicts}
+        values = VALUES[0] if len(asked) == 1 else VALUES[1]
+        rows = {
+            "paper": "vir",
+            "claim": list("abcd"),
+            "verdict": verdicts,
+            "statements": [statements(value) for value in values],
+        }
         return pd.DataFrame(rows, index=pd.Index([1, 2, 3, 4], name="number"))
 
     runs = {0: 30, 1: 30, 2: 28, 3: 30, 4: 30, 5: 31, 6: 3, 7: 3}
@@ -47,6 +61,13 @@ def test_a_change_is_named_and_a_reversal_is_more_than_a_change(halves):
         "1 reversed"
     )
     assert "2 vir: holds -> fails: b" in said and "4 vir" not in said
+
+
+def test_a_change_says_whether_the_halves_differ_or_are_too_few(halves):
+    """b: 0.2 against -0.2, each 0.1 to both sides. c: 0.04 and 0.12 lie in each other's."""
+    lines = report_stability(check_stability("digits")).splitlines()
+    assert lines[1].endswith("b; the halves differ in it")
+    assert lines[2].endswith("so the seeds are too few")
 
 
 def test_too_few_seeds_say_what_makes_more(halves):
