@@ -19,7 +19,13 @@ import pandas as pd
 from kit.core.errors import KitError
 from kit.experiments.runs import count_runs_by_seed
 from kit.papers.bounds import Bound
-from kit.papers.claim_verdict import FEWEST_SEEDS, NOT_RUN, combine_verdicts, read_estimate
+from kit.papers.claim_verdict import (
+    FEWEST_SEEDS,
+    NOT_RUN,
+    Estimate,
+    combine_verdicts,
+    read_estimate,
+)
 from kit.papers.measured_rules import DRAWS, MeasuredSum, decide_by_rules
 from kit.papers.printed_rules import claims, value
 from kit.papers.rule_language import STEP_BOUNDS, Expression, Rule, read_rules
@@ -191,20 +197,23 @@ def list_apart(
     Where there is none, the halves measured the same, and another verdict comes from their seeds
     being few.
     """
-    mine, theirs = (
-        {
-            (statement["statement"], record["name"]): read_estimate(record)
-            for statement in statements
-            for record in statement["estimates"]
-        }
-        for statements in (first, second)
-    )
+    mine, theirs = _estimates_of(first), _estimates_of(second)
     return [
         name
-        for (statement, name), one in mine.items()
-        if (other := theirs.get((statement, name))) is not None
+        for name, one in mine.items()
+        if (other := theirs.get(name)) is not None
         and not (one.low <= other.value <= one.high and other.low <= one.value <= other.high)
     ]
+
+
+def _estimates_of(statements: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
+    """A claim's estimates: of a table's statement one, of a figure's those that it names."""
+    found = {}
+    for statement in statements:
+        own = [{"name": "", **statement}] if "value" in statement else []
+        for record in statement.get("estimates", own):
+            found[f"{statement['statement']} {record['name']}".strip()] = read_estimate(record)
+    return found
 
 
 # ----------------------------------------------------------------------------------------- in words

@@ -7,7 +7,7 @@ import pytest
 
 from kit.core.errors import KitError
 from kit.papers import rule_checks
-from kit.papers.rule_checks import check_stability, report_stability
+from kit.papers.rule_checks import check_stability, list_apart, report_stability
 
 #: Verdicts of four claims with the first and with the second half of the seeds.
 FIRST = ["holds", "holds", "undecided", "not run"]
@@ -66,8 +66,17 @@ def test_a_change_is_named_and_a_reversal_is_more_than_a_change(halves):
 def test_a_change_says_whether_the_halves_differ_or_are_too_few(halves):
     """b: 0.2 against -0.2, each 0.1 to both sides. c: 0.04 and 0.12 lie in each other's."""
     lines = report_stability(check_stability("digits")).splitlines()
-    assert lines[1].endswith("b; the halves differ in it")
+    assert lines[1].endswith("b; the halves differ in s it")
     assert lines[2].endswith("so the seeds are too few")
+
+
+def test_a_tables_statement_is_its_own_estimate():
+    one, other = (
+        [{"statement": "s", "expected": "> 0", "value": v, "low": v - 1, "high": v + 1}]
+        for v in (2.0, 4.0)
+    )
+    assert list_apart(one, other) == ["s"] and list_apart(one, one) == []
+    assert list_apart(one, [{"statement": "s", "verdict": "not run"}]) == []
 
 
 def test_too_few_seeds_say_what_makes_more(halves):
