@@ -29,7 +29,7 @@ from kit.papers.claim_verdict import (
     decide,
     read_estimate,
 )
-from kit.papers.printed_data import read_table
+from kit.papers.printed_data import proofs, read_table
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ def decide_by_figures(
     ]
     found = [statement for _, statement in decide_statements(mine)]
     if not found:
+        if proof := proofs().get(number):
+            return ClaimVerdict(proof.verdict, f"by mathematics, on every scale: {proof.because}")
         return _name_what_decides(claim, trained, {stamp.notebook for stamp in fitting})
     return ClaimVerdict(
         combine_verdicts([statement["verdict"] for statement in found]),

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -87,6 +88,21 @@ def read_table(name: str) -> pd.DataFrame:
     The frame is shared: select from it, never write to it.
     """
     return pd.read_csv(FOLDER / f"{name}.csv", dtype=str, keep_default_na=False)
+
+
+class Proof(NamedTuple):
+    """A claim that needs no run: its verdict, and because of what."""
+
+    verdict: str
+    because: str
+
+
+@cache
+def proofs() -> dict[int, Proof]:
+    """Return what mathematics decides, by the claims' numbers."""
+    return {
+        int(row.claim): Proof(row.verdict, row.because) for row in read_table("proofs").itertuples()
+    }
 
 
 def rows_of_paper(frame: pd.DataFrame, paper: str | None) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from kit.experiments.recipes import find_recipe
 from kit.experiments.runs import find_run
 from kit.papers.claim_verdict import NOT_RUN, VERDICTS
 from kit.papers.figure_verdicts import decide_statements, read_stamps
+from kit.papers.printed_data import proofs
 from kit.papers.printed_rules import claims
 from kit.papers.verdicts import compare
 
@@ -206,7 +207,8 @@ def scoreboard(path: Path = RECORD) -> pd.DataFrame:
     """List the claims by scale: one column a scale of the record, each with the claim's verdict.
 
     Columns: paper, claim, printed (what the paper's own tables say), and one a scale: holds, fails,
-    undecided, or not run, as `compare` said when the record was written.
+    undecided, or not run, as `compare` said when the record was written. What mathematics decides
+    is decided on every scale.
 
     Raises:
         KitError: There is no record, or it is damaged.
@@ -216,5 +218,6 @@ def scoreboard(path: Path = RECORD) -> pd.DataFrame:
     for scale in dict.fromkeys(table["scale"]):
         mine = table[(table["scale"] == scale) & (table["claim"] != "")]
         found = dict(zip(mine["claim"].astype(int), mine["claim_verdict"], strict=True))
-        board[scale] = [found.get(number, NOT_RUN) for number in board.index]
+        proven = {number: proof.verdict for number, proof in proofs().items()}
+        board[scale] = [(proven | found).get(number, NOT_RUN) for number in board.index]
     return board

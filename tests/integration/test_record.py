@@ -25,7 +25,7 @@ from kit.papers import record
 from kit.papers.claim_verdict import VERDICT_GLYPHS, Estimate
 from kit.papers.figure_verdicts import is_about
 from kit.papers.findings import UNITS, write_findings
-from kit.papers.printed_data import read_table
+from kit.papers.printed_data import proofs, read_table
 from kit.papers.printed_rules import claims
 from tests.helpers.settings import ROOT
 
@@ -122,7 +122,9 @@ def test_the_scoreboard_is_of_the_record(tmp_path):
         "holds",
         "not run",
     ]
-    assert board["mnist"].value_counts().to_dict() == {"not run": len(board) - 1, "undecided": 1}
+    mnist = board["mnist"].drop(index=list(proofs()))
+    assert mnist.value_counts().to_dict() == {"not run": len(mnist) - 1, "undecided": 1}
+    assert all(board["mnist"][number] == proof.verdict for number, proof in proofs().items())
 
 
 def test_a_picture_of_the_board_names_every_claim(tmp_path):
@@ -134,10 +136,18 @@ def test_a_picture_of_the_board_names_every_claim(tmp_path):
     digits, mnist = re.findall(r"(?:digits|mnist): (.*?)\.", drawing.caption)
     for words in (digits, mnist):
         assert sorted(map(int, re.findall(r"\d+", words))) == sorted(board.index)
-    assert "holds 1; fails 2; not run 3" in digits and "undecided 1; not run 2" in mnist
+    proven = {
+        word: [n for n, proof in proofs().items() if proof.verdict == word]
+        for word in ("holds", "fails")
+    }
+    told = {word: ", ".join(map(str, numbers)) for word, numbers in proven.items()}
+    assert f"holds 1, {told['holds']}; fails 2, {told['fails']}; not run 4" in digits
+    words = {part.split(" ")[0]: part for part in mnist.split("; ")}
+    assert words["holds"] == f"holds {told['holds']}" and words["undecided"] == "undecided 1"
     drawn = [text.get_text() for text in drawing.axes[0].texts]
-    assert drawn.count("✓") == drawn.count("✗") == drawn.count("?") == 1
-    assert drawn.count("·") == 2 * len(board) - 3
+    assert drawn.count("✓") == 1 + 2 * len(proven["holds"])
+    assert drawn.count("✗") == 1 + 2 * len(proven["fails"]) and drawn.count("?") == 1
+    assert drawn.count("·") == 2 * len(board) - 3 - 2 * len(proofs())
 
 
 def test_findings_are_the_records_numbers(tmp_path):

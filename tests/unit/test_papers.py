@@ -804,5 +804,6 @@ def test_the_package_carries_its_data():
         "recipes",
         "readings",
         "findings",
+        "proofs",
     }
     assert PAPERS["mail"].weighs_by.startswith("PM") and "clirat" in repr(PAPERS)
