@@ -211,6 +211,12 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="decide every claim twice, with disjoint sets of the seeds that are there",
     )
+    checks.add_argument(
+        "--against",
+        type=Path,
+        metavar="FILE",
+        help="set the verdicts beside those that --json wrote on another install or machine",
+    )
 
     record = commands.add_parser(
         "record",
@@ -577,6 +583,7 @@ def _compare(options: argparse.Namespace) -> int:
     from kit.figures.base import plain
     from kit.jobs.notebook_jobs import plan_jobs
     from kit.papers.rule_checks import (
+        check_against,
         check_rules,
         check_stability,
         report_rules,
@@ -595,6 +602,10 @@ def _compare(options: argparse.Namespace) -> int:
     values = job.values
     if options.stability:
         print(report_stability(check_stability(**values.table_options)))
+        return 0
+    if options.against:
+        given = {"seeds": options.seeds, **values.table_options}
+        print(report_stability(check_against(options.against, **given)))
         return 0
     found = compare(
         options.paper,

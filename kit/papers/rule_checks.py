@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from kit.core.errors import KitError
+from kit.core.files import read_json
 from kit.experiments.runs import count_runs_by_seed
 from kit.papers.bounds import Bound
 from kit.papers.claim_verdict import (
@@ -151,9 +153,8 @@ def check_stability(recipe: str = "digits", **options: Any) -> pd.DataFrame:
     """Decide every claim twice, with the first half of the seeds that are there and the second.
 
     A seed with less than half of the runs that another has is left out: notebooks that train a few
-    runs of several seeds would leave halves without most claims. Columns: paper, claim, first,
-    second, changed, reversed, apart (the estimates by which the halves differ, see `list_apart`).
-    `options` are those of `compare`.
+    runs of several seeds would leave halves without most claims. Columns are those of
+    `compare_boards`, `options` those of `compare`.
 
     Raises:
         KitError: There are fewer than twice `FEWEST_SEEDS` seeds.
@@ -170,6 +171,42 @@ def check_stability(recipe: str = "digits", **options: Any) -> pd.DataFrame:
     first, second = (
         compare(recipe=recipe, seeds=some, **options) for some in (seeds[:half], seeds[half:])
     )
+    sides = (f"seeds {' '.join(map(str, some))}" for some in (seeds[:half], seeds[half:]))
+    return compare_boards(first, second, tuple(sides))
+
+
+def check_against(path: Path, recipe: str = "digits", **options: Any) -> pd.DataFrame:
+    """Decide every claim here, and set it against what `compare --json` wrote elsewhere.
+
+    Elsewhere is another version of PyTorch, another processor or other seeds. Columns are those of
+    `compare_boards`, `options` those of `compare`.
+
+    Raises:
+        KitError: The file is not such a list, or of another scale or of other claims.
+    """
+    here, there = compare(recipe=recipe, **options), read_json(path)
+    listed = there if isinstance(there, list) else []
+    rows = [row for row in listed if isinstance(row, dict) and set(here.columns) <= set(row)]
+    numbers = [row.get("number") for row in rows]
+    if not rows or len(rows) != len(listed) or numbers != here.index.tolist():
+        raise KitError(
+            f"{path} is no list of these {len(here)} claims; write one there, with this version "
+            f"of the kit: python -m kit compare --recipe {recipe} --json FILE"
+        )
+    if scales := {row["on"] for row in rows} - {recipe}:
+        raise KitError(f"{path} is of {', '.join(sorted(scales))}, and this is {recipe}")
+    first = pd.DataFrame(rows, index=here.index)
+    return compare_boards(first, here, (str(path), "what is here"))
+
+
+def compare_boards(
+    first: pd.DataFrame, second: pd.DataFrame, sides: tuple[str, str]
+) -> pd.DataFrame:
+    """Set two results of `compare` side by side.
+
+    Columns: paper, claim, first, second (verdicts), ran (on both sides), changed, reversed, apart
+    (the estimates by which they differ, see `list_apart`). What mathematics decides is not run.
+    """
     found = pd.DataFrame(
         {
             "paper": first["paper"],
@@ -178,24 +215,26 @@ def check_stability(recipe: str = "digits", **options: Any) -> pd.DataFrame:
             "second": second["verdict"],
         }
     )
-    both = (found[["first", "second"]] != NOT_RUN).all(axis=1)
-    found["changed"] = both & (found["first"] != found["second"])
-    found["reversed"] = found["changed"] & found[["first", "second"]].isin(DECIDED).all(axis=1)
+    measured = [side["statements"].map(len) > 0 for side in (first, second)]
+    verdicts = found[["first", "second"]]
+    found["ran"] = (verdicts != NOT_RUN).all(axis=1) & measured[0] & measured[1]
+    found["changed"] = found["ran"] & (found["first"] != found["second"])
+    found["reversed"] = found["changed"] & verdicts.isin(DECIDED).all(axis=1)
     found["apart"] = [
         list_apart(*statements)
         for statements in zip(first["statements"], second["statements"], strict=True)
     ]
-    found.attrs["seeds"] = (seeds[:half], seeds[half:])
+    found.attrs["sides"] = sides
     return found
 
 
 def list_apart(
     first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """Name the estimates of a claim of which one half's value lies outside the other's interval.
+    """Name the estimates of a claim of which one side's value lies outside the other's interval.
 
-    Where there is none, the halves measured the same, and another verdict comes from their seeds
-    being few.
+    Where there is none, both measured the same, and another verdict comes from their seeds being
+    few.
     """
     mine, theirs = _estimates_of(first), _estimates_of(second)
     return [
@@ -234,21 +273,21 @@ def report_rules(checked: pd.DataFrame) -> str:
 
 
 def report_stability(found: pd.DataFrame) -> str:
-    """Write what `check_stability` found: what changed between the two halves, and what turned."""
-    first, second = (" ".join(map(str, some)) for some in found.attrs["seeds"])
-    ran = found[(found[["first", "second"]] != NOT_RUN).all(axis=1)]
+    """Write what `compare_boards` found: what changed between the two sides, and what turned."""
+    first, second = found.attrs["sides"]
+    ran = found[found["ran"]]
     decided = ran[ran["first"].isin(DECIDED) | ran["second"].isin(DECIDED)]
     lines = [
-        f"seeds {first} against seeds {second}: {len(ran)} claims were run, {len(decided)} decided "
-        f"by either; {int(found['changed'].sum())} changed, {int(found['reversed'].sum())} reversed"
+        f"{first} against {second}: {len(ran)} claims were run, {len(decided)} decided by either; "
+        f"{int(found['changed'].sum())} changed, {int(found['reversed'].sum())} reversed"
     ]
     for number, row in found[found["changed"]].iterrows():
         lines.append(
             f"   {number} {row['paper']}: {row['first']} -> {row['second']}: {row['claim']}; "
             + (
-                f"the halves differ in {', '.join(row['apart'])}"
+                f"the two differ in {', '.join(row['apart'])}"
                 if row["apart"]
-                else "each half's estimates lie in the other's intervals, so the seeds are too few"
+                else "each one's estimates lie in the other's intervals, so the seeds are too few"
             )
         )
     return "\n".join(lines)

@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 
 from kit.core.errors import KitError
+from kit.core.files import write_json
+from kit.figures.base import plain
 from kit.papers import rule_checks
-from kit.papers.rule_checks import check_stability, list_apart, report_stability
+from kit.papers.rule_checks import check_against, check_stability, list_apart, report_stability
 
 #: Verdicts of four claims with the first and with the second half of the seeds.
 FIRST = ["holds", "holds", "undecided", "not run"]
@@ -34,6 +36,7 @@ def halves(monkeypatch):
         rows = {
             "paper": "vir",
             "claim": list("abcd"),
+            "on": recipe,
             "verdict": verdicts,
             "statements": [statements(value) for value in values],
         }
@@ -66,8 +69,34 @@ def test_a_change_is_named_and_a_reversal_is_more_than_a_change(halves):
 def test_a_change_says_whether_the_halves_differ_or_are_too_few(halves):
     """b: 0.2 against -0.2, each 0.1 to both sides. c: 0.04 and 0.12 lie in each other's."""
     lines = report_stability(check_stability("digits")).splitlines()
-    assert lines[1].endswith("b; the halves differ in s it")
+    assert lines[1].endswith("b; the two differ in s it")
     assert lines[2].endswith("so the seeds are too few")
+
+
+def test_another_install_is_set_beside_what_is_here(halves, tmp_path):
+    """The file is what `compare --json` wrote there; the verdicts here are the second half's."""
+    there = rule_checks.compare(recipe="digits", seeds=[0, 1, 2])
+    path = tmp_path / "there.json"
+    write_json(path, plain(there.reset_index().to_dict("records")))
+    found = check_against(path, seeds=[0, 1, 2])
+    assert found["reversed"].tolist() == [False, True, False, False]
+    assert report_stability(found).startswith(f"{path} against what is here: 3 claims were run")
+
+
+@pytest.mark.parametrize("damage", ["other claims", "another scale", "no list", "cut rows"])
+def test_a_file_of_something_else_is_refused(halves, tmp_path, damage):
+    there = rule_checks.compare(recipe="digits", seeds=[0, 1, 2]).assign(on="digits").reset_index()
+    rows = there.to_dict("records")
+    rows = {
+        "other claims": rows[1:],
+        "another scale": [row | {"on": "mnist"} for row in rows],
+        "no list": {"rows": rows},
+        "cut rows": [{"number": row["number"]} for row in rows],
+    }[damage]
+    path = tmp_path / "there.json"
+    write_json(path, plain(rows))
+    with pytest.raises(KitError, match="is of mnist" if "scale" in damage else "compare .*--json"):
+        check_against(path, seeds=[0, 1, 2])
 
 
 def test_a_tables_statement_is_its_own_estimate():
