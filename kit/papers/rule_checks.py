@@ -168,11 +168,10 @@ def check_stability(recipe: str = "digits", **options: Any) -> pd.DataFrame:
             f"{2 * FEWEST_SEEDS}: python -m kit reproduce --recipe {recipe} --seeds "
             f"{' '.join(map(str, range(2 * FEWEST_SEEDS)))}"
         )
-    first, second = (
-        compare(recipe=recipe, seeds=some, **options) for some in (seeds[:half], seeds[half:])
-    )
-    sides = (f"seeds {' '.join(map(str, some))}" for some in (seeds[:half], seeds[half:]))
-    return compare_boards(first, second, tuple(sides))
+    halves = seeds[:half], seeds[half:]
+    first, second = (compare(recipe=recipe, seeds=some, **options) for some in halves)
+    one, other = (f"seeds {' '.join(map(str, some))}" for some in halves)
+    return compare_boards(first, second, (one, other))
 
 
 def check_against(path: Path, recipe: str = "digits", **options: Any) -> pd.DataFrame:
