@@ -586,6 +586,7 @@ def _compare(options: argparse.Namespace) -> int:
         check_against,
         check_rules,
         check_stability,
+        list_board,
         report_rules,
         report_stability,
     )
@@ -615,5 +616,5 @@ def _compare(options: argparse.Namespace) -> int:
     )
     print(report(found))
     if options.json:
-        write_json(options.json, plain(found.reset_index().to_dict("records")))
+        write_json(options.json, plain(list_board(found)))
     return 0

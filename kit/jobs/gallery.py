@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,13 @@ from kit.papers.findings import write_findings
 from kit.papers.measured_cells import PaperTable, measured
 from kit.papers.printed_data import PAPERS, read_table
 from kit.papers.record import RECORD, measure_scale, read_record, scoreboard, write_record
-from kit.papers.rule_checks import check_rules, check_stability, report_rules, report_stability
+from kit.papers.rule_checks import (
+    check_against,
+    check_rules,
+    check_stability,
+    report_rules,
+    report_stability,
+)
 from kit.papers.table_runs import chosen_tables
 
 #: The scoreboard's picture, and the page of a scale's printed tables.
@@ -37,6 +43,9 @@ BOARD_PICTURE, TABLES_PAGE = "scoreboard.png", "tables.md"
 
 #: What the checks of a scale's verdicts came to.
 CHECKS = "checks.json"
+
+#: The folder of a scale with the verdicts of other installs, as `compare --json` writes them.
+INSTALLS = "installs"
 
 #: Where README's scoreboard stands.
 BEGIN, END = "<!-- scoreboard: made by `python -m kit record` -->", "<!-- end of scoreboard -->"
@@ -62,7 +71,8 @@ def write_gallery(recipe: str, root: Path = CHECKOUT, **options: Any) -> list[Pa
 def write_checks(recipe: str, root: Path = CHECKOUT, **options: Any) -> Path:
     """Check the rules, the intervals and the verdicts of a scale, and write what came of it.
 
-    Verdicts are decided again with disjoint halves of the seeds, where there are enough.
+    Verdicts are decided again with disjoint halves of the seeds, where there are enough, and set
+    beside those of other installs, which lie in the folder `INSTALLS` of the scale.
     """
     covered = measure_coverage()["coverage"]
     found = {
@@ -70,6 +80,10 @@ def write_checks(recipe: str, root: Path = CHECKOUT, **options: Any) -> Path:
         "rules": report_rules(check_rules()).splitlines()[0],
         "coverage": {"cases": len(covered), "least": covered.min(), "most": covered.max()},
         "stability": [],
+        "installs": [
+            report_stability(check_against(path, recipe, **options)).splitlines()
+            for path in sorted((scale_folder(recipe, root) / INSTALLS).glob("*.json"))
+        ],
     }
     with contextlib.suppress(KitError):  # too few seeds for two halves
         found["stability"] = report_stability(check_stability(recipe, **options)).splitlines()
@@ -287,12 +301,18 @@ def _check_lines(scale: str, path: Path) -> list[str]:
         f"interval hold the truth in {shares} of simulations.",
     ]
     if found["stability"]:
-        first, *changes = found["stability"]
-        named = f": {'; '.join(change.strip() for change in changes)}" if changes else ""
-        lines += [
-            f"* Seeds (`python -m kit compare --recipe {scale} --stability`): {first}{named}.",
-        ]
+        command = f"python -m kit compare --recipe {scale} --stability"
+        lines.append(f"* Seeds (`{command}`): {_joined(found['stability'])}.")
+    for report in found["installs"]:
+        command = f"python -m kit compare --recipe {scale} --against FILE"
+        lines.append(f"* Another install (`{command}`): {_joined(report)}.")
     return [*lines, ""]
+
+
+def _joined(report: Sequence[str]) -> str:
+    """A report of changes in one sentence."""
+    first, *changes = report
+    return f"{first}: {'; '.join(change.strip() for change in changes)}" if changes else first
 
 
 def _counted(verdicts: pd.Series) -> str:

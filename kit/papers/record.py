@@ -97,7 +97,7 @@ def _as_estimates(statement: Mapping[str, Any], runs: Sequence[str]) -> dict[str
 
 
 def _statement_rows(number: int | None, statement: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    made = _made_with(tuple(statement["runs"]))
+    made = made_with(tuple(statement["runs"]))
     empty = {"name": "", "expected": "", "value": None, "low": None, "high": None}
     for estimate in statement.get("estimates") or [empty]:
         yield {
@@ -107,15 +107,21 @@ def _statement_rows(number: int | None, statement: Mapping[str, Any]) -> Iterabl
             "estimate": estimate["name"],
             **{name: estimate[name] for name in ("expected", "value", "low", "high")},
             "seeds": statement["seeds"],
-            **made,
+            "torch": made["torch"],
+            "commit": made["commit"],
         }
 
 
 @cache
-def _made_with(keys: tuple[str, ...]) -> dict[str, str]:
-    """What the runs of these keys were trained with: torch's versions and the kit's commits."""
+def made_with(keys: tuple[str, ...]) -> dict[str, str]:
+    """What the runs of these keys were trained with: torch's versions and the kit's commits.
+
+    Runs that were trained before it was noted name no instructions of their processor.
+    """
     records = [find_run(key).record for key in keys]
+    known = {record["instructions"] for record in records if "instructions" in record}
     return {
+        "instructions": " ".join(sorted(known)),
         "torch": " ".join(sorted({record["versions"]["torch"] for record in records})),
         "commit": " ".join(sorted({record["commit"] for record in records})),
     }

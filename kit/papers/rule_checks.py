@@ -30,6 +30,7 @@ from kit.papers.claim_verdict import (
 )
 from kit.papers.measured_rules import DRAWS, MeasuredSum, decide_by_rules
 from kit.papers.printed_rules import claims, value
+from kit.papers.record import made_with
 from kit.papers.rule_language import STEP_BOUNDS, Expression, Rule, read_rules
 from kit.papers.verdicts import compare
 
@@ -148,6 +149,9 @@ def _beyond(bound: Bound, kept: bool) -> float:
 
 # --------------------------------------------------------------------------------------- stability
 
+#: What a file of verdicts has of each claim.
+BOARD_COLUMNS = ("number", "paper", "claim", "on", "seeds", "verdict", "statements", "runs")
+
 
 def check_stability(recipe: str = "digits", **options: Any) -> pd.DataFrame:
     """Decide every claim twice, with the first half of the seeds that are there and the second.
@@ -174,28 +178,49 @@ def check_stability(recipe: str = "digits", **options: Any) -> pd.DataFrame:
     return compare_boards(first, second, (one, other))
 
 
-def check_against(path: Path, recipe: str = "digits", **options: Any) -> pd.DataFrame:
-    """Decide every claim here, and set it against what `compare --json` wrote elsewhere.
+def list_board(compared: pd.DataFrame) -> list[dict[str, Any]]:
+    """List what `compare` found, with what each claim's runs were trained with."""
+    rows = compared.reset_index().to_dict("records")
+    return [row | {"made_with": made_with(tuple(row["runs"]))} for row in rows]
 
-    Elsewhere is another version of PyTorch, another processor or other seeds. Columns are those of
-    `compare_boards`, `options` those of `compare`.
+
+def check_against(
+    path: Path, recipe: str = "digits", seeds: Sequence[int] | None = None, **options: Any
+) -> pd.DataFrame:
+    """Decide every claim here, and set it against a JSON file of `list_board` from elsewhere.
+
+    Elsewhere is another version of PyTorch, another processor or other seeds; the file's seeds
+    count here if not given. Columns are those of `compare_boards`, `options` those of `compare`.
 
     Raises:
         KitError: The file is not such a list, or of another scale or of other claims.
     """
-    here, there = compare(recipe=recipe, **options), read_json(path)
+    there = read_json(path)
     listed = there if isinstance(there, list) else []
-    rows = [row for row in listed if isinstance(row, dict) and set(here.columns) <= set(row)]
-    numbers = [row.get("number") for row in rows]
-    if not rows or len(rows) != len(listed) or numbers != here.index.tolist():
+    rows = [row for row in listed if isinstance(row, dict) and set(row) >= set(BOARD_COLUMNS)]
+    numbers = [row["number"] for row in rows]
+    if len(rows) != len(listed) or numbers != claims().index.tolist():
         raise KitError(
-            f"{path} is no list of these {len(here)} claims; write one there, with this version "
-            f"of the kit: python -m kit compare --recipe {recipe} --json FILE"
+            f"{path} is no list of these {len(claims())} claims; write one there, with this "
+            f"version of the kit: python -m kit compare --recipe {recipe} --json FILE"
         )
     if scales := {row["on"] for row in rows} - {recipe}:
         raise KitError(f"{path} is of {', '.join(sorted(scales))}, and this is {recipe}")
-    first = pd.DataFrame(rows, index=here.index)
-    return compare_boards(first, here, (str(path), "what is here"))
+    first = pd.DataFrame(rows).set_index("number")
+    counted = rows[0]["seeds"] if seeds is None else seeds
+    here = compare(recipe=recipe, seeds=counted, **options)
+    return compare_boards(
+        first, here, (f"{path.stem} ({_list_installs(first)})", f"here ({_list_installs(here)})")
+    )
+
+
+def _list_installs(board: pd.DataFrame) -> str:
+    """The versions of torch and the instructions of the processors behind a board."""
+    words = set()
+    for row in board[board["runs"].map(len) > 0].to_dict("records"):
+        made = row.get("made_with") or made_with(tuple(row["runs"]))
+        words |= {*made["torch"].split(), *made["instructions"].split()}
+    return "torch " + ", ".join(sorted(words)) if words else "nothing was run"
 
 
 def compare_boards(

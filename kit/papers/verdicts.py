@@ -47,9 +47,10 @@ def compare(
     """List the claims of a paper, or of all, with a verdict from what is finished on a recipe.
 
     Columns: paper, claim, decided_by, printed (the verdict of the papers' own numbers), verdict
-    (holds, fails, undecided, not run), on (the recipe), here (in words), statements (a list
-    of records), runs (keys that it rests on), command (what makes the runs that are missing, "" if
-    none are; `settings` is what it puts behind --set, the overrides if not given). A claim of
+    (holds, fails, undecided, not run), on (the recipe), seeds (those that count), here (in words),
+    statements (a list of records), runs (keys that it rests on), command (what makes the runs that
+    are missing, "" if none are; `settings` is what it puts behind --set, the overrides if not
+    given). A claim of
     several statements fails if one does, and holds if all do. `seeds` are those that count, all
     that are there if not given. Claims that no table decides, or whose tables are not run, take
     what finished notebooks measured: `stamps`, or those in the recipe's folder. A claim about other
@@ -92,6 +93,7 @@ def compare(
             "decided_by": claim["decided_by"],
             "printed": claim["verdict"],
             "on": recipe,
+            "seeds": list(seeds),
             "verdict": found.verdict,
             "here": found.here,
             "statements": list(found.statements),

@@ -177,6 +177,7 @@ def write_run_record(
             "versions": versions(),
             "commit": git_commit(),
             "device": _device_name(device),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
             "processes": processes,
             "precision": resolve_precision(plan.recipe.precision, device),

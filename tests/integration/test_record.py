@@ -289,10 +289,12 @@ def test_the_scoreboard_says_how_far_to_trust_it(tmp_path):
         "rules": "64 of 64 rules can tell.",
         "coverage": {"cases": 7, "least": 0.93, "most": 0.981},
         "stability": ["seeds 0 1 2 against seeds 3 4 5: 1 changed", "   15 clirat: holds -> fails"],
+        "installs": [["there against here: 2 changed", "   1 vir: holds -> undecided"]],
     }
     write_json(scale_folder("digits", tmp_path) / CHECKS, found)
     page = scoreboard_page(tmp_path)
     assert "How far to trust these verdicts on digits (2026-01-02)" in page
     assert "64 of 64 rules can tell." in page and "93.0% to 98.1% of simulations" in page
     assert "seeds 3 4 5: 1 changed: 15 clirat: holds -> fails." in page
+    assert "there against here: 2 changed: 1 vir: holds -> undecided." in page
     assert "on mnist (" not in page

@@ -9,7 +9,13 @@ from kit.core.errors import KitError
 from kit.core.files import write_json
 from kit.figures.base import plain
 from kit.papers import rule_checks
-from kit.papers.rule_checks import check_against, check_stability, list_apart, report_stability
+from kit.papers.rule_checks import (
+    check_against,
+    check_stability,
+    list_apart,
+    list_board,
+    report_stability,
+)
 
 #: Verdicts of four claims with the first and with the second half of the seeds.
 FIRST = ["holds", "holds", "undecided", "not run"]
@@ -37,6 +43,8 @@ def halves(monkeypatch):
             "paper": "vir",
             "claim": list("abcd"),
             "on": recipe,
+            "seeds": [seeds] * 4,
+            "runs": [[]] * 4,
             "verdict": verdicts,
             "statements": [statements(value) for value in values],
         }
@@ -45,6 +53,8 @@ def halves(monkeypatch):
     runs = {0: 30, 1: 30, 2: 28, 3: 30, 4: 30, 5: 31, 6: 3, 7: 3}
     monkeypatch.setattr(rule_checks, "count_runs_by_seed", lambda recipe: runs)
     monkeypatch.setattr(rule_checks, "compare", compare)
+    monkeypatch.setattr(rule_checks, "claims", lambda: compare(recipe="", seeds=[]))
+    monkeypatch.setattr(rule_checks, "made_with", lambda runs: {"torch": "", "instructions": ""})
     return runs, asked
 
 
@@ -75,17 +85,19 @@ def test_a_change_says_whether_the_halves_differ_or_are_too_few(halves):
 
 def test_another_install_is_set_beside_what_is_here(halves, tmp_path):
     """The file is what `compare --json` wrote there; the verdicts here are the second half's."""
-    there = rule_checks.compare(recipe="digits", seeds=[0, 1, 2])
+    _, asked = halves
     path = tmp_path / "there.json"
-    write_json(path, plain(there.reset_index().to_dict("records")))
-    found = check_against(path, seeds=[0, 1, 2])
+    rows = list_board(rule_checks.compare(recipe="digits", seeds=[0, 1, 2]))
+    write_json(path, plain(rows))
+    found = check_against(path)
+    assert asked[-1] == [0, 1, 2], "the seeds that count are those of the file"
     assert found["reversed"].tolist() == [False, True, False, False]
-    assert report_stability(found).startswith(f"{path} against what is here: 3 claims were run")
+    assert report_stability(found).startswith("there (nothing was run) against here (nothing was")
 
 
 @pytest.mark.parametrize("damage", ["other claims", "another scale", "no list", "cut rows"])
 def test_a_file_of_something_else_is_refused(halves, tmp_path, damage):
-    there = rule_checks.compare(recipe="digits", seeds=[0, 1, 2]).assign(on="digits").reset_index()
+    there = rule_checks.compare(recipe="digits", seeds=[0, 1, 2]).reset_index()
     rows = there.to_dict("records")
     rows = {
         "other claims": rows[1:],
@@ -96,7 +108,7 @@ def test_a_file_of_something_else_is_refused(halves, tmp_path, damage):
     path = tmp_path / "there.json"
     write_json(path, plain(rows))
     with pytest.raises(KitError, match="is of mnist" if "scale" in damage else "compare .*--json"):
-        check_against(path, seeds=[0, 1, 2])
+        check_against(path)
 
 
 def test_a_tables_statement_is_its_own_estimate():
