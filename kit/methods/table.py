@@ -433,7 +433,9 @@ METHODS = Registry(
             burn_in=0.0,
         ),
         "clirat-burn-in-30": CLIRAT.but(
-            "CLIRAT with 30 epochs of burn-in", "CLIRAT s. 4.1: is burn-in needed?", burn_in=30 / 120
+            "CLIRAT with 30 epochs of burn-in",
+            "CLIRAT s. 4.1: is burn-in needed?",
+            burn_in=30 / 120,
         ),
         "clirat-drop-single": _without("single", "MAIL-AT without examples of one confused label"),
         "clirat-drop-multiple": _without(

@@ -67,6 +67,9 @@ CLAIMED = {
     "class-protection": {74, 88, 104},
     "score-paths": {92, 97},
     "class-hardness": {96},
+    "training-cost": {89},
+    "min-max-robustness": {90, 105},
+    "vir-burn-in": {98},
 }
 
 _PAPER_OF = {
