@@ -179,6 +179,6 @@ def describe_training_cost(data: FigureData) -> str:
         f"{passes} times (a gradient for the image counts as one pass more, one for the parameters "
         f"as two; CSE's own term reads the parameters alone). A cross-entropy of "
         f"{facts['level']:.3g}, at which the slower one ends, is reached by STD in epoch "
-        f"{std['epochs_to_level']} and by CSE in epoch {cse['epochs_to_level']}; they end at {std['final_ce']:.3g} and "
-        f"{cse['final_ce']:.3g}."
+        f"{std['epochs_to_level']} and by CSE in epoch {cse['epochs_to_level']}; they end "
+        f"at {std['final_ce']:.3g} and {cse['final_ce']:.3g}."
     )
