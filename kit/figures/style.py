@@ -136,6 +136,7 @@ _NAMES = {
     "trades-scaled": "TRADES (VIR's scale)",
     "vir-at-mean": "VIR-AT (mean 1)",
     "vir-trades-mean": "VIR-TRADES (mean 1)",
+    "clirat-printed": "CLIRAT (no burn-in)",
     "clirat-burn-in-30": "CLIRAT (burn-in 30)",
     "vir-at-burn-in-0": "VIR-AT (no burn-in)",
     "vir-at-burn-in-30": "VIR-AT (burn-in 30)",

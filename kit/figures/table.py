@@ -729,6 +729,7 @@ def _check_runs(name: str, row: FigureRow, given: list[Run]) -> None:
                 f"draw('{name}', ...) takes runs, such as kit.run(\"{row.methods[0]}\"), not "
                 f"{type(run).__name__}"
             )
+        run.check_revision()
     if not given:
         raise KitError(f"draw('{name}', ...) was given no runs; make one with kit.run(...)")
     if row.recipe and any(run.spec.recipe != row.recipe for run in given):

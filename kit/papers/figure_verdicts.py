@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from kit.core.errors import KitError
 from kit.core.files import read_json
 from kit.data.datasets import base_of
 from kit.experiments.recipes import RECIPES, find_recipe
@@ -30,6 +31,10 @@ from kit.papers.claim_verdict import (
     read_estimate,
 )
 from kit.papers.printed_data import read_table
+
+
+#: What a statement of a stamp has beside its number: see `kit.figures.base.Claim.record`.
+STATEMENT_PARTS = ("claim", "here", "exact", "seeds", "dead", "estimates")
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,11 @@ def read_stamps(recipe: str) -> list[NotebookStamp]:
 
 
 def stamp_of(record: Any, recipe: str) -> NotebookStamp | None:
-    """Take what a JSON file holds as the stamp of a notebook; None if it is none on the recipe."""
+    """Take what a JSON file holds as the stamp of a notebook; None if it is none on the recipe.
+
+    Raises:
+        KitError: It is one, and a statement of it lacks a part or names no claim of the list.
+    """
     if not isinstance(record, dict) or not {"notebook", "verdicts", "runs"} <= set(record):
         return None
     parameters = {"recipe": recipe, "overrides": "", **record.get("parameters", {})}
@@ -67,11 +76,33 @@ def stamp_of(record: Any, recipe: str) -> NotebookStamp | None:
     foreign = record.get("adopted", False) or tried
     if not current or foreign or parameters["recipe"] != recipe:
         return None
+    for found in record["verdicts"]:
+        _check_statement(found, record["notebook"])
     trained = trained_on(recipe, parse_overrides(parameters["overrides"]))
     runs = frozenset(record["runs"].values())
     several = str(parameters.get("seeds", parameters.get("seed", 0)))
     seeds = tuple(map(int, several.replace(",", " ").split()))
     return NotebookStamp(record["notebook"], seeds, record["verdicts"], runs, *trained)
+
+
+def _check_statement(found: Mapping[str, Any], notebook: str) -> None:
+    """Refuse a statement that cannot be decided: parts are missing, or there is no such claim."""
+    again = f"run the notebook {notebook} again, or delete what it wrote"
+    if missing := [part for part in STATEMENT_PARTS if part not in found]:
+        raise KitError(
+            f"a statement that {notebook} made on claim {found['number']} has no "
+            f"{', '.join(missing)}; {again}"
+        )
+    seeds, count = found["seeds"], len(read_table("claims"))
+    if not isinstance(seeds, int) or seeds < 1:
+        raise KitError(
+            f"a statement of {notebook} rests on seeds={seeds!r}, not on 1 or more; {again}"
+        )
+    if found["number"] is not None and found["number"] not in range(1, count + 1):
+        raise KitError(
+            f"{notebook} made a statement on claim {found['number']!r}; claims are 1 to {count}; "
+            f"{again}"
+        )
 
 
 def trained_on(recipe: str, overrides: Mapping[str, Any]) -> tuple[str, str]:

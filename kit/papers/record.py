@@ -56,7 +56,8 @@ def measure_scale(recipe: str, **options: Any) -> list[dict[str, Any]]:
     """Make the rows of one scale from what is finished on it; `options` are those of `compare`.
 
     Raises:
-        KitError: Nothing is finished there.
+        KitError: Nothing is finished there, a notebook's record is damaged, or it names a run that
+            is not there or is of another revision.
     """
     compared = compare(recipe=recipe, **options)
     verdicts = compared["verdict"].to_dict()
@@ -112,8 +113,15 @@ def _statement_rows(number: int | None, statement: Mapping[str, Any]) -> Iterabl
 
 @cache
 def _made_with(keys: tuple[str, ...]) -> dict[str, str]:
-    """What the runs of these keys were trained with: torch's versions and the kit's commits."""
-    records = [find_run(key).record for key in keys]
+    """What the runs of these keys were trained with: torch's versions and the kit's commits.
+
+    Raises:
+        KitError: A run is not there, or is of another revision.
+    """
+    runs = [find_run(key) for key in keys]
+    for run in runs:
+        run.check_revision()
+    records = [run.record for run in runs]
     return {
         "torch": " ".join(sorted({record["versions"]["torch"] for record in records})),
         "commit": " ".join(sorted({record["commit"] for record in records})),
