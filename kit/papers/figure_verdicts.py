@@ -32,7 +32,6 @@ from kit.papers.claim_verdict import (
 )
 from kit.papers.printed_data import read_table
 
-
 #: What a statement of a stamp has beside its number: see `kit.figures.base.Claim.record`.
 STATEMENT_PARTS = ("claim", "here", "exact", "seeds", "dead", "estimates")
 

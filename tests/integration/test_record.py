@@ -132,7 +132,7 @@ def test_runs_that_are_not_there_or_of_another_revision_are_refused(tiny_run, mo
     assert record._made_with((run.key,))["torch"]
     record._made_with.cache_clear()
     monkeypatch.setattr(runs, "REVISION", runs.REVISION + 1)
-    with pytest.raises(KitError, match="trained by revision .* their numbers do not mix"):
+    with pytest.raises(KitError, match=r"trained by revision .* their numbers do not mix"):
         record._made_with((run.key,))
     with pytest.raises(KitError, match="their numbers do not mix"):
         kit.draw("score-paths", run)
