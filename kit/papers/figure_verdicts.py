@@ -55,17 +55,19 @@ def read_stamps(recipe: str) -> list[NotebookStamp]:
     """Read the stamps of the notebooks that were finished on a recipe, in all its folders.
 
     A stamp whose records carry no number or no estimates is of an older kit and is left out.
+
+    Raises:
+        KitError: A statement of one cannot be decided; see `check_stamp`.
     """
     records = map(read_json, sorted(output_folder(recipe).rglob("*.json")))
-    return [stamp for record in records if (stamp := stamp_of(record, recipe))]
+    stamps = [stamp for record in records if (stamp := stamp_of(record, recipe))]
+    for stamp in stamps:
+        check_stamp(stamp)
+    return stamps
 
 
 def stamp_of(record: Any, recipe: str) -> NotebookStamp | None:
-    """Take what a JSON file holds as the stamp of a notebook; None if it is none on the recipe.
-
-    Raises:
-        KitError: It is one, and a statement of it lacks a part or names no claim of the list.
-    """
+    """Take what a JSON file holds as the stamp of a notebook; None if it is none on the recipe."""
     if not isinstance(record, dict) or not {"notebook", "verdicts", "runs"} <= set(record):
         return None
     parameters = {"recipe": recipe, "overrides": "", **record.get("parameters", {})}
@@ -75,8 +77,6 @@ def stamp_of(record: Any, recipe: str) -> NotebookStamp | None:
     foreign = record.get("adopted", False) or tried
     if not current or foreign or parameters["recipe"] != recipe:
         return None
-    for found in record["verdicts"]:
-        _check_statement(found, record["notebook"])
     trained = trained_on(recipe, parse_overrides(parameters["overrides"]))
     runs = frozenset(record["runs"].values())
     several = str(parameters.get("seeds", parameters.get("seed", 0)))
@@ -84,8 +84,17 @@ def stamp_of(record: Any, recipe: str) -> NotebookStamp | None:
     return NotebookStamp(record["notebook"], seeds, record["verdicts"], runs, *trained)
 
 
+def check_stamp(stamp: NotebookStamp) -> None:
+    """Refuse statements that cannot be decided: parts are missing, or there is no such claim.
+
+    Raises:
+        KitError: It names the notebook, the statement and what is wrong.
+    """
+    for found in stamp.records:
+        _check_statement(found, stamp.notebook)
+
+
 def _check_statement(found: Mapping[str, Any], notebook: str) -> None:
-    """Refuse a statement that cannot be decided: parts are missing, or there is no such claim."""
     again = f"run the notebook {notebook} again, or delete what it wrote"
     if missing := [part for part in STATEMENT_PARTS if part not in found]:
         raise KitError(
