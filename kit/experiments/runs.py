@@ -29,7 +29,7 @@ from kit.core.errors import KitError
 from kit.core.files import file_digest, home, load_arrays, load_checkpoint, read_sealed_json
 from kit.data.datasets import load_dataset
 from kit.data.splits import DataSet
-from kit.experiments.specification import Plan, RunSpec, resolve
+from kit.experiments.specification import REVISION, Plan, RunSpec, resolve
 from kit.models.architectures import build_network
 
 
@@ -182,6 +182,21 @@ class Run:
                 f"{self.spec}: this needs {needed}, and an adopted network was trained elsewhere. "
                 f"Take a run that was trained here (python -m kit train METHOD --recipe "
                 f"{self.spec.recipe}), or ask about the network as it is"
+            )
+
+    def check_revision(self) -> None:
+        """Refuse a run that another revision of the training made: its numbers do not mix.
+
+        Raises:
+            KitError: It names the run, both revisions, and what to do.
+        """
+        made = self.record["config"]["revision"]
+        if made != REVISION:
+            raise KitError(
+                f"{self.folder.name} ({self.spec}) was trained by revision {made} of the kit's "
+                f"training, and this is revision {REVISION}: their numbers do not mix. Train it "
+                f"again: python -m kit train {self.method} --recipe {self.spec.recipe} --seed "
+                f"{self.spec.seed}; then draw what rests on it again"
             )
 
     def moment(self, epoch: int) -> str:

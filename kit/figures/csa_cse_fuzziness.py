@@ -140,10 +140,10 @@ def draw_fuzziness(data: FigureData) -> Drawing:
     )
     c.annotate(
         f"thin: protected class {data.extras['protected']}",
-        (0.98, 0.97),
+        (0.98, 0.03),
         xycoords="axes fraction",
         ha="right",
-        va="top",
+        va="bottom",
         fontsize=7.5,
     )
     s.share_axis(c)
@@ -262,9 +262,9 @@ def draw_fuzziness_layers(data: FigureData) -> Drawing:
         if few
         else "Layer by layer",
     )
-    if few:  # a line would promise layers between
-        for line in axes.lines:
-            line.set(linestyle="", markersize=8)
+    if few:  # a line would promise layers between, and equal values would hide one another
+        for line, shift in zip(axes.lines, np.linspace(-0.06, 0.06, len(axes.lines)), strict=True):
+            line.set(linestyle="", markersize=8, xdata=np.array(places) + shift)
     axes.margins(x=0.15)
     axes.legend()
     return drawing

@@ -24,7 +24,9 @@ from kit.figures import (
     clirat_normalisers,
     clirat_slope_and_offset,
     csa_cse_attack_gallery,
+    csa_cse_cost,
     csa_cse_fuzziness,
+    csa_cse_min_max,
     csa_cse_parameters,
     csa_cse_protection,
     csa_cse_stages,
@@ -42,6 +44,7 @@ from kit.figures import (
     mr_similarity,
     one_batch,
     print_and_code,
+    printed_sweeps,
     score_paths,
     scores_and_distance,
     vir_black_box,
@@ -396,6 +399,24 @@ FIGURES = Registry(
             ("cse",),
             one=True,
         ),
+        "min-max-robustness": FigureRow(
+            "robustness by the shape of the parameters, as trained and changed",
+            "CSA/CSE s. III, V, Propositions 1 and 2",
+            csa_cse_min_max.compute_min_max_robustness,
+            csa_cse_min_max.draw_min_max_robustness,
+            csa_cse_min_max.describe_min_max_robustness,
+            csa_cse_min_max.decide_min_max_robustness,
+            ("std", "adv", "csa-l2", "csa", "cse"),
+        ),
+        "training-cost": FigureRow(
+            "what a training step costs, and epochs to the same loss",
+            "CSE s. III-C, IV, Fig. 5",
+            csa_cse_cost.compute_training_cost,
+            csa_cse_cost.draw_training_cost,
+            csa_cse_cost.describe_training_cost,
+            csa_cse_cost.decide_training_cost,
+            ("std", "cse", "adv"),
+        ),
         "vir-scale": FigureRow(
             "VIR-AT beside AT with VIR's scale alone",
             "VIR Eq. 8",
@@ -406,13 +427,22 @@ FIGURES = Registry(
             ("at", "at-scaled", "vir-at-mean", "vir-at"),
         ),
         "clirat-burn-in": FigureRow(
-            "CLIRAT with its burn-in and as printed",
+            "CLIRAT with its burn-in, a shorter one and as printed",
             "CLIRAT Alg. 1",
             print_and_code.compute_weight_scale,
             print_and_code.draw_weight_scale,
             print_and_code.describe_weight_scale,
             print_and_code.decide_clirat_burn_in,
-            ("clirat", "clirat-printed"),
+            ("clirat", "clirat-burn-in-30", "clirat-printed"),
+        ),
+        "vir-burn-in": FigureRow(
+            "VIR-AT with its burn-in, a shorter one and none",
+            "VIR s. 4.4",
+            print_and_code.compute_weight_scale,
+            print_and_code.draw_weight_scale,
+            print_and_code.describe_weight_scale,
+            print_and_code.decide_vir_burn_in,
+            ("vir-at", "vir-at-burn-in-30", "vir-at-burn-in-0"),
         ),
         "mail-normalisation": FigureRow(
             "MAIL's weights as printed and as released",
@@ -581,6 +611,17 @@ FIGURES = Registry(
             ("clirat",),
             any=True,
         ),
+        "printed-sweeps": FigureRow(
+            "what α, β, γ and τ do, as VIR and MR print it and as measured",
+            "VIR Tables 9 to 12, MR Table 8",
+            printed_sweeps.compute_printed_sweeps,
+            printed_sweeps.draw_printed_sweeps,
+            printed_sweeps.describe_printed_sweeps,
+            decide_nothing,
+            ("vir-at",),
+            any=True,
+            notice=printed_sweeps.notice_printed_sweeps,
+        ),
         "matched-pairs": FigureRow(
             "one and several confused labels at equal margin: distances, and an epoch later",
             "CLIRAT s. 1",
@@ -688,6 +729,7 @@ def _check_runs(name: str, row: FigureRow, given: list[Run]) -> None:
                 f"draw('{name}', ...) takes runs, such as kit.run(\"{row.methods[0]}\"), not "
                 f"{type(run).__name__}"
             )
+        run.check_revision()
     if not given:
         raise KitError(f"draw('{name}', ...) was given no runs; make one with kit.run(...)")
     if row.recipe and any(run.spec.recipe != row.recipe for run in given):

@@ -16,14 +16,12 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kit.core.random_streams import Streams
 from kit.data.datasets import EXPECTED
-from kit.data.splits import DataSet, Split
+from kit.data.splits import DataSet
 from kit.experiments.runs import open_dataset
 from kit.experiments.specification import Plan
 from kit.models.architectures import build_network
-from kit.training.perturbed_step import train_step_perturbed
-from kit.training.step import Batch, train_step
+from kit.training.step_cost import count_passes, noise_images
 
 #: Shapes of the images that are downloaded.
 IMAGE_SHAPES = {
@@ -55,7 +53,7 @@ def sample_data(plan: Plan, most: int) -> tuple[DataSet, SplitSizes]:
             min(recipe.train_size or train, train - recipe.validation), recipe.validation, test
         )
         classes = 100 if recipe.data == "cifar100" else 10
-        parts = [_noise_images(min(n, most), IMAGE_SHAPES[recipe.data], classes) for n in sizes]
+        parts = [noise_images(min(n, most), IMAGE_SHAPES[recipe.data], classes) for n in sizes]
         return DataSet(recipe.data, tuple(map(str, range(classes))), *parts), sizes
     whole = open_dataset(plan)
     splits = (whole.train, whole.validation, whole.test)
@@ -65,13 +63,6 @@ def sample_data(plan: Plan, most: int) -> tuple[DataSet, SplitSizes]:
     return replace(whole, train=few[0], validation=few[1], test=few[2]), SplitSizes(
         *map(len, splits)
     )
-
-
-def _noise_images(n: int, shape: tuple[int, int, int], classes: int) -> Split:
-    images = torch.randint(
-        256, (n, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    return Split(images, torch.arange(n) % classes, torch.arange(n))
 
 
 # --------------------------------------------------------------------------------------- operations
@@ -109,35 +100,6 @@ def _forward_flops(model: str, shape: tuple[int, int, int], classes: int) -> flo
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, *shape))
     return counter.get_total_flops()
-
-
-def count_passes(plan: Plan, classes: int = 10) -> float:
-    """Count how many forward passes' operations a training step costs an image.
-
-    A pass forwards is one, its gradient in an attack one more, and in an update, where the
-    parameters have theirs, two more. They are counted on a tiny network.
-    """
-    shape, recipe = (1, 4, 4), plan.recipe
-    count: list[int] = []
-    network = build_network("cnn", shape, classes)
-
-    def counted(module: torch.nn.Module, images: tuple, logits: torch.Tensor) -> None:
-        count.append(len(logits))
-        if logits.requires_grad:
-            logits.register_hook(
-                lambda gradient: count.append(len(gradient) * (1 + module.training))
-            )
-
-    network.register_forward_hook(counted)
-    method, images = plan.method.at(recipe.epochs, recipe.epochs), _noise_images(8, shape, classes)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
-    recipe = replace(recipe, precision="fp32")
-    batch = Batch(images.x(), images.y, Streams(images.ids, 0, "count"))
-    take_step = train_step_perturbed if method.perturb else train_step
-    for adversarial in method.stages(recipe.epochs, recipe.epochs):
-        parts = network, optimizer, method, batch, recipe
-        take_step(*parts, adversarial=adversarial, reweight=method.reweights)
-    return sum(count) / len(images)
 
 
 def total_flops(left: Iterable[tuple[Plan, int]]) -> float:

@@ -432,6 +432,11 @@ METHODS = Registry(
             "CLIRAT Alg. 1 to the letter",
             burn_in=0.0,
         ),
+        "clirat-burn-in-30": CLIRAT.but(
+            "CLIRAT with 30 epochs of burn-in",
+            "CLIRAT s. 4.1: is burn-in needed?",
+            burn_in=30 / 120,
+        ),
         "clirat-drop-single": _without("single", "MAIL-AT without examples of one confused label"),
         "clirat-drop-multiple": _without(
             "multiple", "MAIL-AT without examples of several confused labels"
@@ -538,6 +543,12 @@ METHODS = Registry(
             "VIR Table 7",
             criterion=CRITERIA["s-d"],
             weight=BARE,
+        ),
+        "vir-at-burn-in-0": VIR_AT.but(
+            "VIR-AT without burn-in", "VIR s. 4.4: is burn-in needed?", burn_in=0.0
+        ),
+        "vir-at-burn-in-30": VIR_AT.but(
+            "VIR-AT with 30 epochs of burn-in", "VIR s. 4.4: is burn-in needed?", burn_in=30 / 120
         ),
         "vir-at-mean": _by_mean(VIR_AT, "VIR-AT with weights of mean 1"),
         "vir-trades-mean": _by_mean(VIR_TRADES, "VIR-TRADES with weights of mean 1"),

@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from kit.core.errors import KitError
 from kit.core.files import read_json
 from kit.data.datasets import base_of
 from kit.experiments.recipes import RECIPES, find_recipe
@@ -30,6 +31,9 @@ from kit.papers.claim_verdict import (
     read_estimate,
 )
 from kit.papers.printed_data import proofs, read_table
+
+#: What a statement of a stamp has beside its number: see `kit.figures.base.Claim.record`.
+STATEMENT_PARTS = ("claim", "here", "exact", "seeds", "dead", "estimates")
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,15 @@ def read_stamps(recipe: str) -> list[NotebookStamp]:
     """Read the stamps of the notebooks that were finished on a recipe, in all its folders.
 
     A stamp whose records carry no number or no estimates is of an older kit and is left out.
+
+    Raises:
+        KitError: A statement of one cannot be decided; see `check_stamp`.
     """
     records = map(read_json, sorted(output_folder(recipe).rglob("*.json")))
-    return [stamp for record in records if (stamp := stamp_of(record, recipe))]
+    stamps = [stamp for record in records if (stamp := stamp_of(record, recipe))]
+    for stamp in stamps:
+        check_stamp(stamp)
+    return stamps
 
 
 def stamp_of(record: Any, recipe: str) -> NotebookStamp | None:
@@ -72,6 +82,35 @@ def stamp_of(record: Any, recipe: str) -> NotebookStamp | None:
     several = str(parameters.get("seeds", parameters.get("seed", 0)))
     seeds = tuple(map(int, several.replace(",", " ").split()))
     return NotebookStamp(record["notebook"], seeds, record["verdicts"], runs, *trained)
+
+
+def check_stamp(stamp: NotebookStamp) -> None:
+    """Refuse statements that cannot be decided: parts are missing, or there is no such claim.
+
+    Raises:
+        KitError: It names the notebook, the statement and what is wrong.
+    """
+    for found in stamp.records:
+        _check_statement(found, stamp.notebook)
+
+
+def _check_statement(found: Mapping[str, Any], notebook: str) -> None:
+    again = f"run the notebook {notebook} again, or delete what it wrote"
+    if missing := [part for part in STATEMENT_PARTS if part not in found]:
+        raise KitError(
+            f"a statement that {notebook} made on claim {found['number']} has no "
+            f"{', '.join(missing)}; {again}"
+        )
+    seeds, count = found["seeds"], len(read_table("claims"))
+    if not isinstance(seeds, int) or seeds < 1:
+        raise KitError(
+            f"a statement of {notebook} rests on seeds={seeds!r}, not on 1 or more; {again}"
+        )
+    if found["number"] is not None and found["number"] not in range(1, count + 1):
+        raise KitError(
+            f"{notebook} made a statement on claim {found['number']!r}; claims are 1 to {count}; "
+            f"{again}"
+        )
 
 
 def trained_on(recipe: str, overrides: Mapping[str, Any]) -> tuple[str, str]:

@@ -57,7 +57,8 @@ def measure_scale(recipe: str, **options: Any) -> list[dict[str, Any]]:
     """Make the rows of one scale from what is finished on it; `options` are those of `compare`.
 
     Raises:
-        KitError: Nothing is finished there.
+        KitError: Nothing is finished there, a notebook's record is damaged, or it names a run that
+            is not there or is of another revision.
     """
     compared = compare(recipe=recipe, **options)
     verdicts = compared["verdict"].to_dict()
@@ -117,8 +118,14 @@ def made_with(keys: tuple[str, ...]) -> dict[str, str]:
     """What the runs of these keys were trained with: torch's versions and the kit's commits.
 
     Runs that were trained before it was noted name no instructions of their processor.
+
+    Raises:
+        KitError: A run is not there, or is of another revision.
     """
-    records = [find_run(key).record for key in keys]
+    runs = [find_run(key) for key in keys]
+    for run in runs:
+        run.check_revision()
+    records = [run.record for run in runs]
     known = {record["instructions"] for record in records if "instructions" in record}
     return {
         "instructions": " ".join(sorted(known)),

@@ -12,6 +12,8 @@ import torch
 import kit
 from kit.core.errors import KitError
 from kit.figures.base import FigureData
+from kit.figures.csa_cse_cost import count_epochs, decide_training_cost, share_of_last_fifth
+from kit.figures.csa_cse_min_max import correlate, decide_min_max_robustness, stretch_sizes
 from kit.figures.csa_cse_strength import (
     choose_strength,
     decide_fuzziness_strength,
@@ -168,3 +170,126 @@ def test_theorem_holds_only_where_it_holds_at_every_p(sides, verdict):
     }
     [claim] = decide_theorem(FigureData(facts))
     assert (claim.verdict, claim.number) == (verdict, 91)
+
+
+# ------------------------------------------------------------------------- cost and convergence
+
+
+def cost(data="digits", *, passes=(3, 26), epochs=(30, 20), final=(0.3, 0.2), moving=(0.01, 0.01)):
+    """Facts of a figure in which (CSE, ADV) cost so many passes, and (CSE, STD) end like this."""
+    methods = {
+        name: {"epochs_to_level": e, "final_ce": ce, "still_moving": m}
+        for name, e, ce, m in zip(("cse", "std"), epochs, final, moving, strict=True)
+    }
+    methods["cse"]["passes"] = passes[0]
+    methods["adv"] = {"passes": passes[1]}
+    return decide_training_cost(FigureData({"data": data, "methods": methods, "level": 0.3}))
+
+
+@pytest.mark.parametrize(
+    "planted, faster, longer",
+    [
+        ({}, "holds", "holds"),
+        ({"passes": (26, 3), "epochs": (20, 30)}, "fails", "fails"),
+        ({"passes": (3, 3), "epochs": (20, 20)}, "fails", "fails"),
+    ],
+)
+def test_cost_of_a_step_and_epochs_decide(planted, faster, longer):
+    """As the paper says, the reverse, and no effect at all."""
+    found = [c.reading for c in cost(**planted) if c.number == 89]
+    assert found == [faster, longer]
+
+
+def test_convergence_is_judged_on_the_data_that_the_paper_names():
+    worse = {data: [c for c in cost(data) if c.number == 79] for data in ("mnist", "cifar10")}
+    assert [c.reading for c in worse["mnist"]] == ["holds"] == [c.reading for c in worse["cifar10"]]
+    assert "worse" in worse["mnist"][0].claim and "both converge" in worse["cifar10"][0].claim
+    assert not [c for c in cost("digits") if c.number == 79]
+    for final in ((0.2, 0.3), (0.2, 0.2)):
+        assert [c.reading for c in cost("mnist", final=final) if c.number == 79] == ["fails"]
+    assert [c.reading for c in cost("cifar10", moving=(0.01, 0.2)) if c.number == 79] == ["fails"]
+
+
+def test_epochs_are_counted_to_the_loss_at_which_the_slower_ends():
+    falling = np.array([2.0, 1.0, 0.5, 0.2, 0.1])
+    assert [count_epochs(falling, level) for level in (2.0, 0.5, 0.15, 0.01)] == [1, 3, 5, 5]
+    assert share_of_last_fifth(falling, 2.1) == pytest.approx(0.1 / 2.0)
+    assert share_of_last_fifth(falling[::-1], 2.1) > 1, "a loss that rises has not converged"
+    assert share_of_last_fifth(np.array([3.0]), 2.0) == 1
+
+
+def test_facts_of_cost_are_those_of_the_runs(tiny_run):
+    runs = {method: tiny_run(method) for method in FIGURES["training-cost"].methods}
+    facts = FIGURES["training-cost"].make(runs).facts
+    passes = {method: found["passes"] for method, found in facts["methods"].items()}
+    steps = runs["adv"].plan.recipe.steps
+    assert passes == {"std": 3, "cse": 3, "adv": 3 + 2 * steps + 3}
+    ends = {method: runs[method].history.ce.iloc[-1] for method in ("std", "cse")}
+    assert facts["level"] == max(ends.values())
+    slower = max(ends, key=ends.get)
+    assert facts["methods"][slower]["epochs_to_level"] >= min(
+        found["epochs_to_level"] for found in facts["methods"].values() if "final_ce" in found
+    )
+
+
+# ------------------------------------------------------------------------- Propositions 1 and 2
+
+
+def shapes(over, along, changed):
+    """Facts of a figure with these correlations and this effect of a changed shape."""
+    both = {"below_0.05": over, "max": 0.5}
+    way = {"below_0.05": along, "max": 0.5}
+    effect = {"std": changed, "adv": UP}
+    facts = {"over_networks": both, "along_training": way, "more_less_min_max": effect}
+    return decide_min_max_robustness(FigureData(facts))
+
+
+@pytest.mark.parametrize(
+    "planted, readings",
+    [
+        ((0.6, 0.4, UP), ["holds", "holds", "holds"]),
+        ((-0.6, -0.4, (-0.4, -0.5, -0.3)), ["fails", "fails", "fails"]),
+        ((0.0, 0.0, NONE), ["fails", "fails", "undecided"]),
+        ((None, 0.4, UP), ["holds", "holds", "holds"]),
+    ],
+)
+def test_min_max_must_go_with_robustness_and_bring_it(planted, readings):
+    claims = shapes(*planted)
+    assert [c.reading for c in claims] == readings
+    assert [c.number for c in claims] == [90, 90, 105]
+
+
+def test_a_planted_order_of_networks_is_found():
+    found = [{"below_0.05": x, "max": 1 - x, "protected": x**2} for x in (0.1, 0.4, 0.2, 0.9)]
+    assert correlate(found, "below_0.05") == pytest.approx(1)
+    assert correlate(found, "max") == pytest.approx(-1)
+    assert correlate([one | {"max": 1.0} for one in found], "max") is None
+
+
+def test_stretched_sizes_keep_signs_and_norms_and_are_more_min_max():
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
+    before = [layer.weight.detach().clone() for layer in model]
+    stretch_sizes(model, 2.0)
+    for old, layer in zip(before, model, strict=True):
+        new = layer.weight.detach()
+        assert torch.equal(old.sign(), new.sign()) and torch.isclose(old.norm(), new.norm())
+        assert new.abs().median() < old.abs().median() and new.abs().max() > old.abs().max()
+        expected = old * old.abs()
+        assert torch.allclose(new, expected * (old.norm() / expected.norm()))
+    stretch_sizes(model, 0.5)
+    assert all(torch.allclose(old, layer.weight) for old, layer in zip(before, model, strict=True))
+
+
+def test_facts_of_min_max_are_those_of_the_runs(tiny_run):
+    runs = {method: tiny_run(method) for method in FIGURES["min-max-robustness"].methods}
+    facts = FIGURES["min-max-robustness"].make(runs, n=20).facts
+    final = runs["csa"].final
+    mine = final["test_y"] == 0
+    right = (final["test_logits_adv"][mine].argmax(1) == 0).mean()
+    assert facts["ends"]["csa"]["protected"] == pytest.approx(right)
+    sizes = np.concatenate(
+        [runs["csa"].model().state_dict()[f"{i}.weight"].abs().ravel() for i in (0, 2)]
+    )
+    assert facts["ends"]["csa"]["max"] == pytest.approx(sizes.max())
+    assert facts["ends"]["csa"]["below_0.05"] == pytest.approx((sizes < 0.05).mean())
+    assert {len(found) for found in facts["robust"].values()} == {len(facts["exponents"])}

@@ -134,3 +134,37 @@ def test_vir_gains_where_it_beats_its_control(gain, verdict):
         }
         scale, *gains = print_and_code.decide_vir_scale(FigureData(facts))
         assert scale.reading == "fails" and [claim.reading for claim in gains] == [verdict] * 2
+
+
+# ------------------------------------------------------------------------------------------ burn-in
+
+
+@pytest.mark.parametrize(
+    "none, short, reading",
+    [
+        ((-0.1, -0.15, -0.05), (-0.1, -0.15, -0.05), "holds"),
+        ((0.1, 0.05, 0.15), (0.1, 0.05, 0.15), "fails"),
+        ((-0.1, -0.15, -0.05), (0.0, -0.03, 0.03), "undecided"),
+        ((0.0, -0.03, 0.03), (0.0, -0.03, 0.03), "undecided"),
+    ],
+)
+@pytest.mark.parametrize(
+    "decide, earlier, number",
+    [
+        (print_and_code.decide_clirat_burn_in, ("clirat-printed", "clirat-burn-in-30"), 15),
+        (print_and_code.decide_vir_burn_in, ("vir-at-burn-in-0", "vir-at-burn-in-30"), 98),
+    ],
+)
+def test_reweighting_earlier_must_cost_robustness_each_time(
+    decide, earlier, number, none, short, reading
+):
+    data = FigureData({"difference": dict(zip(earlier, (none, short), strict=True))})
+    [claim] = decide(data)
+    assert (claim.reading, claim.number) == (reading, number)
+
+
+@pytest.mark.parametrize("name, share", [("clirat-burn-in", 0.25), ("vir-burn-in", 0.25)])
+def test_runs_of_the_burn_in_figures_differ_in_burn_in_alone(name, share):
+    rows = [kit.METHODS[method] for method in FIGURES[name].methods]
+    assert sorted(row.burn_in for row in rows) == [0.0, share, 75 / 120]
+    assert len({str(row.config()) for row in rows}) == 1

@@ -10,6 +10,7 @@ from PIL import Image
 import kit
 from kit.core.errors import KitError
 from kit.core.files import read_json, write_json
+from kit.experiments import runs
 from kit.figures.claim_board import describe_claim_board, draw_claim_board
 from kit.jobs import command_line
 from kit.jobs.gallery import (
@@ -23,7 +24,7 @@ from kit.jobs.gallery import (
 )
 from kit.papers import record
 from kit.papers.claim_verdict import VERDICT_GLYPHS, Estimate
-from kit.papers.figure_verdicts import is_about
+from kit.papers.figure_verdicts import check_stamp, is_about, stamp_of
 from kit.papers.findings import UNITS, write_findings
 from kit.papers.printed_data import proofs, read_table
 from kit.papers.printed_rules import claims
@@ -97,6 +98,46 @@ def test_wrong_rows_are_refused_and_nothing_is_overwritten(rows, words, tmp_path
     assert path.read_bytes() == before
     with pytest.raises(KitError, match="python -m kit record"):
         record.read_record(tmp_path / "none.csv")
+
+
+STATEMENT = {
+    "number": 1,
+    "claim": "several outnumber one",
+    "here": "3 and 1",
+    "reading": "holds",
+    "exact": None,
+    "seeds": 1,
+    "dead": [],
+    "estimates": [{"name": "gap", **NUMBERS}],
+}
+
+
+@pytest.mark.parametrize(
+    "found, words",
+    [
+        ({**STATEMENT, "number": 4711}, "on claim 4711; claims are 1 to"),
+        ({**STATEMENT, "seeds": 0}, "rests on seeds=0"),
+        ({k: v for k, v in STATEMENT.items() if k != "seeds"}, "has no seeds; run the notebook"),
+    ],
+)
+def test_a_notebook_whose_statement_cannot_be_decided_is_named(found, words):
+    stamp = {"notebook": "02_confused_labels", "verdicts": [found], "runs": {}}
+    check_stamp(stamp_of(stamp | {"verdicts": [STATEMENT]}, "digits"))
+    with pytest.raises(KitError, match=words):
+        check_stamp(stamp_of(stamp, "digits"))
+
+
+def test_runs_that_are_not_there_or_of_another_revision_are_refused(tiny_run, monkeypatch):
+    run = tiny_run("at")
+    assert record.made_with((run.key,))["torch"]
+    record.made_with.cache_clear()
+    monkeypatch.setattr(runs, "REVISION", runs.REVISION + 1)
+    with pytest.raises(KitError, match=r"trained by revision .* their numbers do not mix"):
+        record.made_with((run.key,))
+    with pytest.raises(KitError, match="their numbers do not mix"):
+        kit.draw("score-paths", run)
+    with pytest.raises(KitError, match="no stored runs match"):
+        record.made_with(("0123456789ab",))
 
 
 def test_the_scoreboard_is_of_the_record(tmp_path):

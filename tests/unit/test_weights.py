@@ -716,6 +716,11 @@ PRINTED = {
         (KL | VIR_T | PLAIN | {"weight.offset": 1.6, "loss.beta": 5.0}, 75, [1]),
     ),
     "clirat-printed": (GAUSSIAN | STEEP, 0, [1]),
+    "clirat-burn-in-30": (GAUSSIAN | STEEP, 30, [1]),
+    **{
+        f"vir-at-burn-in-{epochs}": (GAUSSIAN | VIR | PLAIN | {"weight.offset": 0.007}, epochs, [1])
+        for epochs in (0, 30)
+    },
     "clir-trades": (KL | FLAT | {"loss.beta": 5.0}, 75, [1]),
     "clir-mart": (GAUSSIAN | FLAT | {"loss.beta": 6.0}, 75, [1]),
     **{
@@ -810,6 +815,8 @@ CRITERION = {
     "mail-at-logit": "logit-margin",
     "gairat-lps": "lps",
     "mr-wmmr-literal": "mr-literal",
+    "clirat-burn-in-30": "cl-pm",
+    **dict.fromkeys(("vir-at-burn-in-0", "vir-at-burn-in-30"), "vir"),
     "vir-at-mean": "vir",
     "clir-trades": "cl-pm",
     "clir-mart": "cl-pm",
