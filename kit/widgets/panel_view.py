@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import ipywidgets
@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from kit.core.errors import KitError
 from kit.widgets.controls import Action, Choice, Control, Number, Text, Toggle
-from kit.widgets.keys import KeyGuard, Pad
+from kit.widgets.keys import KeyGuard, Pad, WidthWatch
+from kit.widgets.stacked_picture import Span, group_columns, place_in_whole
 
 # On a dark page the picture's lightness is turned round and its hues are kept, so that it is no
 # white slab there.
@@ -24,6 +25,7 @@ STYLE = """<style>
 .kit-panel img:focus-visible { outline: 2px solid var(--jp-brand-color1, #0072B2); }
 .kit-sentence, .kit-trouble { margin: 2px 4px; line-height: 1.35; white-space: normal; }
 .kit-sentence { color: var(--jp-ui-font-color1, inherit); }
+.kit-controls .widget-hbox { flex-wrap: wrap; }
 .kit-trouble { color: #B34700; font-weight: 600; max-width: 26em; }
 /* Jupyter marks what has lost its kernel: a control there would do nothing. */
 .kit-panel.jupyter-widgets-disconnected::before {
@@ -55,6 +57,7 @@ class ShownPanel(Protocol):
     trouble: str
     shown_controls: tuple[Control, ...]
     values: dict[str, Any]
+    columns: list[Span]
 
     @property
     def figure(self) -> Figure:
@@ -75,8 +78,8 @@ class ShownPanel(Protocol):
     def locate(self, x: float, y: float) -> tuple[Axes, float, float] | None:
         """The axes at a place of the picture, and the place in their data."""
 
-    def png(self) -> bytes:
-        """The picture as it stands."""
+    def png(self, stacked: Sequence[Span] = ()) -> bytes:
+        """The picture as it stands, spans of it one below the other."""
 
 
 class PanelView:
@@ -93,6 +96,9 @@ class PanelView:
         self.rows = ipywidgets.Box(layout={"flex_flow": "row wrap", "width": "100%"})
         self.rows.add_class("kit-controls")
         self.words, self.alarm = ipywidgets.HTML(), ipywidgets.HTML()
+        self.watch = WidthWatch()
+        self.watch.observe(lambda _: self._fit_width(), "width")
+        self.stacked: list[Span] = []  # as the picture is shown
         if panel.pointed_at:
             self.picture = Pad(panel.title)
             self.picture.observe(self._on_mouse, "pointed")
@@ -107,6 +113,7 @@ class PanelView:
                 self.picture,
                 self.words,
                 KeyGuard(),
+                self.watch,
             ]
         )
         for name in ("kit-panel", f"kit-{panel.name}", *(("kit-photo",) if panel.photo else ())):
@@ -124,9 +131,19 @@ class PanelView:
         self.fields, self.notes = {}, {}
         self.rows.children = [self._make(control) for control in self.laid_out]
 
+    def _fit_width(self) -> None:
+        """Stack the picture's columns where the page is too narrow for it, and only then."""
+        if self._stack() != self.stacked:
+            self.show()
+
+    def _stack(self) -> list[Span]:
+        return group_columns(self.panel.columns, self.watch.width or math.inf)
+
     def show(self) -> None:
         """Show the picture, the sentence and the controls as the panel has them."""
-        source = "data:image/png;base64," + base64.b64encode(self.panel.png()).decode()
+        self.stacked = self._stack()
+        picture = self.panel.png(self.stacked)
+        source = "data:image/png;base64," + base64.b64encode(picture).decode()
         sentence = html.escape(self.panel.sentence)
         if self.panel.pointed_at:
             self.picture.alt, self.picture.src = self.panel.sentence, source
@@ -186,6 +203,7 @@ class PanelView:
     def _on_mouse(self, change: dict) -> None:
         """Hand on where the mouse is, in the data of the axes that it was pressed on."""
         x, y, press = change["new"]
+        x, y = place_in_whole(x, y, self.stacked)
         begins = press != change["old"][2]
         if begins:
             found = self.panel.locate(x, y)
