@@ -1,6 +1,6 @@
 """What ipywidgets lack.
 
-A picture that takes mouse and arrow keys, a panel that keeps its keys, and one that knows its width.
+A picture that takes mouse and arrow keys, and a panel that keeps its keys and knows its width.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ STYLE = """<style>
 .kit-sentence, .kit-trouble { margin: 2px 4px; line-height: 1.35; white-space: normal; }
 .kit-sentence { color: var(--jp-ui-font-color1, inherit); }
 .kit-controls .widget-hbox { flex-wrap: wrap; }
+.kit-controls .jupyter-widgets { max-width: calc(100% - 4px); } /* they have margins */
 .kit-trouble { color: #B34700; font-weight: 600; max-width: 26em; }
 /* Jupyter marks what has lost its kernel: a control there would do nothing. */
 .kit-panel.jupyter-widgets-disconnected::before {
@@ -44,6 +45,25 @@ STYLE = """<style>
 def _as_typed(value: Any) -> str:
     """A value as its field has it; a number without the zeros that nobody types."""
     return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def _kind(control: Control) -> tuple:
+    """What may not change in a control that stays on the page: all but limits and options."""
+    if isinstance(control, Number) and not control.plays:
+        return Number, control.name, control.symbol, control.integer, control.step
+    if isinstance(control, Choice | Action):
+        return type(control), control.name
+    return (control,)
+
+
+def _lowest(control: Number) -> float:
+    """Where the slider of a control begins.
+
+    A slider takes its low end and whole steps from there only: the default must be one of them.
+    """
+    return control.value - math.floor((control.value - control.low) / control.step + 1e-9) * (
+        control.step
+    )
 
 
 class ShownPanel(Protocol):
@@ -124,12 +144,42 @@ class PanelView:
     # ---- from the panel to the page
 
     def lay_out(self) -> None:
-        """Make the controls, if they are others than before."""
+        """Make the controls, if they are others than before.
+
+        A control that has other limits or options keeps its place on the page, and the focus.
+        """
         if self.panel.shown_controls == self.laid_out:
             return
+        made = dict(zip(map(_kind, self.laid_out), self.rows.children, strict=True))
+        fields, notes = self.fields, self.notes
         self.laid_out = self.panel.shown_controls
-        self.fields, self.notes = {}, {}
-        self.rows.children = [self._make(control) for control in self.laid_out]
+        self.fields, self.notes, rows = {}, {}, []
+        for control in self.laid_out:
+            row = made.get(_kind(control))
+            if row is None:
+                row = self._make(control)
+            else:
+                self.notes[control.name] = notes[control.name]
+                if control.name in fields:
+                    self.fields[control.name] = fields[control.name]
+                    self._renew(control)
+            rows.append(row)
+        if tuple(rows) != self.rows.children:
+            self.rows.children = rows
+
+    def _renew(self, control: Control) -> None:
+        """Give a control on the page its new limits or options, and its value."""
+        value = self.panel.values[control.name]
+        self.quiet = True
+        try:
+            for field in self.fields[control.name]:
+                if isinstance(control, Choice) and field.options != control.options:
+                    field.options, field.value = control.options, value
+                elif isinstance(control, Number) and not isinstance(field, ipywidgets.Text):
+                    with field.hold_trait_notifications():
+                        field.min, field.max, field.value = _lowest(control), control.high, value
+        finally:
+            self.quiet = False
 
     def _fit_width(self) -> None:
         """Stack the picture's columns where the page is too narrow for it, and only then."""
@@ -187,10 +237,11 @@ class PanelView:
         except Exception as error:
             self.refuse(error, control)
 
-    def _on_change(self, control: Control, change: dict) -> None:
+    def _on_change(self, name: str, change: dict) -> None:
         """Hand on what was set; what was typed is read here, so that nothing drops a letter."""
         if self.quiet:
             return
+        control = next(one for one in self.laid_out if one.name == name)
 
         def hand_on() -> None:
             value = change["new"]
@@ -236,7 +287,7 @@ class PanelView:
         }
         made, fields = makers[type(control)](control, self.panel.values[control.name])
         for field in fields:
-            field.observe(lambda change: self._on_change(control, change), "value")
+            field.observe(lambda change: self._on_change(control.name, change), "value")
         self.fields[control.name] = fields
         return made
 
@@ -263,10 +314,7 @@ class PanelView:
         """A slider has no name for a screen reader, so a named number field stands beside it."""
         name, step, named = control.name, control.step, self._named(control)
         named["description"] = f"{name} {control.symbol}".strip()
-        # a slider takes its low end and whole steps from there only: its default must be one of
-        # them
-        low = control.value - math.floor((control.value - control.low) / step + 1e-9) * step
-        limits = {"min": low, "max": control.high, "step": step, "value": value}
+        limits = {"min": _lowest(control), "max": control.high, "step": step, "value": value}
         make_slider = ipywidgets.IntSlider if control.integer else ipywidgets.FloatSlider
         # words, not a number field: that one turns 3.7 into 37 before anybody can refuse it
         field = ipywidgets.Text(
