@@ -69,6 +69,8 @@ def begin_study(notebook: str, namespace: Mapping[str, Any]) -> Study:
         KitError: A parameter is unknown (one that papermill injected), of the wrong type or out of
             range.
     """
+    if not attended():
+        _quiet_shutdown(namespace)
     cells = [cell for cell in namespace.get("In", []) if cell.strip()]
     parameters = next(
         (found for cell in reversed(cells) if (found := declared_parameters(cell))), None
@@ -96,6 +98,19 @@ def begin_study(notebook: str, namespace: Mapping[str, Any]) -> Study:
     if variant:
         print(f"Other values than the notebook's own: what is made goes to {study.folder}")
     return study
+
+
+def _quiet_shutdown(namespace: Mapping[str, Any]) -> None:
+    """Keep one line off the terminal with which an unattended kernel may end.
+
+    Whoever ends a kernel interrupts it first. A kernel that is still busy with its last message
+    logs that as an error, below the notebook's own: a refusal is to be the last word.
+    """
+    shell = namespace["get_ipython"]() if "get_ipython" in namespace else None
+    if kernel := getattr(shell, "kernel", None):
+        kernel.log.addFilter(
+            lambda record: "KeyboardInterrupt caught in kernel" not in record.getMessage()
+        )
 
 
 def _assigned_names(source: str) -> list[str]:

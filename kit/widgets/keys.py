@@ -1,4 +1,7 @@
-"""What ipywidgets lack: a picture that takes mouse and arrow keys, a panel that keeps its keys."""
+"""What ipywidgets lack.
+
+A picture that takes mouse and arrow keys, and a panel that keeps its keys and knows its width.
+"""
 
 from __future__ import annotations
 
@@ -84,3 +87,26 @@ class KeyGuard(anywidget.AnyWidget):
       }
     };
     """
+
+
+class WidthWatch(anywidget.AnyWidget):
+    """It shows nothing, and keeps the `width` of the panel around it, in pixels; 0 before."""
+
+    _esm = """
+    export default {
+      render({ model, el }) {
+        const watch = tries => {
+          const panel = el.closest(".kit-panel");
+          if (panel) new ResizeObserver(() => {
+            const width = panel.clientWidth;          // 0 where the panel is out of view
+            if (!width || width === model.get("width")) return;
+            model.set("width", width);
+            model.save_changes();
+          }).observe(panel);
+          else if (tries) setTimeout(watch, 100, tries - 1);         // not on the page yet
+        };
+        watch(100);
+      }
+    };
+    """
+    width = traitlets.Int(0).tag(sync=True)

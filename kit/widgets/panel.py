@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -44,6 +44,7 @@ from kit.experiments.runs import Run
 from kit.figures.base import Drawing
 from kit.figures.style import styled
 from kit.widgets.controls import Action, Control
+from kit.widgets.stacked_picture import Span, find_columns, stack_columns
 
 SCREEN_DPI = 100
 
@@ -92,6 +93,7 @@ class Panel:
         self._lock = threading.RLock()
         self._moving: list[Artist] = []
         self._still: Any = None  # the pixels of what stands still
+        self.columns: list[Span] = []  # of the picture, for a page that is too narrow for it
         self._take_controls()
         self.rebuild()
 
@@ -249,6 +251,7 @@ class Panel:
                 artist.set_animated(True)
             self.figure.canvas.draw()
             self._still = self.figure.canvas.copy_from_bbox(self.figure.bbox)
+            self.columns = find_columns(self.figure)
             self._show()
 
     def redraw(self) -> None:
@@ -263,17 +266,21 @@ class Panel:
         if self.view:
             self.view.show()
 
-    def png(self) -> bytes:
-        """The picture as it stands, quickly made: light compression, screen size."""
+    def png(self, stacked: Sequence[Span] = ()) -> bytes:
+        """The picture as it stands, quickly made: light compression, screen size.
+
+        `stacked` are spans of it that stand one below the other.
+        """
         with self._lock, styled():
             canvas = self.figure.canvas
             canvas.restore_region(self._still)
             for artist in self._moving:
                 (artist.axes or self.figure).draw_artist(artist)
             buffer = io.BytesIO()
-            Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(
-                buffer, "png", compress_level=1
-            )
+            pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+            if stacked:
+                pixels = stack_columns(pixels, stacked)
+            Image.fromarray(pixels).save(buffer, "png", compress_level=1)
             return buffer.getvalue()
 
     def locate(self, x: float, y: float) -> tuple[Axes, float, float] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import ipywidgets
@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from kit.core.errors import KitError
 from kit.widgets.controls import Action, Choice, Control, Number, Text, Toggle
-from kit.widgets.keys import KeyGuard, Pad
+from kit.widgets.keys import KeyGuard, Pad, WidthWatch
+from kit.widgets.stacked_picture import Span, group_columns, place_in_whole
 
 # On a dark page the picture's lightness is turned round and its hues are kept, so that it is no
 # white slab there.
@@ -24,6 +25,8 @@ STYLE = """<style>
 .kit-panel img:focus-visible { outline: 2px solid var(--jp-brand-color1, #0072B2); }
 .kit-sentence, .kit-trouble { margin: 2px 4px; line-height: 1.35; white-space: normal; }
 .kit-sentence { color: var(--jp-ui-font-color1, inherit); }
+.kit-controls .widget-hbox { flex-wrap: wrap; }
+.kit-controls .jupyter-widgets { max-width: calc(100% - 4px); } /* they have margins */
 .kit-trouble { color: #B34700; font-weight: 600; max-width: 26em; }
 /* Jupyter marks what has lost its kernel: a control there would do nothing. */
 .kit-panel.jupyter-widgets-disconnected::before {
@@ -44,6 +47,25 @@ def _as_typed(value: Any) -> str:
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
+def _kind(control: Control) -> tuple:
+    """What may not change in a control that stays on the page: all but limits and options."""
+    if isinstance(control, Number) and not control.plays:
+        return Number, control.name, control.symbol, control.integer, control.step
+    if isinstance(control, Choice | Action):
+        return type(control), control.name
+    return (control,)
+
+
+def _lowest(control: Number) -> float:
+    """Where the slider of a control begins.
+
+    A slider takes its low end and whole steps from there only: the default must be one of them.
+    """
+    return control.value - math.floor((control.value - control.low) / control.step + 1e-9) * (
+        control.step
+    )
+
+
 class ShownPanel(Protocol):
     """What the view asks of a panel; see `kit.widgets.Panel`."""
 
@@ -55,6 +77,7 @@ class ShownPanel(Protocol):
     trouble: str
     shown_controls: tuple[Control, ...]
     values: dict[str, Any]
+    columns: list[Span]
 
     @property
     def figure(self) -> Figure:
@@ -75,8 +98,8 @@ class ShownPanel(Protocol):
     def locate(self, x: float, y: float) -> tuple[Axes, float, float] | None:
         """The axes at a place of the picture, and the place in their data."""
 
-    def png(self) -> bytes:
-        """The picture as it stands."""
+    def png(self, stacked: Sequence[Span] = ()) -> bytes:
+        """The picture as it stands, spans of it one below the other."""
 
 
 class PanelView:
@@ -93,6 +116,9 @@ class PanelView:
         self.rows = ipywidgets.Box(layout={"flex_flow": "row wrap", "width": "100%"})
         self.rows.add_class("kit-controls")
         self.words, self.alarm = ipywidgets.HTML(), ipywidgets.HTML()
+        self.watch = WidthWatch()
+        self.watch.observe(lambda _: self._fit_width(), "width")
+        self.stacked: list[Span] = []  # as the picture is shown
         if panel.pointed_at:
             self.picture = Pad(panel.title)
             self.picture.observe(self._on_mouse, "pointed")
@@ -107,6 +133,7 @@ class PanelView:
                 self.picture,
                 self.words,
                 KeyGuard(),
+                self.watch,
             ]
         )
         for name in ("kit-panel", f"kit-{panel.name}", *(("kit-photo",) if panel.photo else ())):
@@ -117,16 +144,56 @@ class PanelView:
     # ---- from the panel to the page
 
     def lay_out(self) -> None:
-        """Make the controls, if they are others than before."""
+        """Make the controls, if they are others than before.
+
+        A control that has other limits or options keeps its place on the page, and the focus.
+        """
         if self.panel.shown_controls == self.laid_out:
             return
+        made = dict(zip(map(_kind, self.laid_out), self.rows.children, strict=True))
+        fields, notes = self.fields, self.notes
         self.laid_out = self.panel.shown_controls
-        self.fields, self.notes = {}, {}
-        self.rows.children = [self._make(control) for control in self.laid_out]
+        self.fields, self.notes, rows = {}, {}, []
+        for control in self.laid_out:
+            row = made.get(_kind(control))
+            if row is None:
+                row = self._make(control)
+            else:
+                self.notes[control.name] = notes[control.name]
+                if control.name in fields:
+                    self.fields[control.name] = fields[control.name]
+                    self._renew(control)
+            rows.append(row)
+        if tuple(rows) != self.rows.children:
+            self.rows.children = rows
+
+    def _renew(self, control: Control) -> None:
+        """Give a control on the page its new limits or options, and its value."""
+        value = self.panel.values[control.name]
+        self.quiet = True
+        try:
+            for field in self.fields[control.name]:
+                if isinstance(control, Choice) and field.options != control.options:
+                    field.options, field.value = control.options, value
+                elif isinstance(control, Number) and not isinstance(field, ipywidgets.Text):
+                    with field.hold_trait_notifications():
+                        field.min, field.max, field.value = _lowest(control), control.high, value
+        finally:
+            self.quiet = False
+
+    def _fit_width(self) -> None:
+        """Stack the picture's columns where the page is too narrow for it, and only then."""
+        if self._stack() != self.stacked:
+            self.show()
+
+    def _stack(self) -> list[Span]:
+        return group_columns(self.panel.columns, self.watch.width or math.inf)
 
     def show(self) -> None:
         """Show the picture, the sentence and the controls as the panel has them."""
-        source = "data:image/png;base64," + base64.b64encode(self.panel.png()).decode()
+        self.stacked = self._stack()
+        picture = self.panel.png(self.stacked)
+        source = "data:image/png;base64," + base64.b64encode(picture).decode()
         sentence = html.escape(self.panel.sentence)
         if self.panel.pointed_at:
             self.picture.alt, self.picture.src = self.panel.sentence, source
@@ -170,10 +237,11 @@ class PanelView:
         except Exception as error:
             self.refuse(error, control)
 
-    def _on_change(self, control: Control, change: dict) -> None:
+    def _on_change(self, name: str, change: dict) -> None:
         """Hand on what was set; what was typed is read here, so that nothing drops a letter."""
         if self.quiet:
             return
+        control = next(one for one in self.laid_out if one.name == name)
 
         def hand_on() -> None:
             value = change["new"]
@@ -186,6 +254,7 @@ class PanelView:
     def _on_mouse(self, change: dict) -> None:
         """Hand on where the mouse is, in the data of the axes that it was pressed on."""
         x, y, press = change["new"]
+        x, y = place_in_whole(x, y, self.stacked)
         begins = press != change["old"][2]
         if begins:
             found = self.panel.locate(x, y)
@@ -218,7 +287,7 @@ class PanelView:
         }
         made, fields = makers[type(control)](control, self.panel.values[control.name])
         for field in fields:
-            field.observe(lambda change: self._on_change(control, change), "value")
+            field.observe(lambda change: self._on_change(control.name, change), "value")
         self.fields[control.name] = fields
         return made
 
@@ -245,10 +314,7 @@ class PanelView:
         """A slider has no name for a screen reader, so a named number field stands beside it."""
         name, step, named = control.name, control.step, self._named(control)
         named["description"] = f"{name} {control.symbol}".strip()
-        # a slider takes its low end and whole steps from there only: its default must be one of
-        # them
-        low = control.value - math.floor((control.value - control.low) / step + 1e-9) * step
-        limits = {"min": low, "max": control.high, "step": step, "value": value}
+        limits = {"min": _lowest(control), "max": control.high, "step": step, "value": value}
         make_slider = ipywidgets.IntSlider if control.integer else ipywidgets.FloatSlider
         # words, not a number field: that one turns 3.7 into 37 before anybody can refuse it
         field = ipywidgets.Text(

@@ -172,7 +172,7 @@ def draw_without_run(axes: Axes) -> list[Artist]:
 class Race(Panel):
     """The panel of `race`."""
 
-    name, title, size = "race", "A weighting curve of one's own", (9.0, 3.9)
+    name, title, size = "race", "Your own weighting curve", (9.0, 3.9)
     source = "MAIL Eq. 4 for the score; the curve is drawn by hand"
     pointed_at = True
 

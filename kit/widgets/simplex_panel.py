@@ -15,6 +15,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from torch import Tensor
 
 from kit.core.errors import KitError
@@ -206,8 +207,12 @@ def draw_map(axes: Axes, found: TriangleMap, k: int) -> None:
         axes.add_patch(Polygon(corners, facecolor="#E9EAEC", zorder=2.5))
 
 
-def name_corners(axes: Axes, k: int) -> None:
-    """Write what the corners stand for, and how many labels are confused where."""
+def name_corners(axes: Axes, k: int) -> list[Annotation]:
+    """Write what the corners stand for.
+
+    Returns:
+        How many labels are confused where: words that are to stand above the examples.
+    """
     top = "$p_3$ = 1" if k == 3 else "all others"
     for words, place, shift in zip(
         ("$p_y$ = 1", "$p_2$ = 1", top), CORNERS, ((0, -8), (0, -8), (0, 7)), strict=True
@@ -225,7 +230,7 @@ def name_corners(axes: Axes, k: int) -> None:
     regions = {"none": (0.42, 0.05), "one": (-0.76, 0.05)}
     if k == 3:
         regions["several"] = (-0.24, 0.98)
-    for kind, place in regions.items():
+    return [
         axes.annotate(
             kind,
             place,
@@ -236,6 +241,8 @@ def name_corners(axes: Axes, k: int) -> None:
             zorder=7,
             path_effects=HALO,
         )
+        for kind, place in regions.items()
+    ]
 
 
 def draw_marker_legend(axes: Axes) -> None:
@@ -343,12 +350,13 @@ class Simplex(Panel):
         *self.triangles, curves = figure.subplots(1, 3, width_ratios=(10, 10, 7))
         self.names, k = (values["left"], values["right"]), self.k(values)
         maps = [map_triangle(name, values["shows"], k) for name in self.names]
+        self.regions: list[Annotation] = []
         self.clouds: list[list[PathCollection]] = []
         self.rules: list[Line2D] = []
         self.dots: list[Line2D] = []
         for axes, name, found in zip(self.triangles, self.names, maps, strict=True):
             draw_map(axes, found, k)
-            name_corners(axes, k)
+            self.regions += name_corners(axes, k)
             if self.run is not None and axes is self.triangles[0]:
                 draw_marker_legend(axes)
             axes.set_title(
@@ -359,6 +367,7 @@ class Simplex(Panel):
         self._build_curves(curves, low, high, values["shows"], k)
         return [
             *(cloud for clouds in self.clouds for cloud in clouds),
+            *self.regions,
             *self.rules,
             *self.dots,
             *self.curves,

@@ -466,7 +466,7 @@ class WeightingCurves(Panel):
 
     def _describe_curve(self, values: Mapping[str, Any], facts: CurveFacts) -> str:
         preset = values.get("preset")
-        numbers = {OWN_NUMBERS: "with numbers of one's own", None: "as in its row"}.get(
+        numbers = {OWN_NUMBERS: "with your own numbers", None: "as in its row"}.get(
             preset, f"as in '{preset}'"
         )
         curve, grid = facts.curve, facts.grid

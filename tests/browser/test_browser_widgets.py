@@ -6,6 +6,7 @@ JupyterLab in a headless Chromium, sliders by keyboard, drags by mouse.
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
@@ -15,32 +16,101 @@ from tests.helpers.settings import ROOT, TINY, settings_words
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("teach_*.ipynb"))
 
 
+#: What a panel is as the page has it: how many pixels of its picture one pixel of the screen shows,
+#: whether anything sticks out, and by what a dark page turns the picture's lightness round.
+MEASURE = """panel => {
+  const image = panel.querySelector("img"), controls = panel.querySelectorAll(".kit-controls *");
+  const right = panel.getBoundingClientRect().right;
+  return {
+    scale: image.clientWidth / image.naturalWidth, tall: image.naturalHeight,
+    wide: image.naturalWidth, room: panel.clientWidth, filter: getComputedStyle(image).filter,
+    outside: [...controls].filter(one => one.getBoundingClientRect().right > right + 4).length,
+  };
+}"""
+
+#: Of a panel's controls: those that the Tab key has to reach.
+CONTROLS = ".kit-controls :is(input, select, button, .noUi-handle):not([disabled])"
+
+
+#: Where the handle of a slider stands.
+PLACE = "handle => handle.parentElement.style.transform"
+
+
+def move_by_keyboard(page, panel: PanelOnPage) -> None:
+    """The Tab key reaches every control of a panel, and an arrow key moves each slider."""
+    everything, number = panel.box.locator(CONTROLS), 0
+    everything.first.focus()
+    while number < everything.count():  # a slider may bring a button, or take one away
+        assert everything.nth(number).evaluate("one => one === document.activeElement"), number
+        handle = page.locator(":focus")
+        if handle.get_attribute("role") == "slider":
+            before = handle.evaluate(PLACE)
+            page.keyboard.press("ArrowLeft")
+            if handle.evaluate(PLACE) == before:  # it was at its end
+                page.keyboard.press("ArrowRight")
+            assert handle.evaluate(PLACE) != before, f"control {number} stands still"
+        page.keyboard.press("Tab")
+        number += 1
+
+
+def fits(found: dict, before: dict) -> bool:
+    """Does a panel fit its page, with text that can be read, and stacked if it was wide?"""
+    is_stacked = before["wide"] <= 800 or found["tall"] > before["tall"]
+    shown = found["wide"] * found["scale"]
+    return is_stacked and not found["outside"] and found["scale"] > 0.3 and shown <= found["room"]
+
+
+def fit_widths(page, panels: list[PanelOnPage]) -> None:
+    """At 800 pixels the picture's columns are stacked; there and at 400 nothing sticks out."""
+    wide = [panel.box.evaluate(MEASURE) for panel in panels]
+    for width in (800, 400):
+        page.set_viewport_size({"width": width, "height": 1400})
+        if width == 400:  # the list of files takes what there is; a click on its tab closes it
+            page.locator(".jp-SideBar.jp-mod-left .lm-TabBar-tab.lm-mod-current").click()
+        for panel, before in zip(panels, wide, strict=True):
+            panel.box.scroll_into_view_if_needed()
+            deadline = time.monotonic() + 20
+            while not fits(found := panel.box.evaluate(MEASURE), before):
+                assert time.monotonic() < deadline, f"at {width}: {found}, before {before}"
+                page.wait_for_timeout(100)
+
+
 @pytest.mark.browser
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_every_widget_works_by_keyboard(name, browser, lab):
-    """All cells run; every panel has a picture with its sentence, and its first slider moves both;
-    nobody else is asked.
+def test_every_widget_on_a_page(name, browser, lab):
+    """All cells run; every panel has a picture with its sentence, in the page's theme and with text
+    of its full size; the keyboard alone moves it; it fits on narrow pages; nobody else is asked.
     """
     url, token, _ = lab
-    page, foreign, complaints = watched(browser, url)
+    page, foreign, complaints = watched(browser, url, width=1400)
     run_all(page, url, token, name)
     page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
     names = page.locator(".kit-panel").evaluate_all(
         "panels => panels.map(p => [...p.classList].find(c => /^kit-(?!panel|photo)/.test(c)))"
     )
     assert names
-    for widget in names:
-        panel = PanelOnPage(page, widget.removeprefix("kit-"))
+    panels = [PanelOnPage(page, widget.removeprefix("kit-")) for widget in names]
+    for widget, panel in zip(names, panels, strict=True):
+        panel.box.scroll_into_view_if_needed()
         assert panel.is_complete(), f"{widget}: {panel.sentence()!r} {panel.trouble()!r}"
+        found = panel.box.evaluate(MEASURE)
+        assert found["scale"] >= 1 and found["filter"] == "none" and not found["outside"], found
         if panel.box.locator(".noUi-handle").count():
             moves = [
                 panel.changes(lambda key=key, p=panel: p.press(p.slider(), key), 5)
                 for key in ("ArrowRight", "ArrowLeft")
             ]
             assert any(moves), f"{widget}: no arrow key changed the picture"
+        if panel.box.locator(CONTROLS).count():
+            move_by_keyboard(page, panel)
         if shots := os.environ.get("KIT_SCREENSHOTS"):
             panel.box.screenshot(path=f"{shots}/{widget}.png")
+        page.evaluate("document.body.dataset.jpThemeLight = 'false'")
+        is_photo = "kit-photo" in panel.box.get_attribute("class")
+        assert (panel.box.evaluate(MEASURE)["filter"] == "none") == is_photo
+        page.evaluate("document.body.dataset.jpThemeLight = 'true'")
+    fit_widths(page, panels)
     assert not foreign and not complaints
     page.close()
 

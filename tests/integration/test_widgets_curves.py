@@ -132,7 +132,7 @@ def test_a_preset_brings_its_numbers_and_own_numbers_are_no_preset(panel):
         and "row mail-trades" in panel.sentence
     )
     panel.set(**{"weight.slope": 3})
-    assert panel.values["preset"] == "own numbers" and "one's own" in panel.sentence
+    assert panel.values["preset"] == "own numbers" and "your own" in panel.sentence
     panel.set(preset=own)
     assert panel.values["weight.slope"] == 10 and panel.values["weight.bias"] == -0.5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 
 import pytest
 
@@ -64,15 +65,18 @@ def offers(path) -> list[tuple[str, list[dict]]]:
         if cell["cell_type"] == "code"
     )
     tree = ast.parse(code)
-    (widget,) = {
-        node.func.attr.replace("_", "-")
+    widgets = {
+        node.targets[0].id: found[0]
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and ast.unparse(node.func.value) == "kit.widgets"
-    } or {""}
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and (found := re.findall(r"kit\.widgets\.(\w+)\(", ast.unparse(node.value)))
+    }
     return [
-        (widget, [ast.literal_eval(argument) for argument in node.args])
+        (
+            widgets[ast.unparse(node.func.value)].replace("_", "-"),
+            [ast.literal_eval(argument) for argument in node.args],
+        )
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "offer"
     ]
@@ -82,13 +86,13 @@ WITH_BUTTONS = [path for path in LESSONS if ".offer(" in path.read_text()]
 
 
 def test_most_lessons_have_buttons():
-    assert len(WITH_BUTTONS) >= 6
+    assert len(WITH_BUTTONS) >= 8
 
 
 @pytest.mark.parametrize("path", WITH_BUTTONS, ids=lambda path: path.stem)
 def test_every_try_sets_the_widget(path, home, tiny_run):
-    ((widget, settings),) = offers(path)
-    panel = MAKERS[widget](tiny_run).offer(*settings)
-    for number, wanted in enumerate(settings, 1):
-        panel.press(f"Try {number}")
-        assert {name: panel.values[name] for name in wanted} == wanted and not panel.trouble
+    for widget, settings in offers(path):
+        panel = MAKERS[widget](tiny_run).offer(*settings)
+        for number, wanted in enumerate(settings, 1):
+            panel.press(f"Try {number}")
+            assert {name: panel.values[name] for name in wanted} == wanted and not panel.trouble

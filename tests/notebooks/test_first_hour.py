@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import re
+import subprocess
+import sys
 from html import unescape
 from itertools import pairwise
 from pathlib import Path
@@ -211,6 +213,35 @@ def test_a_run_with_another_seed_overwrites_nothing(home, tmp_path, monkeypatch,
     ]
     assert [(s["method"], s["seed"]) for s in specs] == [("at", 0), ("at", 1), ("mail-at", 0)]
     assert sorted(stamp.seeds for stamp in read_stamps("digits")) == [(0,), (1,)]
+
+
+#: A kernel that takes half a second longer over its last message, and is interrupted in it.
+BUSY_KERNEL = """import time
+handlers = get_ipython().kernel.shell_handlers
+answer = handlers["kernel_info_request"]
+async def answer_slowly(*message):
+    await answer(*message)
+    time.sleep(0.5)
+handlers["kernel_info_request"] = answer_slowly"""
+
+
+def test_a_refusal_is_the_last_word(home, tmp_path):
+    """Also where papermill ends the kernel while it is busy."""
+    cells = [
+        "seed: int = 0  # seed; at least 0",
+        BUSY_KERNEL,
+        'import kit\nstudy = kit.begin("refused", globals())',
+    ]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    book.cells[0].metadata["tags"] = ["parameters"]
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
+    nbformat.write(book, tmp_path / "refused.ipynb")
+    words = ["refused.ipynb", "out.ipynb", "-p", "seed", "-1", "--no-progress-bar"]
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "KeyboardInterrupt" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("KitError: seed")
 
 
 # ------------------------------------------------------------------------------------------ folders

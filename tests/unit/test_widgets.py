@@ -12,8 +12,15 @@ import pytest
 from PIL import Image
 
 from kit.core.errors import KitError
+from kit.figures.base import Drawing
 from kit.widgets.controls import Action, Choice, Number, Text, Toggle
 from kit.widgets.panel import Panel
+from kit.widgets.stacked_picture import (
+    find_columns,
+    group_columns,
+    place_in_whole,
+    stack_columns,
+)
 
 
 class Bars(Panel):
@@ -165,7 +172,7 @@ def test_fields_hand_over_what_is_typed_and_take_back_what_is_refused(monkeypatc
     assert len(view.fields["count"]) == 2 and "blue" in view.words.value
     buttons = [row.children[0] for row in view.rows.children]
     next(made for made in buttons if getattr(made, "description", "") == "double").click()
-    assert text is not view.fields["height"][0] and view.fields["height"][0].value == "2"
+    assert text is view.fields["height"][0] and view.fields["height"][0].value == "2"
 
 
 class Dot(Panel):
@@ -246,3 +253,26 @@ def test_a_slider_can_stand_at_every_default(monkeypatch):
     assert panel.values["x"] == pytest.approx(7 / 12, abs=1e-9) and panel.values["x"] == float(
         f"{panel.values['x']:.10g}"
     )
+
+
+def test_columns_are_stacked_on_a_narrow_page():
+    """Nothing of the picture is lost, and a place of the stack is that place of the whole."""
+    figure = Drawing(8, 2)
+    figure.set_dpi(100)
+    for axes in figure.subplots(1, 3):
+        axes.set_title("a title")
+    figure.canvas.draw()
+    columns = find_columns(figure)
+    assert len(columns) == 3 and columns[0][0] == 0 and columns[-1][1] == 800
+    assert group_columns(columns, 800) == [(0, 800)]
+    groups = group_columns(columns, 500)
+    assert groups == [(0, columns[1][1]), columns[2]]
+    pixels = np.random.default_rng(0).integers(0, 255, (200, 800, 3), np.uint8)
+    stacked = stack_columns(pixels, groups)
+    height, width, _ = stacked.shape
+    assert (height, width) == (400, groups[0][1])
+    for column, row in ((10, 50), (100, 399), (width - 1, 0)):
+        x, y = place_in_whole((column + 0.5) / width, 1 - (row + 0.5) / height, groups)
+        here = int(x * 800), int((1 - y) * 200)
+        if here[0] < 800:
+            assert (stacked[row, column] == pixels[here[1], here[0]]).all()
