@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kit.core.errors import KitError, unknown_name
+from kit.data.own_images import is_own
 from kit.evaluation.accuracy import evaluate
 from kit.experiments.runs import Run
 from kit.methods.criteria import confused_labels
@@ -107,7 +108,10 @@ def count_seeds(seeds: int) -> str:
 def describe_setting(run: Run, *, seed: bool = True) -> str:
     """Data, network, threat and seed of a run, for captions."""
     recipe = run.plan.recipe
-    words = f"{recipe.data}, {recipe.model}, {recipe.threat}"
+    data = recipe.data
+    if is_own(data):
+        data = f"{len(run.final['test_y'])} images of one's own for training and test images"
+    words = f"{data}, {recipe.model}, {recipe.threat}"
     return f"{words}, seed {run.spec.seed}" if seed and not run.is_adopted else words
 
 
