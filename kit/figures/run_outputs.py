@@ -79,6 +79,16 @@ def epoch_probabilities(run: Run, epoch: int, counted: str) -> tuple[Tensor, Ten
     return logits.softmax(dim=1), torch.from_numpy(run.final["train_y"].astype(np.int64))
 
 
+def protected_class(run: Run) -> int:
+    """Return the class that a run's costs protect.
+
+    Raises:
+        KitError: The run was adopted, so that its costs are unknown.
+    """
+    run.check_trained_here("the class that its costs protect")
+    return int(run.plan.method.loss.params["protected"])
+
+
 def count_confused(probs: Tensor, y: Tensor) -> np.ndarray:
     """Number of examples that have 0, 1, ..., K-1 confused labels, (K,)."""
     return np.bincount(confused_labels(probs, y).numpy(), minlength=probs.shape[1])

@@ -123,9 +123,10 @@ def adopt(
     folder = run_folder(plan)
     if not is_done(folder):
         look_at_network(net.to(where), images, where, name, quiet)
+    if data is not None:
+        keep_own_images(images, home() / "data")
+    if not is_done(folder):
         with lock_folder(folder), threads_for(architecture, where):
-            if data is not None:
-                keep_own_images(images, home() / "data")
             if not is_done(folder):
                 observe_network(plan, net, images, where)
     run = run_of(plan)

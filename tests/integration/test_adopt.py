@@ -288,7 +288,8 @@ def test_a_file_is_adopted_on_own_images_and_opened_elsewhere(checkpoint, pairs,
     cached_dataset.cache_clear()
     with pytest.raises(KitError, match=r"are not here.*adopt it again with the same data"):
         run.data()
-    aside.rename(kept)
+    kit.adopt(checkpoint, data=aside.parent / "own.npz", name="from-file", overrides={"eps": 0.15})
+    assert kept.read_bytes() == aside.read_bytes() and len(run.data().test) == 120
 
 
 def test_own_data_that_do_not_fit_are_one_sentence_and_nothing_is_stored(trained, pairs):
@@ -392,6 +393,27 @@ def test_the_command_line_adopts_and_what_it_made_is_used_by_its_key(checkpoint,
     assert main(["adopt", str(checkpoint), "--architecture", "resnet18"]) == 2
     assert "It fits cnn; pass that as architecture" in capsys.readouterr().err
     assert main(["list", "models"]) == 0 and "resnet18" in capsys.readouterr().out
+
+
+def test_a_safetensors_file_is_the_same_network(checkpoint, adopted, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch", reason="an extra: networks")
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    path = tmp_path / "last-night.safetensors"
+    safetensors.save_file({name: value.contiguous() for name, value in state.items()}, path)
+    assert kit.adopt(path, overrides=FIELDS, n=200, quiet=True).key == adopted.key
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(KitError, match="is damaged, cut short"):
+        kit.adopt(path)
+
+
+def test_timms_networks_are_built_by_name_and_an_unknown_one_is_a_short_error():
+    pytest.importorskip("timm", reason="an extra: networks")
+    net = build_network("timm:resnet10t", (3, 32, 32), 7).eval()
+    with torch.no_grad():
+        assert net(torch.rand(2, 3, 32, 32)).shape == (2, 7)
+    with pytest.raises(KitError, match="there is no network in timm 'resnet10s'") as caught:
+        build_network("timm:resnet10s", (3, 32, 32), 7)
+    assert len(str(caught.value)) < 400
 
 
 def test_another_process_opens_it(adopted):
