@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: An error lists no more names than this; of more it names the nearest.
+MOST_CHOICES = 200
+
 
 class KitError(ValueError):
     """An error that a user can mend: what is wrong, what was expected, what to do."""
@@ -32,4 +35,8 @@ def unknown_name(kind: str, name: object, choices: Iterable[str], guess: str = "
     text = name if isinstance(name, str) and len(name) <= 1000 else describe_value(name)
     near = [guess] if guess else difflib.get_close_matches(text, choices, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return KitError(f"there is no {kind} '{text}'.{hint} Choices: {', '.join(choices) or 'none'}")
+    listed = ", ".join(choices) or "none"
+    if len(choices) > MOST_CHOICES:
+        nearest = difflib.get_close_matches(text, choices, n=10, cutoff=0) if near else choices[:10]
+        listed = f"{', '.join(nearest)} and {len(choices) - len(nearest)} more"
+    return KitError(f"there is no {kind} '{text}'.{hint} Choices: {listed}")

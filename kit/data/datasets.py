@@ -4,7 +4,7 @@ Names: digits (inside scikit-learn, the default), mnist, fashion-mnist, cifar10,
 (downloaded and verified by torchvision into `data/`), mixture (two Gaussian classes, drawn here;
 see `kit.data.gaussian_mixture`), and folder:<path>, any tree with train/<class>/ and test/<class>/
 images, or TinyImageNet as it is unpacked. +npz:<file> behind any of them adds generated images to
-the training images.
+the training images. own:<digest> are images that were given to `kit.adopt`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from kit.data.bundled import digits_arrays, mixture_arrays
 from kit.data.downloads import torchvision_loader
 from kit.data.generated_images import add_generated_images
 from kit.data.image_folders import load_folder
+from kit.data.own_images import check_own_name, is_own, load_own_images
 from kit.data.splits import Arrays, DataSet, Images, Split, images_in_memory, stratified_order
 
 _BY_TRAIN = {"train": {"train": True}, "test": {"train": False}}
@@ -77,6 +78,9 @@ def check_data_name(name: str) -> None:
     Raises:
         KitError: The name is unknown, names no folder or no file, or its folder or file is missing.
     """
+    if is_own(name):
+        check_own_name(name)
+        return
     base, file = base_of(name), generated_path(name)
     if base == "folder:":
         raise KitError(
@@ -159,15 +163,18 @@ def load_dataset(
 
     `validation` training images are held out, and at most `train_size` (0 = all) of the others are
     used: a fixed stratified choice, the same for every seed. Of a folder they are no more than it
-    has (`fit_to_folder`). In each split every prefix is a stratified sample (`stratified_order`).
-    Ids count the images in the order of the files. Test ids follow the training ids, and the ids of
-    generated images follow the test ids; generated images are in `train` only.
+    has (`fit_to_folder`), and a user's own images (own:) are taken as they are. In each split every
+    prefix is a stratified sample (`stratified_order`). Ids count the images in the order of the
+    files. Test ids follow the training ids, and the ids of generated images follow the test ids;
+    generated images are in `train` only.
 
     Raises:
         KitError: The name is unknown, a file is missing, truncated or foreign, or the data set has
             fewer training images than are asked for.
     """
     check_data_name(name)
+    if is_own(name):
+        return load_own_images(name, root or home() / "data")
     base, file = base_of(name), generated_path(name)
     train, test, classes = _list_images(base, root or home() / "data")
     if base.startswith("folder:") and not file:

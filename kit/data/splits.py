@@ -103,6 +103,9 @@ class DataSet:
 
     def mean_std(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel, (C,), over the training images in [0, 1]."""
+        if self.train.images.is_floating_point():  # a user's own
+            deviation, mean = torch.std_mean(self.train.images.double(), (0, 2, 3), correction=0)
+            return mean.float(), deviation.clamp_min(1e-6).float()
         levels = torch.arange(256, dtype=torch.float64) / 255
         counts = torch.zeros(self.shape[0], len(levels), dtype=torch.int64)
         for images in self.train.images.split(CHUNK):

@@ -20,6 +20,7 @@ from kit.core.threat import Threat
 from kit.data.augmentation import Augment
 from kit.data.datasets import base_of, check_data_name
 from kit.data.gaussian_mixture import MIXTURE
+from kit.data.own_images import OWN
 from kit.models.architectures import check_model_name
 
 Precision = Literal["auto", "fastest", "fp32", "bf16"]
@@ -325,9 +326,10 @@ _SHORTENED = re.compile(r"(.+), (\d+) of (\d+) epochs")
 def find_recipe(name: str) -> Recipe:
     """Return the row of `RECIPES` of that name, or one made for a folder or generated images.
 
-    folder:<path>[:paper] is CIFAR-10's row on that folder, and <data>+npz:<file>[:paper] the row of
-    <data> with the file's generated images. Other scales, such as :generated, go likewise. Behind
-    any name ", 12 of 120 epochs" is the same with its schedule shortened in proportion.
+    folder:<path>[:paper] is CIFAR-10's row on that folder, own:<digest> on a user's images, and
+    <data>+npz:<file>[:paper] the row of <data> with the file's generated images. Other scales, such
+    as :generated, go likewise. Behind any name ", 12 of 120 epochs" is the same with its schedule
+    shortened in proportion.
 
     Raises:
         KitError: The name is unknown, there is nothing at the path, or the row has another number
@@ -341,7 +343,7 @@ def find_recipe(name: str) -> Recipe:
                 f"{base.epochs}, so it must be 1 to {base.epochs - 1} of {base.epochs}"
             )
         return shorten(base, epochs)
-    if not name.startswith("folder:") and "+npz:" not in name:
+    if not name.startswith(("folder:", OWN)) and "+npz:" not in name:
         if name not in RECIPES:
             raise unknown_name(
                 "recipe", name, [*RECIPES, "folder:<path>[:paper]", "<data set>+npz:<file>[:paper]"]
@@ -352,7 +354,7 @@ def find_recipe(name: str) -> Recipe:
         if name.endswith(f":{ending}"):
             data, scale = name.removesuffix(f":{ending}"), ending
     check_data_name(data)
-    row = "cifar10" if data.startswith("folder:") else base_of(data)
+    row = "cifar10" if data.startswith(("folder:", OWN)) else base_of(data)
     base = RECIPES[row if scale == "quick" else f"{row}:{scale}"]
     return replace(base, title=f"{data} with {row}'s {scale} settings", data=data)
 

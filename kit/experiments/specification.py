@@ -19,6 +19,7 @@ from typing import Any
 from kit.core.errors import KitError, describe_value, unknown_name
 from kit.core.parameters import Natural, check_value
 from kit.data.datasets import absolute_name
+from kit.data.own_images import is_own
 from kit.experiments.recipes import RECIPE_FIELDS, Recipe, find_recipe
 from kit.methods.table import METHODS, PART_NAMES, Method, check_override
 from kit.models.architectures import SMALL
@@ -195,6 +196,12 @@ def resolve(spec: RunSpec) -> Plan:
     for path, value in spec.overrides.items():
         if "." in path:
             method = method.override(path, value)
+    if is_own(chosen.data) and not spec.adopted:
+        raise KitError(
+            f"{chosen.data} are images that an adopted network is observed on, the same for "
+            "training and test, so nothing is trained on them; put images into folders and take "
+            "recipe=folder:<path>"
+        )
     if spec.adopted:  # its training is over: one state, which is its last
         chosen = replace(chosen, epochs=1, milestones=())
     usual = min(round(method.burn_in * chosen.epochs), chosen.epochs - 1) if method.reweights else 0

@@ -15,7 +15,7 @@ from kit.evaluation.statistics import paired_difference
 from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData
-from kit.figures.run_outputs import describe_setting
+from kit.figures.run_outputs import describe_setting, protected_class
 from kit.methods.regularisers import conv_weights, fuzziness, penalised_weights
 from kit.papers.claim_verdict import Estimate, exactly
 
@@ -48,7 +48,7 @@ def fuzziness_by_epoch(run: Run) -> np.ndarray:
 
 def compute_fuzziness(runs: Mapping[str, Run]) -> FigureData:
     """Cross-entropy, fuzziness of all convolutions (Eq. 8) and robust accuracy per epoch."""
-    protected = int(runs["cse"].plan.method.loss.params["protected"])
+    protected = protected_class(runs["cse"])
     methods, curves = {}, {}
     for method, run in runs.items():
         history = run.history

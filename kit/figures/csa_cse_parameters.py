@@ -10,13 +10,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from scipy import stats
 
-from kit.core.errors import unknown_name
+from kit.core.errors import KitError, unknown_name
 from kit.evaluation.statistics import share_with_interval
 from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData
 from kit.figures.run_outputs import describe_setting
 from kit.methods.regularisers import conv_weights
+from kit.methods.table import METHODS
 from kit.papers.claim_verdict import Estimate, exactly
 
 
@@ -24,21 +25,28 @@ def compute_parameters(runs: Mapping[str, Run], *, layer: int = 0) -> FigureData
     """Sizes of one convolution's parameters in each network, and where they rise in order.
 
     `layer` counts convolutions from the input. The order is that of `runs`; it is looked at in the
-    tenth of positions where the first network's parameters are largest.
+    tenth of positions where the first network's parameters are largest. Adopted networks are
+    measured beside the methods, and have no part in the order.
+
+    Raises:
+        KitError: The convolution is of another size in another network.
     """
     values = {method: layer_weights(run, layer)[1] for method, run in runs.items()}
+    _check_sizes(values, layer)
     first = next(iter(runs.values()))
-    methods = {method: measure_shape(v) for method, v in values.items()}
-    order = np.argsort(-np.abs(values[first.method]))
+    shapes = {method: measure_shape(v) for method, v in values.items()}
+    methods = {method: shape for method, shape in shapes.items() if method in METHODS}
+    order = np.argsort(-np.abs(next(iter(values.values()))))
     top = order[: max(1, len(order) // 10)]
     rising = np.ones(len(top), dtype=bool)
-    for lower, upper in pairwise(values.values()):
+    for lower, upper in pairwise([values[method] for method in methods]):
         rising &= np.abs(lower)[top] < np.abs(upper)[top]
     counted = share_with_interval(rising)
     low, *_, high = methods.values()
     facts = {
         "layer": layer_weights(first, layer)[0],
         "methods": methods,
+        "beside": {method: shape for method, shape in shapes.items() if method not in methods},
         "near_zero_ratio": _ratio(high["below_0.05"], low["below_0.05"]),
         "max_ratio": _ratio(high["max"], low["max"]),
         "order_in_top_tenth": {name: counted[name] for name in ("share", "low", "high", "n")},
@@ -46,6 +54,16 @@ def compute_parameters(runs: Mapping[str, Run], *, layer: int = 0) -> FigureData
     initial = None if first.is_adopted else layer_weights(first, layer, "initial")[1]
     extras = {"values": values, "order": order, "layer": layer, "initial": initial}
     return FigureData(facts, describe_setting(first), extras=extras)
+
+
+def _check_sizes(values: Mapping[str, np.ndarray], layer: int) -> None:
+    """Refuse networks whose parameters cannot be set side by side, position by position."""
+    if len({len(v) for v in values.values()}) > 1:
+        found = ", ".join(f"{len(v)} in {method}" for method, v in values.items())
+        raise KitError(
+            f"convolution {layer + 1} has other numbers of parameters: {found}. Sizes are compared "
+            "position by position, so take networks of one architecture"
+        )
 
 
 def layer_weights(run: Run, layer: int, which: str = "last") -> tuple[str, np.ndarray]:
@@ -89,11 +107,11 @@ def draw_parameters(data: FigureData) -> Drawing:
 
 def _draw_distribution(axes: Axes, data: FigureData) -> None:
     """Draw which share of the parameters is at most so large; the initial network is in grey."""
-    methods = data.facts["methods"]
+    shapes = data.facts["methods"] | data.facts["beside"]
     if (initial := data.extras["initial"]) is not None:
         axes.ecdf(np.abs(initial), color=s.GREY, linewidth=1.2, linestyle=":", label="initial")
     for method, v in data.extras["values"].items():
-        shape = methods[method]
+        shape = shapes[method]
         axes.ecdf(
             np.abs(v),
             color=s.colour(method),

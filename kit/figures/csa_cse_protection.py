@@ -14,7 +14,7 @@ from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData, format_points
 from kit.figures.csa_cse_parameters import measure_shape
-from kit.figures.run_outputs import describe_setting
+from kit.figures.run_outputs import describe_setting, protected_class
 from kit.methods.regularisers import conv_weights
 from kit.papers.claim_verdict import Estimate, exactly
 
@@ -31,10 +31,11 @@ def compute_class_protection(runs: Mapping[str, Run], *, attack: str = "pgd20") 
     """Accuracy of the protected class and of all classes, without attack and under one.
 
     Beside them stand the paired differences that the paper speaks of: of the protected class from
-    one network of Fig. 4 to the next, and of all classes from STD to CSA and to CSE.
+    one network of Fig. 4 to the next, and of all classes from STD to CSA and to CSE. Adopted
+    networks have their accuracies beside them.
     """
     first = next(iter(runs.values()))
-    protected = int(runs["csa"].plan.method.loss.params["protected"])
+    protected = protected_class(runs["csa"])
     attacks = ("natural", attack)
     broken: dict[str, dict[str, np.ndarray]] = {name: {} for name in attacks}
     y = np.array([])

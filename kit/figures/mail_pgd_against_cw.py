@@ -23,6 +23,7 @@ PRINTED_INTERACTION = 17.65
 def compute_pgd_against_cw(runs: Mapping[str, Run], *, aa: Count = 100) -> FigureData:
     """AT and GAIRAT on clean images, under PGD-100, CW and AutoAttack, and the interaction.
 
+    Adopted networks have their accuracies beside them.
     The interaction is GAIRAT - AT under PGD minus the same under CW or AutoAttack, paired over
     images. AutoAttack sees the first `aa` test images.
     """
@@ -69,8 +70,8 @@ def measure_interaction(right: dict[str, dict[str, np.ndarray]], other: str) -> 
 
 
 def draw_pgd_against_cw(data: FigureData) -> Drawing:
-    """Draw accuracy as a pair of bars per attack, and the interaction beside the printed one."""
-    drawing = Drawing(7.6, 3.1)
+    """Draw accuracy as bars per attack, and the interaction beside the printed one."""
+    drawing = Drawing(6.6 + 0.5 * len(data.facts["accuracy"]), 3.1)
     bars, dots = drawing.subplots(1, 2, width_ratios=(5, 3))
     _draw_paired_bars(bars, data.facts["accuracy"], data.facts["n"])
     _draw_interaction(dots, data.facts["interaction"], data.facts["n"])
@@ -82,11 +83,11 @@ def _attack_or_clean(name: str) -> str:
 
 
 def _draw_paired_bars(axes: Axes, accuracy: dict[str, dict], n: dict[str, int]) -> None:
-    """Draw accuracy with Wilson's interval, a pair of bars per attack."""
-    width = 0.38
-    for side, (method, found) in zip((-0.5, 0.5), accuracy.items(), strict=True):
+    """Draw accuracy with Wilson's interval, bars of all networks per attack."""
+    width = 0.76 / len(accuracy)
+    for rank, (method, found) in enumerate(accuracy.items()):
         share, low, high = np.array(list(found.values())).T
-        place = np.arange(len(share)) + side * width
+        place = np.arange(len(share)) + (rank - (len(accuracy) - 1) / 2) * width
         axes.bar(
             place,
             share,
@@ -101,7 +102,7 @@ def _draw_paired_bars(axes: Axes, accuracy: dict[str, dict], n: dict[str, int]) 
             s.write_above(axes, x, top, f"{100 * value:.0f}")
         axes.annotate(
             s.label(method),
-            (1, 0.97 - 0.09 * (side > 0)),
+            (1, 0.97 - 0.09 * rank),
             xycoords="axes fraction",
             ha="right",
             va="top",
@@ -113,7 +114,7 @@ def _draw_paired_bars(axes: Axes, accuracy: dict[str, dict], n: dict[str, int]) 
         xticks=range(len(n)),
         ylim=(0, 1.08),
         ylabel="test accuracy, 95 % interval",
-        title="AT and GAIRAT",
+        title=" and ".join(map(s.label, accuracy)),
     )
     axes.set_xticklabels([f"{_attack_or_clean(name)}\nn = {size}" for name, size in n.items()])
     s.share_axis(axes)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kit.core.errors import KitError, unknown_name
+from kit.data.own_images import is_own
 from kit.evaluation.accuracy import evaluate
 from kit.experiments.runs import Run
 from kit.methods.criteria import confused_labels
@@ -78,6 +79,16 @@ def epoch_probabilities(run: Run, epoch: int, counted: str) -> tuple[Tensor, Ten
     return logits.softmax(dim=1), torch.from_numpy(run.final["train_y"].astype(np.int64))
 
 
+def protected_class(run: Run) -> int:
+    """Return the class that a run's costs protect.
+
+    Raises:
+        KitError: The run was adopted, so that its costs are unknown.
+    """
+    run.check_trained_here("the class that its costs protect")
+    return int(run.plan.method.loss.params["protected"])
+
+
 def count_confused(probs: Tensor, y: Tensor) -> np.ndarray:
     """Number of examples that have 0, 1, ..., K-1 confused labels, (K,)."""
     return np.bincount(confused_labels(probs, y).numpy(), minlength=probs.shape[1])
@@ -107,7 +118,10 @@ def count_seeds(seeds: int) -> str:
 def describe_setting(run: Run, *, seed: bool = True) -> str:
     """Data, network, threat and seed of a run, for captions."""
     recipe = run.plan.recipe
-    words = f"{recipe.data}, {recipe.model}, {recipe.threat}"
+    data = recipe.data
+    if is_own(data):
+        data = f"{len(run.final['test_y'])} images of one's own for training and test images"
+    words = f"{data}, {recipe.model}, {recipe.threat}"
     return f"{words}, seed {run.spec.seed}" if seed and not run.is_adopted else words
 
 

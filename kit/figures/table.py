@@ -9,9 +9,12 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kit.core.errors import KitError, unknown_name
 from kit.core.progress import Progress
 from kit.core.registry import Registry
+from kit.data.datasets import absolute_name
 from kit.experiments.devices import pick_device, threads_for
 from kit.experiments.runs import Run, output_folder
 from kit.figures import (
@@ -55,7 +58,7 @@ from kit.figures import (
     vir_two_gaussians,
 )
 from kit.figures.base import Claim, Drawing, FigureData
-from kit.figures.style import styled
+from kit.figures.style import label, styled
 from kit.methods.table import SQUARES
 from kit.papers.printed_data import figures_by_number
 
@@ -90,8 +93,8 @@ class FigureRow:
     """A figure: what it computes, how it is drawn, its caption, and what it decides.
 
     `compute(runs, **options)` takes {method: Run} of `methods`, those that the paper's figure
-    shows; a single run if `one`; or a list if `any`. What it returns, `draw`, `caption` and
-    `decide` take.
+    shows, and if `beside` then also {name: Run} of adopted networks; a single run if `one`; or a
+    list if `any`. What it returns, `draw`, `caption` and `decide` take.
     """
 
     title: str
@@ -103,6 +106,7 @@ class FigureRow:
     methods: tuple[str, ...]
     one: bool = False  # draws any single run, whatever its method
     any: bool = False  # draws whatever runs it is given, several seeds of a method among them
+    beside: bool = False  # draws adopted networks beside the runs of its methods
     recipe: str = ""  # the only recipe whose runs it draws; any if empty
     #: what to look at; where there is none, the claims say it
     notice: Callable[[FigureData], str] | None = None
@@ -221,6 +225,7 @@ FIGURES = Registry(
             mail_pgd_against_cw.describe_pgd_against_cw,
             mail_pgd_against_cw.decide_pgd_against_cw,
             ("at", "gairat"),
+            beside=True,
         ),
         "same-margin": FigureRow(
             "examples of equal margin, sized by MAIL's and by MR's weight",
@@ -280,6 +285,7 @@ FIGURES = Registry(
             csa_cse_parameters.describe_parameters,
             csa_cse_parameters.decide_parameters,
             ("adv", "csa"),
+            beside=True,
         ),
         "parameters-l2": FigureRow(
             "first-layer parameters with an L2 term",
@@ -289,6 +295,7 @@ FIGURES = Registry(
             csa_cse_parameters.describe_parameters,
             csa_cse_parameters.decide_parameters,
             ("adv", "csa-l2", "csa"),
+            beside=True,
         ),
         "min-max-origin": FigureRow(
             "parameters at the start, after STD and after ADV",
@@ -307,6 +314,7 @@ FIGURES = Registry(
             csa_cse_protection.describe_class_protection,
             csa_cse_protection.decide_class_protection,
             ("std", "adv", "csa-l2", "csa", "cse"),
+            beside=True,
         ),
         "fuzziness": FigureRow(
             "loss, fuzziness and robustness over training",
@@ -542,6 +550,7 @@ FIGURES = Registry(
             vir_confusion.describe_confusion,
             vir_confusion.decide_confusion,
             ("std", "at", "trades", "mart"),
+            beside=True,
         ),
         "class-hardness": FigureRow(
             "errors by class under natural training and under AT",
@@ -681,14 +690,16 @@ def draw(
     """Draw a figure from finished runs, and save PNG, SVG and JSON provenance in `folder`.
 
     `name` is a row of FIGURES, or a paper's own number, such as mail-4 or clirat-1a. `options` are
-    those of the row's `compute`.
+    those of the row's `compute`. Adopted networks are drawn beside the row's methods where the
+    figure has room for them. In a mapping {method: run} an adopted network stands in for that
+    method, and the caption says so.
 
     Returns:
         A matplotlib Figure with .facts, .claims, .caption and .files.
 
     Raises:
         KitError: A figure or an option is unknown, or runs are missing; it names the command that
-            makes them.
+            makes them. An adopted network has no place in the figure, or lacks what it needs.
     """
     name = NUMBERS.get(name, name)
     row = FIGURES[name]
@@ -698,6 +709,7 @@ def draw(
         else list(runs.values() if isinstance(runs, Mapping) else runs)
     )
     _check_runs(name, row, given)
+    arranged, stand_ins = _arrange_runs(name, row, runs, given)
     for option in options:
         if option not in row.options:
             raise unknown_name(f"option of '{name}'", option, row.options)
@@ -705,7 +717,10 @@ def draw(
     # Some figures attack, so the network's own number of threads is set.
     progress = Progress(f"drawing {name}", 0)
     with progress, styled(), threads_for(given[0].plan.recipe.model, pick_device("cpu")):
-        drawing = row.make(_arrange_runs(row, given), **options)
+        drawing = row.make(arranged, **options)
+    if stand_ins:
+        words = ", ".join(f"{label(method)} is {run.method}" for method, run in stand_ins.items())
+        drawing.caption += f" Networks that were trained elsewhere stand in: {words}."
     dead = tuple(str(run.spec) for run in given if run.learned_nothing)
     drawing.claims = [replace(claim, dead=dead) for claim in drawing.claims]
     drawing.notice = drawing.notice or notice_claims(drawing.claims)
@@ -739,21 +754,68 @@ def _check_runs(name: str, row: FigureRow, given: list[Run]) -> None:
         )
     if row.one and len(given) != 1:
         raise KitError(f"'{name}' draws exactly one run, it was given {len(given)}")
-    there = {run.method for run in given}
-    missing = [method for method in row.methods if method not in there]
-    if missing and not row.one and not row.any:
+
+
+def _arrange_runs(
+    name: str, row: FigureRow, runs: Run | Iterable[Run] | Mapping[str, Run], given: list[Run]
+) -> tuple[Run | list[Run] | dict[str, Run], dict[str, Run]]:
+    """Return the runs as `row.compute` takes them, and {method: adopted run that stands in}.
+
+    Raises:
+        KitError: A method's run is missing, or a run has no place.
+    """
+    if row.one:
+        return given[0], {}
+    if row.any:
+        return given, {}
+    stand_ins = {
+        method: run
+        for method, run in (runs.items() if isinstance(runs, Mapping) else ())
+        if run.is_adopted and method in row.methods
+    }
+    others = {
+        run.method: run
+        for run in given
+        if run.is_adopted and not any(run is one for one in stand_ins.values())
+    }
+    by_method = {run.method: run for run in given if not run.is_adopted} | stand_ins
+    missing = [method for method in row.methods if method not in by_method]
+    if missing:
         like = f" --recipe {given[0].spec.recipe} --seed {given[0].spec.seed}"
         raise KitError(
             f"'{name}' also needs a run of {', '.join(missing)}: "
             + "; ".join(f"python -m kit train {method}{like}" for method in missing)
         )
+    if others and not row.beside:
+        raise KitError(
+            f"'{name}' compares {', '.join(row.methods)} and has no place beside them for "
+            f"{', '.join(others)}, trained elsewhere. An adopted network can stand in for a "
+            f"method: kit.draw('{name}', {{'{row.methods[-1]}': adopted, ...}})"
+        )
+    arranged = {method: by_method[method] for method in row.methods} | others
+    if stand_ins or others:
+        _check_same_images(name, arranged)
+    return arranged, stand_ins
 
 
-def _arrange_runs(row: FigureRow, given: list[Run]) -> Run | list[Run] | dict[str, Run]:
-    """The runs as `row.compute` takes them."""
-    if row.one:
-        return given[0]
-    if row.any:
-        return given
-    by_method = {run.method: run for run in given}
-    return {method: by_method[method] for method in row.methods}
+def _check_same_images(name: str, runs: Mapping[str, Run]) -> None:
+    """Refuse networks that were observed on other test images than the first, or another threat."""
+    (first, one), *others = runs.items()
+    for method, run in others:
+        same = np.array_equal(run.final["test_ids"], one.final["test_ids"])
+        if not same or _terms(run) != _terms(one):
+            raise KitError(
+                f"'{name}' compares networks on the same images and under one threat: {first} has "
+                f"{_describe_terms(one)}, {method} {_describe_terms(run)}; adopt with the same "
+                "recipe and overrides, and with n as large as the test images are many"
+            )
+
+
+def _terms(run: Run) -> tuple:
+    recipe = run.plan.recipe
+    return absolute_name(recipe.data), recipe.threat
+
+
+def _describe_terms(run: Run) -> str:
+    recipe = run.plan.recipe
+    return f"{len(run.final['test_y'])} test images of {recipe.data} under {recipe.threat}"

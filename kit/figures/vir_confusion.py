@@ -14,6 +14,7 @@ from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData
 from kit.figures.run_outputs import describe_setting
+from kit.methods.table import METHODS
 from kit.papers.claim_verdict import Estimate, exactly
 
 #: The method of the first panel, which sees no attack in training.
@@ -21,10 +22,11 @@ NATURAL_TRAINING = "std"
 
 
 def compute_confusion(runs: Mapping[str, Run], *, attack: str = "pgd100") -> FigureData:
-    """Confusion matrix of natural training on clean images, then one per method under `attack`.
+    """Confusion matrix of natural training on clean images, then one per network under `attack`.
 
-    AT's own matrix on clean images is not drawn. It is among the facts, because the claim compares
-    AT under attack with AT on clean images, so that training is the same on both sides.
+    Adopted networks have panels, and no part in the claims. AT's own matrix on clean images is not
+    drawn. It is among the facts, because the claim compares AT under attack with AT on clean
+    images, so that training is the same on both sides.
     """
     first = next(iter(runs.values()))
     classes = first.record["classes"]
@@ -33,19 +35,22 @@ def compute_confusion(runs: Mapping[str, Run], *, attack: str = "pgd100") -> Fig
         method: evaluate(run, ["natural", attack], quiet=True) for method, run in defended.items()
     }
     naturally = evaluate(runs[NATURAL_TRAINING], ["natural"], quiet=True)
+    under = s.attack_label(attack)
     first_panel = f"{s.label(NATURAL_TRAINING)}, natural"
     counts = {first_panel: confusion(naturally, "natural")} | {
-        f"{s.label(method)}, {s.attack_label(attack)}": confusion(table, attack)
-        for method, table in tables.items()
+        f"{s.label(method)}, {under}": confusion(table, attack) for method, table in tables.items()
     }
-    panels = {title: measure_disparity(found, classes) for title, found in counts.items()}
+    shown = {title: measure_disparity(found, classes) for title, found in counts.items()}
+    adopted = {f"{s.label(name)}, {under}" for name in defended if name not in METHODS}
+    panels = {title: found for title, found in shown.items() if title not in adopted}
     facts = {
         "attack": attack,
         "n": int(counts[first_panel].sum()),
         "panels": panels,
+        "beside": {title: found for title, found in shown.items() if title in adopted},
         "natural training": panels[first_panel],
         "natural": measure_disparity(confusion(tables["at"], "natural"), classes),
-        "attacked": panels[f"{s.label('at')}, {s.attack_label(attack)}"],
+        "attacked": panels[f"{s.label('at')}, {under}"],
     }
     return FigureData(facts, describe_setting(first), extras={"counts": counts, "classes": classes})
 

@@ -152,7 +152,12 @@ def parser() -> argparse.ArgumentParser:
         "adopt", help="make a run of a network that was trained elsewhere, from its checkpoint"
     )
     adopt.add_argument("file", type=Path, help="a state dict: .pt, .pth, .safetensors, ...")
-    adopt.add_argument("--recipe", default="digits", help="its images and its threat")
+    adopt.add_argument(
+        "--recipe", default="", help="its images, threat and attack steps (default: digits)"
+    )
+    adopt.add_argument(
+        "--data", help="images in place of the recipe's: an .npz, x (N, C, H, W) and y (N,)"
+    )
     adopt.add_argument(
         "--architecture", default="", help="a name of `list models` (default: what the file fits)"
     )
@@ -451,6 +456,7 @@ def _adopt(options: argparse.Namespace) -> int:
     adopt(
         options.file,
         options.recipe,
+        data=options.data,
         name=options.name,
         architecture=options.architecture,
         normalise=options.normalise or None,

@@ -181,6 +181,21 @@ def guessed_wide_resnet(saved: SavedNetwork) -> list[str]:
     return [f"wrn-{6 * (max(blocks) + 1) + 4}-{len(first) // 16}"]
 
 
+def guessed_classes(saved: SavedNetwork) -> int:
+    """Return the number of outputs of a file's last layer: the rows of its last matrix.
+
+    Raises:
+        KitError: No tensor is a matrix.
+    """
+    matrices = [value for value in saved.tensors.values() if value.dim() == 2]
+    if not matrices:
+        raise KitError(
+            "the checkpoint has no linear layer, so its number of classes is unknown; pass the "
+            "network itself in place of the file"
+        )
+    return len(matrices[-1])
+
+
 def choose_fit(
     saved: SavedNetwork, architecture: str, shape: tuple[int, int, int], num_classes: int
 ) -> Fit:

@@ -245,11 +245,17 @@ class Study:
         return adopted
 
     def draw(
-        self, figure: str, methods: str | list[Run] = "", *, under: str = "", **options
+        self,
+        figure: str,
+        methods: str | list[Run] | Mapping[str, Run] = "",
+        *,
+        under: str = "",
+        **options,
     ) -> Drawing:
         """Draw a figure of kit.FIGURES, and save it in the study's folder, or `under` it.
 
-        It is drawn from the runs of `methods`: names, or runs; all that are open if there are none.
+        It is drawn from the runs of `methods`: names, or runs as `kit.draw` takes them; all open
+        ones if there are none.
 
         Raises:
             KitError: The figure, a method or an option is unknown, or a run cannot be trained.
@@ -259,8 +265,8 @@ class Study:
             if isinstance(methods, str) and methods
             else methods or self.opened.values()
         )
-        runs = list(given)
-        self._count_training(runs)
+        runs = given if isinstance(given, Mapping) else list(given)
+        self._count_training(runs.values() if isinstance(runs, Mapping) else runs)
         return self._keep(draw(figure, runs, folder=self.folder / under, **options))
 
     def _keep(self, drawing: Made) -> Made:

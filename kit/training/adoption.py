@@ -22,10 +22,19 @@ from torch import Tensor, nn
 from kit.attacks.clean_images import predict
 from kit.attacks.contract import check_inputs, frozen
 from kit.core.errors import KitError
-from kit.core.files import load_arrays, lock_folder, save_arrays, save_checkpoint, write_sealed_json
+from kit.core.files import (
+    home,
+    load_arrays,
+    lock_folder,
+    save_arrays,
+    save_checkpoint,
+    write_sealed_json,
+)
 from kit.core.parameters import Count, check_value
 from kit.core.progress import format_duration
-from kit.data.splits import DataSet
+from kit.core.threat import Threat
+from kit.data.own_images import data_set_of, keep_own_images, split_of
+from kit.data.splits import DataSet, Split
 from kit.experiments.devices import pick_device, threads_for
 from kit.experiments.runs import (
     Run,
@@ -38,7 +47,7 @@ from kit.experiments.runs import (
 from kit.experiments.specification import Plan, RunSpec, resolve
 from kit.methods.table import METHODS
 from kit.models.architectures import MODELS, Normalise, put_normalisation_first
-from kit.models.field_layouts import choose_fit, load_fit, unwrap_state
+from kit.models.field_layouts import choose_fit, guessed_classes, load_fit, unwrap_state
 from kit.models.saved_states import read_saved_state
 from kit.training.checkpoint import TrainingState, write_run_record
 from kit.training.loop import final_pass, observe_probes
@@ -53,8 +62,10 @@ Normalisation = bool | tuple[Any, Any] | None
 
 def adopt(
     model_or_path: nn.Module | Path | str,
-    recipe: str = "digits",
+    recipe: str = "",
     *,
+    data: Any = None,
+    threat: Threat | None = None,
     name: str = "",
     architecture: str = "",
     normalise: Normalisation = None,
@@ -70,45 +81,105 @@ def adopt(
     by default a file's is the one that it fits, and a network is taken as it is. Such a network is
     known in this process alone; a row of `kit.MODELS` that builds it makes it known in others.
 
-    recipe: its images, threat and attack steps; `overrides` changes its fields, say {"eps": 0.03}.
-    n: images of each split that are observed. normalise: whether the network gets (x - mean) / std
-    of the recipe's images, or (mean, std) themselves; by default as the file's buffers say.
+    recipe: its images, threat and attack steps (by default digits, and with `data` what CIFAR-10
+    has); `overrides` changes its fields, say {"steps": 20}. data: images and labels in place of the
+    recipe's: (x, y), with x (N, C, H, W) uint8 or floats in [0, 1], a torch Dataset or DataLoader
+    (its first `n`), or an .npz with arrays x and y. They are kept once in `data/own/`, and stand
+    for training and test images alike. threat: in place of the recipe's; data without a recipe
+    needs it. n: images of each split that are observed.
+
+    normalise: whether the network gets (x - mean) / std of these images, or (mean, std) themselves;
+    by default as the file's buffers say.
 
     What it was like in training is not known: `run.history` and the figures of it refuse.
 
     Raises:
         KitError: The file is no safe checkpoint, fits no architecture, classes or image size, the
-            network cannot be attacked, or it is right on no more images than chance allows. Then
-            nothing is stored.
+            data are no such images, the network cannot be attacked, or it is right on no more
+            images than chance allows. Then nothing is stored.
     """
     check_value("n", n, Count)
     where = pick_device(device)
     name = _check_name(name or _usual_name(model_or_path))
-    changes = dict(overrides or {})
-    asked = resolve(RunSpec("std", recipe, 0, {"epochs": 1, "milestones": [], **changes}))
-    data = open_dataset(asked)
+    changes = dict(overrides or {}) | _threat_settings(threat, overrides or {})
+    if data is None:
+        recipe = recipe or "digits"
+        images = open_dataset(resolve(RunSpec(name, recipe, 0, changes, {"images": n})))
+    else:
+        images = _own_images(data, n, model_or_path)
+        recipe, n = _put_in_recipe(images, recipe, changes), len(images.test)
     if not isinstance(model_or_path, nn.Module):
-        net, architecture = network_of_state(read_saved_state(model_or_path), architecture, data)
+        net, architecture = network_of_state(read_saved_state(model_or_path), architecture, images)
     elif architecture:
-        net, architecture = network_of_state(model_or_path.state_dict(), architecture, data)
+        net, architecture = network_of_state(model_or_path.state_dict(), architecture, images)
     else:
         net, architecture = own_network(model_or_path, name), name
     # what a network that is taken as it is does inside is its own affair
     before = _normalises(net) and not isinstance(MODELS.get(architecture), KeptNetwork)
-    net = put_normalisation(net, normalise, data)
+    net = put_normalisation(net, normalise, images)
     changes |= {"model": architecture} | ({"normalise": True} if before or normalise else {})
     adopted = {"weights": weights_digest(net), "images": n}
     plan = resolve(RunSpec(name, recipe, 0, changes, adopted))
     folder = run_folder(plan)
     if not is_done(folder):
-        look_at_network(net.to(where), data, where, name, quiet)
+        look_at_network(net.to(where), images, where, name, quiet)
+    if data is not None:
+        keep_own_images(images, home() / "data")
+    if not is_done(folder):
         with lock_folder(folder), threads_for(architecture, where):
             if not is_done(folder):
-                observe_network(plan, net, data, where)
+                observe_network(plan, net, images, where)
     run = run_of(plan)
     if not quiet:
         print(f"{run} ({format_duration(run.done['seconds'])})", flush=True)
     return run
+
+
+def _threat_settings(threat: Threat | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a threat as overrides of a recipe."""
+    if threat is None:
+        return {}
+    if not isinstance(threat, Threat):
+        raise KitError(f"threat={threat!r} must be a threat, such as kit.Threat('linf', 8 / 255)")
+    if both := {"norm", "eps"} & set(overrides):
+        raise KitError(f"threat and overrides both set {' and '.join(sorted(both))}; leave one out")
+    if threat.doubt:
+        raise KitError(threat.doubt)
+    return {"norm": threat.norm, "eps": threat.eps}
+
+
+def _own_images(data: Any, n: int, model_or_path: nn.Module | Path | str) -> DataSet:
+    """Return what the user gave as a data set of as many classes as the network has outputs."""
+    given = split_of(data, 0 if isinstance(data, (tuple, list)) else n)
+    return data_set_of(given, _count_outputs(model_or_path, given), n)
+
+
+def _put_in_recipe(images: DataSet, recipe: str, changes: dict[str, Any]) -> str:
+    """Set a user's images in the changes of the recipe; return the recipe, theirs by default.
+
+    Raises:
+        KitError: There is neither a recipe nor a threat.
+    """
+    if recipe:
+        changes["data"] = images.name
+    elif "eps" not in changes:
+        raise KitError(
+            "data brings no threat; pass threat=kit.Threat('linf', 8 / 255), or the recipe whose "
+            "threat is meant"
+        )
+    return recipe or images.name
+
+
+def _count_outputs(model_or_path: nn.Module | Path | str, images: Split) -> int:
+    """Return the number of a network's classes: its outputs, or those of a file's last layer."""
+    if not isinstance(model_or_path, nn.Module):
+        return guessed_classes(unwrap_state(read_saved_state(model_or_path)))
+    device = next((p.device for p in model_or_path.parameters()), torch.device("cpu"))
+    one = images.take(slice(0, 1)).to(device)
+    x = one.x().float()
+    check_inputs(model_or_path, x, one.y)
+    with frozen(model_or_path):
+        return model_or_path(x).shape[1]
 
 
 def _usual_name(model_or_path: nn.Module | Path | str) -> str:

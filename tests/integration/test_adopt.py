@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import kit
 from kit.core.errors import KitError
+from kit.core.files import home as home_folder
+from kit.data.splits import Split
 from kit.evaluation import robustness_audit
 from kit.evaluation.accuracy import evaluate
-from kit.experiments.runs import find_run, run_folders
+from kit.experiments.runs import cached_dataset, find_run, run_folders
 from kit.figures.table import FIGURES
 from kit.jobs.archive import verify_run
 from kit.jobs.command_line import main
@@ -185,6 +188,142 @@ def test_what_an_adopted_run_cannot_know_is_said_in_one_sentence(ask, adopted):
         ask(adopted)
 
 
+# --------------------------------------------------------------------------------- one's own images
+
+OWN_THREAT = kit.Threat("linf", 0.15)
+
+
+@pytest.fixture(scope="module")
+def pairs(trained):
+    test = trained.data().test
+    return test.x(slice(0, 120)), test.y[:120]
+
+
+@pytest.fixture(scope="module")
+def on_own(trained, pairs):
+    return kit.adopt(trained.model(), data=pairs, threat=OWN_THREAT, name="on-own", quiet=True)
+
+
+def test_own_images_stand_for_the_recipes(trained, pairs, on_own):
+    """The images are the user's, with their numbers for ids; nothing of a recipe's is read."""
+    (x, y), data = pairs, on_own.data()
+    assert on_own.plan.recipe.threat == OWN_THREAT and len(data.test) == len(data.train) == 120
+    assert sorted(data.test.ids.tolist()) == list(range(120))
+    assert torch.equal(data.test.x(), x[data.test.ids]) and torch.equal(
+        data.test.y, y[data.test.ids]
+    )
+    table = kit.evaluate(on_own, ["natural", "pgd20"], quiet=True)
+    direct = kit.evaluate(trained.model(), ["natural"], data=pairs, threat=OWN_THREAT, quiet=True)
+    assert table.accuracy["natural"] == direct.accuracy["natural"]
+    assert verify_run(on_own.folder) == [] and find_run(on_own.key).spec == on_own.spec
+    with pytest.raises(KitError, match="nothing is trained on them"):
+        kit.run("at", on_own.spec.recipe)
+
+
+def test_own_images_in_every_form_are_one_run(trained, pairs, on_own, tmp_path):
+    x, y = pairs
+    pixels = (x * 255).round().to(torch.uint8)
+    np.savez(tmp_path / "own.npz", x=pixels.numpy(), y=y.numpy())
+    for data in (
+        (pixels, y),
+        [x.numpy(), y.numpy()],
+        (x.double(), y),
+        TensorDataset(x, y),
+        DataLoader(TensorDataset(x, y), batch_size=32),
+        Split(pixels, y, torch.arange(120)),
+        tmp_path / "own.npz",
+    ):
+        run = kit.adopt(trained.model(), data=data, threat=OWN_THREAT, name="on-own", quiet=True)
+        assert run.key == on_own.key
+
+
+@pytest.mark.parametrize("figure", ["pm-by-lps", "every-weight", "attack-curves"])
+def test_figures_of_own_images_say_so(figure, on_own, tmp_path):
+    caption = kit.draw(figure, on_own, folder=tmp_path).caption
+    assert "120 images of one's own" in caption
+    plt.close("all")
+
+
+def test_own_images_are_audited_and_weighed(on_own, monkeypatch):
+    monkeypatch.setattr(robustness_audit, "AUDIT_STEPS", robustness_audit.AUDIT_STEPS[:2])
+    assert kit.audit(on_own, quiet=True).steps["n"].tolist()[0] == 120
+    assert (kit.whatif(on_own, "mail-at clirat")["n"] == 120).all()
+
+
+def test_own_floats_keep_their_values_and_give_the_normalisation(own):
+    """A recipe lends its threat and its name; mean and deviation are those of the images."""
+    draw = torch.Generator().manual_seed(0)
+    x = 0.2 + 0.3 * torch.rand(60, 1, 8, 8, generator=draw)
+    with torch.no_grad():
+        y = own(x).argmax(dim=1)
+    y[0] = (y[0] + 1) % 10  # two classes, whatever it says of noise
+    run = kit.adopt(own, "digits", data=(x, y), name="floats", quiet=True)
+    assert run.plan.recipe.eps == kit.RECIPES["digits"].eps
+    data = run.data()
+    assert torch.equal(data.test.images, x[data.test.ids])
+    mean, std = data.mean_std()
+    torch.testing.assert_close((mean, std), (x.mean()[None], x.std(correction=0)[None]))
+
+
+def test_a_sample_of_many_images_holds_every_class(trained):
+    split = trained.data().train
+    order = split.y.argsort()  # one class after the other
+    data = (split.x()[order], split.y[order])
+    run = kit.adopt(trained.model(), data=data, threat=OWN_THREAT, n=50, name="sorted", quiet=True)
+    assert len(run.data().test) == 50 and run.data().test.y.bincount(minlength=10).min() >= 4
+
+
+def test_a_file_is_adopted_on_own_images_and_opened_elsewhere(checkpoint, pairs, tmp_path, capsys):
+    np.savez(tmp_path / "own.npz", x=pairs[0].numpy(), y=pairs[1].numpy())
+    words = ["--data", str(tmp_path / "own.npz"), "--name", "from-file"]
+    assert main(["adopt", str(checkpoint), *words]) == 2
+    assert "data brings no threat" in capsys.readouterr().err
+    assert main(["adopt", str(checkpoint), *words, "--set", "eps=0.15"]) == 0
+    key = capsys.readouterr().out.rpartition("; ")[2][:12]
+    code = f"from kit.experiments.runs import find_run; r = find_run('{key}'); r.model(); r.data()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    run = find_run(key)
+    kept = home_folder() / "data" / "own" / f"{run.spec.recipe.removeprefix('own:')}.npz"
+    aside = kept.rename(tmp_path / "aside.npz")
+    cached_dataset.cache_clear()
+    with pytest.raises(KitError, match=r"are not here.*adopt it again with the same data"):
+        run.data()
+    kit.adopt(checkpoint, data=aside.parent / "own.npz", name="from-file", overrides={"eps": 0.15})
+    assert kept.read_bytes() == aside.read_bytes() and len(run.data().test) == 120
+
+
+def test_own_data_that_do_not_fit_are_one_sentence_and_nothing_is_stored(trained, pairs):
+    (x, y), net = pairs, trained.model()
+    before = run_folders(), sorted((home_folder() / "data").glob("own/*"))
+    for words, data in {
+        "pixels run from": (x * 255, y),
+        "labels run from 100": (x, y + 100),
+        "labels run from 1 to 10; the network has 10 outputs": (x, y + 1),
+        "cannot take images": (x[:, :, :4, :4], y),
+        "are of class 3": (x, y * 0 + 3),
+        "no more than chance": (x, y.flip(0)),
+        "torch.float32; expected": (x, y.float()),
+        "labels of shape .99,": (x, y[:99]),
+        "there are no images": (x[:0], y[:0]),
+        "data is of type int": 7,
+        "there is no file": "nowhere.npz",
+        "too coarse": (x.half(), y),
+    }.items():
+        with pytest.raises(KitError, match=words) as caught:
+            kit.adopt(net, data=data, threat=OWN_THREAT, name="unfit", quiet=True)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(KitError, match="images of 4x8; a run's are square"):
+        kit.adopt(Own(32), data=(x[:, :, :4], y), threat=OWN_THREAT, name="unfit")
+    for words, changes in {
+        "brings no threat": {},
+        "both set eps": {"threat": OWN_THREAT, "overrides": {"eps": 0.1}},
+        "must be a threat": {"threat": 0.1},
+    }.items():
+        with pytest.raises(KitError, match=words):
+            kit.adopt(net, data=pairs, name="unfit", quiet=True, **changes)
+    assert before == (run_folders(), sorted((home_folder() / "data").glob("own/*")))
+
+
 # -------------------------------------------------------------------------- networks and file names
 
 
@@ -254,6 +393,27 @@ def test_the_command_line_adopts_and_what_it_made_is_used_by_its_key(checkpoint,
     assert main(["adopt", str(checkpoint), "--architecture", "resnet18"]) == 2
     assert "It fits cnn; pass that as architecture" in capsys.readouterr().err
     assert main(["list", "models"]) == 0 and "resnet18" in capsys.readouterr().out
+
+
+def test_a_safetensors_file_is_the_same_network(checkpoint, adopted, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch", reason="an extra: networks")
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    path = tmp_path / "last-night.safetensors"
+    safetensors.save_file({name: value.contiguous() for name, value in state.items()}, path)
+    assert kit.adopt(path, overrides=FIELDS, n=200, quiet=True).key == adopted.key
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(KitError, match="is damaged, cut short"):
+        kit.adopt(path)
+
+
+def test_timms_networks_are_built_by_name_and_an_unknown_one_is_a_short_error():
+    pytest.importorskip("timm", reason="an extra: networks")
+    net = build_network("timm:resnet10t", (3, 32, 32), 7).eval()
+    with torch.no_grad():
+        assert net(torch.rand(2, 3, 32, 32)).shape == (2, 7)
+    with pytest.raises(KitError, match="there is no network in timm 'resnet10s'") as caught:
+        build_network("timm:resnet10s", (3, 32, 32), 7)
+    assert len(str(caught.value)) < 400
 
 
 def test_another_process_opens_it(adopted):

@@ -151,6 +151,89 @@ def test_every_figure_draws_and_says_where_it_came_from(name, runs, tmp_path, br
     assert not any(claim.exact is not None and claim.estimates for claim in drawing.claims)
 
 
+#: Figures of several networks that draw an adopted one beside the trained ones.
+BESIDE = {
+    "pgd-against-cw",
+    "parameters",
+    "parameters-l2",
+    "class-protection",
+    "every-method",
+    "confusion",
+    "attack-ladder",
+    "black-box",
+}
+
+
+@pytest.fixture(scope="module")
+def adopted(home):
+    network = kit.run("trades", overrides=TINY, quiet=True).model()
+    fields = {name: TINY[name] for name in ("eps", "steps", "probe", "train_size", "validation")}
+    return kit.adopt(network, "digits", name="from-elsewhere", overrides=fields, quiet=True)
+
+
+@pytest.mark.parametrize("name", [name for name, row in FIGURES.items() if not row.one])
+def test_an_adopted_network_is_drawn_beside_others_or_told_why_not(
+    name, runs, adopted, tmp_path, brief
+):
+    row, given = FIGURES[name], list(runs(FIGURES[name]).values())
+    if name in BESIDE:
+        alone = kit.draw(name, given, folder=tmp_path)
+        both = kit.draw(name, [*given, adopted], folder=tmp_path)
+        assert "from-elsewhere" in (tmp_path / f"{name}.json").read_text()
+        if row.beside:
+            assert [c.estimates for c in both.claims] == [c.estimates for c in alone.claims]
+            assert "FROM-ELSEWHERE" in (tmp_path / f"{name}.svg").read_text()
+    else:
+        with pytest.raises(KitError) as caught:
+            kit.draw(name, [*given, adopted], folder=tmp_path)
+        said = str(caught.value)
+        assert "\n" not in said and re.search("elsewhere|of recipe mixture alone", said), said
+
+
+#: Methods of a figure for which an adopted network can stand in.
+STAND_INS = {
+    "pgd-against-cw": {"at", "gairat"},
+    "parameters": {"adv", "csa"},
+    "parameters-l2": {"adv", "csa-l2", "csa"},
+    "min-max-origin": {"adv"},
+    "class-protection": {"std", "adv", "csa-l2", "cse"},
+    "training-stages": {"csa"},
+    "confusion": {"std", "at", "trades", "mart"},
+    "class-hardness": {"std", "at"},
+    "classes-by-method": {"at", "trades", "vir-at", "vir-trades"},
+}
+
+
+@pytest.mark.parametrize("name", [n for n, row in FIGURES.items() if not (row.one or row.any)])
+def test_an_adopted_network_stands_in_for_a_method_or_is_told_why_not(
+    name, runs, adopted, tmp_path, brief
+):
+    row, given = FIGURES[name], runs(FIGURES[name])
+    for method in row.methods:
+        if method in STAND_INS.get(name, ()):
+            drawing = kit.draw(name, {**given, method: adopted}, folder=tmp_path)
+            assert f"stand in: {style.label(method)} is from-elsewhere." in drawing.caption
+        else:
+            with pytest.raises(KitError, match="adopted network was trained elsewhere") as caught:
+                kit.draw(name, {**given, method: adopted}, folder=tmp_path)
+            assert "\n" not in str(caught.value)
+
+
+def test_an_adopted_network_is_compared_on_the_same_images_and_under_one_threat(
+    runs, adopted, tmp_path
+):
+    given = list(runs(FIGURES["class-hardness"]).values())
+    fields, net = dict(adopted.spec.overrides), adopted.model()
+    del fields["model"]
+    for words, other in {
+        "100 test images of digits": {"n": 100},
+        "under L∞ eps 0.05": {"overrides": fields | {"eps": 0.05}},
+    }.items():
+        run = kit.adopt(net, "digits", name="other", quiet=True, **{"overrides": fields, **other})
+        with pytest.raises(KitError, match=f"the same images and under one threat.*{words}"):
+            kit.draw("class-hardness", {"std": given[0], "at": run}, folder=tmp_path)
+
+
 def test_claims_name_the_rows_of_their_own_papers(tiny_run, tmp_path, brief):
     """Each claim with a number names the paper of that row; every row for a figure has a claim."""
     rows = read_table("claims").astype({"number": int}).set_index("number")

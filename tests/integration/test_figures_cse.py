@@ -12,7 +12,7 @@ import torch
 import kit
 from kit.core.errors import KitError
 from kit.figures.base import FigureData
-from kit.figures.csa_cse_cost import count_epochs, decide_training_cost, share_of_last_fifth
+from kit.figures.csa_cse_cost import count_epochs_to_loss, decide_training_cost, share_of_last_fifth
 from kit.figures.csa_cse_min_max import correlate, decide_min_max_robustness, stretch_sizes
 from kit.figures.csa_cse_strength import (
     choose_strength,
@@ -212,7 +212,12 @@ def test_convergence_is_judged_on_the_data_that_the_paper_names():
 
 def test_epochs_are_counted_to_the_loss_at_which_the_slower_ends():
     falling = np.array([2.0, 1.0, 0.5, 0.2, 0.1])
-    assert [count_epochs(falling, level) for level in (2.0, 0.5, 0.15, 0.01)] == [1, 3, 5, 5]
+    assert [count_epochs_to_loss(falling, level) for level in (2.0, 0.5, 0.15, 0.01)] == [
+        1,
+        3,
+        5,
+        5,
+    ]
     assert share_of_last_fifth(falling, 2.1) == pytest.approx(0.1 / 2.0)
     assert share_of_last_fifth(falling[::-1], 2.1) > 1, "a loss that rises has not converged"
     assert share_of_last_fifth(np.array([3.0]), 2.0) == 1

@@ -28,7 +28,7 @@ from kit.core import tensors
 from kit.core.errors import KitError
 from kit.core.random_streams import Streams
 from kit.core.threat import Threat
-from kit.evaluation.own_data import split_of
+from kit.data.own_images import split_of
 from kit.evaluation.robustness_audit import AUDIT_STEPS
 
 THREAT, COUNT = Threat("linf", 0.1), 12
