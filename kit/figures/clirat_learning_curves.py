@@ -67,6 +67,7 @@ def group_by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """
     groups: dict[str, list[Run]] = {method: [] for method in COMPARED}
     for run in sorted(runs, key=lambda run: run.spec.seed):
+        run.check_trained_here("a history of its epochs")
         groups.setdefault(run.method, []).append(run)
     if missing := [method for method, mine in groups.items() if not mine]:
         raise KitError(

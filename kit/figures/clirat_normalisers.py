@@ -57,6 +57,8 @@ def compute_normalisers(
         raise KitError(
             "n=1 leaves no spread to compare; it must be at least 2, or 0 for all test images"
         )
+    for run in runs:
+        run.check_trained_here("the criterion and the normaliser that it was trained with")
     groups = group_square(runs, base)
     right = {
         row: np.stack([right_under_attack(run, "last", attack, n) for run in mine])

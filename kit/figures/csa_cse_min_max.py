@@ -49,6 +49,8 @@ def compute_min_max_robustness(runs: Mapping[str, Run], *, n: int = 300) -> Figu
     parameters. Changed: every parameter of a trained convolution becomes sign(w) |w|^a, scaled to
     the norm that the convolution had, and the first `n` test images are attacked again.
     """
+    for run in runs.values():
+        run.check_trained_here("snapshots of its training")
     protected = int(runs["csa"].plan.method.loss.params["protected"])
     paths = {method: _follow_training(run, protected) for method, run in runs.items()}
     ends = {method: path[-1] for method, path in paths.items()}

@@ -71,6 +71,7 @@ def compute_training_stages(runs: Mapping[str, Run], *, count: int = 6) -> Figur
 
 def _attack_first_batch(run: Run):
     """(a mini-batch attacked as in the run's last epoch, clean logits, attacked logits)."""
+    run.check_trained_here("the attack of its method")
     epochs = run.plan.recipe.epochs
     images = run.data().train.take(slice(0, BATCH))
     model, method = run.model(), run.plan.method.at(epochs, epochs)

@@ -49,6 +49,8 @@ def compute_printed_sweeps(
     nothing else changed. `attacks` are names of kit.ATTACKS to measure; `n` is the first test
     images, 0 for all.
     """
+    for run in runs:
+        run.check_trained_here("the numbers that its method was trained with")
     sweeps = [_read_sweep(*sweep) for sweep in SWEEPS]
     names = attacks.split()
     for sweep in sweeps:

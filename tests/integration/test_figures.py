@@ -197,7 +197,6 @@ STAND_INS = {
     "parameters-l2": {"adv", "csa-l2", "csa"},
     "min-max-origin": {"adv"},
     "class-protection": {"std", "adv", "csa-l2", "cse"},
-    "training-stages": {"csa"},
     "confusion": {"std", "at", "trades", "mart"},
     "class-hardness": {"std", "at"},
     "classes-by-method": {"at", "trades", "vir-at", "vir-trades"},
