@@ -74,7 +74,7 @@ def draw_weight_scale(data: FigureData) -> Drawing:
     histories = data.extras["histories"]
     scales = [weight for history in histories.values() for weight in history.weight]
     varies = max(scales) > 1.01 * min(scales)
-    drawing = Drawing(7.4 if varies else 5.6, 3.0)
+    drawing = Drawing(7.4 if varies else 5.6, 3.3)
     *scale, right = drawing.subplots(1, 1 + varies, squeeze=False)[0]
     for method, history in histories.items():
         look = {"color": s.colour(method), "linestyle": s.dash(method), "label": s.label(method)}
@@ -98,7 +98,7 @@ def draw_weight_scale(data: FigureData) -> Drawing:
     )
     _name_burn_in(right, burn_in)
     s.share_axis(right)
-    right.legend(loc="lower right")
+    drawing.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return drawing
 
 

@@ -97,7 +97,7 @@ _METHODS: dict[str, tuple[str, str | tuple]] = {
     "clirat-drop-multiple": (BLUE, "-"),
     "clirat-printed": (BLUE, "-."),
     "clirat-burn-in-30": (BLUE, "--"),
-    "vir-at-burn-in-0": (YELLOW, (0, (6, 3))),
+    "vir-at-burn-in-0": (YELLOW, (0, (1, 3))),
     "vir-at-burn-in-30": (YELLOW, (0, (8, 2))),
     "fat": (YELLOW, (0, (3, 1, 1, 1))),
     "at-awp": (VERMILLION, (0, (5, 1))),
