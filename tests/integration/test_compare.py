@@ -754,7 +754,8 @@ def test_the_record_says_what_compare_says(fresh_home, figures_alone, monkeypatc
     """Claim for claim, with what its runs were trained with."""
     stamp(fresh_home, [record(1, "fails"), record(2, "holds"), record(None, "holds", claim="own")])
     trained = {"versions": {"torch": "2.11"}, "commit": "abc"}
-    monkeypatch.setattr("kit.papers.record.find_run", lambda key: SimpleNamespace(record=trained))
+    run = SimpleNamespace(record=trained, check_revision=lambda: None)
+    monkeypatch.setattr("kit.papers.record.find_run", lambda key: run)
     path = fresh_home / "measured.csv"
     write_record(measure_scale("digits"), path)
     board, compared = scoreboard(path), compare()

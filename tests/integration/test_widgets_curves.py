@@ -295,7 +295,7 @@ def test_without_a_run():
 def test_the_other_rows_share_the_score(panel):
     panel.set(method="clirat")
     names = [words for words, _ in panel.others]
-    assert names == ["CLIRAT +2", "CLIR-TRADES +1", "CLIRAT (x 3)", "CLIR-TRADES (x 3) +1"]
+    assert names == ["CLIRAT +3", "CLIR-TRADES +1", "CLIRAT (x 3)", "CLIR-TRADES (x 3) +1"]
     panel.set(method="mail-at")
     rows = {id(row) for _, row in panel.others}
     assert all(row.criterion == METHODS["mail-at"].criterion for _, row in panel.others) and len(
