@@ -31,6 +31,8 @@ from kit.papers.printed_data import (
 )
 from kit.papers.printed_rules import checks, claims, value
 from kit.papers.rule_language import (
+    REDUCTIONS,
+    STEP_BOUNDS,
     TAKES,
     Bound,
     Expression,
@@ -579,6 +581,22 @@ def test_a_bound_is_kept_alike_by_decimals_and_arrays(relation, kept):
     values = ("-0.2", "0.1", "0.3")
     assert [bool(bound.keeps(Decimal(v))) for v in values] == [k == "1" for k in kept]
     assert bound.keeps(np.array([float(v) for v in values])).tolist() == [k == "1" for k in kept]
+
+
+def test_no_two_statements_of_a_claim_share_their_words():
+    """The record knows a statement by its words, and refuses a scale with two rows for one."""
+    for number, rules in read_rules().items():
+        words = [
+            text
+            for rule in rules
+            if rule.bound is not None or rule.take in STEP_BOUNDS
+            for text in (
+                [rule.summary]
+                if rule.take in REDUCTIONS or rule.take == "most"
+                else [part.text for part in (rule.steps if rule.take else rule.expressions)]
+            )
+        ]
+        assert len(set(words)) == len(words), (number, words)
 
 
 def test_what_rules_can_say():

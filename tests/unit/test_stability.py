@@ -64,6 +64,14 @@ def test_seeds_of_a_few_runs_are_in_neither_half(halves):
     assert asked == [[0, 1, 2], [3, 4, 5]]
 
 
+def test_seeds_of_many_more_runs_leave_no_other_out(halves):
+    """Three seeds have the printed tables, too."""
+    runs, asked = halves
+    runs |= dict.fromkeys((0, 1, 2), 140)
+    check_stability("digits")
+    assert asked == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_a_change_is_named_and_a_reversal_is_more_than_a_change(halves):
     found = check_stability("digits")
     assert found["changed"].tolist() == [False, True, True, False], "not run is no change"
