@@ -133,7 +133,10 @@ def jupyterlab(
         yield f"http://127.0.0.1:{port}", token, base / "out"
     finally:
         server.terminate()
-        server.wait(timeout=20)
+        try:
+            server.wait(timeout=120)  # it waits for its kernels, which a busy machine makes long
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
 def watched(browser, url: str, **size: int) -> tuple:
