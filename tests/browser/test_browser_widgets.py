@@ -69,7 +69,7 @@ def fit_widths(page, panels: list[PanelOnPage]) -> None:
             page.locator(".jp-SideBar.jp-mod-left .lm-TabBar-tab.lm-mod-current").click()
         for panel, before in zip(panels, wide, strict=True):
             panel.box.scroll_into_view_if_needed()
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 120
             while not fits(found := panel.box.evaluate(MEASURE), before):
                 assert time.monotonic() < deadline, f"at {width}: {found}, before {before}"
                 page.wait_for_timeout(100)
@@ -98,7 +98,7 @@ def test_every_widget_on_a_page(name, browser, lab):
         assert found["scale"] >= 1 and found["filter"] == "none" and not found["outside"], found
         if panel.box.locator(".noUi-handle").count():
             moves = [
-                panel.changes(lambda key=key, p=panel: p.press(p.slider(), key), 5)
+                panel.changes(lambda key=key, p=panel: p.press(p.slider(), key), 20)
                 for key in ("ArrowRight", "ArrowLeft")
             ]
             assert any(moves), f"{widget}: no arrow key changed the picture"

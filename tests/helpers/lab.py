@@ -166,13 +166,13 @@ def run_all(
     """Open a notebook, wait for its kernel, choose Run All Cells, wait for the last line."""
     folder = "lab/tree" if app == "jupyterlab" else "notebooks"
     page.goto(f"{url}/{folder}/{name}.ipynb?token={token}&reset")
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=180_000)
     if (
         app == "jupyterlab"
     ):  # the toolbar says idle before a kernel exists; the status bar tells the truth
         page.wait_for_function(
             "document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')",
-            timeout=60_000,
+            timeout=180_000,
         )
     else:
         page.wait_for_timeout(
@@ -199,7 +199,7 @@ class PanelOnPage:
     def __init__(self, page, name: str):
         self.page, self.box = page, page.locator(f".kit-{name}").first
         page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
-        self.box.wait_for(state="attached", timeout=20_000)
+        self.box.wait_for(state="attached", timeout=120_000)
         self.box.scroll_into_view_if_needed()
 
     @property
@@ -224,7 +224,7 @@ class PanelOnPage:
         """The named number field, list, box or button."""
         return self.box.get_by_label(name, exact=True).first
 
-    def is_complete(self, seconds: float = 10.0) -> bool:
+    def is_complete(self, seconds: float = 120.0) -> bool:
         """Does it come to show a picture whose alternative text is its sentence, and no trouble?"""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -239,7 +239,7 @@ class PanelOnPage:
             self.page.wait_for_timeout(100)
         return False
 
-    def changes(self, act, seconds: float = 10.0) -> bool:
+    def changes(self, act, seconds: float = 60.0) -> bool:
         """Do something; does the picture change, and come to rest?"""
         before = self.shown()
         act()
