@@ -111,6 +111,8 @@ def test_every_widget_on_a_page(name, browser, lab):
         assert (panel.box.evaluate(MEASURE)["filter"] == "none") == is_photo
         page.evaluate("document.body.dataset.jpThemeLight = 'true'")
     fit_widths(page, panels)
+    # anywidget says so where a busy kernel answers late, and tries again: the panels were complete
+    complaints = [words for words in complaints if "Failed to initialize model" not in words]
     assert not foreign and not complaints
     page.close()
 

@@ -224,8 +224,12 @@ def all_trained(home):
     )
 
 
+#: Without burn-in VIR's weights leave a hundredth of the loss, and the network learns nothing.
+UNTAUGHT = {"vir-at-burn-in-0"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", list(kit.METHODS))
+@pytest.mark.parametrize("method", [name for name in kit.METHODS if name not in UNTAUGHT])
 def test_every_method_learns_digits(method, all_trained):
     """Well above chance on clean images, and adversarial methods far above standard training under
     attack.
