@@ -22,7 +22,7 @@ from kit.figures import style as s
 from kit.figures.attacked_images import first_images
 from kit.figures.base import Claim, Drawing, FigureData, format_points
 from kit.figures.csa_cse_parameters import measure_shape
-from kit.figures.run_outputs import describe_setting
+from kit.figures.run_outputs import describe_setting, protected_class
 from kit.methods.regularisers import conv_weights, penalised_weights
 from kit.papers.claim_verdict import Estimate, exactly
 
@@ -51,7 +51,7 @@ def compute_min_max_robustness(runs: Mapping[str, Run], *, n: int = 300) -> Figu
     """
     for run in runs.values():
         run.check_trained_here("snapshots of its training")
-    protected = int(runs["csa"].plan.method.loss.params["protected"])
+    protected = protected_class(runs["csa"])
     paths = {method: _follow_training(run, protected) for method, run in runs.items()}
     ends = {method: path[-1] for method, path in paths.items()}
     right = {method: _right_by_exponent(runs[method], n) for method in CHANGED}

@@ -35,7 +35,7 @@ PRINTED_ON = "cifar10"
 #: Colours reach their ends where a setting differs from the method's own by so many points.
 FULL_COLOUR = 4.0
 
-#: {value of the setting: points above the method's own value}; None where nothing is known.
+#: Points above the method's own value at each value of a setting; None where nothing is known.
 SweepRow = list[float | None]
 
 

@@ -803,7 +803,7 @@ def _check_same_images(name: str, runs: Mapping[str, Run]) -> None:
     (first, one), *others = runs.items()
     for method, run in others:
         same = np.array_equal(run.final["test_ids"], one.final["test_ids"])
-        if not same or _words_of_terms(run) != _words_of_terms(one):
+        if not same or _images_and_threat(run) != _images_and_threat(one):
             raise KitError(
                 f"'{name}' compares networks on the same images and under one threat: {first} has "
                 f"{_describe_terms(one)}, {method} {_describe_terms(run)}; adopt with the same "
@@ -811,7 +811,7 @@ def _check_same_images(name: str, runs: Mapping[str, Run]) -> None:
             )
 
 
-def _words_of_terms(run: Run) -> tuple:
+def _images_and_threat(run: Run) -> tuple:
     recipe = run.plan.recipe
     return absolute_name(recipe.data), recipe.threat
 

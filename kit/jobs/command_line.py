@@ -593,8 +593,8 @@ def _compare(options: argparse.Namespace) -> int:
         check_rules,
         check_stability,
         list_board,
+        report_changes,
         report_rules,
-        report_stability,
     )
     from kit.papers.verdicts import compare, report
 
@@ -608,11 +608,11 @@ def _compare(options: argparse.Namespace) -> int:
     # These are the runs that reproduce makes.
     values = job.values
     if options.stability:
-        print(report_stability(check_stability(**values.table_options)))
+        print(report_changes(check_stability(**values.table_options)))
         return 0
     if options.against:
         given = {"seeds": options.seeds, **values.table_options}
-        print(report_stability(check_against(options.against, **given)))
+        print(report_changes(check_against(options.against, **given)))
         return 0
     found = compare(
         options.paper,

@@ -33,8 +33,8 @@ from kit.papers.rule_checks import (
     check_against,
     check_rules,
     check_stability,
+    report_changes,
     report_rules,
-    report_stability,
 )
 from kit.papers.table_runs import chosen_tables
 
@@ -81,12 +81,12 @@ def write_checks(recipe: str, root: Path = CHECKOUT, **options: Any) -> Path:
         "coverage": {"cases": len(covered), "least": covered.min(), "most": covered.max()},
         "stability": [],
         "installs": [
-            report_stability(check_against(path, recipe, **options)).splitlines()
+            report_changes(check_against(path, recipe, **options)).splitlines()
             for path in sorted((scale_folder(recipe, root) / INSTALLS).glob("*.json"))
         ],
     }
     with contextlib.suppress(KitError):  # too few seeds for two halves
-        found["stability"] = report_stability(check_stability(recipe, **options)).splitlines()
+        found["stability"] = report_changes(check_stability(recipe, **options)).splitlines()
     path = scale_folder(recipe, root) / CHECKS
     write_json(path, plain(found))
     return path

@@ -51,14 +51,9 @@ def show_plan(jobs: list[NotebookJob], place: Place) -> None:
         return
     tasks = training_tasks(lists, place)
     attacks = evaluation_tasks(groups, lists, place)
-    work = " and ".join(
-        words
-        for words in (
-            f"training {sum(map(len, lists.values()))} runs" if lists else "",
-            f"attacking {sum(map(len, groups.values()))}" if groups else "",
-        )
-        if words
-    )
+    parts = [f"training {sum(map(len, lists.values()))} runs"] if lists else []
+    parts += [f"attacking {sum(map(len, groups.values()))}"] if groups else []
+    work = " and ".join(parts)
     try:
         seconds = forecast_seconds(lists, place) | forecast_evaluations(groups, place)
         took = simulate_tasks(tasks | attacks, place, seconds)

@@ -228,9 +228,9 @@ def scoreboard(path: Path = RECORD) -> pd.DataFrame:
     """
     table, listed = read_record(path), claims()
     board = listed[["paper", "claim", "verdict"]].rename(columns={"verdict": "printed"})
+    proven = {number: proof.verdict for number, proof in proofs().items()}
     for scale in dict.fromkeys(table["scale"]):
         mine = table[(table["scale"] == scale) & (table["claim"] != "")]
         found = dict(zip(mine["claim"].astype(int), mine["claim_verdict"], strict=True))
-        proven = {number: proof.verdict for number, proof in proofs().items()}
         board[scale] = [(proven | found).get(number, NOT_RUN) for number in board.index]
     return board

@@ -231,7 +231,8 @@ def compare_boards(
     """Set two results of `compare` side by side.
 
     Columns: paper, claim, first, second (verdicts), ran (on both sides), changed, reversed, apart
-    (the estimates by which they differ, see `list_apart`). What mathematics decides is not run.
+    (the estimates by which they differ, see `list_apart`), alike (whether both have the same
+    estimates). What mathematics decides is not run.
     """
     found = pd.DataFrame(
         {
@@ -246,9 +247,10 @@ def compare_boards(
     found["ran"] = (verdicts != NOT_RUN).all(axis=1) & measured[0] & measured[1]
     found["changed"] = found["ran"] & (found["first"] != found["second"])
     found["reversed"] = found["changed"] & verdicts.isin(DECIDED).all(axis=1)
-    found["apart"] = [
-        list_apart(*statements)
-        for statements in zip(first["statements"], second["statements"], strict=True)
+    pairs = list(zip(first["statements"], second["statements"], strict=True))
+    found["apart"] = [list_apart(*both) for both in pairs]
+    found["alike"] = [
+        _estimates_of(one).keys() == _estimates_of(other).keys() for one, other in pairs
     ]
     found.attrs["sides"] = sides
     return found
@@ -298,7 +300,7 @@ def report_rules(checked: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def report_stability(found: pd.DataFrame) -> str:
+def report_changes(found: pd.DataFrame) -> str:
     """Write what `compare_boards` found: what changed between the two sides, and what turned."""
     first, second = found.attrs["sides"]
     ran = found[found["ran"]]
@@ -310,10 +312,14 @@ def report_stability(found: pd.DataFrame) -> str:
     for number, row in found[found["changed"]].iterrows():
         lines.append(
             f"   {number} {row['paper']}: {row['first']} -> {row['second']}: {row['claim']}; "
-            + (
-                f"the two differ in {', '.join(row['apart'])}"
-                if row["apart"]
-                else "each one's estimates lie in the other's intervals, so the seeds are too few"
-            )
+            f"{_why_changed(row)}"
         )
     return "\n".join(lines)
+
+
+def _why_changed(row: pd.Series) -> str:
+    if row["apart"]:
+        return f"the two differ in {', '.join(row['apart'])}"
+    if not row["alike"]:
+        return "the two do not rest on the same estimates"
+    return "each one's estimates lie in the other's intervals, so the seeds are too few"

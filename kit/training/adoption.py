@@ -102,14 +102,15 @@ def adopt(
     where = pick_device(device)
     name = _check_name(name or _usual_name(model_or_path))
     changes = dict(overrides or {}) | _threat_settings(threat, overrides or {})
+    saved = None if isinstance(model_or_path, nn.Module) else read_saved_state(model_or_path)
     if data is None:
         recipe = recipe or "digits"
         images = open_dataset(resolve(RunSpec(name, recipe, 0, changes, {"images": n})))
     else:
-        images = _own_images(data, n, model_or_path)
+        images = _own_images(data, n, model_or_path if saved is None else saved)
         recipe, n = _put_in_recipe(images, recipe, changes), len(images.test)
-    if not isinstance(model_or_path, nn.Module):
-        net, architecture = network_of_state(read_saved_state(model_or_path), architecture, images)
+    if saved is not None:
+        net, architecture = network_of_state(saved, architecture, images)
     elif architecture:
         net, architecture = network_of_state(model_or_path.state_dict(), architecture, images)
     else:
@@ -148,10 +149,10 @@ def _threat_settings(threat: Threat | None, overrides: Mapping[str, Any]) -> dic
     return {"norm": threat.norm, "eps": threat.eps}
 
 
-def _own_images(data: Any, n: int, model_or_path: nn.Module | Path | str) -> DataSet:
+def _own_images(data: Any, n: int, network: nn.Module | Mapping[str, Tensor]) -> DataSet:
     """Return what the user gave as a data set of as many classes as the network has outputs."""
     given = split_of(data, 0 if isinstance(data, (tuple, list)) else n)
-    return data_set_of(given, _count_outputs(model_or_path, given), n)
+    return data_set_of(given, _count_outputs(network, given), n)
 
 
 def _put_in_recipe(images: DataSet, recipe: str, changes: dict[str, Any]) -> str:
@@ -170,16 +171,16 @@ def _put_in_recipe(images: DataSet, recipe: str, changes: dict[str, Any]) -> str
     return recipe or images.name
 
 
-def _count_outputs(model_or_path: nn.Module | Path | str, images: Split) -> int:
-    """Return the number of a network's classes: its outputs, or those of a file's last layer."""
-    if not isinstance(model_or_path, nn.Module):
-        return guessed_classes(unwrap_state(read_saved_state(model_or_path)))
-    device = next((p.device for p in model_or_path.parameters()), torch.device("cpu"))
+def _count_outputs(network: nn.Module | Mapping[str, Tensor], images: Split) -> int:
+    """Return the number of a network's classes: its outputs, or those of its file's last layer."""
+    if not isinstance(network, nn.Module):
+        return guessed_classes(unwrap_state(network))
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
     one = images.take(slice(0, 1)).to(device)
     x = one.x().float()
-    check_inputs(model_or_path, x, one.y)
-    with frozen(model_or_path):
-        return model_or_path(x).shape[1]
+    check_inputs(network, x, one.y)
+    with frozen(network):
+        return network(x).shape[1]
 
 
 def _usual_name(model_or_path: nn.Module | Path | str) -> str:

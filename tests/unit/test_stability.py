@@ -12,9 +12,10 @@ from kit.papers import rule_checks
 from kit.papers.rule_checks import (
     check_against,
     check_stability,
+    compare_boards,
     list_apart,
     list_board,
-    report_stability,
+    report_changes,
 )
 
 #: Verdicts of four claims with the first and with the second half of the seeds.
@@ -76,7 +77,7 @@ def test_a_change_is_named_and_a_reversal_is_more_than_a_change(halves):
     found = check_stability("digits")
     assert found["changed"].tolist() == [False, True, True, False], "not run is no change"
     assert found["reversed"].tolist() == [False, True, False, False]
-    said = report_stability(found)
+    said = report_changes(found)
     assert said.startswith(
         "seeds 0 1 2 against seeds 3 4 5: 3 claims were run, 3 decided by either; 2 changed, "
         "1 reversed"
@@ -86,9 +87,21 @@ def test_a_change_is_named_and_a_reversal_is_more_than_a_change(halves):
 
 def test_a_change_says_whether_the_halves_differ_or_are_too_few(halves):
     """b: 0.2 against -0.2, each 0.1 to both sides. c: 0.04 and 0.12 lie in each other's."""
-    lines = report_stability(check_stability("digits")).splitlines()
+    lines = report_changes(check_stability("digits")).splitlines()
     assert lines[1].endswith("b; the two differ in s it")
     assert lines[2].endswith("so the seeds are too few")
+
+
+def test_other_estimates_are_no_sign_of_few_seeds():
+    """A statement that one side words otherwise, or that has an estimate more."""
+    columns = {"paper": ["vir"], "claim": ["a"]}
+    one, other = (
+        pd.DataFrame(columns | {"verdict": [verdict], "statements": [statements(0.2)]}, index=[1])
+        for verdict in ("holds", "undecided")
+    )
+    other.at[1, "statements"][0]["statement"] = "s in other words"
+    said = report_changes(compare_boards(one, other, ("one", "other")))
+    assert said.endswith("a; the two do not rest on the same estimates")
 
 
 def test_another_install_is_set_beside_what_is_here(halves, tmp_path):
@@ -100,7 +113,7 @@ def test_another_install_is_set_beside_what_is_here(halves, tmp_path):
     found = check_against(path)
     assert asked[-1] == [0, 1, 2], "the seeds that count are those of the file"
     assert found["reversed"].tolist() == [False, True, False, False]
-    assert report_stability(found).startswith("there (nothing was run) against here (nothing was")
+    assert report_changes(found).startswith("there (nothing was run) against here (nothing was")
 
 
 @pytest.mark.parametrize("damage", ["other claims", "another scale", "no list", "cut rows"])
