@@ -102,19 +102,21 @@ def adopt(
     where = pick_device(device)
     name = _check_name(name or _usual_name(model_or_path))
     changes = dict(overrides or {}) | _threat_settings(threat, overrides or {})
-    saved = None if isinstance(model_or_path, nn.Module) else read_saved_state(model_or_path)
+    given: nn.Module | Mapping[str, Tensor] = (
+        model_or_path if isinstance(model_or_path, nn.Module) else read_saved_state(model_or_path)
+    )
     if data is None:
         recipe = recipe or "digits"
         images = open_dataset(resolve(RunSpec(name, recipe, 0, changes, {"images": n})))
     else:
-        images = _own_images(data, n, model_or_path if saved is None else saved)
+        images = _own_images(data, n, given)
         recipe, n = _put_in_recipe(images, recipe, changes), len(images.test)
-    if saved is not None:
-        net, architecture = network_of_state(saved, architecture, images)
+    if not isinstance(given, nn.Module):
+        net, architecture = network_of_state(given, architecture, images)
     elif architecture:
-        net, architecture = network_of_state(model_or_path.state_dict(), architecture, images)
+        net, architecture = network_of_state(given.state_dict(), architecture, images)
     else:
-        net, architecture = own_network(model_or_path, name), name
+        net, architecture = own_network(given, name), name
     # what a network that is taken as it is does inside is its own affair
     before = _normalises(net) and not isinstance(MODELS.get(architecture), KeptNetwork)
     net = put_normalisation(net, normalise, images)
