@@ -21,7 +21,9 @@ process settings travel as arguments.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -113,13 +115,30 @@ def kernel_environment(given: Mapping[str, str] | None) -> dict[str, str]:
     return dict(os.environ if given is None else given)
 
 
-def become_kernel(environment: Mapping[str, str]) -> None:
-    """Give this process, a fork, the environment of a kernel that ends when its parent does.
+def end_with_parent() -> None:
+    """End this process of `multiprocessing` as soon as the one that asked for it has ended.
 
-    JPY_PARENT_PID tells ipykernel which process that is.
+    It waits for a pipe to close, so that a parent that is gone already is noticed too; a number of
+    a process read too late would be that of another one.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("this process was not started by multiprocessing: it has no parent")
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def become_kernel(environment: Mapping[str, str]) -> None:
+    """Give this process, a fork, the environment of a kernel.
+
+    JPY_PARENT_PID=1 tells ipykernel not to watch any process: `end_with_parent` does that.
     """
     os.environ.clear()
-    os.environ.update(environment, JPY_PARENT_PID=f"{os.getppid()}")
+    os.environ.update(environment, JPY_PARENT_PID="1")
 
 
 def worker_variables(threads: int) -> dict[str, str]:

@@ -21,7 +21,7 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 from papermill.engines import NBClientEngine, papermill_engines
 
-from kit.core.environment import become_kernel, kernel_environment
+from kit.core.environment import become_kernel, end_with_parent, kernel_environment
 
 #: What the server of kernels has imported: what nearly every notebook imports.
 PRELOADED = [
@@ -132,7 +132,8 @@ class _ProcessHandle:
 
 
 def serve_kernel(words: list[str], folder: str, environment: dict[str, str], log: Path) -> None:
-    """Be a kernel until it is shut down, or until the server that it is a fork of ends."""
+    """Be a kernel until it is shut down, or until the worker that asked for it ends."""
+    end_with_parent()
     import matplotlib
     from ipykernel.kernelapp import IPKernelApp
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
+from kit.core.environment import end_with_parent
 from kit.core.errors import KitError
 from kit.jobs.tasks import (
     Finished,
@@ -91,14 +89,12 @@ def _retry_alone(task: Task, tries: int = 2) -> Future:
 
 @contextlib.contextmanager
 def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with this one.
+    """Processes that end with this one, however it ends, and whose notebooks' kernels end with them.
 
     Ctrl-C ends them at once: all that they do can be gone on with.
     """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        count, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
-    ) as pool:
+    with ProcessPoolExecutor(count, mp_context=context, initializer=end_with_parent) as pool:
         try:
             yield pool
         except BaseException:
@@ -106,17 +102,3 @@ def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
                 worker.kill()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _end_with(parent: int) -> None:
-    """A worker ends when the process that started it does, however that ends.
-
-    Its notebooks' kernels watch it in turn.
-    """
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

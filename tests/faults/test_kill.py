@@ -5,6 +5,7 @@ what was finished stays and is not repeated, and the end is the undisturbed one.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from kit.evaluation.accuracy import ATTACK_BATCH, evaluate
 from kit.experiments.runs import Run, run_folder, runs_folder
 from kit.experiments.specification import RunSpec, resolve
 from kit.jobs import archive
+from kit.jobs.batch_kernels import serve_kernel
 from tests.helpers.processes import PATIENCE, alive, wait_until
 from tests.helpers.run_files import contents, written_files
 from tests.helpers.settings import ROOT, TINY
@@ -215,6 +218,32 @@ def test_evaluation(tmp_path, monkeypatch, tiny_run, record_property):
     )
 
 
+def ask_for_kernel(folder: Path) -> None:
+    """Be a worker that asks for a kernel and waits for it."""
+    words = ["ipykernel_launcher", "-f", str(folder / "ready")]
+    given = words, str(folder), dict(os.environ), folder / "log"
+    kernel = multiprocessing.get_context("forkserver").Process(target=serve_kernel, args=given)
+    kernel.start()
+    (folder / "begun").touch()
+    kernel.join()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no forks there")
+@pytest.mark.parametrize("moment", ["begun", "ready"])
+def test_a_kernel_ends_with_its_worker(moment, tmp_path, monkeypatch):
+    """So does the server that it is a fork of. One that has begun waits for a reader of its log."""
+    resource_tracker.ensure_running()  # it is this process's, and not of that home
+    monkeypatch.setenv("KIT_HOME", str(tmp_path))
+    if moment == "begun":
+        os.mkfifo(tmp_path / "log")
+    worker = multiprocessing.get_context("spawn").Process(target=ask_for_kernel, args=(tmp_path,))
+    worker.start()
+    assert wait_until((tmp_path / moment).exists)
+    worker.kill()
+    worker.join()
+    assert wait_until(lambda: not alive(tmp_path), seconds=60), alive(tmp_path)
+
+
 @pytest.mark.slow
 def test_reproduce(tmp_path, record_property):
     """Killed again and again, with its workers and kernels gone soon after; then it ends, and
@@ -245,7 +274,7 @@ def test_reproduce(tmp_path, record_property):
             home, trained = tmp_path / str(len(list(tmp_path.iterdir()))), {}
             continue
         kills += 1
-        assert wait_until(lambda home=home: not alive(home)), "orphans"
+        assert wait_until(lambda home=home: not alive(home)), f"orphans: {alive(home)}"
         now = {path: path.stat().st_mtime_ns for path in home.rglob("done.json")}
         assert trained.items() <= now.items(), "a finished run was touched"
         trained = now
