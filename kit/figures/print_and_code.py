@@ -178,8 +178,8 @@ def decide_clirat_burn_in(data: FigureData) -> list[Claim]:
     return [
         _compare_burn_ins(
             data,
-            "without burn-in CLIRAT is less robust (CLIRAT s. 4.1; Algorithm 1 as printed has "
-            "none)",
+            "without burn-in, or with a shorter one, CLIRAT is less robust (CLIRAT s. 4.1; "
+            "Algorithm 1 as printed has none)",
             "weights begin in epoch 76 of 120",
             {
                 "clirat-printed": "as printed - with burn-in",
