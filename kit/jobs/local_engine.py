@@ -89,7 +89,7 @@ def _retry_alone(task: Task, tries: int = 2) -> Future:
 
 @contextlib.contextmanager
 def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with this one, however it ends, and whose notebooks' kernels end with them.
+    """Processes that end with this one, however it ends; kernels that they ask for end with them.
 
     Ctrl-C ends them at once: all that they do can be gone on with.
     """

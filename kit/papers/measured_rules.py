@@ -328,7 +328,7 @@ def _limit_by_parts(statement: Statement, parts: Sequence[MeasuredSum], bound: B
 
 def _state_most(text: str, sums: Sequence[MeasuredSum], bound: Bound) -> Statement:
     """Do more than half keep the bound? What was not run might or might not."""
-    expected = f"> {len(sums) / 2:g} with {bound}"
+    expected, text = f"> {len(sums) / 2:g}", f"{text} {bound}"
     ran = [part for part in sums if not part.why]
     gaps = [part for part in sums if part.why]
     missing = _union([part.missing_tables for part in gaps])
