@@ -7,7 +7,7 @@ from asyncio import Task
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -135,11 +135,16 @@ class TrainLive(Panel):
     name, title, size = "train-live", "A network in training", (9.0, 3.2)
     source = "the loop of kit.training.loop; accuracies of its held-out probe"
     rebuilds = frozenset({"method", "epochs", "seed"})
+    #: What was started last from a panel that was asked for this folder's run, in this kernel.
+    _started: ClassVar[dict[Path, Training]] = {}
 
     def __init__(self, spec: RunSpec):
-        self.training = Training(spec)
+        self.asked = Training(spec)
+        # A cell that is run again finds what its former panel has in training.
+        last = self._started.get(self.asked.folder, self.asked)
+        self.training = last if last.busy else self.asked
         self.methods = tuple(dict.fromkeys((spec.method, *OFFERED_METHODS)))
-        self.longest = max(LONGEST, self.training.total)
+        self.longest = max(LONGEST, self.asked.total)
         self.last_seed = max(99, spec.seed)
         self.watch: Task | None = None
         # What the picture was drawn for.
@@ -191,6 +196,7 @@ class TrainLive(Panel):
         if self.training.busy and self.training.state != "paused":
             raise KitError("it is training already; pause or stop it")
         self.training.start()
+        self._started[self.asked.folder] = self.training
         self.follow()
 
     def pause(self) -> None:
@@ -355,8 +361,10 @@ def train_live(
     Give names, or one `RunSpec`, as to `kit.run`. "start" trains in a process beside the kernel,
     "pause" halts it, "stop" ends it and keeps the finished epochs, from which "resume" goes on.
     Robust is the accuracy under the recipe's PGD after each epoch, on the first `probe` held-out
-    images. A finished run is shown as it is. Where nobody can press a button nothing is trained:
-    the picture is that of the stored epochs, or says how to start.
+    images. A finished run is shown as it is. A second widget for the same names shows the training
+    that the first one has started, also of another method or seed, for as long as it goes on: a
+    cell can be run again. Where nobody can press a button nothing is trained: the picture is that
+    of the stored epochs, or says how to start.
 
     Raises:
         KitError: a name is unknown, or a value is unfit.

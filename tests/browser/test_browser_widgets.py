@@ -6,6 +6,7 @@ JupyterLab in a headless Chromium, sliders by keyboard, drags by mouse.
 from __future__ import annotations
 
 import os
+import re
 import time
 
 import pytest
@@ -173,3 +174,49 @@ def test_typed_nonsense_and_a_lost_kernel(browser, lab):
         panel.box.screenshot(path=f"{shots}/boundary-restarted.png")
     assert not complaints
     page.close()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_reloaded_page_finds_its_network_in_training(browser, tmp_path, home):
+    """The page comes back with the picture, the buttons and the news of the training that goes on;
+    its cell, run again, shows the same one, and stop there ends it.
+    """
+    settings = settings_words({**TINY, "epochs": 2000, "milestones": [1500]})
+
+    def epoch(panel: PanelOnPage, at_least: int) -> int:
+        deadline = time.monotonic() + 120
+        while True:
+            found = re.search(r"is training: epoch (\d+) of 2000", panel.sentence())
+            if found and int(found[1]) >= at_least:
+                return int(found[1])
+            assert time.monotonic() < deadline, panel.sentence()
+            panel.page.wait_for_timeout(100)
+
+    with jupyterlab(tmp_path, settings) as (url, token, _):
+        page, _, complaints = watched(browser, url)
+        run_all(page, url, token, "teach_train_live")
+        panel = PanelOnPage(page, "train-live")
+        panel.field("seed").fill("7")
+        panel.field("seed").press("Enter")
+        panel.box.get_by_role("button", name="start", exact=True).click()
+        before = epoch(panel, 2)
+        page.keyboard.press("Control+s")
+        page.wait_for_timeout(2000)
+        page.goto(f"{url}/lab/tree/teach_train_live.ipynb?token={token}")
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=180_000)
+        panel = PanelOnPage(page, "train-live")
+        assert panel.is_complete()
+        after = epoch(panel, before + 1)
+        if shots := os.environ.get("KIT_SCREENSHOTS"):
+            panel.box.screenshot(path=f"{shots}/train-live-reloaded.png")
+        page.locator(".jp-CodeCell", has_text="train_live(").click()
+        page.keyboard.press("Control+Enter")
+        page.wait_for_timeout(2000)
+        panel = PanelOnPage(page, "train-live")
+        epoch(panel, after + 1)
+        panel.box.get_by_role("button", name="stop", exact=True).click()
+        panel.box.get_by_role("button", name="resume", exact=True).wait_for(timeout=60_000)
+        panel.box.get_by_text("was stopped").wait_for(timeout=60_000)
+        assert panel.field("seed").input_value() == "7" and not complaints
+        page.close()

@@ -266,6 +266,40 @@ def test_buttons_as_a_kernel_serves_them(fresh_home, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("chosen", [{}, {"seed": 5}, {"method": "at", "epochs": 190}])
+def test_a_cell_that_is_run_again_finds_its_training(fresh_home, chosen):
+    """Its new panel shows the same process, also after another choice, and stop there ends it."""
+
+    def panel():
+        return train_live("mail-at", overrides=LONG)
+
+    first = panel()
+    if chosen:
+        first.set(**chosen)
+    first.press("start")
+    process = first.training.child.process
+    try:
+        until(lambda: first.training.epochs >= 2)
+        second = panel()
+        assert second.training.child.process is process, "a second process"
+        assert buttons(second) == ["pause", "stop"]
+        epoch = int(re.search(r"is training: epoch (\d+) of", second.sentence)[1])
+        assert 2 <= epoch == len(second.loss.get_xdata())
+        with pytest.raises(KitError, match="training already"):
+            second.start()
+        second.press("pause")
+        assert buttons(panel()) == ["go on", "stop"]
+        second.press("stop")
+        first.catch_up()
+        for one in (first, second):
+            assert "was stopped" in one.sentence and buttons(one) == ["resume"]
+            assert chosen.items() <= one.values.items()
+        assert not first.training.busy and panel().training.spec.overrides == LONG
+    finally:
+        first.training.stop()
+
+
+@pytest.mark.slow
 def test_a_training_that_fails_says_so_in_the_panel(fresh_home):
     panel = train_live("at", overrides={**LONG, "batch_size": 100_000})
 
