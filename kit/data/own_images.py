@@ -108,7 +108,11 @@ def read_pairs(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise KitError(f"there is no file {path}; expected an .npz with arrays x and y")
     arrays = load_arrays(path)
     if not {"x", "y"} <= arrays.keys():
-        raise KitError(f"{path} holds the arrays {', '.join(arrays) or 'none'}; {DATA_EXPECTED}")
+        names = [*arrays][:6] + (["..."] if len(arrays) > 6 else [])
+        raise KitError(
+            f"{path} holds the arrays {', '.join(names) or 'none'}; expected an .npz with x "
+            "(N, C, H, W), uint8 or floats in [0, 1], and y (N,), whole numbers"
+        )
     return arrays["x"], arrays["y"]
 
 

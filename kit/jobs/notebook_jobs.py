@@ -19,9 +19,11 @@ from kit.experiments.runs import is_done, run_folder
 from kit.experiments.specification import Plan, split_setting, split_settings
 from kit.figures.table import output_folder
 from kit.notebook.parameter_cells import (
+    FILES,
     NotebookValues,
     Parameter,
     check_parameters,
+    find_file,
     notebook_parameters,
 )
 
@@ -159,6 +161,8 @@ def plan_jobs(
                 for name, value in {**several, **given, "seed": seed}.items()
                 if name in table
             }
+            # A notebook runs in a folder of its own, and a user's file is named from here.
+            mine |= {name: find_file(name, str(mine[name])) for name in FILES.keys() & mine.keys()}
             recipe = mine.get("recipe", table["recipe"].default) if "recipe" in table else ""
             if "overrides" in table and recipe and not is_quick(recipe):
                 mine.setdefault("overrides", "")

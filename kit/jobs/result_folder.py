@@ -248,7 +248,7 @@ def notebook_command(stamp: Mapping[str, Any]) -> str:
         return f"papermill notebooks/{name}.ipynb out.ipynb {words}"
     seeds = given.get("seeds", given.get("seed"))
     command = f"python -m kit reproduce --only {name}"
-    command += f" --recipe {shlex.quote(str(given['recipe']))}" if "recipe" in given else ""
+    command += f" --recipe {shlex.quote(str(given['recipe']))}" if given.get("recipe") else ""
     command += f" --seeds {str(seeds).replace(',', ' ')}" if seeds is not None else ""
     before, now = (
         list(map(split_setting, split_settings(str(values.get("overrides", "")))))

@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal
 
 from kit.attacks.table import ATTACKS
 from kit.core.errors import KitError, describe_value, unknown_name
+from kit.core.files import locate
 from kit.core.parameters import Range, check_value
 from kit.core.registry import split_names
 from kit.experiments.recipes import find_recipe
@@ -42,6 +43,9 @@ from kit.experiments.specification import (
 )
 from kit.methods.table import METHODS
 from kit.papers.table_runs import Evaluation, asked, chosen_tables, grid
+
+#: Parameters that name a file, and what it holds.
+FILES = {"path": "a checkpoint such as model.pt", "data": "an .npz with arrays x and y"}
 
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
@@ -220,7 +224,8 @@ def parse_values(values: Mapping[str, Any]) -> NotebookValues:
     """Parse what a notebook's parameters ask for.
 
     The runs are each name in `method`, `methods` and `..._methods` ("all" for every row), with its
-    `recipe`, `seed` or `seeds`, and `overrides`; each of them again at every point of a `grid`,
+    `recipe` ("" for digits), `seed` or `seeds`, and `overrides`; none where `path` names a
+    checkpoint, which takes their place; each of them again at every point of a `grid`,
     such as "weight.slope=7,8,9 weight.bias=-0.2,-0.5"; `norm` and `eps` (0: the recipe's) are their
     threat; and those that the papers' printed `tables`
     take, say "clirat-1 mail-2" or all, strong attacks on their first `strong_n` images. These runs
@@ -232,7 +237,9 @@ def parse_values(values: Mapping[str, Any]) -> NotebookValues:
     Raises:
         KitError: Any word is wrong; all runs are resolved here.
     """
-    recipe, strong_n = values.get("recipe", "digits"), values.get("strong_n", 100)
+    recipe, strong_n = values.get("recipe") or "digits", values.get("strong_n", 100)
+    for name in FILES.keys() & values.keys():
+        find_file(name, values[name])
     attacks = tuple(split_names(values.get("attacks", "")))
     for name in attacks:
         ATTACKS[name]
@@ -253,7 +260,9 @@ def parse_values(values: Mapping[str, Any]) -> NotebookValues:
         for point in [{}, *(point for mine in points.values() for point in mine)]
     ]
     specs += [spec for spec, _ in by_table if spec not in specs]
-    plans = [resolve(spec) for spec in specs]
+    plans = [resolve(spec) for spec in specs]  # also where a checkpoint takes their place: a check
+    if values.get("path"):
+        plans = []
     listed = {
         name: tuple(map(resolve, _runs_of_choices(name, text, recipe, seeds[0], overrides)))
         for name, text in values.items()
@@ -280,6 +289,20 @@ def parse_values(values: Mapping[str, Any]) -> NotebookValues:
         + tuple((plan, []) for several in listed.values() for plan in several),
         table_evaluations=tuple((plans[specs.index(spec)], asks) for spec, asks in by_table),
     )
+
+
+def find_file(parameter: str, text: str) -> str:
+    """Return the absolute path of the file that a parameter names, "" where it names none.
+
+    Raises:
+        KitError: There is no such file.
+    """
+    if not text:
+        return ""
+    place = locate(text)
+    if not place.is_file():
+        raise KitError(f"{parameter}: there is no file {place}; expected {FILES[parameter]}")
+    return str(place.absolute())
 
 
 def name_variant(parameters: Mapping[str, Parameter], given: Mapping[str, Any]) -> str:

@@ -26,6 +26,8 @@ from kit.core.environment import notebook_stamp
 from kit.core.errors import KitError, unknown_name
 from kit.core.files import write_json
 from kit.core.registry import split_names
+from kit.core.threat import Threat
+from kit.data.own_images import is_own
 from kit.evaluation.accuracy import evaluate
 from kit.evaluation.result_tables import ResultTable, result_table
 from kit.experiments.devices import pick_device
@@ -223,23 +225,50 @@ class Study:
         self._train(plans)
         return [self._open(plan, quiet=len(plans) > 1) for plan in plans]
 
-    def adopt(self, path: str, architecture: str = "") -> Run:
+    def adopt(
+        self,
+        path: str,
+        architecture: str = "",
+        *,
+        data: str = "",
+        normalise: bool = False,
+        n: int = 2000,
+    ) -> Run:
         """Make a run of the checkpoint at `path`, under the recipe and threat of the parameters.
 
         Where `path` is "" the weights of the first run stand in, as if they came from elsewhere.
+        `data`, `normalise` and `n` are as in `kit.adopt`; images of one's own have the parameters'
+        `norm` and `eps` for their threat.
 
         Raises:
             KitError: See `kit.adopt`.
         """
-        plan = self.values.plans[0]
-        fields = {k: v for k, v in plan.spec.overrides.items() if k in RECIPE_FIELDS}
+        given, fields = self.values.given, dict(self.values.overrides)
+        threat = None
+        if data and given["eps"]:
+            threat = Threat(given["norm"], given["eps"])
+            fields = {name: v for name, v in fields.items() if name not in ("norm", "eps")}
+        elif data and not given["recipe"] and "eps" not in fields:
+            raise KitError(
+                "data brings no threat; set eps to its radius, such as 0.031 for 8/255, and norm; "
+                "or set recipe to the one whose threat is meant"
+            )
         network: str | nn.Module = path
         name = ""
         if not path:
+            plan = self.values.plans[0]
             network, name = self._open(plan, quiet=True).model(), f"{plan.spec.method}-again"
             architecture = plan.recipe.model
         adopted = adopt(
-            network, self.values.recipe, name=name, architecture=architecture, overrides=fields
+            network,
+            given["recipe"],
+            data=data or None,
+            threat=threat,
+            name=name,
+            architecture=architecture,
+            normalise=normalise or None,
+            n=n,
+            overrides={k: v for k, v in fields.items() if k in RECIPE_FIELDS},
         )
         self.opened[str(adopted.spec)] = adopted
         return adopted
@@ -353,7 +382,8 @@ class Study:
         Beside each stands what the record says of it on this recipe, over its seeds.
         """
         claims = [claim for drawing in drawings for claim in drawing.claims]
-        record = record_of(self.values.recipe)
+        own = any(is_own(run.plan.recipe.data) for run in self.opened.values())
+        record = {} if own else record_of(self.values.recipe)  # nothing is known of such images
         found = [claim.record() | {"record": _record_beside(claim, record)} for claim in claims]
         names = {record["claim"] for record in found}
         self.verdicts = [record for record in self.verdicts if record["claim"] not in names] + found

@@ -36,6 +36,7 @@ from kit.core.threat import Threat
 from kit.data.own_images import data_set_of, keep_own_images, split_of
 from kit.data.splits import DataSet, Split
 from kit.experiments.devices import pick_device, threads_for
+from kit.experiments.recipes import find_recipe
 from kit.experiments.runs import (
     Run,
     is_done,
@@ -120,7 +121,8 @@ def adopt(
     # what a network that is taken as it is does inside is its own affair
     before = _normalises(net) and not isinstance(MODELS.get(architecture), KeptNetwork)
     net = put_normalisation(net, normalise, images)
-    changes |= {"model": architecture} | ({"normalise": True} if before or normalise else {})
+    changes |= {"model": architecture}
+    changes |= _normalisation_settings(recipe, changes, inside=before or bool(normalise))
     adopted = {"weights": weights_digest(net), "images": n}
     plan = resolve(RunSpec(name, recipe, 0, changes, adopted))
     folder = run_folder(plan)
@@ -171,6 +173,18 @@ def _put_in_recipe(images: DataSet, recipe: str, changes: dict[str, Any]) -> str
             "threat is meant"
         )
     return recipe or images.name
+
+
+def _normalisation_settings(
+    recipe: str, changes: Mapping[str, Any], *, inside: bool
+) -> dict[str, Any]:
+    """Return what a recipe must change so that its network normalises as the adopted one does.
+
+    `inside`: whether that one begins with a normalisation; its numbers are among its weights.
+    """
+    chosen = find_recipe(recipe).override(**changes)
+    found: dict[str, Any] = {} if chosen.normalise == inside else {"normalise": inside}
+    return found | ({"mean_std": ()} if chosen.mean_std else {})
 
 
 def _count_outputs(network: nn.Module | Mapping[str, Tensor], images: Split) -> int:

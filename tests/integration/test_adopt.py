@@ -382,6 +382,20 @@ def test_normalisation_outside_is_asked_for_and_checked(own, trained, capsys):
         torch.testing.assert_close(find_run(run.key).model()(x), own(x), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("fields", [{"normalise": True}, {"mean_std": [0.3, 0.4]}])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_recipe_that_normalises_otherwise_gives_the_network_back(fields, inside, trained):
+    """The papers' recipes have numbers of their own; the network's are the ones that count."""
+    net, fields = trained.model(), FIELDS | {"normalise": False} | fields
+    numbers = ([0.1], [0.9]) if inside else None
+    run = kit.adopt(net, name="otherwise", architecture="cnn", normalise=numbers, n=50,
+                    overrides=fields, quiet=True)  # fmt: skip
+    x = trained.data().test.x(slice(0, 20))
+    with torch.no_grad():
+        expected = net((x - 0.1) / 0.9 if inside else x)
+        torch.testing.assert_close(find_run(run.key).model()(x), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_the_command_line_adopts_and_what_it_made_is_used_by_its_key(checkpoint, capsys):
     words = [f"{name}={json.dumps(value)}" for name, value in FIELDS.items()]
     assert main(["adopt", str(checkpoint), "--architecture", "cnn", "--name", "cli", "--n", "60",

@@ -14,18 +14,22 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
 import torch
 from nbconvert import HTMLExporter
 
+import kit
 from kit.core import files
 from kit.core.errors import KitError
+from kit.experiments.runs import find_run
 from kit.experiments.specification import resolve
 from kit.figures.table import FIGURES
 from kit.jobs import batch_tasks, command_line, notebook_jobs, reproduction
 from kit.jobs.tasks import Place
 from kit.notebook import parameter_cells
+from kit.notebook.study import Study
 from tests.helpers.settings import ROOT, TINY
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -234,6 +238,76 @@ def test_plain_papermill_refuses_wrong_words(given, words, home, tmp_path):
         o for c in cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"
     ]
     assert len(failed) == 1 and len(failed[0].traceback) == 1, "the sentence, without a traceback"
+
+
+@pytest.fixture(scope="module")
+def field_files(home, tmp_path_factory):
+    """A checkpoint, and images of the user's own: in one folder, named as on a user's machine."""
+    folder = tmp_path_factory.mktemp("field")
+    run = kit.run("at", overrides=TINY, quiet=True)
+    test = run.data().test.take(slice(0, 60))
+    torch.save({"state_dict": run.model().state_dict()}, folder / "net.pt")
+    np.savez(folder / "own.npz", x=test.images.numpy(), y=test.y.numpy())
+    return folder
+
+
+def test_the_notebook_of_your_network_takes_your_images(field_files, tmp_path, monkeypatch):
+    """From the user's folder, as `kit.adopt(data=...)` does; nothing of a recipe's is said."""
+    monkeypatch.setenv("KIT_OUT", str(tmp_path))
+    monkeypatch.chdir(field_files)
+    papermill.execute_notebook(
+        ROOT / "notebooks/14_your_network.ipynb",
+        tmp_path / "out.ipynb",
+        progress_bar=False,
+        parameters={"path": "net.pt", "data": "own.npz", "eps": 0.15, "images": 10},
+    )
+    [stamp] = tmp_path.rglob("14_your_network.json")
+    record = files.read_json(stamp)
+    run = find_run(*record["runs"].values())
+    assert run.is_adopted and run.plan.recipe.data.startswith("own:")
+    assert len(run.data().test) == 60 and run.plan.recipe.threat == kit.Threat("linf", 0.15)
+    captions = [
+        files.read_json(path)["caption"] for path in stamp.parent.rglob("your-network/*.json")
+    ]
+    assert len(captions) == 3 and all("60 images of one's own" in text for text in captions)
+    assert {found["record"] for found in record["verdicts"]} == {"not there"}
+
+
+def test_a_batch_takes_your_files_from_where_it_was_called(field_files, home, monkeypatch):
+    """A checkpoint takes the place of the run that else stands in: none is trained."""
+    monkeypatch.chdir(field_files)
+    given = {"path": "net.pt", "data": "own.npz", "eps": 0.15}
+    [job] = notebook_jobs.plan_jobs(["14"], given, None, None)
+    assert job.values.given["path"] == str(field_files / "net.pt")
+    assert job.values.given["data"] == str(field_files / "own.npz")
+    assert job.values.plans == [] == notebook_jobs.needed_runs([job])
+    [alone] = notebook_jobs.plan_jobs(["14"], {}, None, None)
+    assert [plan.spec.method for plan in alone.values.plans] == ["at"]
+    for name in ("path", "data"):
+        with pytest.raises(KitError, match=f"{name}: there is no file .*nowhere; expected a"):
+            notebook_jobs.plan_jobs(["14"], given | {name: "nowhere"}, None, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"data": "own.npz"}, "data brings no threat; set eps"),
+        ({"data": "net.pt", "eps": 0.15}, r"holds the arrays .*\.\.\.; expected an .npz with x"),
+        ({"data": "own.npz", "eps": 8.0}, "Is 8/255 meant"),
+        ({"path": "own.npz"}, "no checkpoint of PyTorch"),
+    ],
+)
+def test_a_study_refuses_wrong_files_in_one_sentence(given, words, field_files, monkeypatch):
+    monkeypatch.chdir(field_files)
+    path = ROOT / "notebooks/14_your_network.ipynb"
+    parameters = parameter_cells.notebook_parameters(path)
+    usual = {name: parameter.default for name, parameter in parameters.items()}
+    given = usual | {"path": "net.pt"} | given
+    with pytest.raises(KitError, match=words) as caught:
+        values = parameter_cells.check_parameters(parameters, given)
+        study = Study("14_your_network", values)
+        study.adopt(given["path"], data=given["data"])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
