@@ -7,6 +7,7 @@ whether, by what, when and how far it was broken, and what that cost.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from inspect import Parameter, signature
@@ -193,3 +194,14 @@ ATTACKS = Registry(
         ),
     },
 )
+
+#: Names that are words and no acronyms. "transfer" is the audit's: images made for another network.
+_IN_WORDS = {"natural": "natural", "square": "Square", "transfer": "transfer"}
+
+
+def attack_label(name: str) -> str:
+    """Name an attack as a reader knows it: PGD-100 for pgd100, FGSM for fgsm, Square for square."""
+    if name in _IN_WORDS:
+        return _IN_WORDS[name]
+    match = re.fullmatch(r"([a-z]+)(\d+)(x\d+)?", name)
+    return f"{match[1].upper()}-{match[2]}{match[3] or ''}" if match else name.upper()

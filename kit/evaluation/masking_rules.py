@@ -1,4 +1,6 @@
-"""Ten rules that tell robustness from masking: what attacks cannot find from what is not there.
+"""Ten rules that tell robustness from masking.
+
+A robust network has no adversarial image. A masked one has some that the attacks do not find.
 
 What to check is taken from the sources below; the thresholds are the kit's, each with its reason. A
 rule that lacks an attack or has too few images says "not judged": it is never green for want of
@@ -17,6 +19,8 @@ from typing import Literal
 
 import numpy as np
 from scipy.stats import binomtest
+
+from kit.attacks.table import attack_label
 
 Light = Literal["red", "amber", "green", "not judged"]
 
@@ -154,6 +158,10 @@ def _too_few(light: Light) -> str:
     )
 
 
+def _labels(*names: str) -> str:
+    return ", ".join(map(attack_label, names))
+
+
 def stronger_leaves_more(evidence: Evidence) -> Verdict:
     """PGD-20 does what FGSM does and more, PGD-100 more still.
 
@@ -178,22 +186,22 @@ def stronger_leaves_more(evidence: Evidence) -> Verdict:
             lights.append(green_if_enough(n))
         if p < DOUBT:
             words.append(
-                f"{strong} misses {int(lost.sum())} images that {weak} breaks "
-                f"and breaks {won} others"
+                f"{attack_label(strong)} misses {int(lost.sum())} images that "
+                f"{attack_label(weak)} breaks and breaks {won} others"
             )
             ids = np.union1d(ids, evidence.ids[:n][lost])
     if not lights:
-        return "not judged", "Needs two of fgsm, pgd20 and pgd100.", NO_IDS
+        return "not judged", f"This rule needs two of {_labels('fgsm', 'pgd20', 'pgd100')}.", NO_IDS
     if words:
         return (
             worst_light(lights),
-            f"The weaker attack finds more: {'; '.join(words)} (of {n}).",
+            f"A weaker attack finds more: {'; '.join(words)} (of {n}).",
             ids,
         )
     light = worst_light(lights)
     return (
         light,
-        f"PGD with more steps breaks no fewer of {n} images, but for noise.{_too_few(light)}",
+        f"PGD with more steps breaks no fewer of {n} images, apart from noise.{_too_few(light)}",
         NO_IDS,
     )
 
@@ -204,7 +212,7 @@ def black_beats_white(evidence: Evidence) -> Verdict:
     Where it finds more, the gradients hide something.
     """
     if "pgd20" not in evidence.broken and "pgd100" not in evidence.broken:
-        return "not judged", "Needs pgd20 or pgd100.", NO_IDS
+        return "not judged", f"This rule needs one of {_labels('pgd20', 'pgd100')}.", NO_IDS
     lights: list[Light] = []
     words, ids = [], NO_IDS
     for name in BLACK_BOXES:
@@ -212,14 +220,18 @@ def black_beats_white(evidence: Evidence) -> Verdict:
             n = evidence.common((*WHITE_BOXES, name))
             only = evidence.broken[name][:n] & ~evidence.any_of(WHITE_BOXES, n)
             lights.append(light_beyond(int(only.sum()), n, BLACK_BOX_GAIN))
-            words.append(f"{name} {int(only.sum())} of {n}")
+            words.append(f"{attack_label(name)} {int(only.sum())} of {n}")
             ids = np.union1d(ids, evidence.ids[:n][only])
     if not lights:
-        return "not judged", "Needs square, spsa100 or a transfer from another run.", NO_IDS
+        return (
+            "not judged",
+            f"This rule needs {_labels('square', 'spsa100')} or a transfer from another run.",
+            NO_IDS,
+        )
     light = worst_light(lights)
     return (
         light,
-        f"Broken without gradients, and by no attack with gradients: "
+        f"Attacks without gradients break images that no attack with gradients breaks: "
         f"{', '.join(words)}.{_too_few(light)}",
         ids,
     )
@@ -240,7 +252,8 @@ def margin_beats_cross_entropy(evidence: Evidence) -> Verdict:
     if pgd is None or not n:
         return (
             "not judged",
-            "Needs pgd20 or pgd100, and AutoAttack's four or an attack on the margin (cw20, md).",
+            f"This rule needs one of {_labels('pgd20', 'pgd100')}, and AutoAttack's four or an "
+            f"attack on the margin ({_labels(*MARGIN_ATTACKS)}).",
             NO_IDS,
         )
     left = ~evidence.broken[pgd][:n]
@@ -248,9 +261,9 @@ def margin_beats_cross_entropy(evidence: Evidence) -> Verdict:
     who = "AutoAttack" if named == AUTOATTACK_PARTS else "an attack on the margin"
     light = light_beyond(int(found.sum()), kept, MARGIN_GAP)
     sentence = (
-        f"Of {kept} images that {pgd} leaves, {who} breaks {int(found.sum())} "
+        f"Of {kept} images that {attack_label(pgd)} leaves, {who} breaks {int(found.sum())} "
         f"({found.sum() / max(kept, 1):.0%}; "
-        f"in print, methods without weights stay below {MARGIN_GAP:.0%}).{_too_few(light)}"
+        f"printed results of methods without weights stay below {MARGIN_GAP:.0%}).{_too_few(light)}"
     )
     return light, sentence, evidence.ids[:n][found]
 
@@ -266,7 +279,7 @@ def unbounded_fails(evidence: Evidence) -> Verdict:
     chance = 1 / evidence.logits.shape[1]
     light = light_beyond(int(left.sum()), n, chance)
     sentence = (
-        f"Where any image is allowed PGD-100 leaves {int(left.sum())} of {n} "
+        f"Where any image is allowed, PGD-100 leaves {int(left.sum())} of {n} "
         f"(chance: {chance:.0%}).{_too_few(light)}"
     )
     return light, sentence, evidence.ids[:n][left]
@@ -321,9 +334,9 @@ def logits_saturate(evidence: Evidence) -> Verdict:
     if median > LOSS_ROUNDS_TO_0:
         light = "red" if median > SOFTMAX_UNDERFLOWS else "amber"
     sentence = (
-        f"The two largest logits lie {median:.3g} apart (median of {n}); above "
-        f"{LOSS_ROUNDS_TO_0:.0f} the loss rounds to 0, above {SOFTMAX_UNDERFLOWS:.0f} "
-        f"the softmax does.{_too_few(light)}"
+        f"The two largest logits lie {median:.3g} apart (median of {n}). Above "
+        f"{LOSS_ROUNDS_TO_0:.0f} the loss rounds to 0. Above {SOFTMAX_UNDERFLOWS:.0f} "
+        f"the softmax rounds to 0, too.{_too_few(light)}"
     )
     return (
         light,
@@ -338,12 +351,12 @@ def square_gains(evidence: Evidence) -> Verdict:
     This is AutoAttack's own warning.
     """
     if any(name not in evidence.broken for name in AUTOATTACK_PARTS):
-        return "not judged", f"Needs {', '.join(AUTOATTACK_PARTS)}.", NO_IDS
+        return "not judged", f"This rule needs {_labels(*AUTOATTACK_PARTS)}.", NO_IDS
     n = evidence.common(AUTOATTACK_PARTS)
     gained = evidence.broken["square"][:n] & ~evidence.any_of(AUTOATTACK_PARTS[:3], n)
     light = light_beyond(int(gained.sum()), n, BLACK_BOX_GAIN)
     sentence = (
-        f"After {', '.join(AUTOATTACK_PARTS[:3])} Square breaks {int(gained.sum())} more of {n} "
+        f"After {_labels(*AUTOATTACK_PARTS[:3])}, Square breaks {int(gained.sum())} more of {n} "
         f"images ({100 * gained.mean():.1f} points; tolerated: "
         f"{100 * BLACK_BOX_GAIN:.1f}).{_too_few(light)}"
     )
@@ -368,7 +381,7 @@ def answers_change(evidence: Evidence) -> Verdict:
 
 
 def answers_are_useless(evidence: Evidence) -> Verdict:
-    """A network that names the same class for every image is as robust as it is useless.
+    """A network that names the same class for every image is robust and useless.
 
     NaN is no answer at all.
     """
@@ -383,8 +396,8 @@ def answers_are_useless(evidence: Evidence) -> Verdict:
     if len(classes) == 1 and len(np.unique(evidence.y)) > 1:
         return (
             "red",
-            f"All of {n} images, of {len(np.unique(evidence.y))} classes, are taken for class "
-            f"{classes[0]}.",
+            f"The network takes all of {n} images, of {len(np.unique(evidence.y))} classes, for "
+            f"class {classes[0]}.",
             evidence.ids,
         )
     light = green_if_enough(n)
@@ -413,7 +426,7 @@ RULES: Mapping[str, Callable[[Evidence], Verdict]] = {
 def apply_rules(evidence: Evidence) -> tuple[Finding, ...]:
     """Return the rules' findings, in order.
 
-    Where logits are no numbers only the last rule has anything to say.
+    Where logits are not finite, only the last rule has anything to say.
     """
     sick = not np.isfinite(evidence.logits).all()
     findings = []

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from kit.attacks.clean_images import predict
 from kit.attacks.contract import check_inputs, check_is_network, frozen, pass_copy
 from kit.attacks.projected_gradient_descent import pgd
-from kit.attacks.table import ATTACKS, Attack
+from kit.attacks.table import ATTACKS, Attack, attack_label
 from kit.core import tensors
 from kit.core.errors import KitError
 from kit.core.parameters import Natural, Positive, check_value
@@ -135,7 +135,7 @@ class Audit:
     @cached_property
     def caption(self) -> str:
         """Network, threat, the most serious light, time, and what was not run, in one line."""
-        left = "".join(f" Not run: {name} ({why})." for name, why in self.missing.items())
+        left = "".join(f" Not run: {_label(name)} ({why})." for name, why in self.missing.items())
         took = format_duration(self.seconds)
         return f"{self.title}, {self.threat}: {WORDS[self.light]}. {took}.{left}"
 
@@ -200,8 +200,8 @@ class Audit:
                     )
                 },
             },
-            index=table.index,
-        ).rename_axis(None)
+            index=[_label(name) for name in table.index],
+        )
 
 
 STOPPED = "stopped"
@@ -232,6 +232,11 @@ def _some_ids(finding: Finding) -> str:
         return ""
     more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
     return f" Ids: {', '.join(map(str, ids[:5]))}{more}."
+
+
+def _label(name: str) -> str:
+    """Name an attack for a reader; other parts of the audit keep their names."""
+    return attack_label(name) if name in ATTACKS else name
 
 
 def _or_dash(value: float, digits: str) -> str:
@@ -449,7 +454,7 @@ def choose_steps(
             missing[step.attack] = f"over the budget of {budget:g} min"
     if not quiet:
         dear = sorted(fits, key=expected.__getitem__)[:-4:-1]
-        parts = ", ".join(f"{name} {format_duration(expected[name])}" for name in dear)
+        parts = ", ".join(f"{_label(name)} {format_duration(expected[name])}" for name in dear)
         total_time = format_duration(sum(expected[name] for name in fits))
         print(
             f"about {total_time} for {len(split)} images, less what is stored ({parts}, ...)",

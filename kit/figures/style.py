@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,8 @@ import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
+
+from kit.attacks.table import attack_label as attack_label
 
 # Okabe and Ito (2008); their yellow (#F0E442) is darkened, for lines on white
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
@@ -193,14 +194,6 @@ def dash(method: str) -> str | tuple:
 def label(method: str) -> str:
     """The name as the papers print it."""
     return _NAMES.get(method, method.upper())
-
-
-def attack_label(name: str) -> str:
-    """PGD-100 for pgd100, CW-20 for cw20, FGSM for fgsm; natural stays as it is."""
-    if name == "natural":
-        return name
-    match = re.fullmatch(r"([a-z]+)(\d+)(x\d+)?", name)
-    return f"{match[1].upper()}-{match[2]}{match[3] or ''}" if match else name.upper()
 
 
 def class_rotation(classes: Sequence[str], long: int) -> int:

@@ -71,7 +71,7 @@ LESSONS = Registry(
                 "look up every term",
                 "say which of the papers' claims hold here",
             ),
-            "nothing is trained",
+            "nothing",
         ),
         "01_from_scratch": Lesson(
             "From scratch",
@@ -207,9 +207,9 @@ LESSONS = Registry(
             (),
             (
                 "put a network of your own through the figures and the audit",
-                "say what the methods would have weighed on it",
+                "say which of its images the methods would have given more weight",
             ),
-            "a checkpoint; without one a run stands in",
+            "a checkpoint; without one, a run of the kit takes its place",
         ),
         "tables_every_method": Lesson(
             "Every method, several seeds",

@@ -56,7 +56,7 @@ PAPERS = Registry(
         "mail": Paper(
             "reweighting by the probabilistic margin in place of attack steps",
             "MAIL",
-            "PM: the true label's probability less that of the strongest other label (Eq. 4)",
+            "PM: the true label's probability minus that of the strongest other label (Eq. 4)",
         ),
         "vir": Paper(
             "reweighting by how vulnerable the clean example is, times how far the attack moves "
@@ -68,13 +68,13 @@ PAPERS = Registry(
         "mr": Paper(
             "a margin corrected for how the remaining probability is spread",
             "MR",
-            "the probabilistic margin times τ less the top-2 ratio, times a cosine similarity "
+            "the probabilistic margin, times (τ minus the top-2 ratio), times a cosine similarity "
             "(Eqs. 7, 11, 14)",
         ),
         "csa": Paper(
             "protecting one class by the costs of mistakes, with fewer in-between parameters",
             "CSA/CSE",
-            "no example by example: mistakes that involve the protected class cost c, others 1 "
+            "no weights of examples: mistakes that involve the protected class cost c, others cost 1 "
             "(Eqs. 3, 4)",
         ),
     },

@@ -68,12 +68,12 @@ LOGIT_RULES = ("logits do not saturate", "predictions are numbers and vary")
 WARNINGS = {
     "a stronger attack finds more": "a weaker attack breaks {images} that a stronger one left",
     "black boxes find nothing of their own": (
-        "an attack without gradients breaks {images} that those with gradients left"
+        "an attack without gradients breaks {images} that attacks with gradients left"
     ),
     "the margin finds little more than the cross-entropy": "{by} breaks {images} that {pgd} left",
     "Square gains nothing": "Square breaks {images} that the rest of AutoAttack left",
     "logits do not saturate": "the logits of {images} are saturated",
-    "predictions are numbers and vary": "the network answers nothing, or always the same",
+    "predictions are numbers and vary": "the network gives NaN, or the same class for all images",
 }
 
 MOST_RUNS = 6
@@ -314,7 +314,8 @@ class Mirage(Panel):
             right += self._show_accuracy(place, who, broken)
             if names := self.missing(run, step, union):
                 command = evaluation_command(run, names, self.n)
-                absent.append(f"{who} was not run under {', '.join(names)}: {command}.")
+                attacks = ", ".join(map(s.attack_label, names))
+                absent.append(f"{who} was not run under {attacks}: {command}.")
             warned += self._show_light(place, run, step)
         lights = {light_of(self.findings(run, step)) for run in self.runs}
         calm = "Nothing is judged yet." if lights == {"not judged"} else "No rule warns."

@@ -43,6 +43,7 @@ from kit.evaluation.robustness_audit import AUDIT_STEPS, audit, audit_model
 from kit.evaluation.statistics import wilson
 from kit.figures.audit_steps import compare_audits, describe_audit_steps, draw_audit_steps
 from kit.jobs.command_line import main
+from tests.helpers.wording import attack_keys_in
 
 QUICK = ("natural", "fgsm", "pgd20", "pgd100", "cw20", "md", "square")
 ORDER = {name: i for i, name in enumerate(RULES)}
@@ -178,6 +179,17 @@ def test_nan_is_a_finding_and_the_only_one():
     findings = apply_rules(seen)
     assert findings[-1].light == "red" and findings[-1].ids == (1003,)
     assert {finding.light for finding in findings[:-1]} == {"not judged"}
+
+
+def test_sentences_name_attacks_as_papers_do():
+    """Whatever a rule finds or misses, a reader sees PGD-100 and not pgd100."""
+    seen = healthy()
+    bare = replace(seen, broken={}, losses=None, unbounded=None)
+    of_each_kind = [bare, seen, *(make(seen) for make, _ in SICK.values())]
+    weak = [replace(bare, broken={"pgd20": some(9), name: some(60)}) for name in ("cw20", "fgsm")]
+    for evidence in (*of_each_kind, *weak):
+        for finding in apply_rules(evidence):
+            assert not attack_keys_in(finding.sentence), finding.sentence
 
 
 def test_printed_gairat_is_red_and_printed_at_is_green():
@@ -390,7 +402,7 @@ def test_stopped_half_way(tiny_run, quick, monkeypatch, copy_of):
     assert list(report.steps.index) == ["natural", "fgsm", "pgd20", "pgd100", "worst case"]
     assert report.finding(MARGIN).light == report.finding(
         BLACK
-    ).light == "not judged" and "Not run: cw20" in repr(report)
+    ).light == "not judged" and "Not run: CW-20" in repr(report)
     assert len(list((run.folder / "evaluations").glob("*.npz"))) == 4
     assert not audit(run, n=60, quiet=True).missing
 

@@ -22,6 +22,7 @@ from kit.widgets.mirage_panel import (
     mirage,
 )
 from kit.widgets.sealed_panel import Scale, printed_fall, sealed
+from tests.helpers.wording import attack_keys_in
 
 CHEAP = ["natural", "fgsm", "pgd20", "pgd100", "cw20"]
 
@@ -102,7 +103,7 @@ def test_a_light_judges_what_was_run_up_to_its_step(pair, monkeypatch):
     assert "AT is" not in panel.sentence
     panel.set(step=4)
     assert (
-        "AT is red: CW breaks 60 images that PGD-100 left. Of 60 images that pgd100 leaves, an "
+        "AT is red: CW breaks 60 images that PGD-100 left. Of 60 images that PGD-100 leaves, an "
         "attack on the margin breaks 60 (100%" in panel.sentence
     )
     assert panel.lines[0].get_text() == "AT: red\nCW breaks 60 images that PGD-100 left"
@@ -124,6 +125,19 @@ def test_notes_count_what_the_picture_shows(pair):
     for light in ("amber", "red"):
         steps = [step for step, found in enumerate(colours) if light_of(found) == light]
         assert (f"(step {steps[0]})" in first) if steps else (light not in first)
+
+
+def test_sentences_name_attacks_as_papers_do(pair):
+    """At each step, whatever was run: PGD-100 and not pgd100, outside a command."""
+    panel, none = mirage(pair, n=60), np.zeros(60, dtype=bool)
+    panel.broken["at"] = dict.fromkeys(panel.broken["at"], none) | {"cw20": ~none}
+    for step in range(len(STEP_ATTACKS)):
+        for union in (False, True):
+            panel.set(step=step, **{"any attack so far": union})
+            shown = [panel.sentence, panel.attack.get_text()]
+            shown += [line.get_text() for line in panel.lines]
+            assert not set().union(*map(attack_keys_in, shown)), shown
+    assert not attack_keys_in(" ".join(panel.notes().lines))
 
 
 def test_every_rule_that_can_warn_has_its_words():

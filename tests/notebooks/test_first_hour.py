@@ -28,6 +28,7 @@ from kit.papers.claim_verdict import Estimate
 from kit.papers.figure_verdicts import read_stamps
 from tests.helpers.course import course_notebooks, with_made_cells
 from tests.helpers.settings import ROOT, TINY, settings_words
+from tests.helpers.wording import attack_keys_in
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -73,6 +74,13 @@ def test_a_notebook_has_its_head_and_its_end(path):
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if not link.startswith("http"):
             assert (path.parent / link.partition("#")[0]).resolve().exists(), link
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_prose_names_attacks_as_papers_do(path):
+    """PGD-100 and not pgd100; a key stands in code alone."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        assert cell.cell_type != "markdown" or not attack_keys_in(cell.source), cell.id
 
 
 def test_the_papers_and_the_words_are_in_the_start():
