@@ -74,8 +74,8 @@ PAPERS = Registry(
         "csa": Paper(
             "protecting one class by the costs of mistakes, with fewer in-between parameters",
             "CSA/CSE",
-            "no weights of examples: mistakes that involve the protected class cost c, others cost 1 "
-            "(Eqs. 3, 4)",
+            "no weights of examples: mistakes that involve the protected class cost c, others cost "
+            "1 (Eqs. 3, 4)",
         ),
     },
 )
