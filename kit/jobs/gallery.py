@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from kit.core.errors import KitError
-from kit.core.files import CHECKOUT, read_json, write_bytes, write_json
+from kit.core.files import CHECKOUT, home, read_json, write_bytes, write_json
 from kit.evaluation.coverage import measure_coverage
 from kit.experiments.runs import output_folder, stored_seeds
 from kit.figures.base import plain
@@ -116,14 +116,18 @@ def folder_name(recipe: str) -> str:
 
 
 def copy_pictures(recipe: str, root: Path) -> list[Path]:
-    """Copy each figure's picture and record, that of the least seed where there are several."""
-    source, written = output_folder(recipe), []
+    """Copy each figure's picture and record, that of the least seed where there are several.
+
+    Data in this machine's home are named relative to it, as every other machine finds its own.
+    """
+    source, written, here = output_folder(recipe), [], f"{home().resolve()}/".encode()
     for name in FIGURES:
         found = [source / f"{name}.json", *sorted(source.glob(f"seed-*/{name}.json"))]
         for record in [path for path in found if path.exists()][:1]:
             for ending in ("json", "png"):
                 target = scale_folder(recipe, root) / f"{name}.{ending}"
-                write_bytes(target, record.with_suffix(f".{ending}").read_bytes())
+                payload = record.with_suffix(f".{ending}").read_bytes()
+                write_bytes(target, payload.replace(here, b"") if ending == "json" else payload)
                 written.append(target)
     return written
 

@@ -339,3 +339,11 @@ def test_the_scoreboard_says_how_far_to_trust_it(tmp_path):
     assert "seeds 3 4 5: 1 changed: 15 clirat: holds -> fails." in page
     assert "there against here: 2 changed: 1 vir: holds -> undecided." in page
     assert "on mnist (" not in page
+
+
+def test_committed_facts_name_no_folder_of_one_machine():
+    """A folder of images is named as it lies in everyone's home, so that its runs are found."""
+    committed = sorted((ROOT / "figures").rglob("*.json"))
+    facts = [path for path in committed if "folder:" in path.read_text()]
+    assert facts, "the record has a scale of images in a folder"
+    assert [path.name for path in facts if '"folder:/' in path.read_text()] == []
