@@ -76,11 +76,21 @@ def test_a_notebook_has_its_head_and_its_end(path):
             assert (path.parent / link.partition("#")[0]).resolve().exists(), link
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_prose_names_attacks_as_papers_do(path):
     """PGD-100 and not pgd100; a key stands in code alone."""
     for cell in nbformat.read(path, as_version=4).cells:
         assert cell.cell_type != "markdown" or not attack_keys_in(cell.source), cell.id
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_wrapped_prose_is_what_it_looks_like(path):
+    """No number at the start of a line begins a list in mid-sentence; no formula is torn apart."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            assert not re.search(r"\w\n1[.)] ", cell.source), cell.id
+            formulas = re.findall(r"(?<!\$)\$(?!\$)([^$]*)\$", cell.source)
+            assert not any("\n" in formula for formula in formulas), cell.id
 
 
 def test_the_papers_and_the_words_are_in_the_start():
