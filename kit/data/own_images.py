@@ -23,9 +23,11 @@ from kit.core.random_streams import named_generator
 from kit.core.tensors import check_images
 from kit.data.splits import DataSet, Split, stratified_order
 
+_ARRAYS = "x (N, C, H, W), uint8 or floats in [0, 1], and y (N,), whole numbers"
+
 DATA_EXPECTED = (
     "expected (x, y), a torch Dataset or DataLoader of such pairs, an .npz with arrays x and y, or "
-    "a data set of the kit: x (N, C, H, W), uint8 or floats in [0, 1], y (N,) whole numbers"
+    f"a data set of the kit: {_ARRAYS}"
 )
 
 #: What stands before the digest in the name of images that a user brought.
@@ -110,8 +112,7 @@ def read_pairs(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not {"x", "y"} <= arrays.keys():
         names = [*arrays][:6] + (["..."] if len(arrays) > 6 else [])
         raise KitError(
-            f"{path} holds the arrays {', '.join(names) or 'none'}; expected an .npz with x "
-            "(N, C, H, W), uint8 or floats in [0, 1], and y (N,), whole numbers"
+            f"{path} holds the arrays {', '.join(names) or 'none'}; expected an .npz with {_ARRAYS}"
         )
     return arrays["x"], arrays["y"]
 

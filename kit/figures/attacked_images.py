@@ -11,7 +11,7 @@ from torch import nn
 from kit.attacks.carlini_wagner import cw_l2
 from kit.attacks.fast_adaptive_boundary import fab
 from kit.attacks.fast_minimum_norm import fmn
-from kit.attacks.table import ATTACKS, Attack
+from kit.attacks.table import ATTACKS, Attack, attack_label
 from kit.attacks.tracker import ROUNDING, AttackResult
 from kit.core.errors import KitError, unknown_name
 from kit.core.parameters import Count, Positive, check_value
@@ -21,7 +21,6 @@ from kit.data.splits import Split
 from kit.evaluation.statistics import share_with_interval
 from kit.experiments.devices import pick_device
 from kit.experiments.runs import Run
-from kit.figures import style as s
 
 #: Attacks that look for the nearest adversarial image: one search answers for every radius.
 NEAREST = (cw_l2, fmn, fab)
@@ -172,7 +171,7 @@ def attack_images(
 def attack_and_norm_label(name: str) -> str:
     """BIA (L2) for bia:l2."""
     row, _, norm = name.partition(":")
-    return s.attack_label(row) + (f" ({NORM_LABELS[norm]})" if norm else "")
+    return attack_label(row) + (f" ({NORM_LABELS[norm]})" if norm else "")
 
 
 def count_broken(found: AttackedImages) -> dict[str, list[dict]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
+from kit.attacks.table import attack_label
 from kit.core.errors import KitError
 from kit.evaluation.masking_rules import AUTOATTACK_PARTS, RULES
 from kit.evaluation.robustness_audit import COLOURS, Audit, audit
@@ -123,7 +124,7 @@ def _draw_accuracies(axes: Axes, audits: Mapping[str, Audit]) -> None:
 def _name_attack(name: str, audits: Mapping[str, Audit], most: int) -> str:
     """The attack's name; with its n where it saw fewer images than the others."""
     sizes = {int(r.steps.loc[name, "n"]) for r in audits.values() if name in r.steps.index}
-    label = name if name == "worst case" else s.attack_label(name)
+    label = name if name == "worst case" else attack_label(name)
     fewer = "" if sizes == {most} else f" (n = {', '.join(map(str, sorted(sizes)))})"
     return label + fewer
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from kit.attacks.table import attack_label
 from kit.core.errors import KitError
 from kit.core.parameters import Natural, check_value
 from kit.evaluation.statistics import Interval, grand_difference
@@ -550,8 +551,8 @@ def _describe_curves(data: FigureData, place: str) -> str:
 def notice_learning_curves_each(data: FigureData) -> str:
     """Under how many criteria CLIRAT ends clear of its control, and on which side."""
     intervals = data.facts["difference"][f"clirat - {CONTROL}"]
-    above = [s.attack_label(name) for name, (_, low, _) in intervals.items() if low > 0]
-    below = [s.attack_label(name) for name, (_, _, high) in intervals.items() if high < 0]
+    above = [attack_label(name) for name, (_, low, _) in intervals.items() if low > 0]
+    below = [attack_label(name) for name, (_, _, high) in intervals.items() if high < 0]
     return (
         f"CLIRAT ends clearly above {s.label(CONTROL)}, which differs from it in the criterion "
         f"alone, under {', '.join(above) or 'no attack'}. It ends clearly below it under "

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from kit.attacks.table import attack_label
 from kit.core.errors import KitError
 from kit.core.parameters import Natural, check_value
 from kit.evaluation.statistics import grand_contrast, grand_mean
@@ -163,7 +164,7 @@ def _draw_cells(panel: Axes, facts: Mapping) -> None:
         xticks=range(len(NORMALISERS)),
         xlim=(-0.4, 1.4),
         xlabel="what the weights are normalised by",
-        ylabel=f"accuracy under {s.attack_label(facts['attack'])}",
+        ylabel=f"accuracy under {attack_label(facts['attack'])}",
         title="A  Four combinations",
     )
     panel.set_xticklabels(NORMALISERS.values())
@@ -253,7 +254,7 @@ def describe_normalisers(data: FigureData) -> str:
     )
     return (
         f"{data.setting}, all four combinations of criterion and normaliser, "
-        f"{s.attack_label(facts['attack'])}, n = {facts['n']} test images, {of}. {cells}. The lead "
+        f"{attack_label(facts['attack'])}, n = {facts['n']} test images, {of}. {cells}. The lead "
         f"of {_lead(facts['base'])}, {effects['both']} points, is the sum of two main effects: "
         f"criterion {effects['criterion']}, normaliser {effects['normaliser']}; interaction "
         f"{effects['interaction']}."

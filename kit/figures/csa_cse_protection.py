@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 from matplotlib.axes import Axes
 
+from kit.attacks.table import attack_label
 from kit.evaluation.accuracy import evaluate
 from kit.evaluation.statistics import Interval, paired_difference, share_with_interval
 from kit.experiments.runs import Run
@@ -109,7 +110,7 @@ def _draw_protection(axes: Axes, facts: Mapping, group: str) -> None:
             markersize=5,
             color=tint,
             capsize=3,
-            label=s.attack_label(name),
+            label=attack_label(name),
         )
     axes.set(xticks=range(len(methods)), ylim=(0, 103))
     axes.set_xticklabels([s.label(method) for method in methods])
@@ -118,7 +119,7 @@ def _draw_protection(axes: Axes, facts: Mapping, group: str) -> None:
 def decide_class_protection(data: FigureData) -> list[Claim]:
     """Decide whether protection rises from ADV over CSA+L2 to CSA, and what all classes pay."""
     facts = data.facts
-    under = s.attack_label(facts["attack"])
+    under = attack_label(facts["attack"])
     rising = tuple(Estimate(name, "> 0", *step) for name, step in facts["steps"].items())
     measured = ", ".join(f"{name} {format_points(step)}" for name, step in facts["steps"].items())
     order = " < ".join(map(s.label, PROTECTION))
@@ -133,7 +134,7 @@ def decide_class_protection(data: FigureData) -> list[Claim]:
                 f"{s.label(method)} against STD over all classes: unharmed without attack, better "
                 f"under {under} (CSA/CSE abstract)",
                 "no table has it",
-                ", ".join(f"{s.attack_label(a)} {format_points(d)}" for a, d in found.items()),
+                ", ".join(f"{attack_label(a)} {format_points(d)}" for a, d in found.items()),
                 (
                     _in_percent("natural", found["natural"], f">= -{UNHARMED:g}"),
                     _in_percent(facts["attack"], found[facts["attack"]], "> 0"),
@@ -162,7 +163,7 @@ def describe_class_protection(data: FigureData) -> str:
     )
     steps = ", ".join(f"{name} {format_points(step)}" for name, step in facts["steps"].items())
     return (
-        f"CSA protects class {facts['protected']}. {data.setting}: under {s.attack_label(under)} "
+        f"CSA protects class {facts['protected']}. {data.setting}: under {attack_label(under)} "
         f"its accuracy changes by {steps} ({facts['n_protected']} images). Over all classes, "
         f"against STD: {gains} ({facts['n']} images; paired 95 % intervals)."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kit.attacks.table import attack_label
 from kit.evaluation.result_tables import result_table
 from kit.experiments.runs import Run
 from kit.figures import style as s
@@ -52,7 +53,7 @@ def draw_every_method(data: FigureData) -> Drawing:
             color=tint,
             markersize=3.5,
             linewidth=0,
-            label=s.attack_label(attack),
+            label=attack_label(attack),
         )
     axes.set_yticks(places, [_name_row(method) for method in facts], fontsize=8)
     axes.set(
@@ -75,7 +76,7 @@ def _name_row(method: str) -> str:
 
 def describe_every_method(data: FigureData) -> str:
     """The caption: seeds and images behind the table, and the order of the rows."""
-    last = s.attack_label(data.extras["attacks"][-1])
+    last = attack_label(data.extras["attacks"][-1])
     return f"{data.setting}. {data.extras['words']} Sorted by {last}."
 
 
@@ -88,6 +89,6 @@ def notice_every_method(data: FigureData) -> str:
     }
     return (
         "The best mean belongs to "
-        + ", ".join(f"{method} under {s.attack_label(attack)}" for attack, method in best.items())
+        + ", ".join(f"{method} under {attack_label(attack)}" for attack, method in best.items())
         + ". Compare intervals before you call one method better than another."
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 
+from kit.attacks.table import attack_label
 from kit.core.parameters import Count, check_value
 from kit.evaluation.accuracy import evaluate
 from kit.evaluation.statistics import Interval, difference_interval, paired_difference, wilson
@@ -79,7 +80,7 @@ def draw_pgd_against_cw(data: FigureData) -> Drawing:
 
 
 def _attack_or_clean(name: str) -> str:
-    return name if name == "natural" else s.attack_label(name)
+    return name if name == "natural" else attack_label(name)
 
 
 def _draw_paired_bars(axes: Axes, accuracy: dict[str, dict], n: dict[str, int]) -> None:
@@ -141,7 +142,7 @@ def _draw_interaction(axes: Axes, interaction: dict[str, Interval], n: dict[str,
         xlabel="points, 95 % interval",
         title="Gain under PGD minus ...",
     )
-    axes.set_yticklabels([f"under {s.attack_label(name)}\nn = {n[name]}" for name in interaction])
+    axes.set_yticklabels([f"under {attack_label(name)}\nn = {n[name]}" for name in interaction])
     axes.margins(x=0.15)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from kit.attacks.table import attack_label
 from kit.experiments.runs import Run
 from kit.experiments.specification import parse_overrides
 from kit.figures import style as s
@@ -204,7 +205,7 @@ def _draw_printed_sweep(axes: Axes, sweep: Mapping[str, Any]) -> None:
 
 
 def _attack_name(name: str) -> str:
-    return "NAT" if name == "natural" else s.attack_label(name)
+    return "NAT" if name == "natural" else attack_label(name)
 
 
 def describe_printed_sweeps(data: FigureData) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
+from kit.attacks.table import attack_label
 from kit.core import tensors
 from kit.core.parameters import Natural, check_value
 from kit.evaluation.accuracy import evaluate
@@ -302,7 +303,7 @@ def draw_clean_probability(data: FigureData) -> Drawing:
     bars.set(
         xticks=range(len(data.facts["by_fifth"])),
         xlabel="fifth of the images by clean $p_y$",
-        ylabel=f"wrong under {s.attack_label(ATTACK)}",
+        ylabel=f"wrong under {attack_label(ATTACK)}",
         title=f"Error, {count_seeds(data.facts['seeds'])}",
         ylim=(0, None),
     )
@@ -317,7 +318,7 @@ def decide_clean_probability(data: FigureData) -> list[Claim]:
     claims = []
     for name, words, sign in (
         ("distance", "nearer the boundary", 1),
-        ("error", f"more often wrong under {s.attack_label(ATTACK)}", -1),
+        ("error", f"more often wrong under {attack_label(ATTACK)}", -1),
     ):
         middle, low, high = facts[name]
         claims.append(
@@ -345,7 +346,7 @@ def describe_clean_probability(data: FigureData) -> str:
         "VIR Definition 4.1 calls an example more vulnerable the lower the clean probability of "
         f"its class. {s.label(data.method)} on {data.setting}, {count_seeds(facts['seeds'])}, "
         f"{facts['n']} test images: Spearman's correlation of p_y with the distance to the "
-        f"boundary (FMN) is {distance}, with the error under {s.attack_label(ATTACK)} {error}; "
+        f"boundary (FMN) is {distance}, with the error under {attack_label(ATTACK)} {error}; "
         f"wrong are {lowest:.0%} of the fifth with the lowest p_y and {highest:.0%} of that with "
         "the highest."
     )

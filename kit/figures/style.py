@@ -12,8 +12,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from kit.attacks.table import attack_label as attack_label
-
 # Okabe and Ito (2008); their yellow (#F0E442) is darkened, for lines on white
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#000000",

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 
+from kit.attacks.table import attack_label
 from kit.evaluation.accuracy import evaluate
 from kit.evaluation.class_tables import confusion
 from kit.evaluation.statistics import contrast_interval
@@ -92,7 +93,7 @@ def draw_class_gains(data: FigureData) -> Drawing:
         found = data.facts["methods"][method]
         s.draw_confusion(matrix, data.extras["counts"][method], classes, square=False)
         matrix.set_title(
-            f"{s.label(method)}, {s.attack_label(attack)}\n"
+            f"{s.label(method)}, {attack_label(attack)}\n"
             f"{found['mean']:.1%} a class, worst {found['worst'][1]:.0%}",
             fontsize=8.5,
         )
@@ -167,7 +168,7 @@ def describe_class_gains(data: FigureData) -> str:
     )
     return (
         f"VIR Fig. 2 claims that VIR improves the harder classes. {data.setting}, n = {facts['n']} "
-        f"test images, last iterate of {s.attack_label(facts['attack'])}. Beside each matrix "
+        f"test images, last iterate of {attack_label(facts['attack'])}. Beside each matrix "
         "(percent of the row) the difference in recall to the method it builds on, paired, 95 %; "
         "filled marks are hard classes, those below the mean under the other base method. Mean "
         f"over classes, in points: {words}."

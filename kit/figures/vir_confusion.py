@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from kit.attacks.table import attack_label
 from kit.evaluation.accuracy import evaluate
 from kit.evaluation.class_tables import confusion
 from kit.evaluation.statistics import Interval, normal_point, wilson
@@ -35,7 +36,7 @@ def compute_confusion(runs: Mapping[str, Run], *, attack: str = "pgd100") -> Fig
         method: evaluate(run, ["natural", attack], quiet=True) for method, run in defended.items()
     }
     naturally = evaluate(runs[NATURAL_TRAINING], ["natural"], quiet=True)
-    under = s.attack_label(attack)
+    under = attack_label(attack)
     first_panel = f"{s.label(NATURAL_TRAINING)}, natural"
     counts = {first_panel: confusion(naturally, "natural")} | {
         f"{s.label(method)}, {under}": confusion(table, attack) for method, table in tables.items()
@@ -155,7 +156,7 @@ def describe_confusion(data: FigureData) -> str:
         f"pair suffering most. {data.setting}, n = {facts['n']} test images: recall "
         f"spreads by {facts['natural training']['spread']:.0%} between classes after natural "
         f"training on clean images, after AT by {natural['spread']:.0%} on clean images and by "
-        f"{attacked['spread']:.0%} under {s.attack_label(facts['attack'])}; lowest is class "
+        f"{attacked['spread']:.0%} under {attack_label(facts['attack'])}; lowest is class "
         f"{attacked['lowest']} ({attacked['lowest_recall']:.0%} [{attacked['lowest_low']:.0%}, "
         f"{attacked['lowest_high']:.0%}]), and the most confused pair is "
         f"{' and '.join(attacked['pair'])}. Rows are true classes, cells are percent of the row."

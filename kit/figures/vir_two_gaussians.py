@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from kit.attacks.table import attack_label
 from kit.core.errors import KitError
 from kit.data.gaussian_mixture import MIXTURE, MIXTURE_CLASSES, optimal_risks
 from kit.evaluation.accuracy import evaluate
@@ -116,7 +117,7 @@ def draw_two_gaussians(data: FigureData) -> Drawing:
     """Draw a panel a kind of risk: the optimum as a bar, trained networks as marks on it."""
     drawing = Drawing(7.8, 3.3)
     panels = drawing.subplots(1, 2)
-    titles = ("Natural risk", f"Risk under attack ({s.attack_label(RISK_ATTACKS['robust'])})")
+    titles = ("Natural risk", f"Risk under attack ({attack_label(RISK_ATTACKS['robust'])})")
     for panel, (kind, found), title in zip(
         panels, data.facts["risks"].items(), titles, strict=True
     ):

@@ -304,9 +304,9 @@ def _check_lines(scale: str, path: Path) -> list[str]:
         f"* Intervals (`python -m kit compare --coverage`): {covered['cases']} kinds of 95 % "
         f"interval hold the truth in {shares} of simulations.",
     ]
-    if found["stability"]:
-        command = f"python -m kit compare --recipe {scale} --stability"
-        lines.append(f"* Seeds (`{command}`): {_joined(found['stability'])}.")
+    command = f"python -m kit compare --recipe {scale} --stability"
+    changes = _joined(found["stability"] or ["not tried, the seeds are too few for two halves"])
+    lines.append(f"* Seeds (`{command}`): {changes}.")
     for report in found["installs"]:
         command = f"python -m kit compare --recipe {scale} --against FILE"
         lines.append(f"* Another install (`{command}`): {_joined(report)}.")

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
+from kit.attacks.table import attack_label
 from kit.core.errors import KitError
 from kit.core.parameters import Natural, check_value
 from kit.evaluation.accuracy import evaluate
@@ -110,7 +111,7 @@ def needed_attacks(step: int, union: bool) -> list[str]:
 def step_name(step: int) -> str:
     """A step's attack in words."""
     name = list(STEP_ATTACKS)[step]
-    return STEP_LABELS.get(name) or s.attack_label(name)
+    return STEP_LABELS.get(name) or attack_label(name)
 
 
 def apply_few_rules(run: Run, broken: Mapping[str, np.ndarray], n: int) -> list[Finding]:
@@ -158,7 +159,7 @@ def describe_warning(finding: Finding, names: Collection[str]) -> str:
     return WARNINGS[finding.rule].format(
         images=count_images(len(finding.ids)),
         by="AutoAttack" if {*AUTOATTACK_PARTS} <= {*names} else "CW",
-        pgd=s.attack_label("pgd100" if "pgd100" in names else "pgd20"),
+        pgd=attack_label("pgd100" if "pgd100" in names else "pgd20"),
     )
 
 
@@ -314,7 +315,7 @@ class Mirage(Panel):
             right += self._show_accuracy(place, who, broken)
             if names := self.missing(run, step, union):
                 command = evaluation_command(run, names, self.n)
-                attacks = ", ".join(map(s.attack_label, names))
+                attacks = ", ".join(map(attack_label, names))
                 absent.append(f"{who} was not run under {attacks}: {command}.")
             warned += self._show_light(place, run, step)
         lights = {light_of(self.findings(run, step)) for run in self.runs}

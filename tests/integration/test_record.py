@@ -83,6 +83,7 @@ def test_a_scale_is_replaced_and_others_stay(tmp_path):
     [
         ([row(999)], "no claim 999"),
         ([row(scale="digitz")], "no recipe 'digitz'"),
+        ([row(scale="folder:")], "folder: names no folder"),
         ([row(verdict="confirmed")], "'confirmed' is no verdict; expected one of fails"),
         ([row(claim_verdict="")], "'' is no verdict; expected one of fails"),
         ([row(seeds=None)], "'' is no number of seeds"),
@@ -342,7 +343,7 @@ def test_the_scoreboard_says_how_far_to_trust_it(tmp_path):
 
 
 def test_committed_facts_name_no_folder_of_one_machine():
-    """A folder of images is named as it lies in everyone's home, so that its runs are found."""
+    """A folder of images is named as it lies in everyone's home."""
     committed = sorted((ROOT / "figures").rglob("*.json"))
     facts = [path for path in committed if "folder:" in path.read_text()]
     assert facts, "the record has a scale of images in a folder"
