@@ -79,13 +79,14 @@ class Progress:
         self.every = REDRAWN_AFTER if self.live else WRITTEN_AFTER
         self.started = self.drawn = self.updated = time.monotonic()
         self.ended, self.thread = threading.Event(), threading.get_ident()
+        self.beat = threading.Thread(target=self._beat, name=title, daemon=True)
 
     def __enter__(self) -> Progress:
         """Begin to write lines; in the kernel of a batch run none but the last."""
         if not self.quiet and (self.live or not notebook_stamp()):
             with _output:
                 _open.append(self)
-            threading.Thread(target=self._beat, name=self.title, daemon=True).start()
+            self.beat.start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -141,6 +142,11 @@ class Progress:
                 _open.remove(self)
                 if self.live and _width:
                     _write("", True, end="\r")
+        # The thread may be the last that holds this work's tensors. Python would abort if it let go
+        # of them while the process ends.
+        self.part = str
+        if self.beat.is_alive():
+            self.beat.join()
 
 
 T = TypeVar("T")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
+import weakref
 
 import pytest
 
@@ -97,3 +100,27 @@ def test_what_is_left_follows_from_the_pace(monkeypatch):
     line.done, line.updated = 6, 110.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: 114.0)
     assert line.line() == "training  60%  14 s so far, 6 s left"
+
+
+@pytest.mark.parametrize("end", ["over", "stopped"])
+def test_work_that_has_ended_leaves_no_thread_and_holds_nothing(end, monkeypatch, live):
+    """A thread that lets go of tensors while Python ends would abort the process."""
+
+    def slow(self: Progress) -> None:
+        self.ended.wait()
+        time.sleep(0.2)
+
+    class Batch:
+        pass
+
+    monkeypatch.setattr(Progress, "_beat", slow)
+    batches = [Batch()]
+    kept = weakref.ref(batches[0])
+    with contextlib.suppress(KeyboardInterrupt), Progress("training", 1) as line:
+        for _ in followed(batches, "batch"):
+            if end == "stopped":
+                raise KeyboardInterrupt
+    del batches, _
+    assert not line.beat.is_alive()
+    gc.collect()
+    assert kept() is None
