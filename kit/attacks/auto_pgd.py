@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kit.attacks.tracker import AttackResult, AttackTracker, track_attack
 from kit.core import tensors
 from kit.core.parameters import Count, check_value
-from kit.core.random_streams import Streams, draw_noise
+from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 
 #: A targeted attack aims at the classes of rank 2 to 10 in the clean logits, or at all but the
@@ -209,11 +209,7 @@ def touching(x: Tensor, threat: Threat, source: Streams) -> Tensor:
 
     Their direction is that of a scaled box or a Gaussian one.
     """
-    direction = (
-        2 * draw_noise(source, "uniform", x) - 1
-        if threat.norm == "linf"
-        else draw_noise(source, "normal", x)
-    )
+    direction = 2 * source.uniform(x) - 1 if threat.norm == "linf" else source.normal(x)
     length = tensors.per_example(tensors.norm(direction, threat.norm), x).clamp_min(1e-12)
     return (x + threat.eps * direction / length).clamp(0, 1)
 

@@ -11,7 +11,7 @@ from kit.attacks.contract import check_inputs, frozen
 from kit.attacks.projected_gradient_descent import OBJECTIVES, TrainedLoss, Watch, start_point
 from kit.core import tensors
 from kit.core.parameters import Count, Natural, NonNegative
-from kit.core.random_streams import Streams, draw_noise, given_or_numbered
+from kit.core.random_streams import Streams, streams_of
 from kit.core.threat import Threat
 
 
@@ -48,11 +48,11 @@ def friendly_pgd(
     if validate:
         check_inputs(model, x, y)
     step_size = 2.5 * threat.eps / steps if step_size is None else step_size
-    source = given_or_numbered(generator, x)
+    streams = streams_of(generator, x)
     with frozen(model):
         with torch.no_grad():
             logits_nat = model(x) if loss == "kl" else None
-        x_t = start_point(x, threat, init, source).clamp(0, 1)
+        x_t = start_point(x, threat, init, streams).clamp(0, 1)
         project = tensors.projection(x, threat)
         patience, goes_on = torch.full_like(y, tau), torch.ones_like(y, dtype=torch.bool)
         for t in range(steps):
@@ -65,7 +65,7 @@ def friendly_pgd(
             wrong = logits.argmax(dim=1) != y
             goes_on = goes_on & (~wrong | (patience > 0))
             patience = patience - wrong.long()
-            noise = omega * draw_noise(source, "normal", x) if omega else 0.0
+            noise = omega * streams.normal(x) if omega else 0.0
             step = step_size * tensors.ascent_direction(gradient, threat.norm) + noise
             x_t = tensors.where(goes_on, project(x_t + step), x_t)
     return x_t

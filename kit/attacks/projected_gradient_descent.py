@@ -12,7 +12,7 @@ from kit.attacks.contract import check_inputs, frozen
 from kit.core import tensors
 from kit.core.errors import KitError
 from kit.core.parameters import Count, NonNegative, check_value
-from kit.core.random_streams import Streams, draw_noise, given_or_numbered
+from kit.core.random_streams import Streams, streams_of
 from kit.core.threat import Threat
 
 #: (step, images (N, C, H, W), logits (N, K)) at each evaluation point of an attack.
@@ -80,7 +80,7 @@ def pgd(
         if loss == "kl":
             with torch.no_grad():
                 logits_nat = model(x)
-        x_t = start_point(x, threat, init, given_or_numbered(generator, x))
+        x_t = start_point(x, threat, init, streams_of(generator, x))
         project = tensors.projection(x, threat)
         for t in range(steps):
             point = x_t.detach().requires_grad_(True)
@@ -113,9 +113,7 @@ def trained_loss_pgd(
     return pgd(*parts, loss=lambda logits, y, _: trained_loss(logits, y), init=init, **supplied)
 
 
-def start_point(
-    x: Tensor, threat: Threat, init: str | Tensor, source: Streams | torch.Generator
-) -> Tensor:
+def start_point(x: Tensor, threat: Threat, init: str | Tensor, streams: Streams) -> Tensor:
     """Return the first iterate, (N, C, H, W); see `pgd`.
 
     Raises:
@@ -130,15 +128,15 @@ def start_point(
     if init == "none":
         return x
     if init == "gaussian":
-        return x + 0.001 * draw_noise(source, "normal", x)
+        return x + 0.001 * streams.normal(x)
     if init == "unit":
-        return x + draw_noise(source, "uniform", x)
+        return x + streams.uniform(x)
     if init != "uniform":
         raise KitError(f"init={init!r} is none of: none, uniform, gaussian, unit, or a tensor")
     if threat.norm == "linf":
-        return (x + threat.eps * (2 * draw_noise(source, "uniform", x) - 1)).clamp(0, 1)
-    direction = draw_noise(source, "normal", x)
-    radius = draw_noise(source, "uniform", x.flatten(1)[:, :1]).squeeze(1) ** (1 / x[0].numel())
+        return (x + threat.eps * (2 * streams.uniform(x) - 1)).clamp(0, 1)
+    direction = streams.normal(x)
+    radius = streams.uniform(x.flatten(1)[:, :1]).squeeze(1) ** (1 / x[0].numel())
     return (
         x + threat.eps * tensors.per_example(radius, x) * tensors.ascent_direction(direction, "l2")
     ).clamp(0, 1)

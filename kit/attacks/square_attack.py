@@ -14,7 +14,7 @@ from kit.attacks.tracker import AttackResult, AttackTracker, track_attack
 from kit.core import tensors
 from kit.core.errors import KitError
 from kit.core.parameters import Count, Share, check_value
-from kit.core.random_streams import Streams, draw_noise
+from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 
 #: After each of these queries the windows' share of the image is halved (Andriushchenko et al.,
@@ -77,7 +77,7 @@ def square(
         edges = {0, queries, *(edge + 1 for edge in HALVINGS), *range(0, queries, DRAWN_QUERIES)}
         for begin, end in pairwise(sorted(edge for edge in edges if edge <= queries)):
             # drawn for every example, so that none depends on what became of its mates
-            drawn = draw_noise(streams, "uniform", x.new_empty(len(x), end - begin, 5 + x.shape[1]))
+            drawn = streams.uniform(x.new_empty(len(x), end - begin, 5 + x.shape[1]))
             side, ahead = window_side(begin, x, share), AHEAD if begin else 1
             for some in at_once(tracker.unbroken(rows), ahead):
                 search_squares(tracker, some, best_x, best, drawn, side, ahead)
@@ -170,7 +170,7 @@ def signs(u: Tensor) -> Tensor:
 
 def stripes(x: Tensor, threat: Threat, streams: Streams) -> Tensor:
     """Add eps times a random sign for each channel and column to `x`."""
-    return (x + threat.eps * signs(draw_noise(streams, "uniform", x[:, :, :1]))).clamp(0, 1)
+    return (x + threat.eps * signs(streams.uniform(x[:, :, :1]))).clamp(0, 1)
 
 
 def repaint(
@@ -205,7 +205,7 @@ def bumps(x: Tensor, threat: Threat, streams: Streams) -> Tensor:
     delta = torch.zeros_like(x)
     for top in range(height % side // 2, height - side + 1, side):
         for left in range(width % side // 2, width - side + 1, side):
-            u = draw_noise(streams, "uniform", x.new_empty(n, 1 + channels))
+            u = streams.uniform(x.new_empty(n, 1 + channels))
             delta[:, :, top : top + side, left : left + side] = (
                 turned(x, side, u[:, 0]) * signs(u[:, 1:])[:, :, None, None]
             )

@@ -21,7 +21,7 @@ from kit.attacks.padded_batches import padded_batch_sizes
 from kit.core import tensors
 from kit.core.errors import KitError
 from kit.core.random_streams import Streams
-from kit.core.threat import Threat
+from kit.core.threat import Norm, Threat
 
 #: x + δ - x differs from δ by a rounding, so a perturbation may be this much larger than eps and
 #: count as inside; see `rounding_of`.
@@ -87,7 +87,7 @@ class AttackTracker:
         y: Tensor,
         threat: Threat,
         goal: Literal["inside", "nearest"],
-        norm: Literal["linf", "l2"],
+        norm: Norm,
     ):
         self.model, self.x, self.y = model, x, y
         self.threat, self.goal, self.norm = threat, goal, norm
@@ -277,7 +277,7 @@ def track_attack(
     threat: Threat,
     *,
     goal: Literal["inside", "nearest"] = "inside",
-    norm: Literal["linf", "l2"] | None = None,
+    norm: Norm | None = None,
     validate: bool = True,
 ) -> Iterator[AttackTracker]:
     """Yield an `AttackTracker` over the model in eval mode without parameter gradients.

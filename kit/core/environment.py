@@ -65,9 +65,9 @@ def _switch(name: str) -> bool | None:
     return {"0": False, "1": True}.get(os.environ.get(name, ""))
 
 
-def is_compile_wanted() -> bool:
-    """KIT_COMPILE=1: the passes of networks are compiled where nobody says otherwise."""
-    return os.environ.get("KIT_COMPILE") == "1"
+def is_compile_wanted(asked: bool | None = None) -> bool:
+    """KIT_COMPILE=1: the passes of networks are compiled, where nobody `asked` for either."""
+    return os.environ.get("KIT_COMPILE") == "1" if asked is None else asked
 
 
 def is_kernel_attended() -> bool:

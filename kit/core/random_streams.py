@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,16 +28,11 @@ def named_generator(*parts: object) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
-def _as_int64(number: int) -> int:
-    number &= (1 << 64) - 1
-    return number - (1 << 64) if number >> 63 else number
+#: Odd multipliers that spread ids and places over 64 bits, as int64.
+PER_EXAMPLE, PER_PLACE = 0x9E3779B97F4A7C15 - 2**64, 0xD1B54A32D192ED03 - 2**64
 
-
-#: Odd multipliers that spread ids and places over 64 bits.
-PER_EXAMPLE, PER_PLACE = _as_int64(0x9E3779B97F4A7C15), _as_int64(0xD1B54A32D192ED03)
-
-#: Shifts and multipliers of the finaliser of SplitMix64.
-ROUNDS = ((30, _as_int64(0xBF58476D1CE4E5B9)), (27, _as_int64(0x94D049BB133111EB)))
+#: Shifts and multipliers of the finaliser of SplitMix64, as int64.
+ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
 def _mix(bits: Tensor) -> Tensor:
@@ -104,24 +98,34 @@ class JoinedStreams(Streams):
         )
 
 
-def given_or_numbered(
-    source: Streams | torch.Generator | None, like: Tensor
-) -> Streams | torch.Generator:
-    """Return `source`, or streams numbered by place in the batch `like` (N, ...).
+class GeneratorStreams(Streams):
+    """A torch generator in the place of streams: what an example draws depends on its batch."""
 
-    torch's global random state is never drawn from: two calls without a source draw the same.
+    def __init__(self, generator: torch.Generator):
+        self.generator = generator
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Draw U[0, 1) in the shape and dtype of `like` (N, ...)."""
+        return self._draw(torch.rand, like)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Draw N(0, 1) in the shape and dtype of `like` (N, ...)."""
+        return self._draw(torch.randn, like)
+
+    def _draw(self, sample: Callable[..., Tensor], like: Tensor) -> Tensor:
+        device = self.generator.device
+        drawn = sample(like.shape, generator=self.generator, device=device, dtype=like.dtype)
+        return drawn.to(like.device)
+
+
+def streams_of(source: Streams | torch.Generator | None, like: Tensor) -> Streams:
+    """Return what the batch `like` (N, ...) draws from: streams, or a generator in their place.
+
+    Without a source they are numbered by place in the batch. torch's global random state is never
+    drawn from: two calls without a source draw the same.
     """
+    if isinstance(source, torch.Generator):
+        return GeneratorStreams(source)
     if source is not None:
         return source
     return Streams(torch.arange(len(like), device=like.device), "noise")
-
-
-def draw_noise(
-    source: Streams | torch.Generator, kind: Literal["uniform", "normal"], like: Tensor
-) -> Tensor:
-    """Draw U[0, 1) or N(0, 1) in the shape of `like`, from per-example streams or a generator."""
-    if isinstance(source, Streams):
-        return getattr(source, kind)(like)
-    sample = torch.rand if kind == "uniform" else torch.randn
-    drawn = sample(like.shape, generator=source, device=source.device, dtype=like.dtype)
-    return drawn.to(like.device)

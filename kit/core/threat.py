@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Literal, get_type_hints
+from typing import Literal
 
 from kit.core.parameters import NonNegative, check_value
 
-# ------------------------------------------------------------------------------------------- threat
+Norm = Literal["linf", "l2"]
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,13 @@ class Threat:
     An L-inf radius of more than 1 is warned of: it holds every image, and 255ths are meant.
     """
 
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Norm = "linf"
     eps: NonNegative = 8 / 255
 
     def __post_init__(self):
-        for field, hint in get_type_hints(type(self), include_extras=True).items():
-            object.__setattr__(
-                self, field, check_value(f"Threat.{field}", getattr(self, field), hint)
-            )
-
+        check_value("Threat.norm", self.norm, Norm)
+        eps = check_value("Threat.eps", self.eps, NonNegative)
+        object.__setattr__(self, "eps", eps)  # a float, of which -0.0 is 0.0
         if self.doubt:
             warnings.warn(self.doubt, stacklevel=3)
 

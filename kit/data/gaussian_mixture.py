@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,7 @@ from torch import Tensor
 
 from kit.core.errors import KitError
 from kit.core.parameters import Count, Natural, NonNegative, Positive, Range, Real, check_value
+from kit.core.threat import Norm
 
 MIXTURE_CLASSES = ("-1", "+1")
 
@@ -95,7 +96,7 @@ def risks(
     w: np.ndarray,
     b: float,
     eps: float = 0.0,
-    norm: Literal["linf", "l2"] = "linf",
+    norm: Norm = "linf",
 ) -> np.ndarray:
     """The risks (2,) of sign(⟨w, x⟩ + b) on class -1 and on +1, float64.
 
@@ -118,7 +119,7 @@ def risks(
     return np.array([normal_cdf(-z) for z in safety / (mixture.sigmas * np.linalg.norm(w))])
 
 
-def best_offset(mixture: Mixture, eps: float = 0.0, norm: Literal["linf", "l2"] = "linf") -> float:
+def best_offset(mixture: Mixture, eps: float = 0.0, norm: Norm = "linf") -> float:
     """The b with the least mean of both classes' risks under eps, for w = (1, ..., 1).
 
     No other direction beats this w. With m = dη - ε‖w‖_* and s = σ√d, the derivative is 0 where
@@ -153,9 +154,7 @@ def best_offset(mixture: Mixture, eps: float = 0.0, norm: Literal["linf", "l2"] 
     )
 
 
-def optimal_risks(
-    mixture: Mixture, eps: float, norm: Literal["linf", "l2"] = "linf"
-) -> pd.DataFrame:
+def optimal_risks(mixture: Mixture, eps: float, norm: Norm = "linf") -> pd.DataFrame:
     """Natural and robust risk of each class at the optimum of standard and of adversarial training.
 
     eps in x's units. Rows (training, class), columns natural and robust.
@@ -182,7 +181,7 @@ def check_mixture_threat(eps: float, norm: str) -> None:
         KitError: `eps` or `norm` does not fit.
     """
     check_value("eps", eps, NonNegative)
-    check_value("norm", norm, Literal["linf", "l2"])
+    check_value("norm", norm, Norm)
 
 
 # ------------------------------------------------------------------------------------------- images

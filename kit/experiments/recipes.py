@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Annotated, Any, Literal, get_type_hints
 
 from kit.core.errors import KitError, unknown_name
 from kit.core.parameters import Count, Natural, NonNegative, Positive, Range, check_value
 from kit.core.registry import Registry
-from kit.core.threat import Threat
+from kit.core.threat import Norm, Threat
 from kit.data.augmentation import Augment
 from kit.data.datasets import base_of, check_data_name
 from kit.data.gaussian_mixture import MIXTURE
 from kit.data.own_images import OWN
-from kit.models.architectures import check_model_name
+from kit.models.architectures import find_builder
 
 Precision = Literal["auto", "fastest", "fp32", "bf16"]
 Optimizer = Literal["sgd", "adam"]
@@ -49,7 +49,7 @@ class Recipe:
     milestones: tuple[Count, ...] = ()  # the rate is multiplied by lr_factor after these epochs
     lr_factor: Positive = 0.1
     warm_up: Natural = 0  # epochs in which the rate rises in a straight line
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Norm = "linf"
     eps: NonNegative = 8 / 255
     step: Positive = 0.25  # of the training attack, in units of eps
     steps: Count = 10
@@ -86,10 +86,10 @@ class Recipe:
         for name, value in changes.items():
             if name not in RECIPE_FIELDS:
                 raise unknown_name("field of a recipe", name, RECIPE_FIELDS)
-            checked[name] = check_value(name, value, _field_types()[name])
+            checked[name] = check_value(name, value, FIELD_TYPES[name])
         changed = replace(self, **checked)
         check_data_name(changed.data)
-        check_model_name(changed.model)
+        find_builder(changed.model)  # refuses an unknown name
         check_schedule(changed)
         return changed
 
@@ -109,10 +109,7 @@ class Recipe:
 RECIPE_FIELDS = tuple(f.name for f in fields(Recipe) if f.name != "title")
 
 
-@cache
-def _field_types() -> dict[str, Any]:
-    return get_type_hints(Recipe, include_extras=True)
-
+FIELD_TYPES = get_type_hints(Recipe, include_extras=True)
 
 DEFAULTS = {f.name: f.default for f in fields(Recipe)}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
 
 from torch import nn
 
@@ -16,7 +15,7 @@ from kit.attacks.tracker import ROUNDING, AttackResult
 from kit.core.errors import KitError, unknown_name
 from kit.core.parameters import Count, Positive, check_value
 from kit.core.random_streams import Streams
-from kit.core.threat import Threat
+from kit.core.threat import Norm, Threat
 from kit.data.splits import Split
 from kit.evaluation.statistics import share_with_interval
 from kit.experiments.devices import pick_device
@@ -30,7 +29,6 @@ NEAREST = (cw_l2, fmn, fab)
 #: average, 17 % at worst (20 digits).
 SHORT_SEARCH = {cw_l2: {"steps": 100, "search_steps": 8, "lr": 0.1}}
 
-Norm = Literal["linf", "l2"]
 
 NORM_LABELS = {"linf": "L∞", "l2": "L2"}
 

@@ -383,15 +383,6 @@ MODELS: Registry = Registry(
 PACKAGES = {"torchvision": torchvision_network, "timm": timm_network}
 
 
-def check_model_name(name: str) -> None:
-    """Refuse a name that `build_network` does not know.
-
-    Raises:
-        KitError: The name is unknown, or depth or width of a `wrn-D-W` is impossible.
-    """
-    find_builder(name)
-
-
 def find_builder(name: str) -> Builder:
     """Return what builds the network of that name.
 

@@ -129,11 +129,6 @@ def fast_input_gradients(model: nn.Module) -> AbstractContextManager:
     Nothing of the model is changed. A model without such a layer, or with a `GreyConv2d` in its
     place, is left alone.
     """
-    if any(_is_plain_and_grey(module) for module in model.modules()):
-        return _FastInputGradients()
-    return contextlib.nullcontext()
-
-
-def _is_plain_and_grey(module: nn.Module) -> bool:
-    grey = isinstance(module, nn.Conv2d) and module.in_channels == 1
-    return grey and not isinstance(module, GreyConv2d)
+    layers = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    slow = any(conv.in_channels == 1 and not isinstance(conv, GreyConv2d) for conv in layers)
+    return _FastInputGradients() if slow else contextlib.nullcontext()

@@ -165,6 +165,7 @@ def write_run_record(
                 f"images, or delete {folder} to train afresh"
             )
         return
+    gpu = device.type == "cuda"
     write_sealed_json(
         path,
         {
@@ -176,7 +177,7 @@ def write_run_record(
             "data_fingerprint": fingerprint,
             "versions": versions(),
             "commit": git_commit(),
-            "device": _device_name(device),
+            "device": torch.cuda.get_device_name(device) if gpu else device.type,
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
             "processes": processes,
@@ -295,10 +296,6 @@ def _start_from_shared_burn_in(state: TrainingState, device: torch.device) -> No
             folder / "branched.json", {"from": sibling.name, "epoch": state.epoch}
         )
         return
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _resume(state: TrainingState, device: torch.device, quiet: bool) -> None:

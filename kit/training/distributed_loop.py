@@ -22,6 +22,7 @@ from kit.core.distributed import (
     process_count,
     wrap_distributed,
 )
+from kit.core.environment import is_compile_wanted
 from kit.core.errors import KitError
 from kit.core.files import lock_folder
 from kit.core.progress import Progress, silenced
@@ -49,7 +50,7 @@ from kit.training.loop import (
 )
 from kit.training.observation import observe_rows, stored_array
 from kit.training.precision import resolve_precision
-from kit.training.runner import compile_choice, report_opened
+from kit.training.runner import report_opened
 
 
 def run_distributed(
@@ -64,9 +65,9 @@ def run_distributed(
     quiet = quiet or not is_main()
     if is_main():
         with lock_folder(run_folder(plan)):
-            done = _fit_if_needed(plan, where, quiet, compile_choice(compiled))
+            done = _fit_if_needed(plan, where, quiet, is_compile_wanted(compiled))
     else:
-        done = _fit_if_needed(plan, where, quiet, compile_choice(compiled))
+        done = _fit_if_needed(plan, where, quiet, is_compile_wanted(compiled))
     opened = Run(spec, run_folder(plan))
     if done and not quiet:
         report_opened(opened)

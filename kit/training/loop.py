@@ -133,10 +133,11 @@ def train_epoch(
     order = image_order(plan, split, epoch)
     losses: list[Tensor] = []
     kept: list[dict[str, Tensor]] = []
+    attacks_first = method.attacks_first
     for rows in followed(batch_rows(plan, split, order, epoch), "batch"):
         stop_if_abandoned()
         batches: Iterable[Batch] = load_batches(plan, split, rows, epoch, len(stages))
-        if method.attacks_first:
+        if attacks_first:
             batches = attack_ahead(model, method, stages, batches, recipe, reweight=reweight)
         for adversarial, batch in zip(stages, batches, strict=True):
             parts = model, state.optimizer, method, batch, recipe

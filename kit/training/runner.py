@@ -61,7 +61,7 @@ def run(
     where = pick_device(device)
     with unfinished([plan]) as todo:
         if todo:
-            fit_plans(todo, where, quiet=quiet, compiled=compile_choice(compiled))
+            fit_plans(todo, where, quiet=quiet, compiled=is_compile_wanted(compiled))
     opened = run_of(plan)
     if not todo and not quiet:
         report_opened(opened)
@@ -89,7 +89,7 @@ def run_many(
     """
     asked = [spec if isinstance(spec, Plan) else resolve(spec) for spec in specs]
     plans = {plan.key: plan for plan in asked}
-    where, compiled = pick_device(device), compile_choice(compiled)
+    where, compiled = pick_device(device), is_compile_wanted(compiled)
     failures: dict[str, str] = {}
     for small in (True, False):
         due = [
@@ -110,11 +110,6 @@ def run_many(
             f"{len(failures)} of {len(plans)} runs could not be trained; the others are. {words}"
         )
     return [run_of(plan) for plan in asked]
-
-
-def compile_choice(compiled: bool | None) -> bool:
-    """Return what was asked for, or what KIT_COMPILE says where nothing was."""
-    return is_compile_wanted() if compiled is None else compiled
 
 
 def _train_or_split(

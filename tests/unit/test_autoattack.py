@@ -14,7 +14,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from kit.attacks import auto_pgd, square_attack
+from kit.attacks import auto_pgd
 from kit.attacks.auto_attack import VERSIONS, autoattack
 from kit.attacks.auto_pgd import apgd, apgd_objective, ascend_targets, targets_of, touching
 from kit.attacks.fast_adaptive_boundary import fab, search_boundary, to_hyperplane
@@ -480,11 +480,8 @@ def test_square_walks_as_if_it_tried_one_after_the_other(
 ):
     """The walk image by image and proposal by proposal, on the numbers that were drawn."""
     x, y = (v[:14] for v in batch)
-    drawn, module = [], square_attack
-    draw = module.draw_noise
-    monkeypatch.setattr(
-        module, "draw_noise", lambda *words: drawn.append(draw(*words)) or drawn[-1]
-    )
+    drawn, draw = [], Streams.uniform
+    monkeypatch.setattr(Streams, "uniform", lambda *words: drawn.append(draw(*words)) or drawn[-1])
     first, propose = (stripes, repaint) if threat.norm == "linf" else (bumps, shift_mass)
     begin = first(x, threat, streams(14))
     assert bool(((tensors.norm(begin - x, threat.norm) / threat.eps - 1).abs() < 0.3).all()), (

@@ -13,7 +13,7 @@ from kit.models.architectures import (
     Normalise,
     PreActBlock,
     build_network,
-    check_model_name,
+    find_builder,
 )
 
 NAMES = [*MODELS, "wrn-10-1", "wrn-16-2"]
@@ -254,14 +254,14 @@ def test_normalisation_is_stored_but_not_trained():
     ],
 )
 def test_unknown_names_and_depths_are_refused(name, words):
-    for refuse in (check_model_name, lambda n: build_network(n, (3, 32, 32), 10)):
+    for refuse in (find_builder, lambda n: build_network(n, (3, 32, 32), 10)):
         with pytest.raises(KitError, match=words):
             refuse(name)
 
 
 @pytest.mark.parametrize("name", [*NAMES, "wrn-8-1", "wrn-32-10", "wrn-28-10"])
 def test_known_names_pass(name):
-    assert check_model_name(name) is None
+    assert callable(find_builder(name))
 
 
 def test_images_that_do_not_fit_are_refused():

@@ -16,7 +16,7 @@ from kit.core.errors import KitError
 from kit.data.datasets import DATA
 from kit.figures.table import FIGURES, NUMBERS
 from kit.methods.table import METHODS, check_override
-from kit.models.architectures import check_model_name
+from kit.models.architectures import find_builder
 from kit.papers import consistency, printed_data, printed_rules
 from kit.papers.consistency import copied_cells, resolution, spread, text_against_table
 from kit.papers.printed_data import (
@@ -469,7 +469,7 @@ def test_claims_name_tables_figures_data_and_networks():
         assert set(claim["tables"].split()) == read, number
         assert set(claim["datasets"].split()) <= set(DATA), number
         for model in claim["models"].split():
-            check_model_name(model)
+            find_builder(model)
         if claim["decided_by"] == "tables":  # the tables' own cells name data and networks
             assert claim["datasets"] == claim["models"] == "", number
         if claim["decided_by"] == "figure":

@@ -31,13 +31,7 @@ from kit.core.parameters import (
     check_value,
 )
 from kit.core.parts import function_digest, list_hyper_parameters, part
-from kit.core.random_streams import (
-    Streams,
-    derive_seed,
-    draw_noise,
-    given_or_numbered,
-    named_generator,
-)
+from kit.core.random_streams import Streams, derive_seed, named_generator, streams_of
 from kit.core.registry import Registry, describe_row
 from kit.core.threat import Threat
 from kit.experiments.recipes import RECIPE_FIELDS, RECIPES, Recipe, find_recipe
@@ -467,16 +461,24 @@ def test_normal_numbers_have_normal_moments():
         assert float((values.abs() < reach).double().mean()) == pytest.approx(share, abs=0.015)
 
 
-def test_draw_takes_streams_or_a_generator_and_never_torchs_own():
+@pytest.mark.parametrize("kind", ["uniform", "normal"])
+def test_noise_comes_from_streams_or_a_generator_and_never_from_torchs_own(kind):
     like = torch.empty(4, 5, dtype=torch.float64)
-    for kind in ("uniform", "normal"):
-        by_stream = draw_noise(Streams(torch.arange(4), "d"), kind, like)
-        assert torch.equal(by_stream, getattr(Streams(torch.arange(4), "d"), kind)(like))
-        a, b = (draw_noise(torch.Generator().manual_seed(3), kind, like) for _ in range(2))
-        assert torch.equal(a, b) and a.dtype == like.dtype and not torch.equal(a, by_stream)
-        numbered = given_or_numbered(None, like)
-        c, d = (draw_noise(numbered, kind, like) for _ in range(2))
-        assert not torch.equal(c, d), "one source gives the same twice"
+
+    def draw(source: Streams | torch.Generator | None) -> torch.Tensor:
+        return getattr(streams_of(source, like), kind)(like)
+
+    by_stream = draw(Streams(torch.arange(4), "d"))
+    assert torch.equal(by_stream, getattr(Streams(torch.arange(4), "d"), kind)(like))
+    a, b = (draw(torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(a, b) and a.dtype == like.dtype and not torch.equal(a, by_stream)
+    sample = {"uniform": torch.rand, "normal": torch.randn}[kind]
+    generator = torch.Generator().manual_seed(3)
+    assert torch.equal(a, sample(4, 5, generator=generator, dtype=like.dtype))
+    numbered = streams_of(None, like)
+    c, d = (getattr(numbered, kind)(like) for _ in range(2))
+    assert not torch.equal(c, d), "one source gives the same twice"
+    assert torch.equal(c, draw(None)), "two calls without a source draw the same"
 
 
 def test_streams_leave_the_global_state_alone():
