@@ -7,42 +7,34 @@ every verdict with it, as `evaluate` does; `audit_model` takes any network. The 
 
 from __future__ import annotations
 
-import html
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import torch
-from scipy.stats import binomtest
-from torch import Tensor, nn
+from torch import nn
 
-from kit.attacks.clean_images import predict
-from kit.attacks.contract import check_inputs, check_is_network, frozen, pass_copy
-from kit.attacks.projected_gradient_descent import pgd
-from kit.attacks.table import ATTACKS, Attack, attack_label
-from kit.core import tensors
+from kit.attacks.contract import check_is_network
+from kit.attacks.table import ATTACKS
 from kit.core.errors import KitError
 from kit.core.parameters import Natural, Positive, check_value
 from kit.core.progress import Progress, format_duration, silenced
-from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 from kit.data.splits import Split
 from kit.evaluation.accuracy import ATTACK_BATCH, evaluate, measure_attack
+from kit.evaluation.audit_passes import (
+    attack_unbounded,
+    follow_losses,
+    pass_images,
+    transfer_images,
+)
+from kit.evaluation.audit_report import STOPPED, Audit, audit_label, examples_table, step_table
 from kit.evaluation.masking_rules import (
-    AUTOATTACK_PARTS,
-    FEWEST,
     Evidence,
-    Finding,
-    Light,
     apply_rules,
-    worst_light,
 )
 from kit.evaluation.own_data import attacked_images
-from kit.evaluation.statistics import wilson
 from kit.experiments.devices import pick_device, threads_for
 from kit.experiments.runs import Run
 
@@ -90,157 +82,8 @@ AUDIT_STEPS = (
 PROBED_IMAGES = 200
 
 
-#: Transferred images come from PGD on the other network: steps, and their size in units of eps.
-TRANSFER_PGD = (50, 0.1)
-
-
 #: (attack, number of images) -> the arrays of `measure_attack`.
 AttackImages = Callable[[str, int], Mapping[str, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What `audit` found; print it, or read its parts.
-
-    steps: a row an attack, in order of strength: accuracy, low and high (Wilson, 95 %), n; gains
-    and loses, images that it breaks and the attack above does not, and the other way round; p of
-    that difference (McNemar, exact, two-sided). "aa" is the union of AutoAttack's four, "worst
-    case" of all attacks, on the images on which all but the costliest were run. findings: the ten
-    rules. examples: a row an image (by id): y, broken by ("" where nothing breaks it), and each
-    attack's verdict (missing where it was not asked). missing: what was not run, and why.
-    """
-
-    title: str
-    threat: Threat
-    steps: pd.DataFrame
-    findings: tuple[Finding, ...]
-    examples: pd.DataFrame
-    missing: dict[str, str]
-    seconds: float
-
-    @property
-    def light(self) -> Light:
-        """The most serious light of all rules."""
-        return worst_light([finding.light for finding in self.findings])
-
-    @property
-    def stopped(self) -> bool:
-        """Tell whether it was interrupted."""
-        return STOPPED in self.missing.values()
-
-    def finding(self, rule: str) -> Finding:
-        """Return the finding of the rule whose name begins with `rule`."""
-        return next(finding for finding in self.findings if finding.rule.startswith(rule))
-
-    @cached_property
-    def caption(self) -> str:
-        """Network, threat, the most serious light, time, and what was not run, in one line."""
-        left = "".join(f" Not run: {_label(name)} ({why})." for name, why in self.missing.items())
-        took = format_duration(self.seconds)
-        return f"{self.title}, {self.threat}: {WORDS[self.light]}. {took}.{left}"
-
-    def record(self) -> dict:
-        """Return all of it but the table of examples, as JSON values."""
-        rows = {
-            name: {key: None if pd.isna(value) else value for key, value in row.items()}
-            for name, row in self.steps.astype(object).to_dict("index").items()
-        }
-        return {
-            "title": self.title,
-            "threat": str(self.threat),
-            "light": self.light,
-            "ladder": rows,
-            "findings": [finding.record() for finding in self.findings],
-            "missing": self.missing,
-            "seconds": round(self.seconds, 1),
-        }
-
-    def __repr__(self) -> str:
-        lines = [self.caption, "", self._table().to_string(), ""]
-        for number, finding in enumerate(self.findings, 1):
-            lines += [
-                f"{number:>2} {MARKS[finding.light]} {finding.rule}",
-                f"{'':16}{finding.sentence}{_some_ids(finding)}",
-            ]
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{number}</td>"
-            f"<td style='background:{COLOURS[finding.light]};color:#fff;white-space:nowrap'>"
-            f"<b>{MARKS[finding.light].strip()}</b></td>"
-            f"<td style='text-align:left'><b>{html.escape(finding.rule)}</b><br>"
-            f"{html.escape(finding.sentence + _some_ids(finding))}</td></tr>"
-            for number, finding in enumerate(self.findings, 1)
-        )
-        return (
-            f"<p>{html.escape(self.caption)}</p>{self._table().to_html(border=0)}<table><thead>"
-            "<tr><th>rule</th><th>light</th><th>finding</th></tr>"
-            f"</thead><tbody>{rows}</tbody></table>"
-        )
-
-    def _table(self) -> pd.DataFrame:
-        table = self.steps
-        return pd.DataFrame(
-            {
-                "accuracy": [f"{value:.1%}" for value in table["accuracy"]],
-                "95 % interval": [
-                    f"{low:.1%} to {high:.1%}"
-                    for low, high in zip(table["low"], table["high"], strict=True)
-                ],
-                "n": table["n"].to_numpy(),
-                **{
-                    name: [_or_dash(value, digits) for value in table[name]]
-                    for name, digits in (
-                        ("gains", ".0f"),
-                        ("loses", ".0f"),
-                        ("p", ".2g"),
-                        ("forwards", ".0f"),
-                        ("backwards", ".0f"),
-                    )
-                },
-            },
-            index=[_label(name) for name in table.index],
-        )
-
-
-STOPPED = "stopped"
-
-WORDS = {
-    "red": "red: it looks more robust than it is, or these attacks cannot tell",
-    "amber": "amber: look closer",
-    "green": "green: no sign of masking",
-    "not judged": "nothing could be judged",
-}
-
-MARKS = {
-    "red": "✗ RED       ",
-    "amber": "! AMBER     ",
-    "green": "✓ GREEN     ",
-    "not judged": "? NOT JUDGED",
-}
-
-#: Okabe and Ito's, darkened where white letters stand on them; the marks say the same without
-#: colour.
-COLOURS = {"red": "#B34700", "amber": "#8F6200", "green": "#00694D", "not judged": "#595959"}
-
-
-def _some_ids(finding: Finding) -> str:
-    """Name the first few ids behind a warning, in words."""
-    ids = finding.ids
-    if not ids or finding.light not in ("red", "amber"):
-        return ""
-    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
-    return f" Ids: {', '.join(map(str, ids[:5]))}{more}."
-
-
-def _label(name: str) -> str:
-    """Name an attack for a reader; other parts of the audit keep their names."""
-    return attack_label(name) if name in ATTACKS else name
-
-
-def _or_dash(value: float, digits: str) -> str:
-    return "-" if pd.isna(value) else format(value, digits)
 
 
 # ---------------------------------------------------------------------------------- the two ways in
@@ -454,7 +297,7 @@ def choose_steps(
             missing[step.attack] = f"over the budget of {budget:g} min"
     if not quiet:
         dear = sorted(fits, key=expected.__getitem__)[:-4:-1]
-        parts = ", ".join(f"{_label(name)} {format_duration(expected[name])}" for name in dear)
+        parts = ", ".join(f"{audit_label(name)} {format_duration(expected[name])}" for name in dear)
         total_time = format_duration(sum(expected[name] for name in fits))
         print(
             f"about {total_time} for {len(split)} images, less what is stored ({parts}, ...)",
@@ -474,124 +317,6 @@ def seconds_of_a_pass(model: nn.Module, split: Split, threat: Threat) -> float:
         arrays = measure_attack(model, some, threat, ATTACKS["pgd10"])
         taken = time.monotonic() - started
     return taken / float(arrays["forwards"].sum() + 2 * arrays["backwards"].sum())
-
-
-# --------------------------------------------------------------------------- looking at the network
-
-
-def _batches(split: Split) -> tuple[Tensor, ...]:
-    return torch.arange(len(split), device=split.y.device).split(ATTACK_BATCH[split.y.device.type])
-
-
-def pass_images(model: nn.Module, split: Split) -> dict[str, np.ndarray]:
-    """Pass clean images twice through the network, once with a gradient.
-
-    Returns ids and y (n,), logits and again (n, K) of two passes, and slope (n,): the largest |∂
-    cross-entropy / ∂ pixel|.
-
-    Raises:
-        KitError: There are no images, the labels or a shape do not fit, or no gradient leads back
-            from the output.
-    """
-    if not len(split):
-        raise KitError("there are no images to audit; choose another split")
-    pieces: dict[str, list[Tensor]] = {"logits": [], "again": [], "slope": []}
-    with frozen(model):
-        with torch.no_grad():
-            few = split.x(slice(0, 16))
-            tensors.check_logit_shape(pass_copy(model, few), len(few))
-        for rows in _batches(split):
-            x = split.x(rows).requires_grad_(True)
-            with torch.enable_grad():
-                logits = model(x)
-                if not logits.requires_grad:
-                    raise KitError(
-                        "no gradient leads from the network's output back to its input, so nothing "
-                        "but black boxes could attack it. Look for no_grad, detach or whole "
-                        "numbers in its forward pass"
-                    )
-                if bool(logits.isfinite().all()):
-                    check_inputs(model, x.detach(), split.y[rows])
-                (gradient,) = torch.autograd.grad(
-                    tensors.per_example_cross_entropy(logits, split.y[rows]).sum(),
-                    x,
-                    materialize_grads=True,
-                )
-            pieces["logits"].append(logits.detach())
-            pieces["slope"].append(tensors.norm(gradient, "linf"))
-            with torch.no_grad():
-                pieces["again"].append(model(x.detach()))
-    arrays = {name: torch.cat(parts).cpu().numpy() for name, parts in pieces.items()}
-    return {"ids": split.ids.cpu().numpy(), "y": split.y.cpu().numpy(), **arrays}
-
-
-def follow_losses(model: nn.Module, split: Split, threat: Threat) -> np.ndarray:
-    """Return the cross-entropy at PGD-100's points, (n, 100) in nats, the start first.
-
-    Its settings are those of the audit's step.
-    """
-    steps, step = (ATTACKS["pgd100"].settings[name] for name in ("steps", "step"))
-    along: list[Tensor] = []
-    for rows in _batches(split):
-        y = split.y[rows]
-        path: list[Tensor] = []
-
-        def watch(
-            t: int, x_t: Tensor, logits: Tensor, y: Tensor = y, path: list[Tensor] = path
-        ) -> None:
-            path.append(tensors.per_example_cross_entropy(logits, y))
-
-        pgd(
-            model,
-            split.x(rows),
-            y,
-            threat,
-            generator=Streams(split.ids[rows], "audit", "losses"),
-            watch=watch,
-            steps=steps,
-            step_size=step * threat.eps,
-        )
-        along.append(torch.stack(path, dim=1))
-    return torch.cat(along).cpu().numpy()
-
-
-def attack_unbounded(model: nn.Module, split: Split, threat: Threat) -> np.ndarray:
-    """Run PGD-100 in the ball of the threat's norm that holds every image.
-
-    Returns (n,) bool: broken.
-    """
-    unbounded = Threat(
-        threat.norm, 1.0 if threat.norm == "linf" else split.images[0].numel() ** 0.5
-    )
-    stronger: Attack = ATTACKS["pgd100"].but(stop_early=True)
-    return measure_attack(model, split, unbounded, stronger)["broken"]
-
-
-def transfer_images(
-    source: nn.Module, model: nn.Module, split: Split, threat: Threat
-) -> dict[str, np.ndarray]:
-    """Try the last iterates of PGD against `source` on `model`.
-
-    Returns (n,) arrays: broken, forwards, backwards. The clean image counts, too.
-    """
-    check_inputs(source, split.x(slice(0, 256)), split.y[:256])
-    steps, step = TRANSFER_PGD
-    broken = []
-    for rows in _batches(split):
-        x, y = split.x(rows), split.y[rows]
-        x_adv = pgd(
-            source,
-            x,
-            y,
-            threat,
-            generator=Streams(split.ids[rows], "audit", "transfer"),
-            steps=steps,
-            step_size=step * threat.eps,
-        )
-        with frozen(model):
-            broken.append((predict(model, x_adv) != y) | (predict(model, x) != y))
-    passes = np.full(len(split), 2)
-    return {"broken": torch.cat(broken).cpu().numpy(), "forwards": passes, "backwards": 0 * passes}
 
 
 # ------------------------------------------------------------------------------------ laying it out
@@ -616,69 +341,3 @@ def _report(
         missing,
         time.monotonic() - started,
     )
-
-
-def step_table(evidence: Evidence, done: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
-    """Build `Audit.steps`; the unions stand below the attacks and are compared with none."""
-    rows, before = {}, None
-    for name, broken in evidence.broken.items():
-        rows[name] = (
-            _accuracy(broken)
-            | _mcnemar(before, broken)
-            | {key: float(done[name][key].mean()) for key in ("forwards", "backwards")}
-        )
-        before = broken
-    if all(name in evidence.broken for name in AUTOATTACK_PARTS):
-        rows["aa"] = _accuracy(evidence.any_of(AUTOATTACK_PARTS, evidence.common(AUTOATTACK_PARTS)))
-    if len(evidence.broken) > 1:
-        wide = [
-            name
-            for name, broken in evidence.broken.items()
-            if len(broken) >= min(FEWEST, len(evidence.ids))
-        ]
-        rows["worst case"] = _accuracy(worst_case(evidence, evidence.common(tuple(wide))))
-    columns = ["accuracy", "low", "high", "n", "gains", "loses", "p", "forwards", "backwards"]
-    return (
-        pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("attack")
-        if rows
-        else pd.DataFrame(columns=columns).rename_axis("attack")
-    )
-
-
-def worst_case(evidence: Evidence, count: int) -> np.ndarray:
-    """Return (count,) bool: broken by any attack that was run on the image."""
-    broken = np.zeros(count, dtype=bool)
-    for verdicts in evidence.broken.values():
-        broken[: len(verdicts)] |= verdicts[:count]
-    return broken
-
-
-def _accuracy(broken: np.ndarray) -> dict[str, float]:
-    right = int((~broken).sum())
-    low, high = wilson(right, len(broken))
-    return {"accuracy": right / len(broken), "low": low, "high": high, "n": len(broken)}
-
-
-def _mcnemar(before: np.ndarray | None, broken: np.ndarray) -> dict[str, float]:
-    """Compare `broken` with the attack before, on the images of both: gains, loses and p."""
-    if before is None:
-        return {}
-    n = min(len(before), len(broken))
-    gains, loses = int((broken[:n] & ~before[:n]).sum()), int((before[:n] & ~broken[:n]).sum())
-    return {
-        "gains": gains,
-        "loses": loses,
-        "p": float(binomtest(gains, gains + loses).pvalue) if gains + loses else 1.0,
-    }
-
-
-def examples_table(evidence: Evidence) -> pd.DataFrame:
-    """Build `Audit.examples`; "by" is the first attack, in their order, that breaks the image."""
-    table = pd.DataFrame({"y": evidence.y, "by": ""}, index=pd.Index(evidence.ids, name="id"))
-    for name, broken in evidence.broken.items():
-        table[name] = pd.array(
-            [*broken.tolist(), *[None] * (len(evidence.ids) - len(broken))], dtype="boolean"
-        )
-        first = table[name].fillna(False).to_numpy(dtype=bool) & (table["by"] == "").to_numpy()
-        table.loc[first, "by"] = name
-    return table

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 
 from kit.attacks.table import attack_label
 from kit.core.errors import KitError
+from kit.evaluation.audit_report import COLOURS, Audit
 from kit.evaluation.masking_rules import AUTOATTACK_PARTS, RULES
-from kit.evaluation.robustness_audit import COLOURS, Audit, audit
+from kit.evaluation.robustness_audit import audit
 from kit.evaluation.statistics import difference_interval
 from kit.experiments.runs import Run
 from kit.figures import style as s

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from kit.core.errors import KitError
 from kit.core.parameters import Count, Natural, check_value
 from kit.evaluation.accuracy import evaluate
-from kit.evaluation.robustness_audit import transfer_images
+from kit.evaluation.audit_passes import transfer_images
 from kit.evaluation.statistics import Interval, difference_interval, share_with_interval
 from kit.experiments.runs import Run
 from kit.figures import style as s

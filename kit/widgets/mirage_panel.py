@@ -13,6 +13,7 @@ from kit.attacks.table import attack_label
 from kit.core.errors import KitError
 from kit.core.parameters import Natural, check_value
 from kit.evaluation.accuracy import evaluate
+from kit.evaluation.audit_report import COLOURS
 from kit.evaluation.masking_rules import (
     AUTOATTACK_PARTS,
     RULES,
@@ -21,7 +22,6 @@ from kit.evaluation.masking_rules import (
     Light,
     worst_light,
 )
-from kit.evaluation.robustness_audit import COLOURS
 from kit.evaluation.statistics import wilson
 from kit.experiments.runs import Run
 from kit.figures import style as s

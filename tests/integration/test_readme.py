@@ -14,7 +14,7 @@ import torch
 
 import kit
 from kit.experiments.specification import RunSpec, resolve
-from kit.jobs import command_line
+from kit.jobs.command_parser import make_parser
 from tests.benchmarks import bench
 from tests.helpers.settings import ROOT, TINY
 
@@ -99,7 +99,7 @@ def test_commands_parse(capsys):
     )
     assert len(commands) >= 5
     for command in commands:
-        command_line.parser().parse_args(command.split())
+        make_parser().parse_args(command.split())
 
 
 def test_links_and_gallery():

@@ -17,6 +17,7 @@ from PIL import Image
 
 from kit.core.errors import KitError
 from kit.jobs import command_line
+from kit.jobs.command_parser import make_parser
 from kit.jobs.report import PAGE, describe_reports, newest_results, render_report, write_report
 from kit.jobs.result_folder import notebook_command, read_folder
 from kit.papers.printed_rules import claims
@@ -171,7 +172,7 @@ def test_every_command_is_one(folder):
     assert ["train", "mail-at", "--recipe", "digits", "--seed", "0"] in kit
     assert any(command[:3] == ["reproduce", "--only", "02_confused_labels"] for command in kit)
     for command in kit:
-        command_line.parser().parse_args(command)
+        make_parser().parse_args(command)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import torch
 
 from kit.core.errors import KitError
 from kit.methods.table import METHODS
-from kit.widgets.inspector_panel import FAMILIES, WATCHED_ATTACKS, family_methods, inspect
+from kit.widgets.inspected_images import FAMILIES, family_methods
+from kit.widgets.inspector_panel import WATCHED_ATTACKS, inspect
 from kit.widgets.simplex_panel import READERS, end_of_line, place_examples, simplex
 
 

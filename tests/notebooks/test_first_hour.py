@@ -22,6 +22,7 @@ from kit.core.errors import KitError
 from kit.figures.base import Claim, Drawing
 from kit.figures.table import notice_claims
 from kit.jobs import command_line
+from kit.jobs.command_parser import make_parser
 from kit.notebook import course
 from kit.notebook.parameter_cells import Parameter, name_variant, notebook_parameters
 from kit.papers.claim_verdict import Estimate
@@ -44,7 +45,7 @@ def test_no_words_say_what_to_do_first(capsys):
             assert (ROOT / words[2]).exists()
         elif words[3:] != ["--help"]:
             assert words[:3] == ["python", "-m", "kit"]
-            command_line.parser().parse_args(words[3:])
+            make_parser().parse_args(words[3:])
 
 
 # ------------------------------------------------------------------------------------------- course
