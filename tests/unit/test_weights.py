@@ -787,6 +787,7 @@ PRINTED = {
 @pytest.mark.parametrize("name", kit.METHODS)
 def test_settings_are_the_printed_ones(name):
     """All of them, and no more: a row that never attacks has no settings of an attack."""
+    assert name in PRINTED, f"add '{name}' to PRINTED: settings, burn-in of 120 epochs, stages"
     method = kit.METHODS[name]
     parameters, burn_in, passes = PRINTED[name]
     assert method.hyper_parameters() == parameters
@@ -852,7 +853,7 @@ def test_rows_weigh_by_the_printed_quantity(name):
     """
     method, seen = kit.METHODS[name], seen_of()
     criterion, settings = VARIED.get(name, (CRITERION.get(name), {}))
-    assert (method.weight is None) == (criterion is None)
+    assert (method.weight is None) == (criterion is None), f"add '{name}' to CRITERION"
     if criterion is not None:
         score = kit.CRITERIA[criterion].but(**settings).score(seen)
         expected = method.normaliser(method.weight(score))
