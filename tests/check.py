@@ -1,7 +1,7 @@
-"""What is checked without running the kit: lint, format, layout, notebooks' heads, types.
+"""What is checked without running the kit: lint, format, layout, notebooks' heads, pages, types.
 
     .ci/check           # says what is wrong; changes nothing
-    .ci/check --fix     # mends what can be mended: lint, format, layout
+    .ci/check --fix     # mends what can be mended: lint, format, layout, heads, pages
 
 CI runs it, and so does pre-commit; it is `python -m tests.check`. The type checker runs where
 pyproject.toml configures one.
@@ -37,11 +37,13 @@ def checks() -> list[Check]:
     """List the checks in their order, the quick ones first."""
     layout = (sys.executable, "-m", "tests.helpers.layout")
     course = (sys.executable, "-m", "tests.helpers.course")
+    pages = (sys.executable, "-m", "tests.helpers.pages")
     found = [
         Check("lint", (*RUFF, "check", *PLACES), (*RUFF, "check", "--fix", *PLACES)),
         Check("format", (*RUFF, "format", "--check", *PLACES), (*RUFF, "format", *PLACES)),
         Check("layout", (*layout, "--check"), layout),
         Check("course", (*course, "--check"), course),
+        Check("pages", (*pages, "--check"), pages),
     ]
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     found += [Check("types", command) for tool, command in TYPE_CHECKERS.items() if tool in tools]

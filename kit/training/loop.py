@@ -223,9 +223,9 @@ def load_batches(
         made = split.generated.take(rows.generated)
         x, y, ids = torch.cat([x, made.x()]), torch.cat([y, made.y]), torch.cat([ids, made.ids])
     if plan.recipe.augment != "none":
-        x = augment(x, plan.recipe.augment, Streams(ids, plan.spec.seed, "augment", epoch))
+        x = augment(x, plan.recipe.augment, Streams(ids, plan.seed, "augment", epoch))
     for _ in range(count):
-        yield Batch(x, y, Streams(ids, plan.spec.seed, "attack", epoch))
+        yield Batch(x, y, Streams(ids, plan.seed, "attack", epoch))
 
 
 def attack_ahead(

@@ -5,21 +5,18 @@ from __future__ import annotations
 import re
 
 import pytest
-from PIL import Image
 
 import kit
 from kit.core.errors import KitError
 from kit.core.files import read_json, write_json
 from kit.experiments import runs
-from kit.figures.claim_board import describe_claim_board, draw_claim_board
+from kit.figures.claim_board import draw_claim_board
 from kit.jobs import command_line
 from kit.jobs.gallery import (
-    BOARD_PICTURE,
     CHECKS,
     gallery,
     scale_folder,
     scoreboard_page,
-    with_scoreboard,
     write_tables,
 )
 from kit.papers import record
@@ -28,6 +25,7 @@ from kit.papers.figure_verdicts import check_stamp, is_about, stamp_of
 from kit.papers.findings import UNITS, write_findings
 from kit.papers.printed_data import proofs, read_table
 from kit.papers.printed_rules import claims
+from tests.helpers.pages import old_pages
 from tests.helpers.settings import ROOT
 
 NUMBERS = {"expected": "> 0", "value": 0.25, "low": 0.125, "high": 0.5}
@@ -220,11 +218,6 @@ def test_findings_are_the_records_numbers(tmp_path):
 # --------------------------------------------------------------------------- what is committed
 
 
-def test_the_committed_board_is_of_the_record():
-    with Image.open(ROOT / "figures" / BOARD_PICTURE) as picture:
-        assert picture.info["Description"] == describe_claim_board(record.scoreboard())
-
-
 def test_every_finding_is_in_the_record():
     """A statement that was renamed would leave the first page in silence."""
     table = record.read_record()
@@ -233,11 +226,9 @@ def test_every_finding_is_in_the_record():
     assert set(zip(listed["statement"], listed["estimate"], strict=True)) <= known
 
 
-def test_gallery_and_scoreboard_are_those_of_the_record():
-    """Whoever changes a picture, its JSON or the record makes the pages anew."""
-    assert (ROOT / "figures/README.md").read_text() == gallery(ROOT)
-    page = (ROOT / "README.md").read_text()
-    assert page == with_scoreboard(page, ROOT)
+def test_the_pages_are_those_of_the_record():
+    """Gallery and scoreboard: whoever changes a picture, its JSON or the record makes them anew."""
+    assert old_pages() == [], "python -m tests.check --fix writes them"
 
 
 def drawn_figures() -> dict:
