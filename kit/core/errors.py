@@ -29,11 +29,14 @@ def describe_value(value: object) -> str:
 def unknown_name(kind: str, name: object, choices: Iterable[str], guess: str = "") -> KitError:
     """The error for a name that does not exist, with the nearest one that does.
 
+    The nearest is the shortest that goes on where `name` ends, else the one that is spelled alike.
     `guess`: the name that is meant, where the caller knows better than spelling does.
     """
     choices = sorted(choices)
     text = name if isinstance(name, str) and len(name) <= 1000 else describe_value(name)
-    near = [guess] if guess else difflib.get_close_matches(text, choices, n=1, cutoff=0.5)
+    longer = [choice for choice in choices if len(text) > 2 and choice.startswith(text)]
+    near = [guess] if guess else sorted(longer, key=len)[:1]
+    near = near or difflib.get_close_matches(text, choices, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     listed = ", ".join(choices) or "none"
     if len(choices) > MOST_CHOICES:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import kit
 from kit.core import parameters
-from kit.core.errors import KitError
+from kit.core.errors import KitError, unknown_name
 from kit.core.parameters import (
     Count,
     Natural,
@@ -73,6 +73,13 @@ def test_an_unknown_name_is_answered_with_the_nearest(kind):
     with pytest.raises(KitError) as caught:
         table["§§§"]
     assert "Did you mean" not in str(caught.value), "nothing is near"
+
+
+def test_the_beginning_of_a_name_is_answered_with_the_shortest_that_goes_on_there():
+    """Two letters are no beginning: they stand in front of too much."""
+    names = ["mr-mail", "mail-at-printed", "mail-at", "vir"]
+    assert "Did you mean 'mail-at'?" in str(unknown_name("method", "mail", names))
+    assert "Did you mean" not in str(unknown_name("method", "ma", names))
 
 
 @pytest.mark.parametrize("kind", TABLES)
