@@ -131,12 +131,14 @@ class Text:
 class Action:
     """A button.
 
-    `press()` may change anything of the panel, which is drawn anew afterwards.
+    `press()` may change anything of the panel, which is drawn anew afterwards; not where it only
+    `sets` controls, which draws by itself.
     """
 
     name: str
     press: Callable[[], None]
     meaning: str = ""
+    sets: bool = False
 
 
 Control = Number | Choice | Toggle | Text | Action

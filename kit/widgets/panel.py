@@ -28,7 +28,8 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
 
@@ -91,6 +92,7 @@ class Panel:
         self.values: dict[str, Any] = {}
         self._tries: tuple[Action, ...] = ()  # the buttons of `offer`
         self._lock = threading.RLock()
+        self._delayed: list[bool] | None = None  # within `_drawn_once`: whether each draws anew
         self._moving: list[Artist] = []
         self._still: Any = None  # the pixels of what stands still
         self.columns: list[Span] = []  # of the picture, for a page that is too narrow for it
@@ -127,6 +129,7 @@ class Panel:
                 f"Try {number}",
                 partial(self.set, **values),
                 ", ".join(f"{name} = {value}" for name, value in values.items()),
+                sets=True,
             )
             for number, values in enumerate(settings, 1)
         )
@@ -154,11 +157,10 @@ class Panel:
             before = dict(self.values)
             try:
                 self.values |= checked
-                if self.rebuilds & {name for name in checked if checked[name] != before[name]}:
+                changed = {name for name in checked if checked[name] != before[name]}
+                if anew := bool(self.rebuilds & changed):
                     self._take_controls()
-                    self.rebuild()
-                else:
-                    self.redraw()
+                self._draw(anew)
             except BaseException:
                 self._restore(before)
                 raise
@@ -175,6 +177,8 @@ class Panel:
         if name not in actions:
             raise unknown_name(f"button of {self.name}", name, actions)
         actions[name].press()
+        if actions[name].sets:
+            return
         with self._lock:
             self._take_controls()
             self.rebuild()
@@ -193,21 +197,42 @@ class Panel:
         """
         before, begun = dict(self.values), False
         try:
-            for name in choices:
-                if name in wanted and wanted[name] != self.values[name]:
-                    begun = True
-                    self.values = {
-                        other: value
-                        for other, value in self.values.items()
-                        if other in (*choices, *kept)
-                    }
-                    set_values(**{name: wanted[name]})
-            if rest := {name: value for name, value in wanted.items() if name not in choices}:
-                set_values(**rest)
+            with self._drawn_once():
+                for name in choices:
+                    if name in wanted and wanted[name] != self.values[name]:
+                        begun = True
+                        self.values = {
+                            other: value
+                            for other, value in self.values.items()
+                            if other in (*choices, *kept)
+                        }
+                        set_values(**{name: wanted[name]})
+                if rest := {name: value for name, value in wanted.items() if name not in choices}:
+                    set_values(**rest)
         except BaseException:
             if begun:
                 self._restore(before)
             raise
+
+    @contextmanager
+    def _drawn_once(self) -> Iterator[None]:
+        """Draw at the end what changes several controls, and not with each of them."""
+        self._delayed = []
+        try:
+            yield
+        finally:
+            delayed, self._delayed = self._delayed, None
+        if delayed:
+            self._draw(any(delayed))
+
+    def _draw(self, anew: bool) -> None:
+        """Draw everything `anew`, or what moves; not yet within `_drawn_once`."""
+        if self._delayed is not None:
+            self._delayed.append(anew)
+        elif anew:
+            self.rebuild()
+        else:
+            self.redraw()
 
     def _restore(self, values: dict[str, Any]) -> None:
         """Go back to earlier values."""
@@ -244,7 +269,7 @@ class Panel:
             for words in self.figure.findobj(Text):
                 words.set_fontsize(max(words.get_fontsize(), LEAST_FONT))
             self.sentence = self.update(self.values)
-            self.figure.canvas.draw()
+            self.figure.draw_without_rendering()
             # laid out once: nothing jumps when a slider moves
             self.figure.set_layout_engine("none")
             for artist in self._moving:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,7 @@ class TriangleMap:
     high: float
 
 
+@lru_cache(maxsize=64)
 def map_triangle(name: str, quantity: str, k: int) -> TriangleMap:
     """Read a method's weight or score everywhere on the triangle of k classes."""
     x, up = np.meshgrid(np.linspace(-1, 1, 141), np.linspace(0, HEIGHT, 123))
