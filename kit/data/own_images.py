@@ -73,7 +73,7 @@ def _as_tensor(values: Any) -> Tensor:
         return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
     except TypeError as error:
         raise KitError(
-            f"data holds {type(values).__name__} of no number; {DATA_EXPECTED}"
+            f"data holds {type(values).__name__} that are not numbers; {DATA_EXPECTED}"
         ) from error
 
 

@@ -24,7 +24,7 @@ def attacked_images(
     """
     if data is None or not isinstance(threat, Threat):
         raise KitError(
-            "a network that is no run brings neither images nor a threat; pass data=(x, y) and "
+            "a network that is not a run has neither images nor a threat; pass data=(x, y) and "
             "threat=kit.Threat('linf', 8 / 255), or make a run of it with kit.adopt"
         )
     if threat.doubt:

@@ -302,7 +302,7 @@ def parse_overrides(text: str) -> dict[str, Any]:
         name, value = split_setting(word)
         if not name:
             raise KitError(
-                f"{describe_value(word)} is no setting; write name=value, several with spaces "
+                f"{describe_value(word)} is not a setting; write name=value, several with spaces "
                 'between, for instance "weight.slope=5 epochs=30"'
             )
         if value.startswith("[") and value.count("[") > value.count("]"):

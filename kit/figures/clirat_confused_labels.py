@@ -264,8 +264,8 @@ def _rows_to_show(ids: np.ndarray, chosen: int, allowed: torch.Tensor, what: str
         rows = rows[ids[rows] == chosen]
         if not len(rows):
             raise KitError(
-                f"training image {chosen} has not {what} in this run; leave it out to have one "
-                "chosen"
+                f"training image {chosen} does not have {what} in this run; leave it out to "
+                "have one chosen"
             )
     if not len(rows):
         raise KitError(f"no training image has {what} in this run; raise eps, or train less long")

@@ -203,7 +203,7 @@ def check_against(
     numbers = [row["number"] for row in rows]
     if len(rows) != len(listed) or numbers != claims().index.tolist():
         raise KitError(
-            f"{path} is no list of these {len(claims())} claims; write one there, with this "
+            f"{path} is not a list of these {len(claims())} claims; write one there, with this "
             f"version of the kit: python -m kit compare --recipe {recipe} --json FILE"
         )
     if scales := {row["on"] for row in rows} - {recipe}:

@@ -169,7 +169,7 @@ def _put_in_recipe(images: DataSet, recipe: str, changes: dict[str, Any]) -> str
         changes["data"] = images.name
     elif "eps" not in changes:
         raise KitError(
-            "data brings no threat; pass threat=kit.Threat('linf', 8 / 255), or the recipe whose "
+            "data has no threat; pass threat=kit.Threat('linf', 8 / 255), or the recipe whose "
             "threat is meant"
         )
     return recipe or images.name
@@ -248,8 +248,8 @@ def own_network(model: nn.Module, name: str) -> nn.Module:
     """
     if not any(True for _ in model.parameters()):
         raise KitError(
-            f"{name} has no parameters, and a run is known by them; use kit.evaluate(model, ..., "
-            "data=(x, y), threat=...) and kit.audit"
+            f"{name} has no parameters, and a run is identified by them; use "
+            "kit.evaluate(model, ..., data=(x, y), threat=...) and kit.audit"
         )
     try:
         kept = copy.deepcopy(model).cpu()

@@ -44,8 +44,8 @@ class Number:
             number = int(words) if words.isdecimal() else float(words)
         except ValueError:
             raise KitError(
-                f"{self.name} = {describe_value(typed)} is no number; type one from {self.low:g} "
-                f"to {self.high:g}, with a point before any decimals"
+                f"{self.name} = {describe_value(typed)} is not a number; type one from "
+                f"{self.low:g} to {self.high:g}, with a point before any decimals"
             ) from None
         return self.check(number)
 

@@ -398,7 +398,7 @@ def test_softmax_pair_shows_what_it_says(tiny_run, tmp_path):
         )
     again = kit.draw("softmax-pair", run, single=facts["single"]["id"], folder=tmp_path).facts
     assert again["single"]["id"] == facts["single"]["id"]
-    with pytest.raises(KitError, match="has not exactly one confused label"):
+    with pytest.raises(KitError, match="does not have exactly one confused label"):
         kit.draw("softmax-pair", run, single=facts["multiple"]["id"], folder=tmp_path)
 
 
