@@ -304,11 +304,8 @@ def _draw_confused_bars(panel, example: dict, letter: str, classes: list[str]) -
     panel.set(
         title=f"{letter}  {name}\nPM {example['pm']:+.2f}, CL-PM {example['cl_pm']:+.2f}",
         xlabel="class",
-        xticks=range(len(p)),
     )
-    panel.set_xticklabels(
-        classes if len(p) <= 20 else range(len(p)), rotation=s.class_rotation(classes, 45)
-    )
+    s.name_classes(panel, classes)
 
 
 def describe_softmax_pair(data: FigureData) -> str:

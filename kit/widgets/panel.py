@@ -30,7 +30,7 @@ import io
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Self
 
 import numpy as np
@@ -46,6 +46,7 @@ from kit.figures.base import Drawing
 from kit.figures.style import styled
 from kit.widgets.controls import Action, Control
 from kit.widgets.stacked_picture import Span, find_columns, stack_columns
+from kit.widgets.thumbnails import Dots, Thumbnail, Thumbnails, find_nearest
 
 SCREEN_DPI = 100
 
@@ -121,6 +122,10 @@ class Panel:
 
     def nudge(self, right: int, up: int) -> None:
         """Change values for arrow keys on the picture: so many steps."""
+
+    def image_dots(self) -> list[Dots]:
+        """The dots of the picture, as it stands, that are images of `runs[0]`."""
+        return []
 
     def offer(self, *settings: Mapping[str, Any]) -> Self:
         """Put buttons "Try 1", "Try 2", ... on the panel, one for each of these settings."""
@@ -269,8 +274,8 @@ class Panel:
             for words in self.figure.findobj(Text):
                 words.set_fontsize(max(words.get_fontsize(), LEAST_FONT))
             self.sentence = self.update(self.values)
-            self.figure.draw_without_rendering()
             # laid out once: nothing jumps when a slider moves
+            self.figure.get_layout_engine().execute(self.figure)
             self.figure.set_layout_engine("none")
             for artist in self._moving:
                 artist.set_animated(True)
@@ -319,6 +324,22 @@ class Panel:
                 across, up = axes.transData.inverted().transform(pixel)
                 return axes, float(across), float(up)
         return None
+
+    def find_thumbnail(self, x: float, y: float) -> Thumbnail | None:
+        """The image behind the dot at a place of the picture, as `locate` has it; None beside all.
+
+        Raises:
+            KitError: the run's images are not there, or have changed.
+        """
+        with self._lock:
+            pixel = (x * self.figure.bbox.width, y * self.figure.bbox.height)
+            found = find_nearest(self.image_dots(), pixel)
+            return self.thumbnails.show(*found) if found else None
+
+    @cached_property
+    def thumbnails(self) -> Thumbnails:
+        """The images behind the dots."""
+        return Thumbnails(self.runs[0])
 
     # ---- on a page
 

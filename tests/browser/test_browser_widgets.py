@@ -76,6 +76,31 @@ def fit_widths(page, panels: list[PanelOnPage]) -> None:
                 page.wait_for_timeout(100)
 
 
+def find_thumbnail(page, panel: PanelOnPage) -> None:
+    """Somewhere on the picture a dot shows its image, beside the pointer; it goes with the pointer.
+
+    It stands within the panel, and is a picture with words.
+    """
+    thumbnail = panel.box.locator(".kit-thumbnail")
+    panel.box.scroll_into_view_if_needed()
+    here, frame = panel.image.bounding_box(), panel.box.bounding_box()
+    for step in range(400):  # along the foot of the dots' axes, where most of them lie
+        across, up = 0.06 + 0.01 * (step % 40), 0.14 + 0.03 * (step // 40)
+        page.mouse.move(here["x"] + across * here["width"], here["y"] + (1 - up) * here["height"])
+        page.wait_for_timeout(60)
+        if thumbnail.is_visible():
+            break
+    assert thumbnail.is_visible(), "no dot shows its image"
+    assert "class" in thumbnail.locator("figcaption").text_content()
+    assert thumbnail.locator("img").evaluate("image => image.complete && image.naturalWidth > 50")
+    if shots := os.environ.get("KIT_SCREENSHOTS"):
+        panel.box.screenshot(path=f"{shots}/thumbnail.png")
+    found = thumbnail.bounding_box()
+    assert frame["x"] <= found["x"] and found["x"] + found["width"] <= frame["x"] + frame["width"]
+    page.mouse.move(1, 1)
+    thumbnail.wait_for(state="hidden", timeout=20_000)
+
+
 @pytest.mark.browser
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -111,6 +136,8 @@ def test_every_widget_on_a_page(name, browser, lab):
         is_photo = "kit-photo" in panel.box.get_attribute("class")
         assert (panel.box.evaluate(MEASURE)["filter"] == "none") == is_photo
         page.evaluate("document.body.dataset.jpThemeLight = 'true'")
+        if widget in ("kit-simplex", "kit-whatif"):
+            find_thumbnail(page, panel)
     fit_widths(page, panels)
     # anywidget says so where a busy kernel answers late, and tries again: the panels were complete
     complaints = [words for words in complaints if "Failed to initialize model" not in words]
