@@ -76,8 +76,8 @@ def image_gradient(value: Tensor, x: Tensor) -> Tensor:
     """
     if not value.requires_grad:
         raise KitError(
-            "no gradient leads from the network's output back to its images, so only attacks that "
-            "need none (natural, square, spsa100) can attack it. Look for no_grad, inference_mode, "
+            "no gradient leads from the network's output back to its images. Only attacks without "
+            "gradients (natural, square, spsa100) can attack it. Look for no_grad, inference_mode, "
             "detach or whole numbers in its forward pass"
         )
     (gradient,) = torch.autograd.grad(value, x, torch.ones_like(value))

@@ -133,8 +133,8 @@ def check_own_name(name: str) -> None:
     """
     if not re.fullmatch(rf"{OWN}[0-9a-f]{{12}}", name):
         raise KitError(
-            f"'{name}' names no images of one's own; they get their name, {OWN} and 12 hex digits, "
-            "where kit.adopt(..., data=(x, y)) takes them"
+            f"'{name}' is not a name of own images. kit.adopt(..., data=(x, y)) gives them their "
+            f"name: {OWN} and 12 hex digits"
         )
 
 

@@ -31,5 +31,5 @@ def attacked_images(
         raise KitError(threat.doubt)
     where = next((p.device for p in model.parameters()), torch.device("cpu"))
     if device != "auto" and pick_device(device).type != where.type:
-        raise KitError(f"device={device}, and the network is on {where}; move it there first")
+        raise KitError(f"device={device}, but the network is on {where}; move the network first")
     return split_of(data, n).to(where), threat

@@ -198,9 +198,9 @@ def resolve(spec: RunSpec) -> Plan:
             method = method.override(path, value)
     if is_own(chosen.data) and not spec.adopted:
         raise KitError(
-            f"{chosen.data} are images that an adopted network is observed on, the same for "
-            "training and test, so nothing is trained on them; put images into folders and take "
-            "recipe=folder:<path>"
+            f"{chosen.data} are the images that an adopted network is observed on, the same ones "
+            "for training and test. No network can be trained on them; put the images into folders "
+            "and take recipe=folder:<path>"
         )
     if spec.adopted:  # its training is over: one state, which is its last
         chosen = replace(chosen, epochs=1, milestones=())

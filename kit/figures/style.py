@@ -213,9 +213,7 @@ def name_classes(axes: Axes, classes: Sequence[str], long: int = 45) -> None:
         axes.set_xticks(range(0, len(classes), 10))
         return
     angle = class_rotation(classes, long)
-    slanting: dict[str, Any] = (
-        {"ha": "right", "rotation_mode": "anchor"} if 0 < angle < 90 else {}
-    )
+    slanting: dict[str, Any] = {"ha": "right", "rotation_mode": "anchor"} if 0 < angle < 90 else {}
     axes.set_xticks(range(len(classes)), map(str, classes), rotation=angle, **slanting)
 
 

@@ -173,7 +173,7 @@ def import_runs(path: Path) -> list[tuple[str, str]]:
             if not is_done(folder):
                 raise KitError(
                     f"{path}: {folder.name} is not finished, nothing was imported. Export it again "
-                    "when it is"
+                    "when it is finished"
                 )
         for folder in folders:
             target = runs_folder() / folder.name

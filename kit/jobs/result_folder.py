@@ -169,7 +169,7 @@ def _read_record(path: Path) -> tuple[str, Mapping[str, Any]]:
     try:
         record = read_json(path)
     except KitError as error:
-        raise KitError("it is damaged: no JSON") from error
+        raise KitError("it is damaged: it is not JSON") from error
     kind = next((k for k in RECORD_KEYS if isinstance(record, dict) and k in record), None)
     if kind is None:
         raise KitError("it is not a record of the kit")

@@ -207,7 +207,7 @@ def check_against(
             f"version of the kit: python -m kit compare --recipe {recipe} --json FILE"
         )
     if scales := {row["on"] for row in rows} - {recipe}:
-        raise KitError(f"{path} is of {', '.join(sorted(scales))}, and this is {recipe}")
+        raise KitError(f"{path} is of {', '.join(sorted(scales))}, but this is {recipe}")
     first = pd.DataFrame(rows).set_index("number")
     counted = rows[0]["seeds"] if seeds is None else seeds
     here = compare(recipe=recipe, seeds=counted, **options)

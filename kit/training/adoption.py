@@ -342,9 +342,9 @@ def look_at_network(
     other = "" if _normalises(net) else _other_way(net, data, x, y)
     if right / count <= chance + 2 * (chance * (1 - chance) / count) ** 0.5:  # standard errors
         raise KitError(
-            f"{found}, which is no more than chance ({chance:.1%}). It was trained on other data "
-            f"than {data.name}, on other classes or in another order of them, or it takes its "
-            f"images another way.{other}"
+            f"{found}, which is no more than chance ({chance:.1%}). Its training data may "
+            f"have been other than {data.name}, its classes may be others or in another order, or "
+            f"it may expect its images in another form.{other}"
         )
     if not quiet:
         print(found, flush=True)

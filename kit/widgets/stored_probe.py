@@ -42,7 +42,7 @@ class Probe:
             if missing:
                 raise KitError(
                     f"{self.run.folder.name} stored no {', '.join(missing)} after epoch {epoch}, "
-                    "and weights are computed from them; delete the run and train it again"
+                    "and weights are computed from that; delete the run and train it again"
                 )
             outputs, ids = stored_outputs(self.run, epoch, "frozen")
             outputs = replace(outputs, streams=Streams(ids, self.run.plan.seed, "whatif", epoch))

@@ -291,10 +291,10 @@ def test_a_batch_takes_your_files_from_where_it_was_called(field_files, home, mo
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"data": "own.npz"}, "data brings no threat; set eps"),
+        ({"data": "own.npz"}, "data has no threat; set eps"),
         ({"data": "net.pt", "eps": 0.15}, r"holds the arrays .*\.\.\.; expected an .npz with x"),
         ({"data": "own.npz", "eps": 8.0}, "Is 8/255 meant"),
-        ({"path": "own.npz"}, "no checkpoint of PyTorch"),
+        ({"path": "own.npz"}, "not a checkpoint of PyTorch"),
     ],
 )
 def test_a_study_refuses_wrong_files_in_one_sentence(given, words, field_files, monkeypatch):
@@ -331,7 +331,7 @@ def test_a_study_refuses_wrong_files_in_one_sentence(given, words, field_files, 
         (["--set", "weight.slop=3"], "Did you mean 'weight.slope'"),
         (["--only", "02", "--set", "epochs=0"], "at least 1"),
         (["--seeds", "-1"], "at least 0"),
-        (["--seeds", "1", "1"], "names one twice"),
+        (["--seeds", "1", "1"], "names a seed twice"),
         (["--device", "tpu"], "auto, cpu, cuda, mps"),
         (["--jobs", "-2"], "at least 1"),
         (["--out", __file__], "is a file; it must be a folder"),
