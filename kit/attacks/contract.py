@@ -111,7 +111,7 @@ def pass_copy(model: nn.Module, x: Tensor) -> Tensor:
         ) from error
     if not torch.equal(given, x):
         raise KitError(
-            "the model changes the images that it is given, so the next pass would see other images. "
+            "the model changes the images that it is given, so its next pass would see others. "
             "Begin its forward pass with x = x.clone(), or replace x.sub_(...) and the like by "
             "x - ..."
         )

@@ -140,7 +140,8 @@ class Lens(anywidget.AnyWidget):
           panel.addEventListener("pointermove", event => {
             over = event.target.matches("img") && !event.buttons && !box.contains(event.target);
             if (!over) { box.hidden = true; return; }
-            const here = event.target.getBoundingClientRect(), frame = panel.getBoundingClientRect();
+            const here = event.target.getBoundingClientRect();
+            const frame = panel.getBoundingClientRect();
             const x = (event.clientX - here.left) / here.width;
             const y = 1 - (event.clientY - here.top) / here.height;
             // towards the middle, so that it never leaves the panel

@@ -84,7 +84,7 @@ class Thumbnails:
 
 
 def as_source(pixels: np.ndarray) -> str:
-    """Pixels (H, W, C) in [0, 1] as the source of an <img>, enlarged; of one channel, 1 is black."""
+    """Pixels (H, W, C) in [0, 1] as the source of an <img>, enlarged; in grey, 1 is black."""
     shades = np.round(255 * pixels).astype(np.uint8)
     if shades.shape[2] == 1:
         shades = np.repeat(255 - shades, 3, axis=2)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.helpers.lab import PanelOnPage, jupyterlab, run_all, watched
 from tests.helpers.settings import ROOT, TINY, settings_words
+from tests.integration.test_widgets_lessons import offers
 
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("teach_*.ipynb"))
 
@@ -76,6 +77,48 @@ def fit_widths(page, panels: list[PanelOnPage]) -> None:
                 page.wait_for_timeout(100)
 
 
+def refuse_nonsense(panel: PanelOnPage) -> None:
+    """Every field of a panel refuses words that mean nothing there, beside itself, and keeps what
+    it had.
+    """
+    fields = panel.box.locator(".kit-controls input[type=text]:visible")
+    alert = panel.box.get_by_role("alert")
+    for number in range(fields.count()):
+        field = fields.nth(number)
+        before = field.input_value()
+        field.fill("nonsense")
+        field.press("Enter")
+        alert.get_by_text("nonsense").wait_for(timeout=60_000)
+        assert field.input_value() == before, f"field {number} became {field.input_value()}"
+        below = alert.bounding_box()["y"] - field.bounding_box()["y"]
+        assert 0 < below < 60, f"the refusal of field {number} stands elsewhere"
+
+
+def press_every_try(panel: PanelOnPage, settings: list[dict]) -> None:
+    """Each button "Try" of a panel sets what the lesson says of it, and nothing breaks."""
+    for number, wanted in enumerate(settings, 1):
+        panel.box.get_by_role("button", name=f"Try {number}", exact=True).click()
+        for name, value in wanted.items():
+            # a slider's letter stands behind its name
+            field = panel.box.get_by_label(re.compile(rf"^{re.escape(name)}( \S+)?$")).first
+            deadline = time.monotonic() + 60
+            while (shown := read_field(field)) != value:
+                assert time.monotonic() < deadline, f"Try {number}: {name} is {shown}, not {value}"
+                panel.page.wait_for_timeout(50)
+        assert panel.is_complete(), f"Try {number}: {panel.sentence()!r} {panel.trouble()!r}"
+
+
+def read_field(field) -> bool | float | str:
+    """What a field shows: a box's tick, a number, or words."""
+    if field.get_attribute("type") == "checkbox":
+        return field.is_checked()
+    words = field.input_value()
+    try:
+        return float(words)
+    except ValueError:
+        return words
+
+
 def find_thumbnail(page, panel: PanelOnPage) -> None:
     """Somewhere on the picture a dot shows its image, beside the pointer; it goes with the pointer.
 
@@ -106,7 +149,8 @@ def find_thumbnail(page, panel: PanelOnPage) -> None:
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_every_widget_on_a_page(name, browser, lab):
     """All cells run; every panel has a picture with its sentence, in the page's theme and with text
-    of its full size; the keyboard alone moves it; it fits on narrow pages; nobody else is asked.
+    of its full size; the keyboard alone moves it; its fields refuse nonsense, its buttons "Try" set
+    it, and its dots show their images; it fits on narrow pages; nobody else is asked.
     """
     url, token, _ = lab
     page, foreign, complaints = watched(browser, url, width=1400)
@@ -116,6 +160,10 @@ def test_every_widget_on_a_page(name, browser, lab):
         "panels => panels.map(p => [...p.classList].find(c => /^kit-(?!panel|photo)/.test(c)))"
     )
     assert names
+    tries = {
+        f"kit-{widget}": settings
+        for widget, settings in offers(ROOT / "notebooks" / f"{name}.ipynb")
+    }
     panels = [PanelOnPage(page, widget.removeprefix("kit-")) for widget in names]
     for widget, panel in zip(names, panels, strict=True):
         panel.box.scroll_into_view_if_needed()
@@ -130,6 +178,8 @@ def test_every_widget_on_a_page(name, browser, lab):
             assert any(moves), f"{widget}: no arrow key changed the picture"
         if panel.box.locator(CONTROLS).count():
             move_by_keyboard(page, panel)
+        refuse_nonsense(panel)
+        press_every_try(panel, tries.get(widget, []))
         if shots := os.environ.get("KIT_SCREENSHOTS"):
             panel.box.screenshot(path=f"{shots}/{widget}.png")
         page.evaluate("document.body.dataset.jpThemeLight = 'false'")

@@ -432,7 +432,7 @@ def test_a_run_of_a_method_that_does_not_weigh(runs):
 
 
 def test_two_methods_at_once_are_drawn_once(run, monkeypatch):
-    """Also where a number of the new method is set with them; what is refused leaves all as it was."""
+    """Also where a number of the new method is set; what is refused leaves all as it was."""
     panel, drawn = whatif(run), []
     build = panel.build
     monkeypatch.setattr(panel, "build", lambda *given: drawn.append(1) or build(*given))
