@@ -275,7 +275,9 @@ class Panel:
                 words.set_fontsize(max(words.get_fontsize(), LEAST_FONT))
             self.sentence = self.update(self.values)
             # laid out once: nothing jumps when a slider moves
-            self.figure.get_layout_engine().execute(self.figure)
+            layout = self.figure.get_layout_engine()
+            assert layout is not None, "it was set above"
+            layout.execute(self.figure)
             self.figure.set_layout_engine("none")
             for artist in self._moving:
                 artist.set_animated(True)

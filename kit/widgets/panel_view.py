@@ -284,14 +284,14 @@ class PanelView:
 
     def _on_hover(self, change: dict) -> None:
         """Show the image behind the dot under the pointer."""
-        x, y = place_in_whole(*change["new"], self.stacked)
+        across, up = change["new"]
 
-        def look() -> None:
-            found = self.panel.find_thumbnail(x, y)
+        def show_image() -> None:
+            found = self.panel.find_thumbnail(*place_in_whole(across, up, self.stacked))
             self.lens.source = found.source if found else ""
             self.lens.words = found.words if found else ""
 
-        self.attempt(look)
+        self.attempt(show_image)
 
     def _on_arrow_key(self, change: dict) -> None:
         right, up = (new - old for new, old in zip(change["new"], change["old"], strict=True))
