@@ -5,11 +5,14 @@ JupyterLab in a headless Chromium, sliders by keyboard, drags by mouse.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers.lab import PanelOnPage, jupyterlab, run_all, watched
 from tests.helpers.settings import ROOT, TINY, settings_words
@@ -86,9 +89,9 @@ def refuse_nonsense(panel: PanelOnPage) -> None:
     for number in range(fields.count()):
         field = fields.nth(number)
         before = field.input_value()
-        field.fill("nonsense")
+        field.fill(f"nonsense {number}")
         field.press("Enter")
-        alert.get_by_text("nonsense").wait_for(timeout=60_000)
+        alert.get_by_text(f"nonsense {number}'").wait_for(timeout=60_000)
         assert field.input_value() == before, f"field {number} became {field.input_value()}"
         below = alert.bounding_box()["y"] - field.bounding_box()["y"]
         assert 0 < below < 60, f"the refusal of field {number} stands elsewhere"
@@ -120,17 +123,19 @@ def read_field(field) -> bool | float | str:
 
 
 def find_thumbnail(page, panel: PanelOnPage) -> None:
-    """Somewhere on the picture a dot shows its image, beside the pointer; it goes with the pointer.
-
-    It stands within the panel, and is a picture with words.
+    """A dot shows its image beside the pointer, within the panel and with words, until the pointer
+    leaves it. Where the left axes have colours there are dots, and lines.
     """
     thumbnail = panel.box.locator(".kit-thumbnail")
     panel.box.scroll_into_view_if_needed()
     here, frame = panel.image.bounding_box(), panel.box.bounding_box()
-    for step in range(400):  # along the foot of the dots' axes, where most of them lie
-        across, up = 0.06 + 0.01 * (step % 40), 0.14 + 0.03 * (step // 40)
-        page.mouse.move(here["x"] + across * here["width"], here["y"] + (1 - up) * here["height"])
-        page.wait_for_timeout(60)
+    pixels = np.asarray(Image.open(io.BytesIO(panel.image.screenshot())).convert("RGB"), dtype=int)
+    rows, columns = np.nonzero(np.ptp(pixels, axis=2) > 90)
+    left = (columns < 0.45 * pixels.shape[1]) & (rows < 0.85 * pixels.shape[0])
+    order = np.random.default_rng(0).permutation(np.flatnonzero(left))
+    for row, column in zip(rows[order[:100]], columns[order[:100]], strict=True):
+        page.mouse.move(here["x"] + float(column), here["y"] + float(row))
+        page.wait_for_timeout(600)
         if thumbnail.is_visible():
             break
     assert thumbnail.is_visible(), "no dot shows its image"
@@ -178,7 +183,6 @@ def test_every_widget_on_a_page(name, browser, lab):
             assert any(moves), f"{widget}: no arrow key changed the picture"
         if panel.box.locator(CONTROLS).count():
             move_by_keyboard(page, panel)
-        refuse_nonsense(panel)
         press_every_try(panel, tries.get(widget, []))
         if shots := os.environ.get("KIT_SCREENSHOTS"):
             panel.box.screenshot(path=f"{shots}/{widget}.png")
@@ -188,6 +192,8 @@ def test_every_widget_on_a_page(name, browser, lab):
         page.evaluate("document.body.dataset.jpThemeLight = 'true'")
         if widget in ("kit-simplex", "kit-whatif"):
             find_thumbnail(page, panel)
+    for panel in dict(zip(names, panels, strict=True)).values():
+        refuse_nonsense(panel)
     fit_widths(page, panels)
     # anywidget says so where a busy kernel answers late, and tries again: the panels were complete
     complaints = [words for words in complaints if "Failed to initialize model" not in words]
