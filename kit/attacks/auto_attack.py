@@ -114,8 +114,8 @@ def autoattack(
     )
     if not isinstance(streams, Streams) or len(streams.ids) != len(x):
         raise KitError(
-            f"generator is no kit.core.random_streams.Streams over these {len(x)} images; leave it "
-            "out, or make one with Streams(ids, seed, ...), ids int64 (N,)"
+            f"generator is not a kit.core.random_streams.Streams over these {len(x)} images; "
+            "leave it out, or make one with Streams(ids, seed, ...), ids int64 (N,)"
         )
     attacks, total = VERSIONS[version], empty_result(x)
     with open_journal(

@@ -111,8 +111,9 @@ def pass_copy(model: nn.Module, x: Tensor) -> Tensor:
         ) from error
     if not torch.equal(given, x):
         raise KitError(
-            "the model writes into the images that it is given, so each pass would see others. Let "
-            "it begin with x = x.clone(), or replace operations such as x.sub_(...) by x - ..."
+            "the model changes the images that it is given, so its next pass would see others. "
+            "Begin its forward pass with x = x.clone(), or replace x.sub_(...) and the like by "
+            "x - ..."
         )
     return logits
 

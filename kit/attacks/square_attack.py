@@ -64,8 +64,8 @@ def square(
     check_value("share", share, Share)
     if x.dim() != 4:
         raise KitError(
-            f"images have shape {tuple(x.shape)}; Square needs (N, C, H, W), for its windows have "
-            "two sides"
+            f"images have shape {tuple(x.shape)}; Square needs (N, C, H, W), because its windows "
+            "have two sides"
         )
     with track_attack(model, x, y, threat, validate=validate) as tracker:
         streams, rows = tracker.streams(generator, "square"), tracker.unbroken()

@@ -117,7 +117,7 @@ class AttackTracker:
             return Streams(self.rows, name)
         if not isinstance(given, Streams) or len(given.ids) != len(self.rows):
             raise KitError(
-                f"generator is no kit.core.random_streams.Streams over these {len(self.rows)} "
+                f"generator is not a kit.core.random_streams.Streams over these {len(self.rows)} "
                 "images; make one with Streams(ids, seed, ...), ids int64 (N,)"
             )
         return given

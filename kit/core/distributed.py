@@ -55,7 +55,7 @@ def join_processes(device: str) -> Iterator[str]:
         device = f"cuda:{place}"
         torch.cuda.set_device(place)
     elif device != "cpu":
-        raise KitError(f"device={device}: several processes train on cpu or cuda")
+        raise KitError(f"device={device} must be cpu or cuda where several processes train")
     own = torch.device(device) if device.startswith("cuda") else None
     dist.init_process_group("nccl" if own else "gloo", timeout=JOIN_TIMEOUT, device_id=own)
     try:

@@ -48,7 +48,7 @@ def locate(path: str) -> Path:
         found.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long, of no user, with a zero in it
         raise KitError(
-            f"{describe_value(path)} is no path that this machine can read: {error}"
+            f"{describe_value(path)} is not a path that this machine can read: {error}"
         ) from error
     return found
 
@@ -108,7 +108,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise KitError(
-            f"{path} is missing or no JSON ({error}); delete its folder to start that work afresh"
+            f"{path} is missing or is not JSON ({error}); delete its folder to start that "
+            "work afresh"
         ) from error
 
 
@@ -167,7 +168,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Any:
     seal, payload = blob[head : head + 32], blob[head + 32 :]
     if not blob.startswith(MAGIC):
         raise KitError(
-            f"{path} is no checkpoint of this kit: it begins with other bytes. Restore it, or "
+            f"{path} is not a checkpoint of this kit: it begins with other bytes. Restore it, or "
             "delete its folder to start that work afresh"
         )
     if hashlib.sha256(payload).digest() != seal:
@@ -179,7 +180,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Any:
         return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
     except Exception as error:  # pickle, zip and torch each have their own
         raise KitError(
-            f"{path} is a foreign checkpoint: it holds something else than tensors, numbers and "
+            f"{path} is a foreign checkpoint: it holds something other than tensors, numbers and "
             "text, and nothing of it was run"
         ) from error
 

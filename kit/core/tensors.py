@@ -76,9 +76,9 @@ def image_gradient(value: Tensor, x: Tensor) -> Tensor:
     """
     if not value.requires_grad:
         raise KitError(
-            "no gradient leads from the network's output back to its images, so only attacks that "
-            "need none, such as square and spsa100, can attack it. Look for no_grad, "
-            "inference_mode, detach or whole numbers in its forward pass"
+            "no gradient leads from the network's output back to its images. Only attacks without "
+            "gradients (square, spsa100) can attack it. Look for no_grad, inference_mode, "
+            "detach or whole numbers in its forward pass"
         )
     (gradient,) = torch.autograd.grad(value, x, torch.ones_like(value))
     return gradient

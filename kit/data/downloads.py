@@ -35,8 +35,7 @@ def torchvision_loader(
                 raise KitError(
                     f"{kind} could not be read from or downloaded to {root} "
                     f"({type(error).__name__}: {_first_line(error)}). Check the network, or delete "
-                    f"the damaged file below {root} and run again; another folder is chosen with "
-                    "KIT_HOME"
+                    f"the damaged file below {root} and run again. KIT_HOME chooses another folder"
                 ) from error
             labels = np.asarray(split.targets if hasattr(split, "targets") else split.labels)
             images = np.asarray(split.data)

@@ -29,8 +29,8 @@ def _open_archive(file: Path) -> Iterator[zipfile.ZipFile]:
         raise
     except Exception as error:  # zipfile, zlib, struct, tokenize and numpy each have their own
         raise KitError(
-            f"{file} is not a readable .npz ({type(error).__name__}: {error}); it is cut short, "
-            "damaged or something else. Expected what numpy.savez writes; get it again"
+            f"{file} is not a readable .npz ({type(error).__name__}: {error}); the file is cut "
+            "short or damaged, or numpy.savez did not write it. Copy or download it again"
         ) from error
 
 
@@ -142,7 +142,7 @@ def add_generated_images(
         images = base.images.new_empty(len(order), *base.images.shape[1:])
     except RuntimeError as error:
         raise KitError(
-            f"{len(order)} images do not fit into the memory; train_size=1000000 uses a million"
+            f"{len(order)} images do not fit into memory; set train_size, say to 1000000"
         ) from error
     images[own] = base.images[order[own]]
     _read_images(file, drawn.numpy(), images, place)

@@ -161,7 +161,7 @@ class FolderListing:
                 wrong = (
                     f"{file} was there before"
                     if file in labels
-                    else f"'{wnid}' is no class of train/"
+                    else f"'{wnid}' is not a class of train/"
                 )
                 raise KitError(
                     f"{table}, line {number}: {wrong}. Expected for each image a line of its name, "

@@ -73,7 +73,7 @@ def _as_tensor(values: Any) -> Tensor:
         return values if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
     except TypeError as error:
         raise KitError(
-            f"data holds {type(values).__name__} of no number; {DATA_EXPECTED}"
+            f"data holds {type(values).__name__} that are not numbers; {DATA_EXPECTED}"
         ) from error
 
 
@@ -133,8 +133,8 @@ def check_own_name(name: str) -> None:
     """
     if not re.fullmatch(rf"{OWN}[0-9a-f]{{12}}", name):
         raise KitError(
-            f"'{name}' names no images of one's own; they get their name, {OWN} and 12 hex digits, "
-            "where kit.adopt(..., data=(x, y)) takes them"
+            f"'{name}' is not a name of own images. kit.adopt(..., data=(x, y)) gives them their "
+            f"name: {OWN} and 12 hex digits"
         )
 
 

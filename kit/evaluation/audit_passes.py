@@ -51,9 +51,9 @@ def pass_images(model: nn.Module, split: Split) -> dict[str, np.ndarray]:
                 logits = model(x)
                 if not logits.requires_grad:
                     raise KitError(
-                        "no gradient leads from the network's output back to its input, so nothing "
-                        "but black boxes could attack it. Look for no_grad, detach or whole "
-                        "numbers in its forward pass"
+                        "no gradient leads from the network's output back to its input. Only black "
+                        "boxes could attack it. Look for no_grad, detach or whole numbers in its "
+                        "forward pass"
                     )
                 if bool(logits.isfinite().all()):
                     check_inputs(model, x.detach(), split.y[rows])

@@ -82,8 +82,8 @@ def protected_table(
 def _attack_examples(table: pd.DataFrame, attack: str) -> dict[str, np.ndarray]:
     if "examples" not in table.attrs:
         raise KitError(
-            "this table has no per-example arrays: pandas drops them where tables of different "
-            "calls are joined; ask a table as kit.evaluate returned it"
+            "this table has no per-example arrays: pandas drops them when tables of different "
+            "calls are joined. Take a table as kit.evaluate returned it"
         )
     found = table.attrs["examples"]
     if attack not in found:

@@ -165,8 +165,8 @@ def stored_outputs(run: Run, epoch: int, counted: str) -> tuple[StepOutputs, tor
     if not all(bool(values.isfinite().all()) for values in numbers.values()):
         raise KitError(
             f"{run.folder.name}, epoch {epoch}: what it kept '{counted}' is not finite (half "
-            "precision ends at 65,504), so no weight can be told; take another epoch or another "
-            "way of counting"
+            "precision ends at 65,504), so no weight can be computed; take another epoch or "
+            "another way of counting"
         )
     # without κ nothing was attacked: what trained the network were the clean images
     if "kappa" not in stored:

@@ -24,12 +24,12 @@ def attacked_images(
     """
     if data is None or not isinstance(threat, Threat):
         raise KitError(
-            "a network that is no run brings neither images nor a threat; pass data=(x, y) and "
+            "a network that is not a run has neither images nor a threat; pass data=(x, y) and "
             "threat=kit.Threat('linf', 8 / 255), or make a run of it with kit.adopt"
         )
     if threat.doubt:
         raise KitError(threat.doubt)
     where = next((p.device for p in model.parameters()), torch.device("cpu"))
     if device != "auto" and pick_device(device).type != where.type:
-        raise KitError(f"device={device}, and the network is on {where}; move it there first")
+        raise KitError(f"device={device}, but the network is on {where}; move the network first")
     return split_of(data, n).to(where), threat

@@ -126,7 +126,7 @@ def audit(
         )
     if transfer is not None and not isinstance(transfer, Run):
         raise KitError(
-            f"transfer={type(transfer).__name__}: images are transferred to a run from another run"
+            f"transfer={type(transfer).__name__} must be another run; its images are transferred"
         )
     _check_settings(n, budget)
     if transfer is not None and (

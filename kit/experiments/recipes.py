@@ -143,12 +143,12 @@ def check_schedule(recipe: Recipe) -> None:
         )
     if recipe.warm_up >= epochs:
         raise KitError(
-            f"warm_up={recipe.warm_up} outlasts the run of {epochs} epochs; it must be 0 to "
+            f"warm_up={recipe.warm_up} is longer than the run of {epochs} epochs; it must be 0 to "
             f"{epochs - 1}"
         )
     if recipe.nesterov and (recipe.optimizer != "sgd" or recipe.momentum == 0):
         raise KitError(
-            f"nesterov=True needs SGD with momentum, and this is {recipe.optimizer} with "
+            f"nesterov=True needs SGD with momentum, but this is {recipe.optimizer} with "
             f"momentum={recipe.momentum:g}; set optimizer=sgd momentum=0.9, or nesterov=False"
         )
 

@@ -148,7 +148,7 @@ class Run:
             "files"
         ].get(name):
             raise KitError(
-                f"{path} is damaged, or not what the training wrote; restore it, or delete "
+                f"{path} is damaged, or is not what the training wrote; restore it, or delete "
                 f"{self.folder} to train again"
             )
         return path

@@ -198,9 +198,9 @@ def resolve(spec: RunSpec) -> Plan:
             method = method.override(path, value)
     if is_own(chosen.data) and not spec.adopted:
         raise KitError(
-            f"{chosen.data} are images that an adopted network is observed on, the same for "
-            "training and test, so nothing is trained on them; put images into folders and take "
-            "recipe=folder:<path>"
+            f"{chosen.data} are the images that an adopted network is observed on, the same ones "
+            "for training and test. No network can be trained on them; put the images into folders "
+            "and take recipe=folder:<path>"
         )
     if spec.adopted:  # its training is over: one state, which is its last
         chosen = replace(chosen, epochs=1, milestones=())
@@ -302,7 +302,7 @@ def parse_overrides(text: str) -> dict[str, Any]:
         name, value = split_setting(word)
         if not name:
             raise KitError(
-                f"{describe_value(word)} is no setting; write name=value, several with spaces "
+                f"{describe_value(word)} is not a setting; write name=value, several with spaces "
                 'between, for instance "weight.slope=5 epochs=30"'
             )
         if value.startswith("[") and value.count("[") > value.count("]"):

@@ -264,8 +264,8 @@ def _rows_to_show(ids: np.ndarray, chosen: int, allowed: torch.Tensor, what: str
         rows = rows[ids[rows] == chosen]
         if not len(rows):
             raise KitError(
-                f"training image {chosen} has not {what} in this run; leave it out to have one "
-                "chosen"
+                f"training image {chosen} does not have {what} in this run; leave it out to "
+                "have one chosen"
             )
     if not len(rows):
         raise KitError(f"no training image has {what} in this run; raise eps, or train less long")
@@ -304,11 +304,8 @@ def _draw_confused_bars(panel, example: dict, letter: str, classes: list[str]) -
     panel.set(
         title=f"{letter}  {name}\nPM {example['pm']:+.2f}, CL-PM {example['cl_pm']:+.2f}",
         xlabel="class",
-        xticks=range(len(p)),
     )
-    panel.set_xticklabels(
-        classes if len(p) <= 20 else range(len(p)), rotation=s.class_rotation(classes, 45)
-    )
+    s.name_classes(panel, classes)
 
 
 def describe_softmax_pair(data: FigureData) -> str:

@@ -199,8 +199,8 @@ def _draw_cost_matrix(axes: Axes, classes: Sequence[str], protected: int, cost: 
         yticks=range(num_classes) if few else [protected],
     )
     axes.tick_params(length=0, labelsize=6.5)
-    names = [str(name)[:8] for name in classes] if few else [str(classes[protected])[:8]]
-    axes.set_xticklabels(names, rotation=90 if max(map(len, names)) > 2 else 0)
+    names = [str(name) for name in classes] if few else [str(classes[protected])]
+    axes.set_xticklabels(names, rotation=s.class_rotation(names, 90))
     axes.set_yticklabels(names)
     if few:
         for i in range(num_classes):

@@ -110,14 +110,12 @@ def draw_similarity_pair(data: FigureData) -> Drawing:
 
 def _draw_masked_bars(panel: Axes, example: dict, classes: list[str]) -> None:
     p, truth = example["p"], example["y"]
-    count, place = len(p), np.arange(len(p))
+    place = np.arange(len(p))
     panel.bar(place - 0.2, p, width=0.4, color=np.where(place == truth, s.VERMILLION, s.PALE))
     panel.bar(place + 0.2, np.where(place == truth, 0, p), width=0.4, color=s.BLUE)
     words = f"image {example['id']}, true class {classes[truth]}, $p_y$ = {p[truth]:.2f}"
     panel.set(xlabel=f"class ({words})", ylim=(0, 1.08))
-    panel.set_xticks(range(count) if count <= 20 else [])
-    if count <= 20:
-        panel.set_xticklabels(classes, rotation=s.class_rotation(classes, 45))
+    s.name_classes(panel, classes)
 
 
 def decide_similarity_pair(data: FigureData) -> list[Claim]:

@@ -194,9 +194,27 @@ def label(method: str) -> str:
     return _NAMES.get(method, method.upper())
 
 
+#: With more classes there is no room for their names.
+MOST_NAMED_CLASSES = 20
+
+
 def class_rotation(classes: Sequence[str], long: int) -> int:
-    """The angle of the classes' names along an axis: `long` degrees where they have 3 letters."""
-    return 0 if len(str(classes[0])) < 3 else long
+    """The angle of the classes' names along an axis: `long` degrees where one has 3 letters."""
+    return long if max(len(str(name)) for name in classes) > 2 else 0
+
+
+def name_classes(axes: Axes, classes: Sequence[str], long: int = 45) -> None:
+    """Write the classes' names along x, words at an angle of `long` degrees.
+
+    A slanting word ends at its tick, so that neighbours do not meet. Of many classes every tenth
+    number is written.
+    """
+    if len(classes) > MOST_NAMED_CLASSES:
+        axes.set_xticks(range(0, len(classes), 10))
+        return
+    angle = class_rotation(classes, long)
+    slanting: dict[str, Any] = {"ha": "right", "rotation_mode": "anchor"} if 0 < angle < 90 else {}
+    axes.set_xticks(range(len(classes)), map(str, classes), rotation=angle, **slanting)
 
 
 # ------------------------------------------------------------------------------- parts of a picture

@@ -110,11 +110,10 @@ def _draw_class_weights(panel: Axes, found: Mapping, classes: list[str]) -> None
     )
     panel.set(
         xlabel="class",
-        xticks=places,
         ylim=(0, 1.28 * max(found["sums"].max(), found["from_offset"])),
         ylabel=r"$W_c$, sum of the weights of class $c$",
     )
-    panel.set_xticklabels(classes, rotation=s.class_rotation(classes, 90))
+    s.name_classes(panel, classes, 90)
     words = (
         f"mean weight {found['mean_weight']:.3g}\n"
         f"rank correlation with error {found['spearman']:+.2f}"

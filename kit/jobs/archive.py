@@ -173,7 +173,7 @@ def import_runs(path: Path) -> list[tuple[str, str]]:
             if not is_done(folder):
                 raise KitError(
                     f"{path}: {folder.name} is not finished, nothing was imported. Export it again "
-                    "when it is"
+                    "when it is finished"
                 )
         for folder in folders:
             target = runs_folder() / folder.name
@@ -209,11 +209,14 @@ def _unpack_archive(path: Path, place: Path) -> list[Path]:
                 or first.size > 2**26
             ):
                 raise KitError(
-                    f"{path} is no archive of runs: it does not begin with a manifest. {_EXPECTED}"
+                    f"{path} is not an archive of runs: it does not begin with a manifest. "
+                    f"{_EXPECTED}"
                 )
             manifest = json.loads(_read_member(archive, first))
             if not isinstance(manifest, dict) or not manifest:
-                raise KitError(f"{path} is no archive of runs: its manifest is empty. {_EXPECTED}")
+                raise KitError(
+                    f"{path} is not an archive of runs: its manifest is empty. {_EXPECTED}"
+                )
             left, largest = dict(manifest), path.stat().st_size
             while (member := archive.next()) is not None:
                 folder, _, name = member.name.partition("/")
@@ -229,7 +232,7 @@ def _unpack_archive(path: Path, place: Path) -> list[Path]:
                     or member.name not in left
                 ):
                     raise KitError(
-                        f"{path} holds '{member.name}', which is no file of a run; nothing was "
+                        f"{path} holds '{member.name}', which is not a file of a run; nothing was "
                         f"imported. {_EXPECTED}"
                     )
                 blob = _read_member(archive, member)

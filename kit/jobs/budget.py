@@ -78,8 +78,8 @@ def parse_duration(text: str) -> float:
     seconds = float(words[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600}[words[2]] if words else 0.0
     if not 0 < seconds < math.inf:
         raise KitError(
-            f"budget={describe_value(text)} is no duration above 0; write a number with s, m or h "
-            "behind it, such as 90s, 12m or 1.5h"
+            f"budget={describe_value(text)} is not a duration above 0; write a number with s, "
+            "m or h behind it, such as 90s, 12m or 1.5h"
         )
     return seconds
 

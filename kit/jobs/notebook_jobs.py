@@ -147,7 +147,7 @@ def plan_jobs(
             "seed; give one of them"
         )
     if seeds and len(set(seeds)) < len(seeds):
-        raise KitError(f"--seeds {' '.join(map(str, seeds))} names one twice; each is run once")
+        raise KitError(f"--seeds {' '.join(map(str, seeds))} names a seed twice; name each once")
     several = {"seeds": " ".join(map(str, seeds))} if seeds else {}
     jobs = []
     for seed in seeds or [given.get("seed", 0)]:

@@ -168,7 +168,7 @@ def _outcome(ray: ModuleType, reference: object) -> tuple[Exception | None, floa
     except ray.exceptions.RayError:
         return KitError(
             f"its machine or process was lost {RETRIES + 1} times, perhaps because memory ran "
-            "out; the same command goes on there"
+            "out; run the same command again to continue"
         ), 0.0
 
 

@@ -132,7 +132,7 @@ def read_folder(folder: Path) -> ResultFolder:
     """
     if not folder.is_dir():
         raise KitError(
-            f"{folder} is no folder of results; give one that `python -m kit reproduce` wrote"
+            f"{folder} is not a folder of results; give one that `python -m kit reproduce` wrote"
         )
     found = ResultFolder(folder)
     records: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {kind: [] for kind in RECORD_KEYS}
@@ -169,10 +169,10 @@ def _read_record(path: Path) -> tuple[str, Mapping[str, Any]]:
     try:
         record = read_json(path)
     except KitError as error:
-        raise KitError("it is damaged: no JSON") from error
+        raise KitError("it is damaged: it is not JSON") from error
     kind = next((k for k in RECORD_KEYS if isinstance(record, dict) and k in record), None)
     if kind is None:
-        raise KitError("it is no record of the kit")
+        raise KitError("it is not a record of the kit")
     wrong = [
         name
         for name, expected in RECORD_KEYS[kind].items()
@@ -184,8 +184,8 @@ def _read_record(path: Path) -> tuple[str, Mapping[str, Any]]:
         wrong = ["claims"]
     if wrong:
         raise KitError(
-            f"it is no whole record of a {kind}: {', '.join(wrong)} is missing or is not what the "
-            "kit writes"
+            f"it is not a complete record of a {kind}: {', '.join(wrong)} is missing or is "
+            "not what the kit writes"
         )
     return kind, record
 

@@ -169,7 +169,7 @@ def check_weights(weights: Tensor, name: str) -> None:
     if bool((weights < 0).any()):
         raise KitError(
             f"{name} returned negative weights (down to {float(weights.min()):g}); an example can "
-            "count for nothing but not against"
+            "have weight 0, but not less"
         )
     if not bool((weights > 0).any()):
         raise KitError(

@@ -229,7 +229,7 @@ def choose_fit(
             if nearer
             else "No other architecture is nearer; look at the recipe's classes and image size"
         )
-    raise KitError(f"the checkpoint is no {architecture}: {fit.problem}. {hint}")
+    raise KitError(f"the checkpoint is not a {architecture}: {fit.problem}. {hint}")
 
 
 def _fit_if_possible(

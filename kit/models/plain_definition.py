@@ -127,5 +127,5 @@ def _call(layer: nn.Module) -> str:
         return f"nn.Sequential({', '.join(_call(inner) for inner in layer)})"
     made = re.sub(r"^(Grey)?", "", repr(layer))  # the kit's quick first layer is a convolution
     if not hasattr(nn, made.partition("(")[0]) or "\n" in made:
-        raise KitError(f"a {type(layer).__name__} is no layer of PyTorch; share its own code")
+        raise KitError(f"a {type(layer).__name__} is not a layer of PyTorch; share its own code")
     return f"nn.{made}"

@@ -75,7 +75,7 @@ def _read_tensors(place: Path) -> Any:
             raise _damaged(place, error) from error
         raise KitError(
             f"{place} is a full pickle: loading it would run code from the file, so nothing of it "
-            "was read. Where you trust it, load it with its own project and save its weights "
+            "was read. If you trust it, load it with its own project and save its weights "
             "alone: torch.save(model.state_dict(), 'weights.pt')"
         ) from error
     except Exception as error:  # zip, torch and the decoding of names each have their own
@@ -90,7 +90,7 @@ def _read_tensors(place: Path) -> Any:
 def _damaged(place: Path, error: Exception) -> KitError:
     first_line = str(error).split("\n")[0][:150]
     return KitError(
-        f"{place} is damaged, cut short, or no checkpoint of PyTorch ({first_line}). Copy or "
+        f"{place} is damaged, cut short, or not a checkpoint of PyTorch ({first_line}). Copy or "
         "download it again"
     )
 

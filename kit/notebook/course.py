@@ -370,6 +370,28 @@ def count_runs(name: str) -> int:
     return len(check_parameters(notebook_parameters(path), {}).plans)
 
 
+def widget_lessons() -> list[str]:
+    """Return the names of the notebooks for the classroom, which hold widgets."""
+    return sorted(path.stem for path in (CHECKOUT / "notebooks").glob("teach_*.ipynb"))
+
+
+def stopwatch_table() -> str:
+    """Tabulate how long every notebook takes, from the committed table of times."""
+    lines = [
+        "| notebook | runs | with its runs trained | from nothing, two cores | measured |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for name in (*LESSONS, *widget_lessons()):
+        timing = printed_time(name)
+        cells = "not timed yet | | |"
+        if timing:
+            whole = timing.notebook + timing.training / 2
+            ready, nothing = format_duration(timing.notebook), format_duration(whole)
+            cells = f"{ready} | {nothing} | {timing.where} |"
+        lines.append(f"| [{name}](notebooks/{name}.ipynb) | {count_runs(name)} | {cells}")
+    return "\n".join(lines)
+
+
 # ---------------------------------------------------------------------------------------------- map
 
 

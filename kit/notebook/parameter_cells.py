@@ -186,7 +186,8 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
         cells = json.loads(path.read_text())["cells"]
     except (OSError, ValueError, KeyError) as error:
         raise KitError(
-            f"{path} is no readable notebook ({type(error).__name__}); restore it from the project"
+            f"{path} is not a readable notebook ({type(error).__name__}); restore it from the "
+            "project"
         ) from error
     for cell in cells:
         if "parameters" in cell.get("metadata", {}).get("tags", []):

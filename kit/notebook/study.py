@@ -250,7 +250,7 @@ class Study:
             fields = {name: v for name, v in fields.items() if name not in ("norm", "eps")}
         elif data and not given["recipe"] and "eps" not in fields:
             raise KitError(
-                "data brings no threat; set eps to its radius, such as 0.031 for 8/255, and norm; "
+                "data has no threat; set eps to its radius, such as 0.031 for 8/255, and norm; "
                 "or set recipe to the one whose threat is meant"
             )
         network: str | nn.Module = path

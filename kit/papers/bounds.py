@@ -50,6 +50,6 @@ def parse_bound(text: str) -> Bound:
         if relation in RELATIONS:
             return Bound(relation, Decimal(number))
     raise KitError(
-        f"'{text}' is no bound; a bound is one of {' '.join(RELATIONS)}, a space and a number, "
+        f"'{text}' is not a bound; a bound is one of {' '.join(RELATIONS)}, a space and a number, "
         "such as '> 0'"
     )

@@ -203,10 +203,10 @@ def check_record(table: pd.DataFrame, path: Path) -> None:
         for word in said:
             if word not in VERDICTS:
                 raise KitError(
-                    f"{where}: '{word}' is no verdict; expected one of {', '.join(VERDICTS)}"
+                    f"{where}: '{word}' is not a verdict; expected one of {', '.join(VERDICTS)}"
                 )
         if not row["seeds"].isdecimal():
-            raise KitError(f"{where}: '{row['seeds']}' is no number of seeds")
+            raise KitError(f"{where}: '{row['seeds']}' is not a number of seeds")
         if not re.fullmatch("folder:.+", row["scale"]):  # a folder may be on another machine
             find_recipe(row["scale"])
     twice = table[table.duplicated(KEY)]

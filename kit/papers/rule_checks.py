@@ -203,11 +203,11 @@ def check_against(
     numbers = [row["number"] for row in rows]
     if len(rows) != len(listed) or numbers != claims().index.tolist():
         raise KitError(
-            f"{path} is no list of these {len(claims())} claims; write one there, with this "
+            f"{path} is not a list of these {len(claims())} claims; write one there, with this "
             f"version of the kit: python -m kit compare --recipe {recipe} --json FILE"
         )
     if scales := {row["on"] for row in rows} - {recipe}:
-        raise KitError(f"{path} is of {', '.join(sorted(scales))}, and this is {recipe}")
+        raise KitError(f"{path} is of {', '.join(sorted(scales))}, but this is {recipe}")
     first = pd.DataFrame(rows).set_index("number")
     counted = rows[0]["seeds"] if seeds is None else seeds
     here = compare(recipe=recipe, seeds=counted, **options)

@@ -169,7 +169,7 @@ def _put_in_recipe(images: DataSet, recipe: str, changes: dict[str, Any]) -> str
         changes["data"] = images.name
     elif "eps" not in changes:
         raise KitError(
-            "data brings no threat; pass threat=kit.Threat('linf', 8 / 255), or the recipe whose "
+            "data has no threat; pass threat=kit.Threat('linf', 8 / 255), or the recipe whose "
             "threat is meant"
         )
     return recipe or images.name
@@ -248,8 +248,8 @@ def own_network(model: nn.Module, name: str) -> nn.Module:
     """
     if not any(True for _ in model.parameters()):
         raise KitError(
-            f"{name} has no parameters, and a run is known by them; use kit.evaluate(model, ..., "
-            "data=(x, y), threat=...) and kit.audit"
+            f"{name} has no parameters, and a run is identified by them; use "
+            "kit.evaluate(model, ..., data=(x, y), threat=...) and kit.audit"
         )
     try:
         kept = copy.deepcopy(model).cpu()
@@ -342,9 +342,9 @@ def look_at_network(
     other = "" if _normalises(net) else _other_way(net, data, x, y)
     if right / count <= chance + 2 * (chance * (1 - chance) / count) ** 0.5:  # standard errors
         raise KitError(
-            f"{found}, which is no more than chance ({chance:.1%}). It was trained on other data "
-            f"than {data.name}, on other classes or in another order of them, or it takes its "
-            f"images another way.{other}"
+            f"{found}, which is no more than chance ({chance:.1%}). Its training data may "
+            f"have been other than {data.name}, its classes may be others or in another order, or "
+            f"it may expect its images in another form.{other}"
         )
     if not quiet:
         print(found, flush=True)

@@ -196,7 +196,7 @@ def save_epoch(state: TrainingState, kept: dict[str, np.ndarray]) -> None:
     plan, folder, epoch, files = state.plan, state.folder, state.epoch, state.files
     if not (folder / "run.json").exists():
         raise KitError(
-            f"{folder} was deleted or moved while it was trained in. Ask for the run again to "
+            f"{folder} was deleted or moved while its run was trained. Ask for the run again to "
             "train it afresh"
         )
     row, earlier = state.history[-1], state.history[:-1]

@@ -44,8 +44,8 @@ class Number:
             number = int(words) if words.isdecimal() else float(words)
         except ValueError:
             raise KitError(
-                f"{self.name} = {describe_value(typed)} is no number; type one from {self.low:g} "
-                f"to {self.high:g}, with a point before any decimals"
+                f"{self.name} = {describe_value(typed)} is not a number; type one from "
+                f"{self.low:g} to {self.high:g}, with a point before any decimals"
             ) from None
         return self.check(number)
 
@@ -131,12 +131,14 @@ class Text:
 class Action:
     """A button.
 
-    `press()` may change anything of the panel, which is drawn anew afterwards.
+    `press()` may change anything of the panel, which is drawn anew afterwards; not where it only
+    `sets` controls, which draws by itself.
     """
 
     name: str
     press: Callable[[], None]
     meaning: str = ""
+    sets: bool = False
 
 
 Control = Number | Choice | Toggle | Text | Action

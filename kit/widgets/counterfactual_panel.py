@@ -25,6 +25,7 @@ from kit.widgets.stored_probe import (
     draw_class_steps,
     prepare_class_axes,
 )
+from kit.widgets.thumbnails import Dots
 
 #: Rows that weigh; the others' weights are all 1, and there is nothing to compare.
 WEIGHING = tuple(name for name, row in METHODS.items() if row.reweights)
@@ -161,6 +162,18 @@ class WhatIf(Panel):
         with self._lock:
             self._set_choices_first(SIDES, ("epoch",), values, super().set)
 
+    def image_dots(self):
+        """Every image at its two weights."""
+        facts, names = self.facts(self.values), name_sides(self.values)
+        outputs, _ = self.probe.at(self.values["epoch"])
+        assert outputs.streams is not None, "a probe has them"
+
+        def describe(row: int) -> str:
+            return ", ".join(f"{names[side]} ×{facts.relative[side][row]:.3g}" for side in SIDES)
+
+        places = np.stack([facts.relative["b"], facts.relative["a"]], axis=1)
+        return [Dots(self.cloud, places, outputs.streams.ids.numpy(), describe)]
+
     # ---- numbers
 
     def facts(self, values: Mapping[str, Any]) -> TwoWeights:
@@ -200,7 +213,7 @@ class WhatIf(Panel):
         self, axes: Axes, facts: TwoWeights, names: dict[str, str], tints: dict[str, str]
     ) -> list[Artist]:
         """Every image at its two weights."""
-        top = facts.weight_top
+        self.cloud, top = axes, facts.weight_top
         ticks = [tick for tick in WEIGHT_TICKS if tick <= top]
         for set_scale, set_ticks in (
             (axes.set_xscale, axes.set_xticks),

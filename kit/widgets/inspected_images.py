@@ -96,8 +96,8 @@ class Pool:
     def __init__(self, run: Run, part: str):
         if f"{part}_logits_adv" not in run.final:
             raise KitError(
-                f"{run.folder.name} stored no logits of its {part} images, and all numbers here "
-                f"come from them; it has {', '.join(run.final)}. Delete the run and train it again"
+                f"{run.folder.name} stored no logits of its {part} images, and this widget needs "
+                f"them; it has {', '.join(run.final)}. Delete the run and train it again"
             )
         stored = {
             name.removeprefix(f"{part}_"): torch.from_numpy(values[:POOL_SIZE])

@@ -323,7 +323,8 @@ class Inspect(Panel):
             for tint, alpha in tints
         ]
         # keeps the room that the names need
-        axes.annotate("others ", (steps, 0.5), alpha=0, **beside)
+        widest = max("others ", *(f"{name} true" for name in self.classes), key=len)
+        axes.annotate(widest, (steps, 0.5), alpha=0, **beside)
         self.now = axes.axvline(0, color=s.BLACK, linewidth=1.6, clip_on=False)
         axes.axvline(self.recipe.steps, color="white", linewidth=1, linestyle=":")
         axes.set(

@@ -1,6 +1,7 @@
 """What ipywidgets lack.
 
-A picture that takes mouse and arrow keys, and a panel that keeps its keys and knows its width.
+A picture that takes mouse and arrow keys, a panel that keeps its keys and knows its width, and a
+thumbnail under the pointer.
 """
 
 from __future__ import annotations
@@ -110,3 +111,55 @@ class WidthWatch(anywidget.AnyWidget):
     };
     """
     width = traitlets.Int(0).tag(sync=True)
+
+
+class Lens(anywidget.AnyWidget):
+    """A thumbnail beside the pointer while it is over the picture of the panel around it.
+
+    `pointed` is where the pointer is, in shares of the picture from its lower left. `source` and
+    `words` are what to show there; without words nothing is shown.
+    """
+
+    _esm = """
+    export default {
+      render({ model, el }) {
+        const box = document.createElement("figure"), image = document.createElement("img");
+        const words = document.createElement("figcaption");
+        box.className = "kit-thumbnail"; box.hidden = true;
+        box.setAttribute("role", "tooltip");
+        box.append(image, words);
+        let over = false;
+        const show = () => {
+          image.src = model.get("source"); image.alt = words.textContent = model.get("words");
+          box.hidden = !over || !model.get("words");
+        };
+        const watch = tries => {
+          const panel = el.closest(".kit-panel");
+          if (!panel) { if (tries) setTimeout(watch, 100, tries - 1); return; }  // not yet there
+          panel.appendChild(box);
+          panel.addEventListener("pointermove", event => {
+            over = event.target.matches("img") && !event.buttons && !box.contains(event.target);
+            if (!over) { box.hidden = true; return; }
+            const here = event.target.getBoundingClientRect();
+            const frame = panel.getBoundingClientRect();
+            const x = (event.clientX - here.left) / here.width;
+            const y = 1 - (event.clientY - here.top) / here.height;
+            // towards the middle, so that it never leaves the panel
+            const gap = 14, across = event.clientX - frame.left, down = event.clientY - frame.top;
+            box.style.cssText = (x < 0.5 ? `left: ${across + gap}px;`
+              : `right: ${frame.width - across + gap}px;`) + (y > 0.5 ? `top: ${down + gap}px`
+              : `bottom: ${frame.height - down + gap}px`);
+            model.set("pointed", [x, y]);
+            model.save_changes();   // one message is under way at a time: a newer one replaces it
+          });
+          panel.addEventListener("pointerleave", () => { over = false; box.hidden = true; });
+        };
+        model.on("change:words", show);
+        model.on("change:source", show);
+        watch(100);
+      }
+    };
+    """
+    pointed = traitlets.List([0.0, 0.0]).tag(sync=True)
+    source = traitlets.Unicode("").tag(sync=True)
+    words = traitlets.Unicode("").tag(sync=True)

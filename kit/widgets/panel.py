@@ -28,8 +28,9 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import Any, Self
 
 import numpy as np
@@ -45,6 +46,7 @@ from kit.figures.base import Drawing
 from kit.figures.style import styled
 from kit.widgets.controls import Action, Control
 from kit.widgets.stacked_picture import Span, find_columns, stack_columns
+from kit.widgets.thumbnails import Dots, Thumbnail, Thumbnails, find_nearest
 
 SCREEN_DPI = 100
 
@@ -91,6 +93,7 @@ class Panel:
         self.values: dict[str, Any] = {}
         self._tries: tuple[Action, ...] = ()  # the buttons of `offer`
         self._lock = threading.RLock()
+        self._delayed: list[bool] | None = None  # within `_drawn_once`: whether each draws anew
         self._moving: list[Artist] = []
         self._still: Any = None  # the pixels of what stands still
         self.columns: list[Span] = []  # of the picture, for a page that is too narrow for it
@@ -120,6 +123,10 @@ class Panel:
     def nudge(self, right: int, up: int) -> None:
         """Change values for arrow keys on the picture: so many steps."""
 
+    def image_dots(self) -> list[Dots]:
+        """The dots of the picture, as it stands, that are images of `runs[0]`."""
+        return []
+
     def offer(self, *settings: Mapping[str, Any]) -> Self:
         """Put buttons "Try 1", "Try 2", ... on the panel, one for each of these settings."""
         self._tries = tuple(
@@ -127,6 +134,7 @@ class Panel:
                 f"Try {number}",
                 partial(self.set, **values),
                 ", ".join(f"{name} = {value}" for name, value in values.items()),
+                sets=True,
             )
             for number, values in enumerate(settings, 1)
         )
@@ -154,11 +162,10 @@ class Panel:
             before = dict(self.values)
             try:
                 self.values |= checked
-                if self.rebuilds & {name for name in checked if checked[name] != before[name]}:
+                changed = {name for name in checked if checked[name] != before[name]}
+                if anew := bool(self.rebuilds & changed):
                     self._take_controls()
-                    self.rebuild()
-                else:
-                    self.redraw()
+                self._draw(anew)
             except BaseException:
                 self._restore(before)
                 raise
@@ -175,6 +182,8 @@ class Panel:
         if name not in actions:
             raise unknown_name(f"button of {self.name}", name, actions)
         actions[name].press()
+        if actions[name].sets:
+            return
         with self._lock:
             self._take_controls()
             self.rebuild()
@@ -193,21 +202,42 @@ class Panel:
         """
         before, begun = dict(self.values), False
         try:
-            for name in choices:
-                if name in wanted and wanted[name] != self.values[name]:
-                    begun = True
-                    self.values = {
-                        other: value
-                        for other, value in self.values.items()
-                        if other in (*choices, *kept)
-                    }
-                    set_values(**{name: wanted[name]})
-            if rest := {name: value for name, value in wanted.items() if name not in choices}:
-                set_values(**rest)
+            with self._drawn_once():
+                for name in choices:
+                    if name in wanted and wanted[name] != self.values[name]:
+                        begun = True
+                        self.values = {
+                            other: value
+                            for other, value in self.values.items()
+                            if other in (*choices, *kept)
+                        }
+                        set_values(**{name: wanted[name]})
+                if rest := {name: value for name, value in wanted.items() if name not in choices}:
+                    set_values(**rest)
         except BaseException:
             if begun:
                 self._restore(before)
             raise
+
+    @contextmanager
+    def _drawn_once(self) -> Iterator[None]:
+        """Draw at the end what changes several controls, and not with each of them."""
+        self._delayed = []
+        try:
+            yield
+        finally:
+            delayed, self._delayed = self._delayed, None
+        if delayed:
+            self._draw(any(delayed))
+
+    def _draw(self, anew: bool) -> None:
+        """Draw everything `anew`, or what moves; not yet within `_drawn_once`."""
+        if self._delayed is not None:
+            self._delayed.append(anew)
+        elif anew:
+            self.rebuild()
+        else:
+            self.redraw()
 
     def _restore(self, values: dict[str, Any]) -> None:
         """Go back to earlier values."""
@@ -244,8 +274,10 @@ class Panel:
             for words in self.figure.findobj(Text):
                 words.set_fontsize(max(words.get_fontsize(), LEAST_FONT))
             self.sentence = self.update(self.values)
-            self.figure.canvas.draw()
             # laid out once: nothing jumps when a slider moves
+            layout = self.figure.get_layout_engine()
+            assert layout is not None, "it was set above"
+            layout.execute(self.figure)
             self.figure.set_layout_engine("none")
             for artist in self._moving:
                 artist.set_animated(True)
@@ -294,6 +326,22 @@ class Panel:
                 across, up = axes.transData.inverted().transform(pixel)
                 return axes, float(across), float(up)
         return None
+
+    def find_thumbnail(self, x: float, y: float) -> Thumbnail | None:
+        """The image behind the dot at a place of the picture, as `locate` has it; None beside all.
+
+        Raises:
+            KitError: the run's images are not there, or have changed.
+        """
+        with self._lock:
+            pixel = (x * self.figure.bbox.width, y * self.figure.bbox.height)
+            found = find_nearest(self.image_dots(), pixel)
+            return self.thumbnails.show(*found) if found else None
+
+    @cached_property
+    def thumbnails(self) -> Thumbnails:
+        """The images behind the dots."""
+        return Thumbnails(self.runs[0])
 
     # ---- on a page
 

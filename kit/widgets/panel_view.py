@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 
 from kit.core.errors import KitError
 from kit.widgets.controls import Action, Choice, Control, Number, Text, Toggle
-from kit.widgets.keys import KeyGuard, Pad, WidthWatch
+from kit.widgets.keys import KeyGuard, Lens, Pad, WidthWatch
 from kit.widgets.stacked_picture import Span, group_columns, place_in_whole
+from kit.widgets.thumbnails import Dots, Thumbnail
 
 # On a dark page the picture's lightness is turned round and its hues are kept, so that it is no
 # white slab there.
 STYLE = """<style>
-.kit-panel { max-width: 100%; overflow: hidden; }
+.kit-panel { max-width: 100%; overflow: hidden; position: relative; }
 .kit-panel img { max-width: 100%; height: auto; display: block; }
 .kit-panel img:focus-visible { outline: 2px solid var(--jp-brand-color1, #0072B2); }
 .kit-sentence, .kit-trouble { margin: 2px 4px; line-height: 1.35; white-space: normal; }
@@ -28,6 +29,12 @@ STYLE = """<style>
 .kit-controls .widget-hbox { flex-wrap: wrap; }
 .kit-controls .jupyter-widgets { max-width: calc(100% - 4px); } /* they have margins */
 .kit-trouble { color: #B34700; font-weight: 600; max-width: 26em; }
+.kit-thumbnail {
+  position: absolute; z-index: 1; margin: 0; padding: 4px; max-width: 14em; pointer-events: none;
+  background: var(--jp-layout-color1, white); border: 1px solid var(--jp-border-color1, #999);
+  color: var(--jp-ui-font-color1, inherit); font-size: 12px; line-height: 1.3;
+}
+.kit-thumbnail img { filter: none !important; }
 /* Jupyter marks what has lost its kernel: a control there would do nothing. */
 .kit-panel.jupyter-widgets-disconnected::before {
   content: "The kernel was restarted. Run this cell again to use its controls.";
@@ -98,6 +105,12 @@ class ShownPanel(Protocol):
     def locate(self, x: float, y: float) -> tuple[Axes, float, float] | None:
         """The axes at a place of the picture, and the place in their data."""
 
+    def image_dots(self) -> list[Dots]:
+        """The dots of the picture that are images."""
+
+    def find_thumbnail(self, x: float, y: float) -> Thumbnail | None:
+        """The image behind the dot at a place of the picture."""
+
     def png(self, stacked: Sequence[Span] = ()) -> bytes:
         """The picture as it stands, spans of it one below the other."""
 
@@ -119,6 +132,8 @@ class PanelView:
         self.watch = WidthWatch()
         self.watch.observe(lambda _: self._fit_width(), "width")
         self.stacked: list[Span] = []  # as the picture is shown
+        self.lens = Lens()
+        self.lens.observe(self._on_hover, "pointed")
         if panel.pointed_at:
             self.picture = Pad(panel.title)
             self.picture.observe(self._on_mouse, "pointed")
@@ -134,6 +149,7 @@ class PanelView:
                 self.words,
                 KeyGuard(),
                 self.watch,
+                *([self.lens] if panel.image_dots() else []),
             ]
         )
         for name in ("kit-panel", f"kit-{panel.name}", *(("kit-photo",) if panel.photo else ())):
@@ -200,6 +216,7 @@ class PanelView:
         else:
             self.picture.value = f'<img decoding="sync" alt="{sentence}" src="{source}">'
         self.words.value = f'<p class="kit-sentence" aria-live="polite">{sentence}</p>'
+        self.lens.words = ""  # the dot under the pointer may have moved
         for note in (self.alarm, *self.notes.values()):
             note.value = ""
         self.quiet = True
@@ -264,6 +281,17 @@ class PanelView:
             pixel = (x * self.panel.figure.bbox.width, y * self.panel.figure.bbox.height)
             place = held.transData.inverted().transform(pixel)
             self.attempt(lambda: self.panel.point(held, float(place[0]), float(place[1]), begins))
+
+    def _on_hover(self, change: dict) -> None:
+        """Show the image behind the dot under the pointer."""
+        across, up = change["new"]
+
+        def show_image() -> None:
+            found = self.panel.find_thumbnail(*place_in_whole(across, up, self.stacked))
+            self.lens.source = found.source if found else ""
+            self.lens.words = found.words if found else ""
+
+        self.attempt(show_image)
 
     def _on_arrow_key(self, change: dict) -> None:
         right, up = (new - old for new, old in zip(change["new"], change["old"], strict=True))

@@ -416,7 +416,8 @@ class Race(Panel):
             ylim=(len(ENTRANTS) - 0.4, -0.6),
             yticks=places,
             yticklabels=map(entrant_name, ENTRANTS),
-            title="Accuracy   ● PGD-20   ○ natural",
+            title="● PGD-20   ○ natural",
+            xlabel="accuracy",
         )
         axes.grid(axis="x")
         s.share_axis(axes, "x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from kit.methods.table import METHODS, Method
 from kit.methods.weights import unnormalised
 from kit.widgets.controls import Choice, Control, Number
 from kit.widgets.panel import Panel
+from kit.widgets.thumbnails import Dots
 
 #: Methods whose weight reads the attacked image's probabilities and nothing else. The normaliser is
 #: left out: on this picture there is no batch, and over a batch it is one factor for all.
@@ -75,6 +77,7 @@ class Examples:
 
     probs: Tensor  # (n, K) float64
     y: Tensor  # (n,)
+    ids: np.ndarray  # (n,)
     kind: np.ndarray  # (n,) 0, 1 or 2: no confused label, one, several
 
 
@@ -85,7 +88,8 @@ def read_examples(run: Run, epoch: int) -> Examples:
         KitError: The run stored no attacked logits of them.
     """
     probs, y = (values[:MOST_EXAMPLES] for values in epoch_probabilities(run, epoch, "frozen"))
-    return Examples(probs, y, confused_labels(probs, y).clamp_max(2).numpy())
+    ids = run.epoch(epoch)["seen_ids"][:MOST_EXAMPLES]
+    return Examples(probs, y, ids, confused_labels(probs, y).clamp_max(2).numpy())
 
 
 def spread_rest(p_y: np.ndarray, p_2: np.ndarray, k: int) -> Tensor:
@@ -147,6 +151,7 @@ class TriangleMap:
     high: float
 
 
+@lru_cache(maxsize=64)
 def map_triangle(name: str, quantity: str, k: int) -> TriangleMap:
     """Read a method's weight or score everywhere on the triangle of k classes."""
     x, up = np.meshgrid(np.linspace(-1, 1, 141), np.linspace(0, HEIGHT, 123))
@@ -329,6 +334,19 @@ class Simplex(Panel):
             margin=float(np.clip(margin + POINT_STEP * right, -LARGEST_MARGIN, LARGEST_MARGIN)),
             rise=float(np.clip(rise + POINT_STEP * up, 0, 1)),
         )
+
+    def image_dots(self):
+        """The run's examples on both triangles."""
+        if self.run is None:
+            return []
+        found = self.examples(self.values["epoch"])
+        at = place_examples(found.probs, found.y, self.values.get("corner", REST))
+        confused = ("no confused label", "one confused label", "several confused labels")
+
+        def describe(row: int) -> str:
+            return f"p_y = {found.probs[row, found.y[row]]:.2f}, {confused[found.kind[row]]}"
+
+        return [Dots(axes, at, found.ids, describe) for axes in self.triangles]
 
     # ---- numbers
 

@@ -42,7 +42,7 @@ class Probe:
             if missing:
                 raise KitError(
                     f"{self.run.folder.name} stored no {', '.join(missing)} after epoch {epoch}, "
-                    "and weights are computed from them; delete the run and train it again"
+                    "and weights are computed from that; delete the run and train it again"
                 )
             outputs, ids = stored_outputs(self.run, epoch, "frozen")
             outputs = replace(outputs, streams=Streams(ids, self.run.plan.seed, "whatif", epoch))
@@ -71,15 +71,9 @@ def class_shares(w: np.ndarray, outputs: StepOutputs) -> np.ndarray:
 
 def prepare_class_axes(axes: Axes, classes: list[str], top: float) -> None:
     """Set axes up for shares by class: the names stand along x where there is room for them."""
-    count = len(classes)
-    step, short = (1, all(len(name) <= 2 for name in classes)) if count <= 20 else (10, True)
-    axes.set_xticks(
-        range(0, count, step),
-        [classes[k] if count <= 20 else str(k) for k in range(0, count, step)],
-        rotation=0 if short else 90,
-    )
+    s.name_classes(axes, classes, 90)
     axes.tick_params(axis="x", length=0, labelsize=7)
-    axes.set(xlim=(-0.6, count - 0.4), ylim=(0, top))
+    axes.set(xlim=(-0.6, len(classes) - 0.4), ylim=(0, top))
     s.share_axis(axes)
 
 

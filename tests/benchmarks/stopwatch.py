@@ -4,6 +4,7 @@
     python -m kit reproduce --fresh      # each notebook again, its runs trained
     python -m tests.benchmarks.stopwatch # writes the table
     python -m tests.helpers.course       # and the notebooks' heads
+    python -m tests.helpers.layout       # and README's table
 
 `seconds` are those of the notebook alone, `training_seconds` those of all its trainings, each on
 one core as it was trained. `measured` says when and on what, and how busy the machine was.
@@ -18,7 +19,7 @@ from datetime import UTC, datetime
 
 from kit.core.files import read_json
 from kit.experiments.runs import output_folder
-from kit.notebook.course import LESSONS, MINUTES
+from kit.notebook.course import LESSONS, MINUTES, widget_lessons
 
 
 def main(recipe: str = "digits") -> int:
@@ -30,7 +31,8 @@ def main(recipe: str = "digits") -> int:
     if MINUTES.exists():
         with open(MINUTES, newline="") as file:
             rows = {row["notebook"]: row for row in csv.DictReader(file)}
-    for name in LESSONS:
+    names = [*LESSONS, *widget_lessons()]
+    for name in names:
         path = output_folder(recipe) / f"{name}.json"
         if path.exists() and "training_seconds" in (stamp := read_json(path)):
             rows[name] = {
@@ -43,7 +45,7 @@ def main(recipe: str = "digits") -> int:
         columns = ("notebook", "seconds", "training_seconds", "measured")
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows[name] for name in LESSONS if name in rows)
+        writer.writerows(rows[name] for name in names if name in rows)
     print(f"{len(rows)} notebooks in {MINUTES}")
     return 0
 

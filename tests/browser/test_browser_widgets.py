@@ -5,14 +5,18 @@ JupyterLab in a headless Chromium, sliders by keyboard, drags by mouse.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers.lab import PanelOnPage, jupyterlab, run_all, watched
 from tests.helpers.settings import ROOT, TINY, settings_words
+from tests.integration.test_widgets_lessons import offers
 
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("teach_*.ipynb"))
 
@@ -76,12 +80,82 @@ def fit_widths(page, panels: list[PanelOnPage]) -> None:
                 page.wait_for_timeout(100)
 
 
+def refuse_nonsense(panel: PanelOnPage) -> None:
+    """Every field of a panel refuses words that mean nothing there, beside itself, and keeps what
+    it had.
+    """
+    fields = panel.box.locator(".kit-controls input[type=text]:visible")
+    alert = panel.box.get_by_role("alert")
+    for number in range(fields.count()):
+        field = fields.nth(number)
+        before = field.input_value()
+        field.fill(f"nonsense {number}")
+        field.press("Enter")
+        alert.get_by_text(f"nonsense {number}'").wait_for(timeout=60_000)
+        assert field.input_value() == before, f"field {number} became {field.input_value()}"
+        below = alert.bounding_box()["y"] - field.bounding_box()["y"]
+        assert 0 < below < 60, f"the refusal of field {number} stands elsewhere"
+
+
+def press_every_try(panel: PanelOnPage, settings: list[dict]) -> None:
+    """Each button "Try" of a panel sets what the lesson says of it, and nothing breaks."""
+    for number, wanted in enumerate(settings, 1):
+        panel.box.get_by_role("button", name=f"Try {number}", exact=True).click()
+        for name, value in wanted.items():
+            # a slider's letter stands behind its name
+            field = panel.box.get_by_label(re.compile(rf"^{re.escape(name)}( \S+)?$")).first
+            deadline = time.monotonic() + 60
+            while (shown := read_field(field)) != value:
+                assert time.monotonic() < deadline, f"Try {number}: {name} is {shown}, not {value}"
+                panel.page.wait_for_timeout(50)
+        assert panel.is_complete(), f"Try {number}: {panel.sentence()!r} {panel.trouble()!r}"
+
+
+def read_field(field) -> bool | float | str:
+    """What a field shows: a box's tick, a number, or words."""
+    if field.get_attribute("type") == "checkbox":
+        return field.is_checked()
+    words = field.input_value()
+    try:
+        return float(words)
+    except ValueError:
+        return words
+
+
+def find_thumbnail(page, panel: PanelOnPage) -> None:
+    """A dot shows its image beside the pointer, within the panel and with words, until the pointer
+    leaves it. Where the left axes have colours there are dots, and lines.
+    """
+    thumbnail = panel.box.locator(".kit-thumbnail")
+    panel.box.scroll_into_view_if_needed()
+    here, frame = panel.image.bounding_box(), panel.box.bounding_box()
+    pixels = np.asarray(Image.open(io.BytesIO(panel.image.screenshot())).convert("RGB"), dtype=int)
+    rows, columns = np.nonzero(np.ptp(pixels, axis=2) > 90)
+    left = (columns < 0.45 * pixels.shape[1]) & (rows < 0.85 * pixels.shape[0])
+    order = np.random.default_rng(0).permutation(np.flatnonzero(left))
+    for row, column in zip(rows[order[:100]], columns[order[:100]], strict=True):
+        page.mouse.move(here["x"] + float(column), here["y"] + float(row))
+        page.wait_for_timeout(600)
+        if thumbnail.is_visible():
+            break
+    assert thumbnail.is_visible(), "no dot shows its image"
+    assert "class" in thumbnail.locator("figcaption").text_content()
+    assert thumbnail.locator("img").evaluate("image => image.complete && image.naturalWidth > 50")
+    if shots := os.environ.get("KIT_SCREENSHOTS"):
+        panel.box.screenshot(path=f"{shots}/thumbnail.png")
+    found = thumbnail.bounding_box()
+    assert frame["x"] <= found["x"] and found["x"] + found["width"] <= frame["x"] + frame["width"]
+    page.mouse.move(1, 1)
+    thumbnail.wait_for(state="hidden", timeout=20_000)
+
+
 @pytest.mark.browser
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_every_widget_on_a_page(name, browser, lab):
     """All cells run; every panel has a picture with its sentence, in the page's theme and with text
-    of its full size; the keyboard alone moves it; it fits on narrow pages; nobody else is asked.
+    of its full size; the keyboard alone moves it; its fields refuse nonsense, its buttons "Try" set
+    it, and its dots show their images; it fits on narrow pages; nobody else is asked.
     """
     url, token, _ = lab
     page, foreign, complaints = watched(browser, url, width=1400)
@@ -91,6 +165,10 @@ def test_every_widget_on_a_page(name, browser, lab):
         "panels => panels.map(p => [...p.classList].find(c => /^kit-(?!panel|photo)/.test(c)))"
     )
     assert names
+    tries = {
+        f"kit-{widget}": settings
+        for widget, settings in offers(ROOT / "notebooks" / f"{name}.ipynb")
+    }
     panels = [PanelOnPage(page, widget.removeprefix("kit-")) for widget in names]
     for widget, panel in zip(names, panels, strict=True):
         panel.box.scroll_into_view_if_needed()
@@ -105,12 +183,17 @@ def test_every_widget_on_a_page(name, browser, lab):
             assert any(moves), f"{widget}: no arrow key changed the picture"
         if panel.box.locator(CONTROLS).count():
             move_by_keyboard(page, panel)
+        press_every_try(panel, tries.get(widget, []))
         if shots := os.environ.get("KIT_SCREENSHOTS"):
             panel.box.screenshot(path=f"{shots}/{widget}.png")
         page.evaluate("document.body.dataset.jpThemeLight = 'false'")
         is_photo = "kit-photo" in panel.box.get_attribute("class")
         assert (panel.box.evaluate(MEASURE)["filter"] == "none") == is_photo
         page.evaluate("document.body.dataset.jpThemeLight = 'true'")
+        if widget in ("kit-simplex", "kit-whatif"):
+            find_thumbnail(page, panel)
+    for panel in dict(zip(names, panels, strict=True)).values():
+        refuse_nonsense(panel)
     fit_widths(page, panels)
     # anywidget says so where a busy kernel answers late, and tries again: the panels were complete
     complaints = [words for words in complaints if "Failed to initialize model" not in words]

@@ -190,7 +190,7 @@ def test_a_folder_that_vanishes(fresh_home, monkeypatch):
 
     monkeypatch.setattr(loop, "train_epoch", vanish)
     with pytest.raises(
-        KitError, match=r"was deleted or moved while it was trained in\. Ask for the run again"
+        KitError, match=r"was deleted or moved while its run was trained\. Ask for the run again"
     ):
         kit.run("at", overrides=TINY, quiet=True)
     monkeypatch.setattr(loop, "train_epoch", real)

@@ -277,7 +277,7 @@ def test_a_file_is_adopted_on_own_images_and_opened_elsewhere(checkpoint, pairs,
     np.savez(tmp_path / "own.npz", x=pairs[0].numpy(), y=pairs[1].numpy())
     words = ["--data", str(tmp_path / "own.npz"), "--name", "from-file"]
     assert main(["adopt", str(checkpoint), *words]) == 2
-    assert "data brings no threat" in capsys.readouterr().err
+    assert "data has no threat" in capsys.readouterr().err
     assert main(["adopt", str(checkpoint), *words, "--set", "eps=0.15"]) == 0
     key = capsys.readouterr().out.rpartition("; ")[2][:12]
     code = f"from kit.experiments.runs import find_run; r = find_run('{key}'); r.model(); r.data()"
@@ -315,7 +315,7 @@ def test_own_data_that_do_not_fit_are_one_sentence_and_nothing_is_stored(trained
     with pytest.raises(KitError, match="images of 4x8; a run's are square"):
         kit.adopt(Own(32), data=(x[:, :, :4], y), threat=OWN_THREAT, name="unfit")
     for words, changes in {
-        "brings no threat": {},
+        "has no threat": {},
         "both set eps": {"threat": OWN_THREAT, "overrides": {"eps": 0.1}},
         "must be a threat": {"threat": 0.1},
     }.items():

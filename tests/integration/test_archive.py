@@ -161,7 +161,7 @@ class Evil:
 def test_no_name_leads_elsewhere(name, tmp_path, monkeypatch):
     monkeypatch.setenv("KIT_HOME", str(tmp_path / "home"))
     tar_of(tmp_path / "evil.tar", {name: b"x"})
-    with pytest.raises(KitError, match="which is no file of a run; nothing was imported"):
+    with pytest.raises(KitError, match="which is not a file of a run; nothing was imported"):
         archive.import_runs(tmp_path / "evil.tar")
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["evil.tar"]
 
@@ -175,7 +175,7 @@ def test_what_is_no_run_stays_out(two, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     good = {f"{name}/{key}": blob for key, blob in files.items()}
     cases = {
-        "which is no file of a run": lambda: tar_of(
+        "which is not a file of a run": lambda: tar_of(
             tmp_path / "x.tar", {f"{name}/run.json": b""}, kind=tarfile.SYMTYPE
         ),
         "is damaged": lambda: tar_of(tmp_path / "x.tar", good, dict.fromkeys(good, "0" * 64)),

@@ -21,8 +21,9 @@ from kit.core.random_streams import Streams
 from kit.evaluation.statistics import ratio_interval
 from kit.experiments.recipes import RECIPES
 from kit.figures import style
-from kit.figures.base import plain, swap_lightness
+from kit.figures.base import Drawing, plain, swap_lightness
 from kit.figures.csa_cse_parameters import measure_shape
+from kit.figures.style import name_classes
 from kit.figures.table import FIGURES, NUMBERS, output_folder
 from kit.papers.printed_data import PAPERS, read_table
 from kit.training.step import compute_loss, forward
@@ -398,7 +399,7 @@ def test_softmax_pair_shows_what_it_says(tiny_run, tmp_path):
         )
     again = kit.draw("softmax-pair", run, single=facts["single"]["id"], folder=tmp_path).facts
     assert again["single"]["id"] == facts["single"]["id"]
-    with pytest.raises(KitError, match="has not exactly one confused label"):
+    with pytest.raises(KitError, match="does not have exactly one confused label"):
         kit.draw("softmax-pair", run, single=facts["multiple"]["id"], folder=tmp_path)
 
 
@@ -514,3 +515,23 @@ def test_output_folder(monkeypatch, tmp_path, home):
     assert output_folder("folder:/a/b c:paper") == home / "figures/out/folder-a-b-c-paper"
     monkeypatch.setenv("KIT_OUT", str(tmp_path))
     assert output_folder("digits") == tmp_path
+
+
+def test_names_of_classes_that_are_words_end_at_their_ticks():
+    """However long a word is; short names stand level, and of many classes some numbers do."""
+    words = ("cat", "automobile", "airplane", "ship")
+    for classes in (words, words[::-1], ("no", "positive", "unknown", "x")):
+        drawing = Drawing(3.0, 2.5)
+        axes = drawing.subplots()
+        name_classes(axes, classes)
+        drawing.canvas.draw()
+        labels = axes.get_xticklabels()
+        assert tuple(label.get_text() for label in labels) == classes
+        ticks = axes.transData.transform([(place, 0) for place in range(len(classes))])[:, 0]
+        away = np.array([label.get_window_extent().x1 for label in labels]) - ticks
+        assert np.ptp(away) < 2 and abs(away).max() < 15, away
+    axes = Drawing().subplots()
+    name_classes(axes, [str(k) for k in range(10)])
+    assert {label.get_rotation() for label in axes.get_xticklabels()} == {0.0}
+    name_classes(axes, [f"class {k}" for k in range(100)])
+    assert len(axes.get_xticks()) == 10

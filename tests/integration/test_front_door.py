@@ -247,9 +247,9 @@ def test_lists_may_have_spaces(text, settings):
         ("epochs=1 epochs=2", "'epochs=1' and 'epochs=2' set the same thing; give 'epochs' once"),
         ("epochs=1 lr=1 epochs=1", "set the same thing"),
         ("milestones=[1, 2", "a list without its end"),
-        ("epochs", "'epochs' is no setting; write name=value"),
-        ("epochs = 3", "'epochs' is no setting; write name=value"),
-        ("=3", "is no setting"),
+        ("epochs", "'epochs' is not a setting; write name=value"),
+        ("epochs = 3", "'epochs' is not a setting; write name=value"),
+        ("=3", "is not a setting"),
         ("epochs=1/0", "divides by zero"),
     ],
 )

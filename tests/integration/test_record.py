@@ -82,9 +82,9 @@ def test_a_scale_is_replaced_and_others_stay(tmp_path):
         ([row(999)], "no claim 999"),
         ([row(scale="digitz")], "no recipe 'digitz'"),
         ([row(scale="folder:")], "folder: names no folder"),
-        ([row(verdict="confirmed")], "'confirmed' is no verdict; expected one of fails"),
-        ([row(claim_verdict="")], "'' is no verdict; expected one of fails"),
-        ([row(seeds=None)], "'' is no number of seeds"),
+        ([row(verdict="confirmed")], "'confirmed' is not a verdict; expected one of fails"),
+        ([row(claim_verdict="")], "'' is not a verdict; expected one of fails"),
+        ([row(seeds=None)], "'' is not a number of seeds"),
         ([row(), row()], "two rows for claim 1 on digits: several outnumber one gap; delete one"),
     ],
 )

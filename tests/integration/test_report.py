@@ -253,12 +253,12 @@ def changed(**values):
             "leave-out.json is left out: it is damaged",
         ),
         (lambda path: path.write_bytes(b"\xff\x00"), "leave-out.json is left out: it is damaged"),
-        (lambda path: path.write_text("[1, 2]"), "no record of the kit"),
-        (lambda path: path.write_text('{"a": 1}'), "no record of the kit"),
-        (without("caption"), "no whole record of a figure: caption"),
-        (changed(versions=3), "no whole record of a figure: versions"),
-        (changed(runs=[{"key": "a"}]), "no whole record of a figure: runs"),
-        (changed(claims=["x"]), "no whole record of a figure: claims"),
+        (lambda path: path.write_text("[1, 2]"), "not a record of the kit"),
+        (lambda path: path.write_text('{"a": 1}'), "not a record of the kit"),
+        (without("caption"), "not a complete record of a figure: caption"),
+        (changed(versions=3), "not a complete record of a figure: versions"),
+        (changed(runs=[{"key": "a"}]), "not a complete record of a figure: runs"),
+        (changed(claims=["x"]), "not a complete record of a figure: claims"),
         (lambda path: path.with_suffix(".png").unlink(), "its picture is missing or damaged"),
         (lambda path: path.with_suffix(".png").write_bytes(png()[:200]), "missing or damaged"),
     ],
@@ -309,7 +309,7 @@ def test_a_notebook_that_did_not_end_is_named(folder):
 
 
 def test_no_results_are_one_sentence(tmp_path):
-    with pytest.raises(KitError, match="no folder of results"):
+    with pytest.raises(KitError, match="not a folder of results"):
         read_folder(tmp_path / "nowhere")
     with pytest.raises(KitError, match="holds no picture and no table"):
         read_folder(tmp_path)

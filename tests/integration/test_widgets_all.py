@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import re
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from kit.widgets.counterfactual_panel import whatif
 from kit.widgets.inspector_panel import inspect
 from kit.widgets.live_training_panel import train_live
 from kit.widgets.mirage_panel import mirage
+from kit.widgets.panel_view import PanelView
 from kit.widgets.race_panel import race
 from kit.widgets.sealed_panel import sealed
 from kit.widgets.simplex_panel import simplex
@@ -197,3 +200,46 @@ def test_no_field_changes_what_was_typed(panel, monkeypatch):
             assert abs(slider.value - taken) < control.step
         panel.set(**{control.name: first[control.name]})  # others may depend on it
     assert not view.alarm.value
+
+
+#: The widgets in which a dot is an image.
+WITH_DOTS = ("simplex", "whatif")
+
+
+def test_every_dot_that_is_an_image_has_a_thumbnail(panel):
+    """Under the pointer are the image itself, as its id names it, and its class; beside all dots
+    there is nothing, and other widgets say that they have none.
+    """
+    assert bool(panel.image_dots()) == (panel.name in WITH_DOTS)
+    if not panel.image_dots():
+        return
+    split, width, height = panel.runs[0].data().train, *panel.figure.bbox.size
+    for dots in panel.image_dots():
+        pixels = dots.axes.transData.transform(dots.places)
+        for row in range(0, len(dots.ids), 7):
+            found = panel.find_thumbnail(*(pixels[row] / (width, height)))
+            number = int(re.match(r"image (\d+), class", found.words)[1])
+            (place,) = (split.ids == number).nonzero()[0].tolist()
+            (mine,) = np.flatnonzero(dots.ids == number)
+            assert np.allclose(pixels[mine], pixels[row], atol=1e-6), "another dot's image"
+            label = panel.runs[0].record["classes"][int(split.y[place])]
+            assert f"class {label}: {dots.describe(mine)}" in found.words
+            shown = Image.open(io.BytesIO(base64.b64decode(found.source.partition(",")[2])))
+            image = split.x(slice(place, place + 1))[0].permute(1, 2, 0).numpy()
+            small = np.asarray(shown.resize(image.shape[1::-1], Image.Resampling.NEAREST)) / 255
+            assert np.allclose(small, 1 - image if image.shape[2] == 1 else image, atol=1 / 255)
+    assert panel.find_thumbnail(0.999, 0.999) is None
+
+
+@pytest.mark.parametrize("name", WITH_DOTS)
+def test_the_view_shows_the_thumbnail_until_the_picture_changes(name, home, tiny_run):
+    panel = MAKERS[name](tiny_run)
+    view = panel.view = PanelView(panel)
+    dots = panel.image_dots()[0]
+    view.lens.pointed = [0.999, 0.999]
+    assert not view.lens.words
+    place = dots.axes.transData.transform(dots.places[0]) / panel.figure.bbox.size
+    view.lens.pointed = place.tolist()
+    assert "class" in view.lens.words and view.lens.source.startswith("data:image/png")
+    panel.set(epoch=1)
+    assert not view.lens.words

@@ -429,3 +429,17 @@ def test_a_run_of_a_method_that_does_not_weigh(runs):
     assert RunSpec("std").method not in {
         control.value for control in whatif(runs("std")).shown_controls if hasattr(control, "value")
     }
+
+
+def test_two_methods_at_once_are_drawn_once(run, monkeypatch):
+    """Also where a number of the new method is set; what is refused leaves all as it was."""
+    panel, drawn = whatif(run), []
+    build = panel.build
+    monkeypatch.setattr(panel, "build", lambda *given: drawn.append(1) or build(*given))
+    panel.set(**{"a": "clirat", "b": "gairat", "weight.slope": 3.0})
+    assert len(drawn) == 1 and panel.sentence.count("GAIRAT") and panel.values["a"] == "clirat"
+    before = panel.sentence
+    with pytest.raises(KitError):
+        panel.set(**{"a": "mail-at", "b": "mr-mail", "weight.slope": 1e9})
+    assert (panel.values["a"], panel.values["b"]) == ("clirat", "gairat")
+    assert panel.sentence == before

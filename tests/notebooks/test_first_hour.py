@@ -27,7 +27,7 @@ from kit.notebook import course
 from kit.notebook.parameter_cells import Parameter, name_variant, notebook_parameters
 from kit.papers.claim_verdict import Estimate
 from kit.papers.figure_verdicts import read_stamps
-from tests.helpers.course import course_notebooks, with_made_cells
+from tests.helpers.course import GENERATED, course_notebooks, with_made_cells
 from tests.helpers.settings import ROOT, TINY, settings_words
 from tests.helpers.wording import attack_keys_in
 
@@ -86,9 +86,15 @@ def test_prose_names_attacks_as_papers_do(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_wrapped_prose_is_what_it_looks_like(path):
-    """No number at the start of a line begins a list in mid-sentence; no formula is torn apart."""
+    """No number at the start of a line begins a list in mid-sentence; no formula is torn apart; no
+    line is wider than 100 but for formulas, code, tables, headings and cells that are made.
+    """
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "markdown":
+            prose = re.sub(r"\$\$.*?\$\$|```.*?```|`[^`]*`", "", cell.source, flags=re.DOTALL)
+            wide = [line for line in prose.split("\n") if len(line) > 100]
+            is_made = set(cell.metadata.get("tags", [])) & set(GENERATED)
+            assert is_made or all(line[0] in "|#" for line in wide), wide
             assert not re.search(r"\w\n1[.)] ", cell.source), cell.id
             formulas = re.findall(r"(?<!\$)\$(?!\$)([^$]*)\$", cell.source)
             assert not any("\n" in formula for formula in formulas), cell.id

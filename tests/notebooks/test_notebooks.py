@@ -107,9 +107,24 @@ def batch_run(home, tmp_path_factory):
     return done, out
 
 
+def figures_on_page(name: str, out: Path) -> list[str]:
+    """`nbconvert --to html`: a figure with a visible caption and an alternative text for each that
+    was drawn. -> the figures.
+    """
+    page, _ = HTMLExporter().from_filename(str(out / f"{name}.ipynb"))
+    figures = re.findall(r"<figure class=.kit-figure.>.*?</figure>", page, re.DOTALL)
+    drawn = [f for f in files.read_json(out / f"{name}.json")["figures"] if f.endswith("png")]
+    assert len(figures) == len(drawn)
+    for figure in figures:
+        assert re.search(r"<img alt=(['\"]).{10,}?\1", figure)
+        assert re.search(r"<figcaption>\s*<p>[^<]{40,}</p>", figure)
+    assert "No description has been provided" not in page
+    return figures
+
+
 def made_everything(done: subprocess.CompletedProcess, out: Path, books: list[Path]) -> None:
-    """No cell failed, every picture is in the notebook and in the folder, every check left its
-    verdict.
+    """No cell failed, every picture is in the notebook, on its web page and in the folder, every
+    check left its verdict.
     """
     assert done.returncode == 0, done.stdout + done.stderr
     for path in books:
@@ -130,25 +145,18 @@ def made_everything(done: subprocess.CompletedProcess, out: Path, books: list[Pa
         assert len(pictures) == sum(f.endswith(".png") for f in stamp["figures"])
         assert not [o for o in outputs if "widget" in " ".join(o.get("data", {}))]
         assert path.stem in done.stdout
+        figures_on_page(path.stem, out)
     text = " ".join(path.read_text() for path in books)
     for name in (name for name in FIGURES if f'\\"{name}\\"' in text):
         for ending in ("png", "svg", "json"):
             assert (out / f"{name}.{ending}").stat().st_size > 500
 
 
-def test_a_web_page_of_a_notebook_shows_every_caption(batch_run):
-    """`nbconvert --to html`: a figure with a visible caption and an alternative text each."""
+def test_a_web_page_of_a_notebook_says_what_to_notice(batch_run):
     _, out = batch_run
     for name in SOME:
-        page, _ = HTMLExporter().from_filename(str(out / f"{name}.ipynb"))
-        figures = re.findall(r"<figure class=.kit-figure.>.*?</figure>", page, re.DOTALL)
-        drawn = [f for f in files.read_json(out / f"{name}.json")["figures"] if f.endswith("png")]
-        assert len(figures) == len(drawn) > 0
-        for figure in figures:
-            assert re.search(r"<img alt=(['\"]).{10,}?\1", figure)
-            assert re.search(r"<figcaption>\s*<p>[^<]{40,}</p>", figure)
-            assert "<p>What to notice: " in figure
-        assert "No description has been provided" not in page
+        figures = figures_on_page(name, out)
+        assert figures and all("<p>What to notice: " in figure for figure in figures)
 
 
 def test_reproduce_makes_everything(batch_run):
@@ -291,10 +299,10 @@ def test_a_batch_takes_your_files_from_where_it_was_called(field_files, home, mo
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"data": "own.npz"}, "data brings no threat; set eps"),
+        ({"data": "own.npz"}, "data has no threat; set eps"),
         ({"data": "net.pt", "eps": 0.15}, r"holds the arrays .*\.\.\.; expected an .npz with x"),
         ({"data": "own.npz", "eps": 8.0}, "Is 8/255 meant"),
-        ({"path": "own.npz"}, "no checkpoint of PyTorch"),
+        ({"path": "own.npz"}, "not a checkpoint of PyTorch"),
     ],
 )
 def test_a_study_refuses_wrong_files_in_one_sentence(given, words, field_files, monkeypatch):
@@ -331,7 +339,7 @@ def test_a_study_refuses_wrong_files_in_one_sentence(given, words, field_files, 
         (["--set", "weight.slop=3"], "Did you mean 'weight.slope'"),
         (["--only", "02", "--set", "epochs=0"], "at least 1"),
         (["--seeds", "-1"], "at least 0"),
-        (["--seeds", "1", "1"], "names one twice"),
+        (["--seeds", "1", "1"], "names a seed twice"),
         (["--device", "tpu"], "auto, cpu, cuda, mps"),
         (["--jobs", "-2"], "at least 1"),
         (["--out", __file__], "is a file; it must be a folder"),

@@ -217,7 +217,7 @@ def test_notebook_files(tmp_path):
     path = tmp_path / "a.ipynb"
     loose = {"cells": [{"source": ["x = 1"], "metadata": {"tags": ["parameters"]}}]}
     for content, words in (
-        ("{", "no readable notebook"),
+        ("{", "not a readable notebook"),
         (json.dumps({"cells": []}), "no cell tagged"),
         (json.dumps(loose), "must hold"),
     ):

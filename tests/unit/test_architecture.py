@@ -10,7 +10,7 @@ from itertools import combinations
 import pytest
 
 from tests.helpers.floors import FLOOR_OF, FLOORS
-from tests.helpers.layout import BEGIN, END, layout, with_layout
+from tests.helpers.layout import PARTS, enclose, with_made_parts
 from tests.helpers.settings import ROOT
 from tests.helpers.source import (
     circles,
@@ -232,8 +232,12 @@ def test_training_loads_neither_figures_nor_widgets():
 
 def test_the_readme_shows_the_floors():
     page = (ROOT / "README.md").read_text()
-    assert with_layout(page) == page, "python -m tests.helpers.layout writes it"
+    assert with_made_parts(page) == page, "python -m tests.helpers.layout writes it"
     assert all(f"| {p.floor} | `kit/{p.name}/` |" in page for p in FLOORS)
     with pytest.raises(ValueError, match="once"):
-        with_layout("# A page without markers")
-    assert with_layout(f"a\n{BEGIN}\nold\n{END}\nb") == f"a\n{layout()}\nb"
+        with_made_parts("# A page without markers")
+    old, made = (
+        "\n".join(["a", *(enclose(name, text()) for name, text in texts.items()), "b"])
+        for texts in (dict.fromkeys(PARTS, lambda: "old"), PARTS)
+    )
+    assert with_made_parts(old) == made

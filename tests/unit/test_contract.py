@@ -347,7 +347,7 @@ def test_data_that_is_none_is_refused():
         "255": ((x * 255, y), "pixels run from"),
         "half": ((x.half(), y), "too coarse"),
         "float labels": ((x, y.float()), "torch.float32; expected"),
-        "words": ((x, ["cat"] * COUNT), "of no number|labels of shape"),
+        "words": ((x, ["cat"] * COUNT), "that are not numbers|labels of shape"),
         "none": ((x[:0], y[:0]), "holds no images"),
         "unlike": ((x, y + 100), "labels run from 100"),
         "no transform": (DataLoader([("picture", 1)], batch_size=None), "ToTensor"),
@@ -355,9 +355,9 @@ def test_data_that_is_none_is_refused():
         with pytest.raises(KitError, match=words):
             kit.evaluate(Net(), "natural", data=data, threat=THREAT, quiet=True)
     for missing in ({}, {"data": (x, y)}, {"threat": THREAT}):
-        with pytest.raises(KitError, match="brings neither images nor a threat"):
+        with pytest.raises(KitError, match="has neither images nor a threat"):
             kit.evaluate(Net(), "natural", **missing)
-        with pytest.raises(KitError, match="brings neither images nor a threat"):
+        with pytest.raises(KitError, match="has neither images nor a threat"):
             kit.audit(Net(), **missing)
     with pytest.warns(UserWarning), pytest.raises(KitError, match="Is 8/255 meant"):
         kit.audit(Net(), data=(x, y), threat=Threat("linf", 8))

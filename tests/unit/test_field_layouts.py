@@ -86,7 +86,9 @@ def test_a_network_of_the_kit_comes_back_as_it_was(name, normalised):
 
 def test_what_does_not_fit_names_the_nearest_and_the_first_difference():
     saved = unwrap_state(moved(mail_resnet()).state_dict())
-    with pytest.raises(KitError, match=r"no wrn-10-2: conv1.weight is \(64, 3, 3, 3\).*resnet18"):
+    with pytest.raises(
+        KitError, match=r"not a wrn-10-2: conv1.weight is \(64, 3, 3, 3\).*resnet18"
+    ):
         choose_fit(saved, "wrn-10-2", SHAPE, 10)
     hundred = r"fc.weight is \(10, 512\) in the file and \(100, 512\) in resnet18"
     for architecture in ("", "resnet18"):

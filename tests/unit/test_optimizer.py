@@ -94,7 +94,7 @@ def test_runs_that_differ_in_the_optimizer_are_one_stack():
     [
         ({"epochs": 20}, r"milestones=\[25, 30\] are a schedule longer than the run of 20 epochs"),
         ({"milestones": [41]}, "longer than the run of 40 epochs; set epochs to at least 41"),
-        ({"warm_up": 40}, "warm_up=40 outlasts the run of 40 epochs; it must be 0 to 39"),
+        ({"warm_up": 40}, "warm_up=40 is longer than the run of 40 epochs; it must be 0 to 39"),
         ({"nesterov": True, "momentum": 0}, "needs SGD with momentum.*sgd with momentum=0"),
         ({"nesterov": True, "optimizer": "adam"}, "needs SGD with momentum.*this is adam"),
         ({"optimizer": "adan"}, "no value of optimizer 'adan'.*sgd"),

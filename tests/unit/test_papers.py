@@ -562,9 +562,9 @@ def test_a_rule_is_parsed_once_into_a_record():
     "columns, words",
     [
         ({"take": "median"}, ["way to take", "median", "mean"]),
-        ({"expect": "=> 1"}, ["'=> 1' is no bound", "> >= < <= ="]),
-        ({"expect": "> one"}, ["'> one' is no bound", "'> 0'"]),
-        ({"expect": ">0"}, ["'>0' is no bound", "a space and a number"]),
+        ({"expect": "=> 1"}, ["'=> 1' is not a bound", "> >= < <= ="]),
+        ({"expect": "> one"}, ["'> one' is not a bound", "'> 0'"]),
+        ({"expect": ">0"}, ["'>0' is not a bound", "a space and a number"]),
     ],
 )
 def test_what_is_not_of_the_language_is_refused(columns, words):

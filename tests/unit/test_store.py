@@ -85,7 +85,7 @@ def test_what_is_no_json_is_named(blob, tmp_path):
     if blob is not None:
         (tmp_path / "a.json").write_bytes(blob)
     for read in (files.read_json, files.read_sealed_json):
-        with pytest.raises(KitError, match=r"a\.json is missing or no JSON"):
+        with pytest.raises(KitError, match=r"a\.json is missing or is not JSON"):
             read(tmp_path / "a.json")
 
 

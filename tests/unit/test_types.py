@@ -683,7 +683,7 @@ def test_overrides_are_words_with_equals_signs():
     "text", ["epochs", "epochs=", "=3", "epochs 30", "epochs=3 ,lr=1 x", "epochs= 3"]
 )
 def test_anything_else_is_refused(text):
-    with pytest.raises(KitError, match="is no setting; write name=value"):
+    with pytest.raises(KitError, match="is not a setting; write name=value"):
         parse_overrides(text)
 
 

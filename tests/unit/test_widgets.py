@@ -108,6 +108,14 @@ def test_buttons():
         panel.press("treble")
 
 
+def test_a_try_draws_once():
+    panel = Bars().offer({"height": 3.0}, {"colour": "blue"})
+    for name, built in (("Try 1", 1), ("Try 2", 2)):
+        panel.press(name)
+        assert panel.built == built, "what stands still is drawn where it changes, and once"
+    assert panel.values["height"] == 3 and panel.values["colour"] == "blue"
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
