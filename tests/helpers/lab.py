@@ -161,7 +161,7 @@ def watched(browser, url: str, **size: int) -> tuple:
 
 
 def run_all(
-    page, url: str, token: str, name: str, seconds: int = 150, app: str = "jupyterlab"
+    page, url: str, token: str, name: str, seconds: int = 300, app: str = "jupyterlab"
 ) -> None:
     """Open a notebook, wait for its kernel, choose Run All Cells, wait for the last line."""
     folder = "lab/tree" if app == "jupyterlab" else "notebooks"

@@ -122,7 +122,7 @@ KINDS = {
     "float64 weights": (lambda: Net().double(), "cannot take images of shape.*float32"),
     "half weights": (lambda: Net().half(), "cannot take images of shape.*float32"),
     "another size": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(9, 10)), "cannot take images"),
-    "writes into its input": (lambda: made(writes), "writes into the images"),
+    "writes into its input": (lambda: made(writes), "changes the images"),
     "no_grad": (lambda: made(without_gradient), GRADIENT),
     "inference mode": (lambda: made(inference), GRADIENT),
     "function": (lambda: Net().forward, r"the model is a function; expected a network"),

@@ -145,11 +145,11 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path):
     whole = path.read_bytes()
     for content in (b"", b"PK", whole[: len(whole) // 2], b"no checkpoint at all"):
         path.write_bytes(content)
-        with pytest.raises(KitError, match="damaged, cut short, or no checkpoint"):
+        with pytest.raises(KitError, match="damaged, cut short, or not a checkpoint"):
             read_saved_state(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme", "hello")
-    with pytest.raises(KitError, match="damaged, cut short, or no checkpoint"):
+    with pytest.raises(KitError, match="damaged, cut short, or not a checkpoint"):
         read_saved_state(path)
     with pytest.raises(KitError, match="there is no file"):
         read_saved_state(tmp_path / "elsewhere.pt")
