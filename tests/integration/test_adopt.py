@@ -396,6 +396,13 @@ def test_a_recipe_that_normalises_otherwise_gives_the_network_back(fields, insid
         torch.testing.assert_close(find_run(run.key).model()(x), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_name_is_what_a_file_is_called_without_its_endings(checkpoint, tmp_path):
+    for ending in (".pt", ".pth.tar"):
+        path = tmp_path / f"epoch 12{ending}"
+        path.write_bytes(checkpoint.read_bytes())
+        assert kit.adopt(path, overrides=FIELDS, n=50, quiet=True).method == "epoch-12"
+
+
 def test_the_command_line_adopts_and_what_it_made_is_used_by_its_key(checkpoint, capsys):
     words = [f"{name}={json.dumps(value)}" for name, value in FIELDS.items()]
     assert main(["adopt", str(checkpoint), "--architecture", "cnn", "--name", "cli", "--n", "60",
