@@ -27,7 +27,7 @@ from kit.attacks.table import ATTACKS, Attack, attack_label
 from kit.core import tensors
 from kit.core.errors import KitError
 from kit.core.parameters import Natural, Positive, check_value
-from kit.core.progress import Progress, format_duration, silenced
+from kit.core.progress import Progress, followed, format_duration, silenced
 from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 from kit.data.splits import Split
@@ -421,7 +421,7 @@ def _run_audit(
         todo["transfer"] = lambda: transfer_images(transfer, model, split, threat)
     done: dict = {}
     try:
-        for name, work in todo.items():
+        for name, work in followed(list(todo.items()), "attack"):
             done[name] = work()
     except KeyboardInterrupt:
         missing |= dict.fromkeys((name for name in todo if name not in done), STOPPED)
@@ -457,7 +457,8 @@ def choose_steps(
         parts = ", ".join(f"{_label(name)} {format_duration(expected[name])}" for name in dear)
         total_time = format_duration(sum(expected[name] for name in fits))
         print(
-            f"about {total_time} for {len(split)} images, less what is stored ({parts}, ...)",
+            f"at most about {total_time} for {len(split)} images ({parts}, ...); what breaks early "
+            "or is stored takes less",
             flush=True,
         )
     return [step for step in there if step.attack in fits], missing

@@ -31,7 +31,7 @@ from kit.core.files import (
     write_sealed_json,
 )
 from kit.core.parameters import Count, check_value
-from kit.core.progress import format_duration
+from kit.core.progress import Progress, format_duration
 from kit.core.threat import Threat
 from kit.data.own_images import data_set_of, keep_own_images, split_of
 from kit.data.splits import DataSet, Split
@@ -133,7 +133,8 @@ def adopt(
     if not is_done(folder):
         with lock_folder(folder), threads_for(architecture, where):
             if not is_done(folder):
-                observe_network(plan, net, images, where)
+                with Progress(f"observing {name}", 0, quiet=quiet):
+                    observe_network(plan, net, images, where)
     run = run_of(plan)
     if not quiet:
         print(f"{run} ({format_duration(run.done['seconds'])})", flush=True)

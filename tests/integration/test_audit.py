@@ -433,7 +433,7 @@ def test_a_budget_leaves_out_the_costliest(tiny_run, monkeypatch, capsys):
     }
     assert (
         "over the budget" in report.missing["square"]
-        and "about 27 min 00 s for 10 images" in capsys.readouterr().out
+        and "at most about 27 min 00 s for 10 images" in capsys.readouterr().out
     )
 
 
