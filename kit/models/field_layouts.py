@@ -224,8 +224,8 @@ def choose_fit(
         raise KitError(
             f"the checkpoint fits no architecture for {num_classes} classes and images "
             f"{tuple(shape)}; the nearest is {best.architecture}: {best.problem}. "
-            "Name its architecture: wrn-D-W, torchvision:NAME, timm:NAME, or one of your own, which "
-            "is a row of kit.MODELS"
+            "Name its architecture: wrn-D-W, torchvision:NAME, timm:NAME, or a row of kit.MODELS, "
+            "where one of your own has its place"
         )
     hint = f"It fits {best.architecture}; pass that as architecture"
     if best.problem:

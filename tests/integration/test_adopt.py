@@ -32,6 +32,9 @@ from tests.helpers.settings import TINY
 #: What an adopted run of these tests is observed on.
 FIELDS = {name: TINY[name] for name in ("eps", "steps", "probe", "train_size", "validation")}
 
+#: The architectures that the kit brings.
+SHIPPED = tuple(kit.MODELS)
+
 #: Figures of one network whose subject is its training; all others draw an adopted one.
 OF_TRAINING = {"confused-labels", "margin-regions", "fuzziness-force"}
 
@@ -508,17 +511,21 @@ def test_an_exported_network_is_loaded_without_the_kit_and_comes_back(trained, t
     assert np.allclose(back.model()(x).tolist(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["linear", "lenet", "resnet18", "preact-resnet18", "wrn-16-2"])
+@pytest.mark.parametrize(
+    "name",
+    [*SHIPPED, "wrn-16-2", "torchvision:resnet18", "torchvision:mobilenet_v3_small"],
+)
 @pytest.mark.parametrize("normalised", [False, True])
 def test_every_architecture_has_a_plain_definition_with_the_same_logits(name, normalised):
+    shape = (3, 32, 32)
     numbers = (torch.rand(3), 0.5 + torch.rand(3)) if normalised else None
-    net = moved(build_network(name, (3, 16, 16), 7, normalise=numbers))
+    net = moved(build_network(name, shape, 7, normalise=numbers))
     names = {"__file__": "network.py"}
-    exec(plain_definition(net, "a test"), names)
+    exec(plain_definition(net, name, shape, 7, "a test"), names)
     plain = names["build"]()
     plain.load_state_dict(net.state_dict())
     assert not [m for m in plain.modules() if type(m).__module__.startswith("kit")]
-    x = torch.rand(2, 3, 16, 16)
+    x = torch.rand(2, *shape)
     with torch.no_grad():
         torch.testing.assert_close(plain.eval()(x), net(x), rtol=1e-4, atol=1e-4)
 
