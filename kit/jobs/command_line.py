@@ -1,4 +1,4 @@
-"""The command line: reproduce figures, train, adopt, evaluate, audit, compare, explain, list.
+"""The command line: reproduce, train, adopt, evaluate, audit, draw, compare, explain, list.
 
 Each command imports what it needs, so that the help costs nothing. Errors are one line. Exit codes:
 0 done, 1 something failed, 2 bad input, 130 stopped by the user.
@@ -146,7 +146,16 @@ def parser() -> argparse.ArgumentParser:
     )
     audit.add_argument("run", help="the run's key, or the beginning of it (see `list runs`)")
     audit.add_argument("--n", type=int, default=0, help="only the first n images")
+    audit.add_argument(
+        "--budget", help="a duration such as 12m: attacks that are not expected to fit are left out"
+    )
     audit.add_argument("--device", default="auto")
+
+    draw = commands.add_parser("draw", help="one figure from stored runs, as PNG, SVG and JSON")
+    draw.add_argument("figure", help="a name of `list figures`, or a paper's number such as mail-4")
+    draw.add_argument("run", nargs="+", help="keys, or the beginnings of them (see `list runs`)")
+    draw.add_argument("--out", type=Path, help="where it goes (default: figures/out/<recipe>)")
+    add_settings(draw, "options of the figure, say n=100")
 
     adopt = commands.add_parser(
         "adopt", help="make a run of a network that was trained elsewhere, from its checkpoint"
@@ -269,6 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "train": _train,
                 "evaluate": _evaluate,
                 "audit": _audit,
+                "draw": _draw,
                 "adopt": _adopt,
                 "list": _list,
                 "explain": _explain,
@@ -441,11 +451,26 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _audit(options: argparse.Namespace) -> int:
     from kit.evaluation.robustness_audit import audit
     from kit.experiments.runs import find_run
+    from kit.jobs.budget import parse_duration
 
-    report = audit(find_run(options.run), n=options.n, device=options.device)
+    budget = None if options.budget is None else parse_duration(options.budget) / 60
+    report = audit(find_run(options.run), n=options.n, device=options.device, budget=budget)
     print(report)
     if report.stopped:
         raise KeyboardInterrupt
+    return 0
+
+
+def _draw(options: argparse.Namespace) -> int:
+    from kit.experiments.runs import find_run
+    from kit.experiments.specification import parse_overrides
+    from kit.figures.table import draw
+
+    runs = [find_run(key) for key in options.run]
+    settings = parse_overrides(" ".join(options.set))
+    drawing = draw(options.figure, runs, folder=options.out, **settings)
+    print(drawing.caption)
+    print(next(path for path in drawing.files if path.suffix == ".png"))
     return 0
 
 

@@ -406,7 +406,7 @@ def test_a_name_is_what_a_file_is_called_without_its_endings(checkpoint, tmp_pat
         assert kit.adopt(path, overrides=FIELDS, n=50, quiet=True).method == "epoch-12"
 
 
-def test_the_command_line_adopts_and_what_it_made_is_used_by_its_key(checkpoint, capsys):
+def test_the_command_line_adopts_and_what_it_made_is_used_by_its_key(checkpoint, tmp_path, capsys):
     words = [f"{name}={json.dumps(value)}" for name, value in FIELDS.items()]
     assert main(["adopt", str(checkpoint), "--architecture", "cnn", "--name", "cli", "--n", "60",
                  "--set", *words]) == 0  # fmt: skip
@@ -414,6 +414,10 @@ def test_the_command_line_adopts_and_what_it_made_is_used_by_its_key(checkpoint,
     assert "cli takes pixels in [0, 1]: clean accuracy" in said and "cli, adopted on digits" in said
     key = said.rpartition("; ")[2][:12]
     assert main(["evaluate", key, "--attacks", "natural", "--n", "20"]) == 0
+    assert main(["draw", "pm-by-lps", key[:8], "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "pm-by-lps.png").exists() and str(tmp_path) in capsys.readouterr().out
+    assert main(["draw", "attack-curves", key, "--out", str(tmp_path), "--set", "m=5"]) == 2
+    assert "option of 'attack-curves'" in capsys.readouterr().err
     assert main(["adopt", str(checkpoint), "--architecture", "resnet18"]) == 2
     assert "It fits cnn; pass that as architecture" in capsys.readouterr().err
     assert main(["list", "models"]) == 0 and "resnet18" in capsys.readouterr().out
