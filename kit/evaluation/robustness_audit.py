@@ -92,7 +92,7 @@ AUDIT_STEPS = (
 
 
 #: A batch that would take PGD-10 longer than these seconds is timed on this many images.
-TIMED_IMAGES, TIMED_SECONDS = 8, 5.0
+FEW_IMAGES, LONG_SECONDS = 8, 5.0
 
 
 #: Images on which the loss is followed along PGD-100, and which are attacked without a bound.
@@ -494,12 +494,12 @@ def seconds_of_a_pass(model: nn.Module, split: Split, threat: Threat) -> float:
     A gradient counts two more. Where a batch would take long, a few images are enough.
     """
     batch = split.take(slice(0, ATTACK_BATCH[split.y.device.type]))
-    few = batch.take(slice(0, TIMED_IMAGES))
+    few = batch.take(slice(0, FEW_IMAGES))
     for some in (few, batch, batch):  # a size's first warms up
         started = time.monotonic()
         arrays = measure_attack(model, some, threat, ATTACKS["pgd10"])
         taken = time.monotonic() - started
-        if taken * len(batch) > TIMED_SECONDS * len(some):
+        if taken * len(batch) > LONG_SECONDS * len(some):
             break
     return taken / float(arrays["forwards"].sum() + 2 * arrays["backwards"].sum())
 

@@ -158,7 +158,7 @@ def export_runs(path: Path, keys: Sequence[str] = ()) -> list[Run]:
                 f"{folder.name} is damaged, nothing was exported: {problems[0]}. Restore it, or "
                 "name the runs to export"
             )
-    members = _own_images(folders) | {
+    members = _archived_images(folders) | {
         f"{folder.name}/{name}": folder / name for folder in folders for name in run_files(folder)
     }
     manifest = {
@@ -183,7 +183,7 @@ def export_runs(path: Path, keys: Sequence[str] = ()) -> list[Run]:
     return [find_run(folder.name) for folder in folders]
 
 
-def _own_images(folders: Sequence[Path]) -> dict[str, Path]:
+def _archived_images(folders: Sequence[Path]) -> dict[str, Path]:
     """Return {name in an archive: file} of the images that a user brought for these runs.
 
     Raises:
