@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kit.attacks.tracker import AttackResult, AttackTracker, track_attack
 from kit.core import tensors
 from kit.core.parameters import Count, check_value
+from kit.core.progress import followed
 from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 
@@ -71,9 +72,9 @@ def apgd(
     with track_attack(model, x, y, threat, validate=validate) as tracker:
         streams, objective = tracker.streams(generator, "apgd"), apgd_objective(tracker, loss)
         targets = torch.stack(targets_of(tracker) if loss == "targeted" else [tracker.y])
-        for _ in range(restarts):
+        for _ in followed(range(restarts), "restart"):
             x_0 = torch.stack([touching(x, threat, streams) for _ in targets])
-            for rows in at_once(tracker.unbroken(), len(targets)):
+            for rows in followed(at_once(tracker.unbroken(), len(targets)), "part"):
                 ascend_targets(
                     tracker,
                     x_0[:, rows].flatten(0, 1),
@@ -136,7 +137,7 @@ def ascend_targets(
     before, rises = torch.zeros_like(loss), torch.zeros_like(rows)
     halved = torch.ones_like(rows, dtype=torch.bool)
     interval, since = max(int(0.22 * steps), 1), 0
-    for t in range(steps):
+    for t in followed(range(steps), "step"):
         (
             rows,
             target,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kit.attacks.tracker import AttackResult, AttackTracker, track_attack
 from kit.core import tensors
 from kit.core.parameters import Count, Positive, check_value
+from kit.core.progress import followed
 from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 
@@ -72,7 +73,7 @@ def cw_l2(
         rows = tracker.unbroken()
         const = x.new_full((len(rows),), initial_const)
         low, high = torch.zeros_like(const), torch.full_like(const, torch.inf)
-        for _ in range(search_steps if len(rows) else 0):
+        for _ in followed(range(search_steps if len(rows) else 0), "round"):
             found = _descend(tracker, bounds, rows, const, steps, lr, abort_early)
             low, high = low.where(found, const), const.where(found, high)
             const = ((low + high) / 2).where(high.isfinite(), 10 * const)
@@ -96,7 +97,7 @@ def _descend(
     w, x_0 = w_0, low + half * (w_0.tanh() + 1)
     moments = torch.zeros_like(torch.stack([w_0, w_0]))
     before, active = torch.full_like(const, torch.inf), torch.arange(len(rows), device=rows.device)
-    for t in range(steps):
+    for t in followed(range(steps), "step"):
         tanh = w.tanh()
         x_t = low[active] + half[active] * (tanh + 1)
         gradient, hinge, logits = tracker.gradient(

@@ -15,6 +15,7 @@ from kit.attacks.auto_pgd import at_once, targets_of, touching
 from kit.attacks.tracker import AttackResult, AttackTracker, predicted_classes, track_attack
 from kit.core import tensors
 from kit.core.parameters import Count, check_value
+from kit.core.progress import followed
 from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 
@@ -71,14 +72,15 @@ def fab(
         streams, wanted = tracker.streams(generator, "fab"), tracker.unbroken()
         targets = torch.stack(targets_of(tracker)) if targeted else None
         copies = 1 if targets is None else len(targets)
-        for restart in range(restarts):
+        for restart in followed(range(restarts), "restart"):
             x_0 = torch.stack(
                 [
                     x if restart == 0 else touching(x, Threat(threat.norm, threat.eps / 2), streams)
                     for _ in range(copies)
                 ]
             )
-            for rows in at_once(wanted[~tracker.broken[wanted] | (goal == "nearest")], copies):
+            searched = wanted[~tracker.broken[wanted] | (goal == "nearest")]
+            for rows in followed(at_once(searched, copies), "part"):
                 search_boundary(
                     tracker,
                     x_0[:, rows].flatten(0, 1),
@@ -100,7 +102,7 @@ def search_boundary(
     If so, the gradient's pass also tells whether the point gone back to is misclassified:
     auto-attack's code misses such points.
     """
-    for _ in range(steps):
+    for _ in followed(range(steps), "step"):
         if not len(rows):
             return
         value, gradient = linearise(tracker, x_t, rows, target)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kit.attacks.tracker import AttackResult, AttackTracker, track_attack
 from kit.core import tensors
 from kit.core.parameters import Count, check_value
+from kit.core.progress import followed
 from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 
@@ -62,7 +63,7 @@ def fmn(
         x_0, x_t = x[rows], x[rows]
         # [0, 1] bounds every step, so no cap is needed
         radius = x_0.new_full((len(rows),), torch.inf)
-        for t in range(steps if len(rows) else 0):
+        for t in followed(range(steps if len(rows) else 0), "step"):
             falling = (1 + math.cos(math.pi * t / steps)) / 2
             gradient, _, logits = tracker.gradient(
                 x_t, rows, lambda logits, labels: -tensors.margin(logits, labels)

@@ -19,6 +19,7 @@ from kit.attacks.tracker import AttackResult, AttackTracker, track_attack
 from kit.core import tensors
 from kit.core.errors import KitError
 from kit.core.parameters import Count, check_value
+from kit.core.progress import followed
 from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 
@@ -128,7 +129,7 @@ def decompose(
     """
     rows = tracker.unbroken()
     x_t = x_t[rows]
-    for t in range(steps):
+    for t in followed(range(steps), "step"):
         if not len(rows):
             return
         gradient, _, _ = tracker.gradient(x_t, rows, partial(ascended, rows=rows, t=t))

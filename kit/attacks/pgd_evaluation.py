@@ -10,6 +10,7 @@ from kit.attacks.projected_gradient_descent import OBJECTIVES, start_point
 from kit.attacks.tracker import AttackResult, predicted_classes, track_attack
 from kit.core import tensors
 from kit.core.parameters import Count, NonNegative, check_value
+from kit.core.progress import followed
 from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 
@@ -50,11 +51,11 @@ def pgd_search(
     with track_attack(model, x, y, threat, validate=validate) as tracker:
         streams = tracker.streams(generator, "pgd")
         first = None
-        for _ in range(restarts):
+        for _ in followed(range(restarts), "restart"):
             x_0 = start_point(x, threat, init, streams)
             rows = tracker.unbroken() if stop_early else tracker.rows
             x_t = x_0[rows]
-            for _ in range(steps if len(rows) else 0):
+            for _ in followed(range(steps if len(rows) else 0), "step"):
                 gradient, _, _ = tracker.gradient(
                     x_t, rows, lambda logits, y: OBJECTIVES[loss](logits, y, None)
                 )

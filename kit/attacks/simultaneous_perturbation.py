@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kit.attacks.tracker import AttackResult, AttackTracker, track_attack
 from kit.core import tensors
 from kit.core.parameters import Count, Positive, check_value
+from kit.core.progress import followed
 from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 
@@ -60,7 +61,7 @@ def spsa(
         streams = tracker.streams(generator, "spsa")
         rows = tracker.unbroken()
         x_t, moments = x[rows], x.new_zeros(2, *x[rows].shape)
-        for t in range(1, steps + 1):
+        for t in followed(range(1, steps + 1), "step"):
             parts = torch.arange(len(rows), device=x.device).split(
                 IMAGES_PER_PASS // (2 * DIRECTIONS)
             )

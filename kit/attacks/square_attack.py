@@ -14,6 +14,7 @@ from kit.attacks.tracker import AttackResult, AttackTracker, track_attack
 from kit.core import tensors
 from kit.core.errors import KitError
 from kit.core.parameters import Count, Share, check_value
+from kit.core.progress import followed
 from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 
@@ -75,7 +76,8 @@ def square(
         margins = tracker.margins(best_x[rows], rows)
         best = x.new_full((len(x),), torch.inf).index_copy(0, rows, margins)
         edges = {0, queries, *(edge + 1 for edge in HALVINGS), *range(0, queries, DRAWN_QUERIES)}
-        for begin, end in pairwise(sorted(edge for edge in edges if edge <= queries)):
+        blocks = list(pairwise(sorted(edge for edge in edges if edge <= queries)))
+        for begin, end in followed(blocks, "block"):
             # drawn for every example, so that none depends on what became of its mates
             drawn = streams.uniform(x.new_empty(len(x), end - begin, 5 + x.shape[1]))
             side, ahead = window_side(begin, x, share), AHEAD if begin else 1

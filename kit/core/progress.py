@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from operator import length_hint
+from functools import partial
 from typing import TypeVar
 
 from kit.core.environment import is_kernel_attended, live_choice, notebook_stamp
@@ -155,14 +155,25 @@ T = TypeVar("T")
 def followed(parts: Sequence[T], name: str) -> Iterator[T]:
     """The parts of what this thread is at, one after the other; its line shows which is at hand.
 
-    `name` is what a part is called.
+    `name` is what a part is called. Parts of parts are shown behind one another; a part that is the
+    only one is not.
     """
-    iterator = iter(parts)
     with _output:
         mine = [progress for progress in _open if progress.thread == threading.get_ident()]
-    if mine:
-        mine[-1].part = lambda: f"{name} {len(parts) - length_hint(iterator)} of {len(parts)}"
-    return iterator
+    if not mine or len(parts) < 2:
+        yield from parts
+        return
+    line, outer = mine[-1], mine[-1].part
+    try:
+        for number, part in enumerate(parts, 1):
+            line.part = partial(_name_part, outer, f"{name} {number} of {len(parts)}")
+            yield part
+    finally:
+        line.part = outer
+
+
+def _name_part(outer: Callable[[], str], words: str) -> str:
+    return ", ".join(filter(None, [outer(), words]))
 
 
 _width = 0  # of the live line that the next one covers

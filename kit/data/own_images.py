@@ -169,10 +169,15 @@ def data_set_of(split: Split, num_classes: int, n: int = 0) -> DataSet:
     order = stratified_order(split.y.cpu(), named_generator("order", len(split)))[: n or None]
     split = split.take(order.to(split.y.device)).to(torch.device("cpu"))
     kept = Split(_as_bytes(split.images), split.y, split.ids)
+    return _data_set(_name_images(kept, num_classes), kept, num_classes)
+
+
+def _name_images(kept: Split, num_classes: int) -> str:
+    """Return the name of images: what they are decides it, and nothing else does."""
     digest = hashlib.sha256(f"{num_classes} {kept.images.dtype} {kept.images.shape}".encode())
     for tensor in (kept.images, kept.y, kept.ids):
         digest.update(tensor.contiguous().view(-1).numpy().data)
-    return _data_set(f"{OWN}{digest.hexdigest()[:12]}", kept, num_classes)
+    return f"{OWN}{digest.hexdigest()[:12]}"
 
 
 def _as_bytes(images: Tensor) -> Tensor:
@@ -191,7 +196,7 @@ def _data_set(name: str, images: Split, num_classes: int) -> DataSet:
 
 def keep_own_images(data: DataSet, root: Path) -> None:
     """Write a user's data set below `root`, where `load_own_images` finds it by its name."""
-    path = _own_path(data.name, root)
+    path = own_images_file(data.name, root)
     if not path.exists():
         images = data.test
         arrays = {"x": images.images, "y": images.y, "ids": images.ids}
@@ -208,16 +213,34 @@ def load_own_images(name: str, root: Path) -> DataSet:
     Raises:
         KitError: It is not there, or damaged.
     """
-    path = _own_path(name, root)
+    path = own_images_file(name, root)
     if not path.exists():
         raise KitError(
             f"the images {name} are not here: there is no {path}. Copy the file from where the "
             "network was adopted, or adopt it again with the same data"
         )
+    images, num_classes = _read_kept(path)
+    return _data_set(name, images, num_classes)
+
+
+def check_own_file(path: Path) -> None:
+    """Refuse a file of a user's images that are not those of its name.
+
+    Raises:
+        KitError: It is damaged, or holds other images.
+    """
+    if _name_images(*_read_kept(path)) != f"{OWN}{path.stem}":
+        raise KitError(f"{path} is damaged, or holds other images than its name says")
+
+
+def _read_kept(path: Path) -> tuple[Split, int]:
     arrays = load_arrays(path)
+    if not {"x", "y", "ids", "num_classes"} <= arrays.keys():
+        raise KitError(f"{path} is no file of a user's images")
     x, y, ids = (torch.from_numpy(arrays[part]) for part in ("x", "y", "ids"))
-    return _data_set(name, Split(x, y, ids), int(arrays["num_classes"]))
+    return Split(x, y, ids), int(arrays["num_classes"])
 
 
-def _own_path(name: str, root: Path) -> Path:
+def own_images_file(name: str, root: Path) -> Path:
+    """Return where a user's images of that name are kept below `root`."""
     return root / "own" / f"{name.removeprefix(OWN)}.npz"

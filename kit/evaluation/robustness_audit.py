@@ -19,10 +19,10 @@ from kit.attacks.contract import check_is_network
 from kit.attacks.table import ATTACKS
 from kit.core.errors import KitError
 from kit.core.parameters import Natural, Positive, check_value
-from kit.core.progress import Progress, format_duration, silenced
+from kit.core.progress import Progress, followed, format_duration, silenced
 from kit.core.threat import Threat
 from kit.data.splits import Split
-from kit.evaluation.accuracy import ATTACK_BATCH, evaluate, measure_attack
+from kit.evaluation.accuracy import ATTACK_BATCH, evaluate, evaluation_file, measure_attack
 from kit.evaluation.audit_passes import (
     attack_unbounded,
     follow_losses,
@@ -76,6 +76,10 @@ AUDIT_STEPS = (
     AuditStep("square", 5002, 0, most=200),
     AuditStep("spsa100", 51_301, 0, most=20),
 )
+
+
+#: A batch that would take PGD-10 longer than these seconds is timed on this many images.
+FEW_IMAGES, LONG_SECONDS = 8, 5.0
 
 
 #: Images on which the loss is followed along PGD-100, and which are attacked without a bound.
@@ -151,6 +155,10 @@ def audit(
         )
         return table.attrs["examples"][name]
 
+    def is_stored(name: str, count: int) -> bool:
+        n = 0 if count == len(split) else count
+        return evaluation_file(run, name, n=n, which=which)[1].exists()
+
     source = None if transfer is None else transfer.model("last", where)
     with threads_for(run.plan.recipe.model, where):
         return _run_audit(
@@ -163,6 +171,7 @@ def audit(
             budget,
             source,
             quiet,
+            is_stored,
         )
 
 
@@ -242,8 +251,9 @@ def _run_audit(
     budget: float | None,
     transfer: nn.Module | None,
     quiet: bool,
+    is_stored: Callable[[str, int], bool] = lambda name, count: False,
 ) -> Audit:
-    """Do the audit itself; `ask` attacks."""
+    """Do the audit itself; `ask` attacks, which costs nothing where `is_stored` says so."""
     started, split = time.monotonic(), split.take(slice(0, n or None))
     evidence = pass_images(model, split)
     todo: dict[str, Callable] = {
@@ -255,7 +265,7 @@ def _run_audit(
             [*todo, *(step.attack for step in AUDIT_STEPS)], "the logits are not finite"
         )
         return _report(title, threat, evidence, {}, missing, started)
-    steps, missing = choose_steps(model, split, threat, budget, quiet)
+    steps, missing = choose_steps(model, split, threat, budget, quiet, is_stored)
     for step in steps:
         todo[step.attack] = lambda step=step: ask(
             step.attack, min(step.most or len(split), len(split))
@@ -264,7 +274,7 @@ def _run_audit(
         todo["transfer"] = lambda: transfer_images(transfer, model, split, threat)
     done: dict = {}
     try:
-        for name, work in todo.items():
+        for name, work in followed(list(todo.items()), "attack"):
             done[name] = work()
     except KeyboardInterrupt:
         missing |= dict.fromkeys((name for name in todo if name not in done), STOPPED)
@@ -276,46 +286,59 @@ def _run_audit(
 
 
 def choose_steps(
-    model: nn.Module, split: Split, threat: Threat, budget: float | None, quiet: bool
+    model: nn.Module,
+    split: Split,
+    threat: Threat,
+    budget: float | None,
+    quiet: bool,
+    is_stored: Callable[[str, int], bool],
 ) -> tuple[list[AuditStep], dict[str, str]]:
     """Return the steps to take, and {step left out: why}.
 
-    Prints what it will cost: passes, times images, times a pass's measured time.
+    Prints what it will cost: passes, times images, times a pass's measured time; what is stored
+    costs nothing.
     """
     there = [step for step in AUDIT_STEPS if step.attack in ATTACKS]
     missing = {step.attack: "no such attack" for step in AUDIT_STEPS if step.attack not in ATTACKS}
-    second = seconds_of_a_pass(model, split, threat)
-    expected = {
-        step.attack: second * step.cost * min(step.most or len(split), len(split)) for step in there
-    }
+    counts = {step.attack: min(step.most or len(split), len(split)) for step in there}
+    new = [step for step in there if not is_stored(step.attack, counts[step.attack])]
+    second = seconds_of_a_pass(model, split, threat) if new else 0.0
+    expected = {step.attack: second * step.cost * counts[step.attack] for step in new}
     total, fits = 0.0, []
-    for step in sorted(there, key=lambda step: expected[step.attack]):
-        total += expected[step.attack]
+    for name in sorted(expected, key=expected.__getitem__):
+        total += expected[name]
         if budget is None or total <= 60 * budget:
-            fits.append(step.attack)
+            fits.append(name)
         else:
-            missing[step.attack] = f"over the budget of {budget:g} min"
-    if not quiet:
-        dear = sorted(fits, key=expected.__getitem__)[:-4:-1]
-        parts = ", ".join(f"{audit_label(name)} {format_duration(expected[name])}" for name in dear)
+            missing[name] = f"over the budget of {budget:g} min"
+    if not (quiet or new):
+        print("the verdicts of all attacks are stored", flush=True)
+    elif fits and not quiet:
+        parts = ", ".join(
+            f"{audit_label(name)} {format_duration(expected[name])}" for name in fits[:-4:-1]
+        )
         total_time = format_duration(sum(expected[name] for name in fits))
         print(
-            f"about {total_time} for {len(split)} images, less what is stored ({parts}, ...)",
+            f"at most about {total_time} for {len(split)} images ({parts}, ...); what breaks early "
+            "takes less",
             flush=True,
         )
-    return [step for step in there if step.attack in fits], missing
+    return [step for step in there if step.attack not in missing], missing
 
 
 def seconds_of_a_pass(model: nn.Module, split: Split, threat: Threat) -> float:
     """Measure the seconds of a forward pass of one image, attack and all, from PGD-10 on a batch.
 
-    A gradient counts two more.
+    A gradient counts two more. Where a batch would take long, a few images are enough.
     """
-    some = split.take(slice(0, ATTACK_BATCH[split.y.device.type]))
-    for _ in range(2):  # the first warms up
+    batch = split.take(slice(0, ATTACK_BATCH[split.y.device.type]))
+    few = batch.take(slice(0, FEW_IMAGES))
+    for some in (few, batch, batch):  # a size's first warms up
         started = time.monotonic()
         arrays = measure_attack(model, some, threat, ATTACKS["pgd10"])
         taken = time.monotonic() - started
+        if taken * len(batch) > LONG_SECONDS * len(some):
+            break
     return taken / float(arrays["forwards"].sum() + 2 * arrays["backwards"].sum())
 
 

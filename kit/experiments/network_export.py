@@ -19,8 +19,9 @@ COMPARED_IMAGES = 16
 def export_network(run: Run, folder: Path | str, which: str | int = "last") -> list[Path]:
     """Write weights.pt and network.py into `folder`; `network.load()` needs PyTorch alone.
 
-    Before anything is written the definition is run, and its logits on test images are compared
-    with the run's. `which` is as in `Run.model`.
+    A network of torchvision or timm needs that package, too. Before anything is written the
+    definition is run, and its logits on test images are compared with the run's. `which` is as in
+    `Run.model`.
 
     Returns:
         The two paths.
@@ -29,12 +30,13 @@ def export_network(run: Run, folder: Path | str, which: str | int = "last") -> l
         KitError: The network is defined by code of its own, or a file cannot be written.
     """
     folder, model = Path(folder), run.model(which)
-    source = plain_definition(model, f"{run.spec}: a network of irat-kit, without it.")
+    data, title = run.data(), f"{run.spec}: a network of irat-kit, without it."
+    source = plain_definition(model, run.plan.recipe.model, data.shape, len(data.classes), title)
     names: dict = {"__file__": str(folder / "network.py")}
     exec(compile(source, "network.py", "exec"), names)
     plain = names["build"]()
     plain.load_state_dict(model.state_dict())
-    x = run.data().test.x(slice(0, COMPARED_IMAGES))
+    x = data.test.x(slice(0, COMPARED_IMAGES))
     with torch.no_grad():
         ours, theirs = model(x), plain.eval()(x)
     if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4):

@@ -75,7 +75,10 @@ class RunSpec:
         }
 
     def __str__(self) -> str:
-        extras = "".join(f", {k}={v}" for k, v in self.overrides.items())
+        extras = "".join(
+            f", {k}={v:.6g}" if isinstance(v, float) else f", {k}={v}"
+            for k, v in self.overrides.items()
+        )
         if self.adopted:
             return f"{self.method}, adopted on {self.recipe}{extras}"
         return f"{self.method} on {self.recipe}, seed {self.seed}{extras}"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from kit.attacks.table import attack_label
+from kit.attacks.table import ATTACKS, attack_label
 from kit.core.errors import KitError
 from kit.evaluation.audit_report import COLOURS, Audit
 from kit.evaluation.masking_rules import AUTOATTACK_PARTS, RULES
@@ -30,13 +30,14 @@ _PRINTED_GAPS = (
 )
 
 
-def compute_audit_steps(runs: Sequence[Run], *, n: int = 100) -> FigureData:
+def compute_audit_steps(runs: Sequence[Run], *, n: int = 100, minutes: float = 0.0) -> FigureData:
     """Audit several runs on the same `n` test images (0 = all), and measure AutoAttack's gap.
 
+    Of each audit, attacks that are not expected to fit into `minutes` are left out (0 = none).
     The gap is how much accuracy falls from PGD-100 to AutoAttack, and how much larger it is than
     AT's. MAIL calls it obfuscated gradients.
     """
-    audits = {run.method: audit(run, n=n, quiet=True) for run in runs}
+    audits = {run.method: audit(run, n=n, budget=minutes or None, quiet=True) for run in runs}
     return compare_audits(audits, describe_setting(runs[0]))
 
 
@@ -103,6 +104,7 @@ def _draw_accuracies(axes: Axes, audits: Mapping[str, Audit]) -> None:
             markersize=4,
             capsize=2,
             elinewidth=1,
+            clip_on=False,  # 0 % is there to be seen
             color=s.colour(method),
             label=s.label(method),
         )
@@ -184,7 +186,10 @@ def _describe_audit(method: str, report: Audit) -> str:
         for finding in report.findings
         if finding.light in ("red", "amber")
     ]
+    calm = "nothing could be judged" if report.light == "not judged" else "no rule fires"
+    left = ", ".join(attack_label(name) for name in report.missing if name in ATTACKS)
     return (
         f"{s.label(method)}: {last['accuracy']:.1%} [{last['low']:.1%}, {last['high']:.1%}] in the "
-        f"{report.steps.index[-1]} (n = {int(last['n'])}), {'; '.join(doubts) or 'no rule fires'}."
+        f"{report.steps.index[-1]} (n = {int(last['n'])}), {'; '.join(doubts) or calm}."
+        f"{f' Not run: {left}.' if left else ''}"
     )

@@ -12,6 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+from kit.methods.table import METHODS
+
 # Okabe and Ito (2008); their yellow (#F0E442) is darkened, for lines on white
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
     "#000000",
@@ -190,8 +192,8 @@ def dash(method: str) -> str | tuple:
 
 
 def label(method: str) -> str:
-    """The name as the papers print it."""
-    return _NAMES.get(method, method.upper())
+    """The name as the papers print it; that of an adopted network is its own."""
+    return _NAMES.get(method, method.upper() if method in METHODS else method)
 
 
 #: With more classes there is no room for their names.

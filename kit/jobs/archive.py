@@ -1,8 +1,9 @@
 """Stored runs between machines: verify them, export them to an archive, import them from one.
 
-An archive is a tar of run folders behind a manifest with the SHA-256 of every file. What comes in
-is unpacked beside the runs, verified, and moved to its place, done.json last; nothing in it is
-executed, and no name in it leads elsewhere.
+An archive is a tar of run folders behind a manifest with the SHA-256 of every file. Images that a
+user brought for an adopted network travel with it. What comes in is unpacked beside the runs,
+verified, and moved to its place, done.json last; nothing in it is executed, and no name in it leads
+elsewhere.
 """
 
 from __future__ import annotations
@@ -19,10 +20,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kit.core.errors import KitError
-from kit.core.files import file_digest, load_arrays, load_checkpoint, lock_folder, write_bytes
+from kit.core.files import (
+    file_digest,
+    home,
+    load_arrays,
+    load_checkpoint,
+    lock_folder,
+    write_bytes,
+)
+from kit.data.own_images import check_own_file, is_own, load_own_images, own_images_file
 from kit.evaluation.accuracy import read_evaluation
 from kit.experiments.runs import Run, find_run, is_done, read_run_record, run_folders, runs_folder
 from kit.experiments.specification import RunSpec, resolve
+from kit.models.architectures import find_builder
+from kit.training.adoption import KeptNetwork
 
 MANIFEST_NAME = "manifest.json"
 
@@ -33,6 +44,9 @@ ARCHIVED_FILES = re.compile(
     r"(run|done|branched)\.json|history\.csv|final\.npz|[\w.-]+\.ckpt|(epochs|evaluations)/\w+\.npz|"
     r"snapshots/\w+\.ckpt"
 )
+
+#: A user's images in an archive; their name is a digest of them.
+OWN_IMAGES = re.compile(r"own/[0-9a-f]{12}\.npz")
 
 
 def run_files(folder: Path) -> list[str]:
@@ -94,6 +108,16 @@ def _wrong_settings(folder: Path, record: Mapping[str, Any]) -> list[str]:
         return [f"{folder / 'run.json'} names no run of this kit: {error}"]
 
 
+def _own_code(folder: Path) -> str:
+    """Return the architecture of a network that only the process knows which adopted it, or ""."""
+    model = read_run_record(folder, "run.json")["spec"].get("overrides", {}).get("model", "")
+    try:
+        known = not model or not isinstance(find_builder(model), KeptNetwork)
+    except KitError:
+        known = False
+    return "" if known else model
+
+
 def select_folders(keys: Sequence[str]) -> list[Path]:
     """List the folders of the named runs, or of all.
 
@@ -106,8 +130,11 @@ def select_folders(keys: Sequence[str]) -> list[Path]:
 def export_runs(path: Path, keys: Sequence[str] = ()) -> list[Run]:
     """Write runs, or all, to a tar at `path`, each verified before.
 
+    The images that a user brought for an adopted network are written with it.
+
     Raises:
-        KitError: A run is unfinished or damaged, there are no runs, or the file cannot be written.
+        KitError: A run is unfinished or damaged, or its own images are; there are no runs, or the
+            file cannot be written.
     """
     folders = select_folders(keys)
     if not folders:
@@ -121,15 +148,21 @@ def export_runs(path: Path, keys: Sequence[str] = ()) -> list[Run]:
                 f"{folder.name} is not finished; train it to its end first, or name the runs to "
                 "export"
             )
+        if model := _own_code(folder):
+            raise KitError(
+                f"{folder.name}: the network '{model}' is defined by code that no archive holds. "
+                "Adopt it by a row of kit.MODELS, or name the runs to export"
+            )
         if problems := verify_run(folder):
             raise KitError(
                 f"{folder.name} is damaged, nothing was exported: {problems[0]}. Restore it, or "
                 "name the runs to export"
             )
-    names = [(folder, name) for folder in folders for name in run_files(folder)]
+    members = _archived_images(folders) | {
+        f"{folder.name}/{name}": folder / name for folder in folders for name in run_files(folder)
+    }
     manifest = {
-        f"{folder.name}/{name}": hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for folder, name in names
+        name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in members.items()
     }
     partial = path.with_name(f".{path.name}.tmp")
     try:
@@ -138,8 +171,8 @@ def export_runs(path: Path, keys: Sequence[str] = ()) -> list[Run]:
             blob = json.dumps(manifest, indent=1).encode()
             head.size = len(blob)
             archive.addfile(head, io.BytesIO(blob))
-            for folder, name in names:
-                archive.add(folder / name, f"{folder.name}/{name}", recursive=False)
+            for name, file in members.items():
+                archive.add(file, name, recursive=False)
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -148,6 +181,23 @@ def export_runs(path: Path, keys: Sequence[str] = ()) -> list[Run]:
             "there and can be written"
         ) from error
     return [find_run(folder.name) for folder in folders]
+
+
+def _archived_images(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return {name in an archive: file} of the images that a user brought for these runs.
+
+    Raises:
+        KitError: They are not here, or damaged.
+    """
+    files = {}
+    for folder in folders:
+        data = find_run(folder.name).plan.recipe.data
+        if is_own(data):
+            load_own_images(data, home() / "data")
+            file = own_images_file(data, home() / "data")
+            check_own_file(file)
+            files[f"own/{file.name}"] = file
+    return files
 
 
 def import_runs(path: Path) -> list[tuple[str, str]]:
@@ -175,6 +225,7 @@ def import_runs(path: Path) -> list[tuple[str, str]]:
                     f"{path}: {folder.name} is not finished, nothing was imported. Export it again "
                     "when it is finished"
                 )
+        _take_own_images(Path(place), path)
         for folder in folders:
             target = runs_folder() / folder.name
             with lock_folder(target):
@@ -186,6 +237,25 @@ def import_runs(path: Path) -> list[tuple[str, str]]:
                         shutil.move(folder / name, target / name)
             found.append((folder.name, "already there" if there else "imported"))
     return found
+
+
+def _take_own_images(place: Path, path: Path) -> None:
+    """Move a user's images from where the archive `path` was unpacked to where runs look for them.
+
+    Raises:
+        KitError: They are not those of their name.
+    """
+    images = sorted(place.glob("own/*.npz"))
+    problems: list[str] = []
+    for file in images:
+        _attempt(problems, check_own_file, file)
+    if problems:
+        raise KitError(f"{path}: {problems[0]}; nothing was imported")
+    kept = home() / "data" / "own"
+    for file in images:
+        kept.mkdir(parents=True, exist_ok=True)
+        if not (kept / file.name).exists():
+            shutil.move(file, kept / file.name)
 
 
 def _read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -220,7 +290,7 @@ def _unpack_archive(path: Path, place: Path) -> list[Path]:
             left, largest = dict(manifest), path.stat().st_size
             while (member := archive.next()) is not None:
                 folder, _, name = member.name.partition("/")
-                plain = (
+                plain = OWN_IMAGES.fullmatch(member.name) or (
                     re.fullmatch(r"[\w][\w.-]*", folder)
                     and ARCHIVED_FILES.fullmatch(name)
                     and ".." not in member.name
@@ -253,4 +323,6 @@ def _unpack_archive(path: Path, place: Path) -> list[Path]:
             f"{path} lacks {len(left)} files of its manifest, say '{next(iter(left))}'; nothing "
             "was imported. Copy the archive again, or export it again"
         )
-    return [folder for folder in sorted(place.iterdir()) if folder.is_dir()]
+    return [
+        folder for folder in sorted(place.iterdir()) if folder.is_dir() and folder.name != "own"
+    ]

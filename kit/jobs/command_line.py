@@ -1,4 +1,4 @@
-"""The command line: reproduce figures, train, adopt, evaluate, audit, compare, explain, list.
+"""The command line: reproduce, train, adopt, evaluate, audit, draw, compare, explain, list.
 
 Each command imports what it needs, so that the help costs nothing. Errors are one line. Exit codes:
 0 done, 1 something failed, 2 bad input, 130 stopped by the user.
@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "train": _train,
                 "evaluate": _evaluate,
                 "audit": _audit,
+                "draw": _draw,
                 "adopt": _adopt,
                 "list": _list,
                 "explain": _explain,
@@ -219,11 +220,26 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _audit(options: argparse.Namespace) -> int:
     from kit.evaluation.robustness_audit import audit
     from kit.experiments.runs import find_run
+    from kit.jobs.budget import parse_duration
 
-    report = audit(find_run(options.run), n=options.n, device=options.device)
+    budget = None if options.budget is None else parse_duration(options.budget) / 60
+    report = audit(find_run(options.run), n=options.n, device=options.device, budget=budget)
     print(report)
     if report.stopped:
         raise KeyboardInterrupt
+    return 0
+
+
+def _draw(options: argparse.Namespace) -> int:
+    from kit.experiments.runs import find_run
+    from kit.experiments.specification import parse_overrides
+    from kit.figures.table import draw
+
+    runs = [find_run(key) for key in options.run]
+    settings = parse_overrides(" ".join(options.set))
+    drawing = draw(options.figure, runs, folder=options.out, **settings)
+    print(drawing.caption)
+    print(next(path for path in drawing.files if path.suffix == ".png"))
     return 0
 
 

@@ -26,6 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_train,
         add_evaluate,
         add_audit,
+        add_draw,
         add_adopt,
         add_list,
         add_runs,
@@ -139,14 +140,26 @@ def add_evaluate(commands: Commands) -> None:
 
 
 def add_audit(commands: Commands) -> None:
-    """Add `audit`: is a run as robust as it looks?."""
+    """Add `audit`: whether a run is as robust as it looks."""
     audit = commands.add_parser(
         "audit",
         help="is a stored run as robust as it looks? attacks in order of strength and ten rules",
     )
     audit.add_argument("run", help="the run's key, or the beginning of it (see `list runs`)")
     audit.add_argument("--n", type=int, default=0, help="only the first n images")
+    audit.add_argument(
+        "--budget", help="a duration such as 12m: attacks that are not expected to fit are left out"
+    )
     audit.add_argument("--device", default="auto")
+
+
+def add_draw(commands: Commands) -> None:
+    """Add `draw`: one figure from stored runs."""
+    draw = commands.add_parser("draw", help="one figure from stored runs, as PNG, SVG and JSON")
+    draw.add_argument("figure", help="a name of `list figures`, or a paper's number such as mail-4")
+    draw.add_argument("run", nargs="+", help="keys, or the beginnings of them (see `list runs`)")
+    draw.add_argument("--out", type=Path, help="where it goes (default: figures/out/<recipe>)")
+    add_settings(draw, "options of the figure, say n=100")
 
 
 def add_adopt(commands: Commands) -> None:

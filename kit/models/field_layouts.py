@@ -6,8 +6,9 @@ robustness papers, such as layer2.0.conv1.weight. Then names are matched and sha
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,9 @@ WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 
 #: Buffers by which a network of another project normalises its images.
 MEAN_NAME, STD_NAME = re.compile(r"(?:^|\.)(mean|mu)$"), re.compile(r"(?:^|\.)(std|sigma)$")
+
+#: Networks of other packages that a file is compared with where it fits none of the kit.
+OTHER_NETWORKS = ("torchvision:resnet18", "torchvision:resnet34", "torchvision:resnet50")
 
 
 @dataclass(frozen=True)
@@ -166,9 +170,8 @@ def fit_network(
         problem = f"the file has no {missing}, which {architecture} has"
     elif extra := next((name for name in there if name not in names.values()), ""):
         problem = f"the file has {extra}, which {architecture} has not"
-    return Fit(
-        architecture, pairs, problem, len(fitting) / max(1, len(names.keys() | there.keys()))
-    )
+    either = set(names.values()) | there.keys()
+    return Fit(architecture, pairs, problem, len(fitting) / max(1, len(either)))
 
 
 def guessed_wide_resnet(saved: SavedNetwork) -> list[str]:
@@ -210,16 +213,19 @@ def choose_fit(
         if not fit.problem:
             return fit
     others = [name for name in [*MODELS, *guessed_wide_resnet(saved)] if name != architecture]
-    fits = [
-        found for name in others if (found := _fit_if_possible(saved, name, shape, num_classes))
-    ]
+    fits = _possible_fits(saved, others, shape, num_classes)
+    if all(found.problem for found in fits):
+        more = [name for name in OTHER_NETWORKS if name != architecture]
+        fits += _possible_fits(saved, more, shape, num_classes)
     best = max(fits, key=lambda found: (not found.problem, found.share))
     if not architecture:
         if not best.problem:
             return best
         raise KitError(
             f"the checkpoint fits no architecture for {num_classes} classes and images "
-            f"{tuple(shape)}; the nearest is {best.architecture}: {best.problem}"
+            f"{tuple(shape)}; the nearest is {best.architecture}: {best.problem}. "
+            "Name its architecture: wrn-D-W, torchvision:NAME, timm:NAME, or a row of kit.MODELS, "
+            "where one of your own has its place"
         )
     hint = f"It fits {best.architecture}; pass that as architecture"
     if best.problem:
@@ -232,14 +238,15 @@ def choose_fit(
     raise KitError(f"the checkpoint is not a {architecture}: {fit.problem}. {hint}")
 
 
-def _fit_if_possible(
-    saved: SavedNetwork, name: str, shape: tuple[int, int, int], num_classes: int
-) -> Fit | None:
-    """Return how a file fits, None where the architecture takes no such images."""
-    try:
-        return fit_network(saved, name, shape, num_classes)
-    except KitError:
-        return None
+def _possible_fits(
+    saved: SavedNetwork, names: Iterable[str], shape: tuple[int, int, int], num_classes: int
+) -> list[Fit]:
+    """Return how a file fits the architectures; one that takes no such images is left out."""
+    found = []
+    for name in names:
+        with contextlib.suppress(KitError):
+            found.append(fit_network(saved, name, shape, num_classes))
+    return found
 
 
 def load_fit(fit: Fit, shape: tuple[int, int, int], num_classes: int) -> nn.Module:

@@ -21,6 +21,18 @@ import torch
 from torch import nn
 '''
 
+#: What builds a network of another package: the import, and the call.
+_PACKAGED = {
+    "torchvision": (
+        "from torchvision import models\n",
+        'models.get_model("{name}", weights=None, num_classes={classes})',
+    ),
+    "timm": (
+        "import timm\n",
+        'timm.create_model("{name}", num_classes={classes}, in_chans={channels})',
+    ),
+}
+
 _NORMALISE = '''
 
 class Normalise(nn.Module):
@@ -86,32 +98,51 @@ def load(path=Path(__file__).parent / "weights.pt"):
 '''
 
 
-def plain_definition(net: nn.Module, title: str) -> str:
+def plain_definition(
+    net: nn.Module, name: str, shape: tuple[int, int, int], num_classes: int, title: str
+) -> str:
     """Return Python source of a module that builds the network: its `build()` and `load()`.
 
-    The names of parameters are the network's own.
+    `name`, `shape` (C, H, W) and `num_classes` are what `build_network` made it of; `title` is the
+    source's first line. The names of parameters are the network's own. A network of torchvision or
+    timm is built by that package.
 
     Raises:
         KitError: It has a layer that is neither PyTorch's nor of the kit's networks.
     """
+    package, _, inner = name.partition(":")
     kinds = {type(module) for module in net.modules()}
     parts = [_HEAD.format(title=title)]
+    if package in _PACKAGED:
+        needed, call = _PACKAGED[package]
+        calls = [call.format(name=inner, classes=num_classes, channels=shape[0])]
+        if Normalise in kinds:
+            calls.insert(0, f"Normalise({shape[0]})")
+        parts[0] = parts[0].replace("from torch import nn\n", f"from torch import nn\n{needed}")
+    else:
+        calls = [_call(layer) for layer in _sequence(net)]
     for kind, text in ((Normalise, _NORMALISE), (BasicBlock, _BASIC), (PreActBlock, _PREACT)):
         if kind in kinds:
             parts.append(text)
-    layers = ",\n".join(f"        {_call(layer)}" for layer in _sequence(net))
+    alone = package in _PACKAGED and len(calls) == 1
+    layers = "".join(f"        {call},\n" for call in calls)
+    built = calls[0] if alone else f"nn.Sequential(\n{layers}    )"
     parts.append(
         f'\n\ndef build():\n    """The network before its weights are loaded."""\n'
-        f"    return nn.Sequential(\n{layers},\n    )\n"
+        f"    return {built}\n"
     )
     return "".join([*parts, _TAIL])
 
 
 def _sequence(net: nn.Module) -> nn.Sequential:
     if not isinstance(net, nn.Sequential):
-        raise KitError(
-            f"a {type(net).__name__} is defined by its own code; share that with its state_dict()"
+        package = type(net).__module__.partition(".")[0]
+        way = (
+            f"adopt it with architecture='{package}:NAME', and {package} builds it"
+            if package in _PACKAGED
+            else "share that with its state_dict()"
         )
+        raise KitError(f"a {type(net).__name__} is defined by its own code; {way}")
     return net
 
 

@@ -31,7 +31,7 @@ from kit.core.files import (
     write_sealed_json,
 )
 from kit.core.parameters import Count, check_value
-from kit.core.progress import format_duration
+from kit.core.progress import Progress, format_duration
 from kit.core.threat import Threat
 from kit.data.own_images import data_set_of, keep_own_images, split_of
 from kit.data.splits import DataSet, Split
@@ -133,7 +133,8 @@ def adopt(
     if not is_done(folder):
         with lock_folder(folder), threads_for(architecture, where):
             if not is_done(folder):
-                observe_network(plan, net, images, where)
+                with Progress(f"observing {name}", 0, quiet=quiet):
+                    observe_network(plan, net, images, where)
     run = run_of(plan)
     if not quiet:
         print(f"{run} ({format_duration(run.done['seconds'])})", flush=True)
@@ -207,7 +208,8 @@ def _usual_name(model_or_path: nn.Module | Path | str) -> str:
             f"adopt takes a network (nn.Module) or the path of a checkpoint, not "
             f"{type(model_or_path).__name__}"
         )
-    return re.sub(r"[^\w.-]+", "-", Path(model_or_path).stem).strip("-.") or "network"
+    stem = Path(model_or_path).stem.removesuffix(".pth")  # the field writes .pth.tar, too
+    return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "network"
 
 
 def _check_name(name: str) -> str:
@@ -356,7 +358,7 @@ def _other_way(net: nn.Module, data: DataSet, x: Tensor, y: Tensor) -> str:
     mean, std = (values.to(x.device).view(1, -1, 1, 1) for values in data.mean_std())
     with frozen(net):
         share = float((predict(net, (x - mean) / std) == y).float().mean())
-    return f" With normalise=True it is right on {share:.1%}"
+    return f" With normalise=True (--normalise) it is right on {share:.1%}"
 
 
 def observe_network(plan: Plan, net: nn.Module, data: DataSet, where: torch.device) -> None:

@@ -32,6 +32,9 @@ from tests.helpers.settings import TINY
 #: What an adopted run of these tests is observed on.
 FIELDS = {name: TINY[name] for name in ("eps", "steps", "probe", "train_size", "validation")}
 
+#: The architectures that the kit brings.
+SHIPPED = tuple(kit.MODELS)
+
 #: Figures of one network whose subject is its training; all others draw an adopted one.
 OF_TRAINING = {"confused-labels", "margin-regions", "fuzziness-force"}
 
@@ -396,7 +399,14 @@ def test_a_recipe_that_normalises_otherwise_gives_the_network_back(fields, insid
         torch.testing.assert_close(find_run(run.key).model()(x), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_command_line_adopts_and_what_it_made_is_used_by_its_key(checkpoint, capsys):
+def test_a_name_is_what_a_file_is_called_without_its_endings(checkpoint, tmp_path):
+    for ending in (".pt", ".pth.tar"):
+        path = tmp_path / f"epoch 12{ending}"
+        path.write_bytes(checkpoint.read_bytes())
+        assert kit.adopt(path, overrides=FIELDS, n=50, quiet=True).method == "epoch-12"
+
+
+def test_the_command_line_adopts_and_what_it_made_is_used_by_its_key(checkpoint, tmp_path, capsys):
     words = [f"{name}={json.dumps(value)}" for name, value in FIELDS.items()]
     assert main(["adopt", str(checkpoint), "--architecture", "cnn", "--name", "cli", "--n", "60",
                  "--set", *words]) == 0  # fmt: skip
@@ -404,6 +414,10 @@ def test_the_command_line_adopts_and_what_it_made_is_used_by_its_key(checkpoint,
     assert "cli takes pixels in [0, 1]: clean accuracy" in said and "cli, adopted on digits" in said
     key = said.rpartition("; ")[2][:12]
     assert main(["evaluate", key, "--attacks", "natural", "--n", "20"]) == 0
+    assert main(["draw", "pm-by-lps", key[:8], "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "pm-by-lps.png").exists() and str(tmp_path) in capsys.readouterr().out
+    assert main(["draw", "attack-curves", key, "--out", str(tmp_path), "--set", "m=5"]) == 2
+    assert "option of 'attack-curves'" in capsys.readouterr().err
     assert main(["adopt", str(checkpoint), "--architecture", "resnet18"]) == 2
     assert "It fits cnn; pass that as architecture" in capsys.readouterr().err
     assert main(["list", "models"]) == 0 and "resnet18" in capsys.readouterr().out
@@ -453,7 +467,9 @@ def test_bad_input_is_one_sentence_and_nothing_is_stored(checkpoint, own, tmp_pa
         "must be letters": lambda: kit.adopt(checkpoint, name="a/b"),
         "there is no model 'resnet19'": lambda: kit.adopt(checkpoint, architecture="resnet19"),
         "there is no recipe": lambda: kit.adopt(checkpoint, "digit"),
-        "has 10 outputs and mixture 2 classes": lambda: kit.adopt(checkpoint, "mixture"),
+        r"(has 10 outputs and mixture|fits no architecture for) 2 classes": lambda: kit.adopt(
+            checkpoint, "mixture"
+        ),
         "n=0": lambda: kit.adopt(checkpoint, n=0),
         "there is no setting of": lambda: kit.adopt(checkpoint, overrides={"epsilon": 1}),
         "has 12 outputs and digits 10 classes": lambda: kit.adopt(Own(classes=12), name="twelve"),
@@ -501,17 +517,21 @@ def test_an_exported_network_is_loaded_without_the_kit_and_comes_back(trained, t
     assert np.allclose(back.model()(x).tolist(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["linear", "lenet", "resnet18", "preact-resnet18", "wrn-16-2"])
+@pytest.mark.parametrize(
+    "name",
+    [*SHIPPED, "wrn-16-2", "torchvision:resnet18", "torchvision:mobilenet_v3_small"],
+)
 @pytest.mark.parametrize("normalised", [False, True])
 def test_every_architecture_has_a_plain_definition_with_the_same_logits(name, normalised):
+    shape = (3, 32, 32)
     numbers = (torch.rand(3), 0.5 + torch.rand(3)) if normalised else None
-    net = moved(build_network(name, (3, 16, 16), 7, normalise=numbers))
+    net = moved(build_network(name, shape, 7, normalise=numbers))
     names = {"__file__": "network.py"}
-    exec(plain_definition(net, "a test"), names)
+    exec(plain_definition(net, name, shape, 7, "a test"), names)
     plain = names["build"]()
     plain.load_state_dict(net.state_dict())
     assert not [m for m in plain.modules() if type(m).__module__.startswith("kit")]
-    x = torch.rand(2, 3, 16, 16)
+    x = torch.rand(2, *shape)
     with torch.no_grad():
         torch.testing.assert_close(plain.eval()(x), net(x), rtol=1e-4, atol=1e-4)
 

@@ -13,13 +13,15 @@ import shutil
 import tarfile
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import kit
 from kit.core import files
 from kit.core.errors import KitError
-from kit.experiments.runs import run_folders, runs_folder
+from kit.experiments.runs import cached_dataset, find_run, run_folders, runs_folder
 from kit.jobs import archive
 from kit.jobs.command_line import main
 from tests.helpers.settings import TINY
@@ -119,6 +121,68 @@ def test_only_whole_runs_leave(two, tmp_path, monkeypatch):
     with pytest.raises(KitError, match="no stored runs to export"):
         archive.export_runs(tmp_path / "a.tar")
     assert not list(tmp_path.glob("*.tar")) and not list(tmp_path.glob(".*tmp"))
+
+
+@pytest.fixture
+def on_own_images(tmp_path, monkeypatch, tiny_run):
+    """A home with a network that was adopted on images of one's own."""
+    net, images = tiny_run("at").model(), tiny_run("at").data().test.take(slice(0, 60))
+    monkeypatch.setenv("KIT_HOME", str(tmp_path))
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    threat = kit.Threat("linf", 0.1)
+    return kit.adopt(tmp_path / "net.pt", data=images, threat=threat, name="mine", quiet=True)
+
+
+def test_own_images_travel_with_the_network(on_own_images, tmp_path, monkeypatch, capsys):
+    key, images = on_own_images.key, on_own_images.data().test.images
+    assert main(["runs", "export", str(tmp_path / "one.tar")]) == 0
+    monkeypatch.setenv("KIT_HOME", str(tmp_path / "other"))
+    cached_dataset.cache_clear()
+    for _ in range(2):
+        assert main(["runs", "import", str(tmp_path / "one.tar")]) == 0
+    arrived = find_run(key)
+    assert torch.equal(arrived.data().test.images, images)
+    accuracy = kit.evaluate(arrived, "natural", quiet=True).accuracy["natural"]
+    assert accuracy == kit.evaluate(on_own_images, "natural", quiet=True).accuracy["natural"]
+
+
+@pytest.mark.parametrize("same_process", [True, False])
+def test_a_network_of_ones_own_code_is_refused_by_its_name(
+    same_process, two, tmp_path, monkeypatch
+):
+    """Nothing could build it elsewhere; the runs beside it can be named."""
+    net = nn.Sequential(kit.run("at", overrides=TINY, quiet=True).model())
+    images = kit.run("at", overrides=TINY, quiet=True).data().test.take(slice(0, 60))
+    threat = kit.Threat("linf", 0.1)
+    run = kit.adopt(net, data=images, threat=threat, name="own-code", quiet=True)
+    if not same_process:
+        monkeypatch.delitem(kit.MODELS, "own-code")
+    with pytest.raises(KitError, match=r"'own-code' is defined by code .* name the runs"):
+        archive.export_runs(tmp_path / "a.tar")
+    assert len(archive.export_runs(tmp_path / "a.tar", [two[0].name])) == 1
+    assert run.folder in run_folders()
+
+
+def test_own_images_that_are_not_what_their_name_says_stay_out(
+    on_own_images, tmp_path, monkeypatch
+):
+    (file,) = tmp_path.glob("data/own/*.npz")
+    arrays = files.load_arrays(file)
+    archive.export_runs(tmp_path / "one.tar")
+    with tarfile.open(tmp_path / "one.tar") as tar:
+        members = {m.name: tar.extractfile(m).read() for m in tar.getmembers()[1:]}
+    file.unlink()
+    files.save_arrays(file, arrays | {"y": arrays["y"][::-1].copy()})
+    with pytest.raises(KitError, match="holds other images than its name says"):
+        archive.export_runs(tmp_path / "two.tar")
+    tar_of(tmp_path / "foreign.tar", members | {f"own/{file.name}": file.read_bytes()})
+    file.unlink()
+    with pytest.raises(KitError, match=r"the images own:\w+ are not here"):
+        archive.export_runs(tmp_path / "two.tar")
+    monkeypatch.setenv("KIT_HOME", str(tmp_path / "other"))
+    with pytest.raises(KitError, match="holds other images than its name says"):
+        archive.import_runs(tmp_path / "foreign.tar")
+    assert not run_folders() and not list((tmp_path / "other").rglob("*.npz"))
 
 
 def tar_of(

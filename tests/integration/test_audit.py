@@ -433,8 +433,33 @@ def test_a_budget_leaves_out_the_costliest(tiny_run, monkeypatch, capsys):
     }
     assert (
         "over the budget" in report.missing["square"]
-        and "about 27 min 00 s for 10 images" in capsys.readouterr().out
+        and "at most about 27 min 00 s for 10 images" in capsys.readouterr().out
     )
+
+
+def test_what_is_stored_costs_nothing_of_a_budget(tiny_run, monkeypatch):
+    monkeypatch.setattr(robustness_audit, "seconds_of_a_pass", lambda *_: 1.0)
+    run = tiny_run("at")
+    evaluate(run, ["md"], n=7, quiet=True)
+    report = audit(run, n=7, budget=(1 + 5) * 7 / 60, quiet=True)
+    assert list(report.steps.index) == ["natural", "fgsm", "md", "worst case"]
+
+
+def test_a_large_network_is_timed_on_a_few_images(tiny_run, monkeypatch):
+    """Else the forecast would come after minutes."""
+    run, seen, seconds = tiny_run("at"), [], iter(range(0, 10_000, 5))
+    monkeypatch.setattr(robustness_audit.time, "monotonic", lambda: next(seconds))
+
+    def measure(model, images, *_):
+        seen.append(len(images))
+        return {name: np.full(len(images), 10) for name in ("forwards", "backwards")}
+
+    monkeypatch.setattr(robustness_audit, "measure_attack", measure)
+    split, threat = run.data().test.take(slice(0, 100)), run.plan.recipe.threat
+    second = robustness_audit.seconds_of_a_pass(run.model(), split, threat)
+    assert seen == [robustness_audit.FEW_IMAGES] and second == 5 / (30 * len(split.y[:8]))
+    monkeypatch.setattr(robustness_audit, "LONG_SECONDS", 1e9)
+    assert robustness_audit.seconds_of_a_pass(run.model(), split, threat) == 5 / (30 * 100)
 
 
 def test_rungs_that_the_table_lacks_are_skipped(tiny_run, quick, monkeypatch):
@@ -474,9 +499,13 @@ def test_bad_questions(tiny_run, quick):
 
 def test_command(tiny_run, quick, capsys, monkeypatch):
     run = tiny_run("at")
-    assert main(["audit", run.key, "--n", "20", "--device", "cpu"]) == 0
+    words = ["audit", run.key, "--n", "20", "--device", "cpu", "--budget", "1h"]
+    assert main(words) == 0
     out = capsys.readouterr().out
-    assert "about" in out and "worst case" in out and STRONGER in out
+    assert ("at most about" in out or "are stored" in out) and "worst case" in out
+    assert STRONGER in out
+    assert main(["audit", run.key, "--budget", "soon"]) == 2
+    assert "is no duration" in capsys.readouterr().err
     monkeypatch.setattr(
         robustness_audit, "follow_losses", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )

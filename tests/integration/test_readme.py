@@ -93,8 +93,8 @@ def test_an_architecture_of_ones_own(tiny_digits, monkeypatch):
 
 def test_commands_parse(capsys):
     commands = re.findall(
-        r"python -m kit ((?:reproduce|report|record|train|adopt|evaluate|list|audit|compare|tables|"
-        r"runs)[^`#\n]*)",
+        r"python -m kit ((?:reproduce|report|record|train|adopt|evaluate|list|audit|draw|compare|"
+        r"tables|runs)[^`#\n]*)",
         README,
     )
     assert len(commands) >= 5

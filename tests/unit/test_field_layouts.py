@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from kit.core.errors import KitError
@@ -49,6 +50,11 @@ LAYOUTS = {
     "TRADES, AWP: WRN": (lambda: wide(unused=True), lambda net: net, "wrn-10-2"),
     "MART: WRN of two blocks": (lambda: wide(count=2), nn.DataParallel, "wrn-16-2"),
     "RobustBench: WRN with mu and sigma": (wide, lambda net: Standardised(net, "mu", "sigma"), ""),
+    "torchvision's own, in DataParallel": (
+        lambda: torchvision.models.resnet18(num_classes=10),
+        lambda net: nn.DataParallel(Standardised(net, "mean", "std")),
+        "torchvision:resnet18",
+    ),
     "normalised outside": (
         mail_resnet,
         lambda net: nn.DataParallel(Standardised(net, "mean", "std")),
@@ -91,6 +97,8 @@ def test_what_does_not_fit_names_the_nearest_and_the_first_difference():
     ):
         choose_fit(saved, "wrn-10-2", SHAPE, 10)
     hundred = r"fc.weight is \(10, 512\) in the file and \(100, 512\) in resnet18"
+    with pytest.raises(KitError, match=r"Name its architecture: .* row of kit.MODELS"):
+        choose_fit(saved, "", SHAPE, 100)
     for architecture in ("", "resnet18"):
         with pytest.raises(KitError, match=hundred):
             choose_fit(saved, architecture, SHAPE, 100)

@@ -8,9 +8,14 @@ import time
 import weakref
 
 import pytest
+import torch
+from torch import nn
 
+from kit.attacks.table import ATTACKS
 from kit.core import progress
 from kit.core.progress import Progress, followed, silenced
+from kit.core.random_streams import Streams
+from kit.core.threat import Threat
 
 
 @pytest.fixture(params=["0", "1"])
@@ -61,6 +66,38 @@ def test_batches_are_named(live, capsys):
             if number == "b":
                 wait_for(capsys, "training  ")
                 wait_for(capsys, "batch 2 of 3")
+
+
+def test_parts_of_parts_are_named_behind_one_another():
+    """Only while they last, and where there is more than one."""
+    with Progress("training", 3) as line:
+        for part in followed("ab", "part"):
+            for _ in followed("c", "restart"):
+                for step in followed("def", "step"):
+                    if step == "e":
+                        break
+                    seen = line.line()
+            assert "restart" not in seen and "step 1 of 3" in seen
+            assert f"part {'ab'.index(part) + 1} of 2, step" in seen
+            assert "step" not in line.line() and "part" in line.line()
+        assert "part" not in line.line()
+
+
+@pytest.mark.parametrize(
+    "attack", ["pgd20", "cw-l2", "apgd-t", "fab-t", "fmn100", "square", "spsa100", "md"]
+)
+def test_a_long_attack_says_how_far_a_batch_is(attack):
+    """Its passes are counted in the line of the work that asked for it."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    x, threat = torch.rand(4, 1, 8, 8), Threat("linf", 1e-6)
+    row, seen = ATTACKS[attack], set()
+    few = {"steps": 3, "samples": 4, "queries": 60, "search_steps": 2, "change_point": 1}
+    row = row.but(**{name: value for name, value in few.items() if name in row.defaults})
+    with Progress("an attack", 1, quiet=False) as line, torch.no_grad():
+        net.register_forward_hook(lambda *_: seen.add(line.part()))
+        row(net, x, net(x).argmax(1), threat, Streams(torch.arange(4)))
+    assert {words for words in seen if " of " in words}, seen
+    assert line.part() == ""
 
 
 def test_nothing_is_said_of_what_is_quiet_or_brief(live, monkeypatch, capsys):
