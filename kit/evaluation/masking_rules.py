@@ -134,15 +134,13 @@ NO_IDS = np.zeros(0, dtype=np.int64)
 def light_beyond(count: int, n: int, tolerated: float) -> Light:
     """Judge whether `count` of `n` images exceed the share `tolerated`.
 
-    red: not by chance (exact binomial test); amber: perhaps.
+    red: not by chance (exact binomial test); amber: perhaps. Few images can be red alone.
     """
-    if n and count / n > tolerated:
-        return (
-            "red"
-            if binomtest(count, n, tolerated, alternative="greater").pvalue < SURE
-            else "amber"
-        )
-    return green_if_enough(n)
+    if not n or count / n <= tolerated:
+        return green_if_enough(n)
+    if binomtest(count, n, tolerated, alternative="greater").pvalue < SURE:
+        return "red"
+    return "amber" if n >= FEWEST else "not judged"
 
 
 def green_if_enough(n: int) -> Light:

@@ -402,7 +402,8 @@ class Study:
             counts = ", ".join(
                 f"{len(found)} {_LEARNED[reading]}" for reading, found in by_reading.items()
             )
-            lines += [f"The notebook checked {len(self.verdicts)} statements: {counts}.", ""]
+            n = len(self.verdicts)
+            lines += [f"The notebook checked {n} statement{'s' * (n > 1)}: {counts}.", ""]
             lines += [
                 f"* {_VERDICT_MARKS[reading]}: {claim}"
                 for reading, found in by_reading.items()
