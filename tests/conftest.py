@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from datetime import date
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.helpers.lab import chromium, jupyterlab
+from tests.helpers.measurements import FAULTS, describe_machine, faults_table, write_rows
 from tests.helpers.settings import ROOT, TINY, settings_words
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -88,24 +88,31 @@ def home(tmp_path_factory) -> Path:
         os.environ["KIT_HOME"] = before
 
 
-def pytest_terminal_summary(terminalreporter):
-    """What tests/faults tried and how it ended, as a Markdown table; where they were asked to try
-    more than usual.
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that keeps the table of faults."""
+    parser.addoption(
+        "--record-faults", action="store_true", help=f"write {FAULTS.name}, which README shows"
+    )
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    """Write what tests/faults tried and how it ended, where they were asked to try more than usual
+    or to keep it.
     """
     rows = [
-        row
+        {"fault": what, "times": times, "outcome": outcome}
         for report in terminalreporter.getreports("passed")
         for name, found in report.user_properties
         if name == "faults"
-        for row in found
+        for what, times, outcome in found
     ]
+    rows.sort(key=lambda row: row["fault"])
     if rows and {"KIT_FAULTS", "KIT_FUZZ", "KIT_SOAK"} & set(os.environ):
         terminalreporter.write_line(
-            f"\n| fault ({os.cpu_count()} cores, {date.today()}) | times | outcome |"
+            "\n" + faults_table({"machine": describe_machine(), "rows": rows})
         )
-        terminalreporter.write_line("|---|---:|---|")
-        for what, times, outcome in sorted(rows):
-            terminalreporter.write_line(f"| {what} | {times:,} | {outcome} |")
+    if rows and config.getoption("--record-faults"):
+        write_rows(FAULTS, rows)
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ class Plan:
     recipe: Recipe
     burn_in: int
 
-    @property
+    @cached_property
     def seed(self) -> int:
         """The seed of all that is random in it."""
         return self.spec.seed

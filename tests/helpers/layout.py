@@ -1,4 +1,4 @@
-"""README's made parts: the layout from the table of the floors, the minutes from the stopwatch's.
+"""README's made parts: the layout from the table of the floors, and all that was measured.
 
 python -m tests.helpers.layout            # writes them into README.md
 python -m tests.helpers.layout --check    # says whether README.md has them; writes nothing
@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 
 from kit.notebook.course import stopwatch_table
+from tests.benchmarks import bench
+from tests.helpers import measurements
 from tests.helpers.floors import FLOORS
 from tests.helpers.settings import ROOT
 
@@ -33,7 +35,13 @@ def layout_table() -> str:
 
 
 #: What stands between the markers of each name.
-PARTS: dict[str, Callable[[], str]] = {"layout": layout_table, "minutes": stopwatch_table}
+PARTS: dict[str, Callable[[], str]] = {
+    "layout": layout_table,
+    "minutes": stopwatch_table,
+    "speed": lambda: bench.markdown(measurements.read(measurements.SPEED)),
+    "key presses": lambda: measurements.latency_words(measurements.read(measurements.LATENCIES)),
+    "faults": lambda: measurements.faults_table(measurements.read(measurements.FAULTS)),
+}
 
 
 def enclose(name: str, text: str) -> str:

@@ -219,7 +219,7 @@ def test_own_images_stand_for_the_recipes(trained, pairs, on_own):
     direct = kit.evaluate(trained.model(), ["natural"], data=pairs, threat=OWN_THREAT, quiet=True)
     assert table.accuracy["natural"] == direct.accuracy["natural"]
     assert verify_run(on_own.folder) == [] and find_run(on_own.key).spec == on_own.spec
-    with pytest.raises(KitError, match="nothing is trained on them"):
+    with pytest.raises(KitError, match="No network can be trained on them"):
         kit.run("at", on_own.spec.recipe)
 
 

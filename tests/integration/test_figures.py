@@ -183,7 +183,7 @@ def test_an_adopted_network_is_drawn_beside_others_or_told_why_not(
         assert "from-elsewhere" in (tmp_path / f"{name}.json").read_text()
         if row.beside:
             assert [c.estimates for c in both.claims] == [c.estimates for c in alone.claims]
-            assert "FROM-ELSEWHERE" in (tmp_path / f"{name}.svg").read_text()
+            assert "from-elsewhere" in (tmp_path / f"{name}.svg").read_text()
     else:
         with pytest.raises(KitError) as caught:
             kit.draw(name, [*given, adopted], folder=tmp_path)

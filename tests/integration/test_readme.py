@@ -15,7 +15,6 @@ import torch
 import kit
 from kit.experiments.specification import RunSpec, resolve
 from kit.jobs.command_parser import make_parser
-from tests.benchmarks import bench
 from tests.helpers.settings import ROOT, TINY
 
 README = (ROOT / "README.md").read_text()
@@ -119,10 +118,6 @@ def test_links_and_gallery():
             and record["facts"]
             and record["caption"]
         )
-
-
-def test_the_table_of_speed_is_what_was_measured():
-    assert bench.markdown(json.loads((ROOT / "figures/speed.json").read_text())) in README
 
 
 def test_project_speaks_of_itself_alone():
