@@ -40,7 +40,9 @@ def read(path: Path) -> dict[str, Any]:
 def latency_words(record: dict[str, Any]) -> str:
     """README's sentence on how fast a widget answers a key, on one line."""
     machine = record["machine"]
-    medians = sorted((row["milliseconds"], row["widget"].replace("-", " ")) for row in record["rows"])
+    medians = sorted(
+        (row["milliseconds"], row["widget"].replace("-", " ")) for row in record["rows"]
+    )
     listed = ", ".join(f"{name} {time:.0f}" for time, name in medians)
     return (
         f"From a key press to the new picture in JupyterLab takes {medians[0][0]:.0f} to "
