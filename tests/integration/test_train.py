@@ -205,8 +205,7 @@ def test_every_method_trains(method, tiny_run):
     assert len(run.final["test_y"]) == len(run.data().test)
 
 
-#: Fewer and larger attack steps than the recipe has: every method in half the time.
-LEARN = {"epochs": 28, "milestones": [18, 22], "steps": 4, "step": 0.4}
+LEARN = {"epochs": 28, "milestones": [18, 22]}
 #: the -halves rows' turn from clean to attacked images is too sharp for the usual rate; perturbed
 #: from the first epoch on, as its code has it, at-awp keeps a small network on its plateau
 LEARN_TOO = {
