@@ -230,13 +230,19 @@ def check_own_file(path: Path) -> None:
         KitError: It is damaged, or holds other images.
     """
     if _name_images(*_read_kept(path)) != f"{OWN}{path.stem}":
-        raise KitError(f"{path} is damaged, or holds other images than its name says")
+        raise KitError(
+            f"{path} is damaged, or holds other images than its name says; copy it again from "
+            "where the network was adopted, or adopt the network again with the same data"
+        )
 
 
 def _read_kept(path: Path) -> tuple[Split, int]:
     arrays = load_arrays(path)
     if not {"x", "y", "ids", "num_classes"} <= arrays.keys():
-        raise KitError(f"{path} is no file of a user's images")
+        raise KitError(
+            f"{path} does not hold images that a network was adopted on: arrays x, y, ids and "
+            "num_classes were expected. Copy it again, or adopt the network again"
+        )
     x, y, ids = (torch.from_numpy(arrays[part]) for part in ("x", "y", "ids"))
     return Split(x, y, ids), int(arrays["num_classes"])
 
