@@ -211,6 +211,18 @@ def load_dataset(
     )
 
 
+def fetch_dataset(name: str, root: Path | None = None) -> None:
+    """Download a data set that is not here yet, and read its files once.
+
+    Names of other kinds, which are never downloaded, are left alone.
+
+    Raises:
+        KitError: It cannot be had, or its files are damaged.
+    """
+    if base_of(name) in EXPECTED:
+        _list_images(base_of(name), root or home() / "data")
+
+
 def _stratify(images: Images, rows: Tensor) -> Tensor:
     """The rows in their one order: every prefix is a stratified sample, whatever the run's seed."""
     return rows[stratified_order(images.y[rows], named_generator("order", len(rows)))]

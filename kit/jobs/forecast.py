@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 
 from kit.core.files import home, write_json
+from kit.core.progress import Progress
 from kit.data.splits import DataSet, Split
 from kit.experiments.devices import pick_device, threads_for
 from kit.experiments.runs import is_done, run_folder
@@ -43,6 +44,9 @@ TIMED_IMAGES = 256
 
 #: Such images of deep networks on a CPU, where more would take minutes.
 FEW_TIMED_IMAGES = 4
+
+#: Seconds after which a piece of work is not timed once more on a CPU.
+TIMING_SECONDS = 0.5
 
 
 def epochs_to_train(plans: Iterable[Plan]) -> list[tuple[Plan, int]]:
@@ -141,10 +145,13 @@ def _run_last_epoch(states: Sequence[TrainingState], data: DataSet) -> None:
 def _median_seconds(work: Callable[[], object], device: torch.device, short: bool) -> float:
     """How long `work` takes.
 
-    It is the median of five, warmed up; or, if it is not short and on a CPU, its only time.
+    It is the median of five, warmed up, or of as many as `TIMING_SECONDS` allow. What is not short
+    is timed once on a CPU, and twice elsewhere.
     """
-    found = []
+    found: list[float] = []
     for _ in range(6 if short else 1 + (device.type != "cpu")):
+        if sum(found) > TIMING_SECONDS and device.type == "cpu":
+            break
         started = time.monotonic()
         work()
         if device.type == "cuda":
@@ -199,10 +206,12 @@ def forecast_seconds(lists: Mapping[str, Sequence[Plan]], place: Place) -> dict[
         plan.key: n
         for plan, n in epochs_to_train(plan for plans in lists.values() for plan in plans)
     }
-    with _torch_threads(threads):
-        return {
-            title: _list_seconds(plans, epochs, clock, threads) for title, plans in lists.items()
-        }
+    found: dict[str, float] = {}
+    with _torch_threads(threads), Progress("timing steps", len(lists), brief=True) as progress:
+        for title, plans in lists.items():
+            progress.update(len(found), title)
+            found[title] = _list_seconds(plans, epochs, clock, threads)
+    return found
 
 
 def forecast_evaluations(

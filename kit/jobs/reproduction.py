@@ -8,10 +8,11 @@ whose stamp still fits is not run again.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from kit.core.errors import KitError
 from kit.core.progress import format_duration
+from kit.data.datasets import fetch_dataset
 from kit.experiments.specification import Plan
 from kit.jobs.batch_tasks import (
     evaluation_tasks,
@@ -108,6 +109,9 @@ def reproduce(
 
     Returns:
         0, or 1 if any task failed.
+
+    Raises:
+        KitError: A data set of a notebook that is due cannot be had here; nothing was started.
     """
     started = time.monotonic()
     needs = untrained_runs(jobs)
@@ -116,6 +120,8 @@ def reproduce(
     lists = group_trainings(needs.values(), place)
     groups = group_evaluations(ordered, lists)
     attacks = f", {sum(map(len, groups.values()))} to evaluate" if groups else ""
+    if engine is run_locally:
+        _fetch_data(due)
     print(
         f"{len(needed_runs(jobs))} runs, {sum(map(len, lists.values()))} to train{attacks}; "
         f"{len(jobs)} notebooks, {len(due)} to run; {place.words}",
@@ -129,3 +135,9 @@ def reproduce(
     print_summary(jobs, news.seconds, news.failures, time.monotonic() - started)
     print(describe_reports(job.folder for job in jobs), flush=True)
     return 1 if news.failures else 0
+
+
+def _fetch_data(jobs: Iterable[NotebookJob]) -> None:
+    """Have the data of notebooks here before the first task asks for them."""
+    for name in sorted({plan.recipe.data for job in jobs for plan in job.values.plans}):
+        fetch_dataset(name)

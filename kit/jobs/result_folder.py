@@ -210,11 +210,14 @@ def _unfinished_notebooks(folder: Path, stamped: set[Path]) -> Iterator[str]:
     for path in sorted(begun):
         if path.with_suffix(".json") not in stamped:
             left.setdefault(path.stem, []).append(path.parent.relative_to(folder).as_posix())
-    for name, places in left.items():
-        where = "" if places == ["."] else f" in {', '.join(places)}"
+    names = [
+        name if places == ["."] else f"{name} (in {', '.join(places)})"
+        for name, places in left.items()
+    ]
+    if names:
         yield (
-            f"{name} was begun and did not end{where}; what it drew may be missing. Go on with: "
-            f"python -m kit reproduce --only {name}"
+            f"these notebooks were begun and did not end: {', '.join(names)}. What they drew may "
+            "be missing. Repeat the command that ran them, and it goes on from there"
         )
 
 

@@ -105,11 +105,19 @@ def run_many(
                 for failed in run_in_threads(_train_or_split, jobs, min(threads, len(jobs))):
                     failures |= failed
     if failures:
-        words = "; ".join(f"{name}: {error}" for name, error in failures.items())
         raise KitError(
-            f"{len(failures)} of {len(plans)} runs could not be trained; the others are. {words}"
+            f"{len(failures)} of {len(plans)} runs could not be trained"
+            f"{'' if len(failures) == len(plans) else '; the others are'}. {_by_cause(failures)}"
         )
     return [run_of(plan) for plan in asked]
+
+
+def _by_cause(failures: Mapping[str, str]) -> str:
+    """Say what is wrong with which runs: each cause once."""
+    causes: dict[str, list[str]] = {}
+    for name, error in failures.items():
+        causes.setdefault(error, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {error}" for error, names in causes.items())
 
 
 def _train_or_split(

@@ -13,9 +13,11 @@ import time
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
+import torchvision.datasets
 
 from kit.core import environment, files
 from kit.core.environment import changed_environment
@@ -277,6 +279,21 @@ def test_output_is_as_it_was_after_a_command(monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream)
     assert command_line.main(["list", "weights"]) == 0
     assert stream.errors == "strict"
+
+
+def test_data_that_cannot_be_had_are_refused_once(fresh_home, monkeypatch, capsys):
+    """A batch whose data set is neither here nor to be downloaded starts nothing."""
+
+    def unreachable(*args, **kwargs):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", unreachable)
+    asked = ["reproduce", "--recipe", "mnist", "--only", "02", "03", "--seeds", "0", "1"]
+    assert command_line.main(asked) == 2
+    said = capsys.readouterr()
+    assert said.err.count("MNIST could not be read from or downloaded") == 1
+    assert "Check the network" in said.err and not said.out
+    assert not list(fresh_home.rglob("run.json")) and not list(fresh_home.rglob("*.ipynb"))
 
 
 @pytest.mark.parametrize("name", ["folder:", "folder::paper", "digits+npz:"])

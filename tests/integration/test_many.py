@@ -289,8 +289,9 @@ def test_out_of_memory_halves_the_company(fresh_home, monkeypatch, capsys):
         KitError, match="batch_size=20 does not fit into the device's memory; lower it"
     ):
         kit.run("at", seed=9, overrides=TINY, quiet=True)
-    with pytest.raises(KitError, match="2 of 2 runs could not be trained"):
+    with pytest.raises(KitError, match=r"2 of 2 runs could not be trained\. at .*seed 11") as told:
         run_many([RunSpec("at", seed=seed, overrides=TINY) for seed in (10, 11)], quiet=True)
+    assert str(told.value).count("does not fit into the device's memory") == 1  # each cause once
 
 
 def test_two_threads_train_what_one_does(tmp_path, monkeypatch):

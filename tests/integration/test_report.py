@@ -301,11 +301,15 @@ def test_a_notebook_that_did_not_end_is_named(folder):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("{}")
     (folder / "02_confused_labels.ipynb").write_text("{}")
-    problems = read_folder(folder).problems
-    assert (
-        len(problems) == 1
-        and "09_same_margin was begun and did not end in seed-0, seed-1" in problems[0]
-    )
+    (problem,) = read_folder(folder).problems
+    assert "begun and did not end: 09_same_margin (in seed-0, seed-1). What they drew" in problem
+
+
+def test_many_notebooks_that_did_not_end_are_one_sentence(folder):
+    for name in ("09_same_margin", "10_learning_curves"):
+        (folder / f"{name}.partial.ipynb").write_text("{}")
+    (problem,) = read_folder(folder).problems
+    assert "did not end: 09_same_margin, 10_learning_curves. What" in problem
 
 
 def test_no_results_are_one_sentence(tmp_path):
