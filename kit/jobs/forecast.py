@@ -42,8 +42,9 @@ from kit.training.runner import STACKED_NETWORKS
 #: Images that a timed epoch has in each split.
 TIMED_IMAGES = 256
 
-#: Such images of deep networks on a CPU, where more would take minutes.
-FEW_TIMED_IMAGES = 4
+#: The least such images of deep networks on a CPU, where many would take minutes, and operations
+#: that take about a second there: with fewer, setting up would be most of what is timed.
+FEW_TIMED_IMAGES, TIMED_OPERATIONS = 4, 5e10
 
 #: Seconds after which a piece of work is not timed once more on a CPU.
 TIMING_SECONDS = 0.5
@@ -87,9 +88,7 @@ def measure_cost(plans: Sequence[Plan], device: torch.device) -> TrainingCost:
     """
     recipe = plans[0].recipe
     small = recipe.model in SMALL
-    host, sizes = sample_data(
-        plans[0], TIMED_IMAGES if small or device.type != "cpu" else FEW_TIMED_IMAGES
-    )
+    host, sizes = sample_data(plans[0], _timed_images(plans[0], device))
     data = host.to(device)
     home().mkdir(parents=True, exist_ok=True)
     with (
@@ -112,6 +111,15 @@ def measure_cost(plans: Sequence[Plan], device: torch.device) -> TrainingCost:
         for n in (tuple(map(len, (data.train, data.validation, data.test))), sizes)
     )
     return TrainingCost(there + max(0.0, whole - here), observing * (sizes.train + sizes.test))
+
+
+def _timed_images(plan: Plan, device: torch.device) -> int:
+    """How many images a run is timed with."""
+    if plan.recipe.model in SMALL or device.type != "cpu":
+        return TIMED_IMAGES
+    _, sizes = sample_data(plan, 1)
+    for_each = count_flops(plan).final / (sizes.train + sizes.test)
+    return int(min(TIMED_IMAGES, max(FEW_TIMED_IMAGES, TIMED_OPERATIONS // for_each)))
 
 
 def _state_before_last(
