@@ -40,7 +40,10 @@ def torchvision_loader(
             labels = np.asarray(split.targets if hasattr(split, "targets") else split.labels)
             images = np.asarray(split.data)
             parts.append((images.transpose(0, 2, 3, 1) if kind == "SVHN" else images, labels))
-            classes = tuple(map(str, getattr(split, "classes", range(10))))
+            # MNIST's names are "0 - zero" and so on: the digit says it, and fits below a picture.
+            classes = tuple(
+                str(name).partition(" - ")[0] for name in getattr(split, "classes", range(10))
+            )
         return parts[0], parts[1], classes
 
     return load

@@ -287,6 +287,7 @@ def test_real_mnist():
         pytest.skip("real MNIST is not in data/MNIST/raw of the checkout")
     whole = load_dataset("mnist", validation=1000)
     assert (len(whole.train), len(whole.validation), len(whole.test)) == (59_000, 1000, 10_000)
+    assert whole.classes == tuple("0123456789")
     labels = torch.cat([whole.train.y, whole.validation.y])
     assert labels.bincount().tolist() == [
         5923,
