@@ -23,6 +23,18 @@ from kit.training.step import Batch, attack_batch
 
 BATCH = 64
 
+#: Of the drawing, in inches, and how much wider than the right half of it the left one is.
+WIDTH, SHARES = 7.6, (1.75, 1)
+
+#: In points: of the words above and below an image where there is room for them.
+WORDS_SIZE = 7.5
+
+#: The width of a letter in units of its size, on average; a wide word of few letters has this.
+LETTER_WIDTH = 0.6
+
+#: What stands above an image of the class that CSA protects.
+PROTECTED = "protected"
+
 
 def compute_training_stages(runs: Mapping[str, Run], *, count: int = 6) -> FigureData:
     """One mini-batch of the CSA run through its stages, and the CSE run's fuzziness by layer.
@@ -114,8 +126,8 @@ def _choose_telling_images(
 
 def draw_training_stages(data: FigureData) -> Drawing:
     """Draw the stages, the cost matrix, and fuzziness before and after training."""
-    drawing = Drawing(7.6, 4.0)
-    [[left, right]] = drawing.subfigures(1, 2, squeeze=False, width_ratios=(1.75, 1))
+    drawing = Drawing(WIDTH, 4.0)
+    [[left, right]] = drawing.subfigures(1, 2, squeeze=False, width_ratios=SHARES)
     _draw_stages(left, data.extras)
     top, bottom = right.subplots(2, 1, height_ratios=(1.35, 1))
     _draw_cost_matrix(top, data.extras["classes"], data.extras["protected"], data.facts["cost"])
@@ -123,9 +135,23 @@ def draw_training_stages(data: FigureData) -> Drawing:
     return drawing
 
 
+def fit_class_names(classes: Sequence[str], count: int) -> tuple[str, float]:
+    """Find how names of classes stand by `count` images so that neighbours do not meet.
+
+    Returns:
+        What stands between "as" and a name, a space or a line's end, and the size in points.
+    """
+    room = 0.9 * 72 * WIDTH * SHARES[0] / sum(SHARES) / count  # the rest is for the axis' name
+    longest = max(len(str(name)) for name in classes)
+    widest = max(longest, len(PROTECTED))
+    between = " " if LETTER_WIDTH * WORDS_SIZE * (len("as ") + longest) <= room else "\n"
+    return between, min(WORDS_SIZE, room / (LETTER_WIDTH * widest))
+
+
 def _draw_stages(figure: SubFigure, extras: dict) -> None:
     """Draw the images clean and attacked, with the class that the network says, and the losses."""
     count = len(extras["y"])
+    _, size = fit_class_names(extras["classes"], count)
     grid = figure.add_gridspec(3, count, height_ratios=(1, 1, 1.25))
     for line, name in enumerate(extras["images"]):
         for place in range(count):
@@ -135,9 +161,9 @@ def _draw_stages(figure: SubFigure, extras: dict) -> None:
                 axes.set_ylabel(name, fontsize=8.5, fontweight="bold")
             if line == 0:
                 y = int(extras["y"][place])
-                own = "\nprotected" if y == extras["protected"] else ""
+                own = f"\n{PROTECTED}" if y == extras["protected"] else ""
                 axes.set_title(
-                    f"{extras['classes'][y]}{own}", fontsize=7.5, fontweight="normal", loc="center"
+                    f"{extras['classes'][y]}{own}", fontsize=size, fontweight="normal", loc="center"
                 )
     _draw_loss_bars(figure.add_subplot(grid[2, :]), extras["losses"])
 
@@ -147,9 +173,10 @@ def _draw_stage_image(axes: Axes, extras: dict, name: str, place: int) -> None:
     axes.imshow(np.clip(image, 0, 1), cmap="gray_r", vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[])
     said = extras["said"][name][place]
+    between, size = fit_class_names(extras["classes"], len(extras["y"]))
     axes.set_xlabel(
-        f"as {extras['classes'][said]}",
-        fontsize=7.5,
+        f"as{between}{extras['classes'][said]}",
+        fontsize=size,
         color=s.BLACK if said == extras["y"][place] else s.VERMILLION,
         labelpad=2,
     )

@@ -311,18 +311,36 @@ def glossary_table() -> Markdown:
 # --------------------------------------------------------------------------------------------- time
 
 
+#: In the table of times: the notebook draws no figure, and shows no table of results and no widget.
+NO_PICTURE = "none"
+
+#: In the table of times: the row of what a fresh kernel imports before any notebook begins.
+IMPORTS = "imports"
+
+
 @dataclass(frozen=True)
 class Timing:
-    """How long a notebook took: its own seconds, and those of its trainings, each on one core."""
+    """How long a notebook took: its own seconds, and those of its trainings, each on one core.
+
+    `first_picture` says in seconds when its first picture or widget was there, its runs being
+    trained: NO_PICTURE if it has none, "" if that was not timed.
+    """
 
     notebook: float
     training: float
     where: str
+    first_picture: str = ""
 
     @property
     def from_nothing(self) -> float:
         """Seconds from nothing on two cores, computed: half of the trainings runs on each."""
         return self.notebook + self.training / 2
+
+    def describe_first_picture(self) -> str:
+        """Say when the first picture was there, in a few words."""
+        if self.first_picture in ("", NO_PICTURE):
+            return "no picture" if self.first_picture else "not timed yet"
+        return format_duration(float(self.first_picture))
 
     def describe(self) -> str:
         """Say it in words, for trained runs and from nothing on two cores."""
@@ -353,11 +371,16 @@ def printed_time(name: str) -> Timing | None:
     """Read what the committed table of times says of a notebook on digits; None if nothing."""
     if not MINUTES.exists():
         return None
-    table = pd.read_csv(MINUTES).set_index("notebook")
+    table = pd.read_csv(MINUTES, dtype=str, keep_default_na=False).set_index("notebook")
     if name not in table.index:
         return None
     row = table.loc[name]
-    return Timing(float(row["seconds"]), float(row["training_seconds"]), str(row["measured"]))
+    return Timing(
+        float(row["seconds"]),
+        float(row["training_seconds"]),
+        row["measured"],
+        row.get("first_picture_seconds", ""),
+    )
 
 
 def describe_time(name: str) -> str:
@@ -383,17 +406,28 @@ def widget_lessons() -> list[str]:
 def stopwatch_table() -> str:
     """Tabulate how long every notebook takes, from the committed table of times."""
     lines = [
-        "| notebook | runs | with its runs | from nothing, two cores (computed) | measured |",
-        "|---|---:|---:|---:|---|",
+        "| notebook | runs | first picture, with its runs | whole, with its runs | from nothing, "
+        "two cores (computed) | measured |",
+        "|---|---:|---:|---:|---:|---|",
     ]
     for name in (*LESSONS, *widget_lessons()):
         timing = printed_time(name)
-        cells = "not timed yet | | |"
+        cells = "not timed yet | | | |"
         if timing:
             ready, whole = format_duration(timing.notebook), format_duration(timing.from_nothing)
-            cells = f"{ready} | {whole} | {timing.where} |"
+            first = timing.describe_first_picture()
+            cells = f"{first} | {ready} | {whole} | {timing.where} |"
         lines.append(f"| [{name}](notebooks/{name}.ipynb) | {count_runs(name)} | {cells}")
-    return "\n".join(lines)
+    imports = printed_time(IMPORTS)
+    took = f": {imports.notebook:.1f} s ({imports.where})" if imports else ", not timed yet"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "A picture is a figure, a table of results or a widget. All times begin behind the "
+            f"imports of PyTorch and the kit. A fresh kernel needs them once{took}.",
+        ]
+    )
 
 
 # ---------------------------------------------------------------------------------------------- map

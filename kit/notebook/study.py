@@ -13,9 +13,11 @@ from __future__ import annotations
 import ast
 import contextlib
 import html
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +33,7 @@ from kit.data.own_images import is_own
 from kit.evaluation.accuracy import evaluate
 from kit.evaluation.result_tables import ResultTable, result_table
 from kit.experiments.devices import pick_device
-from kit.experiments.provenance import git_commit, versions
+from kit.experiments.provenance import git_commit, machine_load, versions
 from kit.experiments.recipes import RECIPE_FIELDS
 from kit.experiments.runs import Run, is_done, run_folder
 from kit.experiments.specification import Plan, RunSpec
@@ -143,6 +145,10 @@ class Study:
     #: The seconds that the training of each run took, by its key, of all that were drawn.
     trained: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
+    #: The seconds from `started` to the first figure, table of results or widget.
+    first_picture: float | None = None
+    #: Of the machine when the notebook began.
+    load: float | None = field(default_factory=machine_load)
 
     @property
     def folder(self) -> Path:
@@ -300,11 +306,17 @@ class Study:
 
     def _keep(self, drawing: Made) -> Made:
         """Remember what was made, and name its pictures to whoever waits for this notebook."""
+        self._note_picture()
         self.drawings.append(drawing)
         if notebook_stamp():
             pictures = [path for path in drawing.files if path.suffix == ".png"]
             note_pictures(journal_path(self.folder, self.notebook), pictures)
         return drawing
+
+    def _note_picture(self) -> None:
+        """Take down when the first picture was there."""
+        if self.first_picture is None:
+            self.first_picture = time.monotonic() - self.started
 
     def _count_training(self, runs: Iterable[Run]) -> None:
         self.trained |= {run.key: run.done["seconds"] for run in runs if not run.is_adopted}
@@ -325,6 +337,7 @@ class Study:
                 seconds=0.0,
             )
             self._keep(panel.figure)
+        self._note_picture()
         return panel
 
     def table(self, title: str, name: str) -> ResultTable:
@@ -415,6 +428,8 @@ class Study:
     def finish(self) -> None:
         """Write the stamp by which a batch run knows that the notebook came to its end."""
         self._count_training(self.opened.values())
+        loads = [load for load in (self.load, machine_load()) if load is not None]
+        first = self.first_picture
         write_json(
             self.folder / f"{self.notebook}.json",
             plain(
@@ -433,6 +448,10 @@ class Study:
                     ],
                     "seconds": round(time.monotonic() - self.started, 1),
                     "training_seconds": round(sum(self.trained.values()), 1),
+                    "first_picture_seconds": None if first is None else round(first, 1),
+                    "ended": f"{datetime.now(UTC):%Y-%m-%d}",
+                    "cores": os.cpu_count(),
+                    "load": round(max(loads), 2) if loads else None,
                 }
             ),
         )

@@ -40,6 +40,9 @@ GROUP_STYLES = (
     ("several_labels_share", "several", s.VERMILLION, "^"),
 )
 
+#: Weights over their mean that agree to so many places are the same weight.
+ROUNDED = 9
+
 WEIGHT_TICKS = (0, 0.1, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # in units of the mean
 
 
@@ -59,6 +62,7 @@ class TwoWeights:
     shares: dict[str, np.ndarray]  # (K,) of the weight, by class
     weight_top: float  # where the axes of the weights end
     class_top: float  # where the axis of the shares ends
+    different: dict[str, int]  # how many different weights there are
 
     @property
     def frame(self) -> tuple[float, float]:
@@ -87,6 +91,7 @@ def weigh_twice(probe: Probe, values: Mapping[str, Any]) -> TwoWeights:
         shares=shares,
         weight_top=round_up(1.04 * max(w.max() for w in relative.values())),
         class_top=round_up(1.04 * float(np.max(np.nan_to_num(list(shares.values()))))),
+        different={side: len(np.unique(w.round(ROUNDED))) for side, w in relative.items()},
     )
 
 
@@ -124,7 +129,18 @@ def describe_two_weights(facts: TwoWeights, run: Run, epochs: int) -> str:
         f"weighed by {names['a']} and {names['b']}: {agreement}. Effective sample size "
         f"{effective['a']:.1f} and {effective['b']:.1f}; on images right under attack "
         f"{robust['a']:.0%} and {robust['b']:.0%} of the weight; most on class {most['a']} and "
-        f"{most['b']}."
+        f"{most['b']}.{_describe_columns(facts, names)}"
+    )
+
+
+def _describe_columns(facts: TwoWeights, names: Mapping[str, str]) -> str:
+    """Say which methods give a few weights only, each to many images; "" where none does."""
+    n = len(facts.relative["a"])
+    few = {names[side]: facts.different[side] for side in SIDES}
+    return "".join(
+        f" {name} gives {count} different weights only." if count > 1 else f" {name} gives one."
+        for name, count in few.items()
+        if 4 * count <= n
     )
 
 

@@ -1,7 +1,7 @@
 """What ipywidgets lack.
 
 A picture that takes mouse and arrow keys, a panel that keeps its keys and knows its width, and a
-thumbnail under the pointer.
+thumbnail beside the pointer or a dot that keys chose.
 """
 
 from __future__ import annotations
@@ -114,52 +114,105 @@ class WidthWatch(anywidget.AnyWidget):
 
 
 class Lens(anywidget.AnyWidget):
-    """A thumbnail beside the pointer while it is over the picture of the panel around it.
+    """A line that steps through the dots that are images, and the thumbnail of one of them.
 
-    `pointed` is where the pointer is, in shares of the picture from its lower left. `source` and
-    `words` are what to show there; without words nothing is shown.
+    The thumbnail stands beside the pointer while it is over the picture of the panel around it, and
+    beside a dot while the line has the focus. `pointed` is where the pointer is, in shares of the
+    picture from its lower left. `stepped` is the sum of the arrow keys pressed on the line so far,
+    in images. `source` and `words` are what to show; without words nothing is shown. `dot` is the
+    place of the dot that the keys chose, in the same shares, and [] for the pointer's; it is image
+    `number` of `count`.
     """
 
     _esm = """
+    const KEYS = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 };
     export default {
       render({ model, el }) {
-        const box = document.createElement("figure"), image = document.createElement("img");
-        const words = document.createElement("figcaption");
-        box.className = "kit-thumbnail"; box.hidden = true;
+        const make = (kind, name) => {
+          const made = document.createElement(kind);
+          made.className = name;
+          return made;
+        };
+        const box = make("figure", "kit-thumbnail"), image = document.createElement("img");
+        const words = document.createElement("figcaption"), ring = make("div", "kit-ring");
+        box.hidden = ring.hidden = true;
         box.setAttribute("role", "tooltip");
         box.append(image, words);
-        let over = false;
-        const show = () => {
-          image.src = model.get("source"); image.alt = words.textContent = model.get("words");
-          box.hidden = !over || !model.get("words");
+        const line = make("div", "kit-step");
+        line.tabIndex = 0;
+        line.setAttribute("role", "spinbutton");   // a screen reader says its value
+        line.setAttribute("aria-label", "image of a dot");
+        line.setAttribute("aria-valuemin", 1);
+        el.appendChild(line);
+        let over = false, panel = null, pointer = [0, 0];
+        // (x, y) in shares of the picture -> pixels of the panel, from its upper left
+        const place = (x, y) => {
+          const here = panel.querySelector("img").getBoundingClientRect();
+          const frame = panel.getBoundingClientRect();
+          return [here.left + x * here.width - frame.left,
+            here.top + (1 - y) * here.height - frame.top];
         };
+        // towards the middle, so that it never leaves the panel
+        const put = (x, y) => {
+          const gap = 14, [across, down] = place(x, y);
+          box.style.cssText = (x < 0.5 ? `left: ${across + gap}px;`
+            : `right: ${panel.clientWidth - across + gap}px;`) + (y > 0.5 ? `top: ${down + gap}px`
+            : `bottom: ${panel.clientHeight - down + gap}px`);
+        };
+        const show = () => {
+          const dot = model.get("dot"), said = model.get("words"), chosen = dot.length > 0;
+          const number = model.get("number"), focused = document.activeElement === line;
+          image.src = model.get("source"); image.alt = words.textContent = said;
+          line.textContent = "Images, dot by dot: press ← or →, with Shift for ten"
+            + (number ? ` (${number} of ${model.get("count")})` : "");
+          line.setAttribute("aria-valuemax", model.get("count") || 1);
+          line.setAttribute("aria-valuenow", number || 1);
+          line.setAttribute("aria-valuetext", chosen && said ? said : "none yet");
+          box.hidden = !panel || !said || !(chosen ? focused : over);
+          ring.hidden = box.hidden || !chosen;
+          if (!box.hidden) put(...(chosen ? dot : pointer));
+          if (ring.hidden) return;
+          const [across, down] = place(...dot);
+          ring.style.cssText = `left: ${across}px; top: ${down}px`;
+        };
+        line.addEventListener("keydown", event => {
+          const step = KEYS[event.key];
+          if (!step) return;
+          event.preventDefault(); event.stopPropagation();
+          // a sum: none is lost on the way
+          model.set("stepped", model.get("stepped") + step * (event.shiftKey ? 10 : 1));
+          model.save_changes();
+        });
+        line.addEventListener("focus", show);
+        line.addEventListener("blur", show);
         const watch = tries => {
-          const panel = el.closest(".kit-panel");
+          panel = el.closest(".kit-panel");
           if (!panel) { if (tries) setTimeout(watch, 100, tries - 1); return; }  // not yet there
-          panel.appendChild(box);
+          panel.append(ring, box);
           panel.addEventListener("pointermove", event => {
+            // a picture that moves under a still pointer is not pointed at
+            if (model.get("dot").length && !event.movementX && !event.movementY) return;
             over = event.target.matches("img") && !event.buttons && !box.contains(event.target);
-            if (!over) { box.hidden = true; return; }
+            if (!over) { show(); return; }
             const here = event.target.getBoundingClientRect();
-            const frame = panel.getBoundingClientRect();
-            const x = (event.clientX - here.left) / here.width;
-            const y = 1 - (event.clientY - here.top) / here.height;
-            // towards the middle, so that it never leaves the panel
-            const gap = 14, across = event.clientX - frame.left, down = event.clientY - frame.top;
-            box.style.cssText = (x < 0.5 ? `left: ${across + gap}px;`
-              : `right: ${frame.width - across + gap}px;`) + (y > 0.5 ? `top: ${down + gap}px`
-              : `bottom: ${frame.height - down + gap}px`);
-            model.set("pointed", [x, y]);
+            pointer = [(event.clientX - here.left) / here.width,
+              1 - (event.clientY - here.top) / here.height];
+            show();
+            model.set("pointed", pointer);
             model.save_changes();   // one message is under way at a time: a newer one replaces it
           });
-          panel.addEventListener("pointerleave", () => { over = false; box.hidden = true; });
+          panel.addEventListener("pointerleave", () => { over = false; show(); });
         };
-        model.on("change:words", show);
-        model.on("change:source", show);
+        for (const name of ["words", "source", "dot", "number"]) model.on(`change:${name}`, show);
+        show();
         watch(100);
       }
     };
     """
     pointed = traitlets.List([0.0, 0.0]).tag(sync=True)
+    stepped = traitlets.Int(0).tag(sync=True)
     source = traitlets.Unicode("").tag(sync=True)
     words = traitlets.Unicode("").tag(sync=True)
+    dot: traitlets.List = traitlets.List([]).tag(sync=True)
+    number = traitlets.Int(0).tag(sync=True)
+    count = traitlets.Int(0).tag(sync=True)

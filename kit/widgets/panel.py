@@ -46,7 +46,7 @@ from kit.figures.base import Drawing
 from kit.figures.style import styled
 from kit.widgets.controls import Action, Control
 from kit.widgets.stacked_picture import Span, find_columns, stack_columns
-from kit.widgets.thumbnails import Dots, Thumbnail, Thumbnails, find_nearest
+from kit.widgets.thumbnails import Dots, Stop, Thumbnail, Thumbnails, find_nearest, order_images
 
 SCREEN_DPI = 100
 
@@ -337,6 +337,20 @@ class Panel:
             pixel = (x * self.figure.bbox.width, y * self.figure.bbox.height)
             found = find_nearest(self.image_dots(), pixel)
             return self.thumbnails.show(*found) if found else None
+
+    def find_stop(self, number: int) -> Stop:
+        """The image of a number from 1, from left to right; the nearest one where there is none.
+
+        Raises:
+            KitError: the run's images are not there, or have changed.
+        """
+        with self._lock:
+            images = order_images(self.image_dots())
+            number = min(max(number, 1), len(images))
+            dots, row = images[number - 1]
+            x, y = dots.axes.transData.transform(dots.places[row]) / self.figure.bbox.size
+            shown = self.thumbnails.show(dots, row)
+            return Stop(number, len(images), (float(x), float(y)), shown)
 
     @cached_property
     def thumbnails(self) -> Thumbnails:

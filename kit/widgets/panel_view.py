@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from kit.core.errors import KitError
 from kit.widgets.controls import Action, Choice, Control, Number, Text, Toggle
 from kit.widgets.keys import KeyGuard, Lens, Pad, WidthWatch
-from kit.widgets.stacked_picture import Span, group_columns, place_in_whole
-from kit.widgets.thumbnails import Dots, Thumbnail
+from kit.widgets.stacked_picture import Span, group_columns, place_in_stack, place_in_whole
+from kit.widgets.thumbnails import Dots, Stop, Thumbnail
 
 # On a dark page the picture's lightness is turned round and its hues are kept, so that it is no
 # white slab there.
@@ -35,13 +35,23 @@ STYLE = """<style>
   color: var(--jp-ui-font-color1, inherit); font-size: 12px; line-height: 1.3;
 }
 .kit-thumbnail img { filter: none !important; }
+.kit-ring {
+  position: absolute; z-index: 1; box-sizing: border-box; width: 18px; height: 18px;
+  margin: -9px; border-radius: 50%; border: 2px solid black; outline: 2px solid white;
+  pointer-events: none;
+}
+.kit-step {
+  display: inline-block; margin: 2px 4px; padding: 0 4px; cursor: default;
+  color: var(--jp-ui-font-color1, inherit);
+}
+.kit-step:focus { outline: 2px solid var(--jp-brand-color1, #0072B2); }
 /* Jupyter marks what has lost its kernel: a control there would do nothing. */
 .kit-panel.jupyter-widgets-disconnected::before {
   content: "The kernel was restarted. Run this cell again to use its controls.";
   display: block; margin: 4px; color: #B34700;
   font: 600 14px/1.35 var(--jp-ui-font-family, sans-serif);
 }
-.kit-panel.jupyter-widgets-disconnected .kit-controls { display: none; }
+.kit-panel.jupyter-widgets-disconnected :is(.kit-controls, .kit-step) { display: none; }
 .kit-panel .jupyter-widgets-disconnected::before { content: none; }
 [data-jp-theme-light="false"] .kit-panel:not(.kit-photo) img {
   filter: invert(0.93) hue-rotate(180deg);
@@ -111,6 +121,9 @@ class ShownPanel(Protocol):
     def find_thumbnail(self, x: float, y: float) -> Thumbnail | None:
         """The image behind the dot at a place of the picture."""
 
+    def find_stop(self, number: int) -> Stop:
+        """The image of a number, from left to right."""
+
     def png(self, stacked: Sequence[Span] = ()) -> bytes:
         """The picture as it stands, spans of it one below the other."""
 
@@ -134,6 +147,7 @@ class PanelView:
         self.stacked: list[Span] = []  # as the picture is shown
         self.lens = Lens()
         self.lens.observe(self._on_hover, "pointed")
+        self.lens.observe(self._on_step, "stepped")
         if panel.pointed_at:
             self.picture = Pad(panel.title)
             self.picture.observe(self._on_mouse, "pointed")
@@ -146,10 +160,10 @@ class PanelView:
                 self.rows,
                 self.alarm,
                 self.picture,
+                *([self.lens] if panel.image_dots() else []),
                 self.words,
                 KeyGuard(),
                 self.watch,
-                *([self.lens] if panel.image_dots() else []),
             ]
         )
         for name in ("kit-panel", f"kit-{panel.name}", *(("kit-photo",) if panel.photo else ())):
@@ -216,7 +230,7 @@ class PanelView:
         else:
             self.picture.value = f'<img decoding="sync" alt="{sentence}" src="{source}">'
         self.words.value = f'<p class="kit-sentence" aria-live="polite">{sentence}</p>'
-        self.lens.words = ""  # the dot under the pointer may have moved
+        self.lens.words = ""  # the dot that it belongs to may have moved
         for note in (self.alarm, *self.notes.values()):
             note.value = ""
         self.quiet = True
@@ -288,8 +302,23 @@ class PanelView:
 
         def show_image() -> None:
             found = self.panel.find_thumbnail(*place_in_whole(across, up, self.stacked))
-            self.lens.source = found.source if found else ""
-            self.lens.words = found.words if found else ""
+            with self.lens.hold_sync():
+                self.lens.dot = []
+                self.lens.source = found.source if found else ""
+                self.lens.words = found.words if found else ""
+
+        self.attempt(show_image)
+
+    def _on_step(self, change: dict) -> None:
+        """Show the image as many dots further as arrow keys were pressed, beside its dot."""
+
+        def show_image() -> None:
+            found = self.panel.find_stop(self.lens.number + change["new"] - change["old"])
+            with self.lens.hold_sync():
+                self.lens.number, self.lens.count = found.number, found.count
+                self.lens.dot = list(place_in_stack(*found.place, self.stacked))
+                self.lens.source = found.thumbnail.source
+                self.lens.words = found.thumbnail.words
 
         self.attempt(show_image)
 

@@ -54,6 +54,16 @@ def stack_columns(pixels: np.ndarray, groups: Sequence[Span]) -> np.ndarray:
     return stacked
 
 
+def place_in_stack(x: float, y: float, groups: Sequence[Span]) -> tuple[float, float]:
+    """Find where a place of the whole picture lies in the stacked one; both in shares.
+
+    It is the way back from `place_in_whole`.
+    """
+    pixel, widest = x * groups[-1][1], max(right - left for left, right in groups)
+    row = max(number for number, (left, _) in enumerate(groups) if left <= pixel or not number)
+    return (pixel - groups[row][0]) / widest, 1 - (row + 1 - y) / len(groups)
+
+
 def place_in_whole(x: float, y: float, groups: Sequence[Span]) -> tuple[float, float]:
     """Find where a place of the stacked picture lies in the whole one; both in shares.
 

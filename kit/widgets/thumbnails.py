@@ -1,4 +1,4 @@
-"""The image behind a dot, as a thumbnail under the pointer."""
+"""The image behind a dot, as a thumbnail beside the pointer or beside the dot itself."""
 
 from __future__ import annotations
 
@@ -39,6 +39,25 @@ class Thumbnail:
 
     words: str
     source: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """An image on the way through all of them: its number, its dot and its thumbnail."""
+
+    number: int  # from 1
+    count: int
+    place: tuple[float, float]  # of the dot, in shares of the picture from its lower left
+    thumbnail: Thumbnail
+
+
+def order_images(dots: Sequence[Dots]) -> list[tuple[Dots, int]]:
+    """List every image once, at the first of its dots, with its row: from left to right."""
+    found: dict[int, tuple[Dots, int]] = {}
+    for some in dots:
+        for row in np.lexsort((some.places[:, 1], some.places[:, 0])).tolist():
+            found.setdefault(int(some.ids[row]), (some, row))
+    return list(found.values())
 
 
 def find_nearest(dots: Sequence[Dots], pixel: tuple[float, float]) -> tuple[Dots, int] | None:

@@ -149,13 +149,57 @@ def find_thumbnail(page, panel: PanelOnPage) -> None:
     thumbnail.wait_for(state="hidden", timeout=20_000)
 
 
+def find_thumbnail_by_keys(page, panel: PanelOnPage) -> None:
+    """Tab leads from the last control or the picture to the line below it. Arrow keys there show
+    one image after the other beside its dot, and a screen reader hears what is said of it. The
+    thumbnail goes with the focus, and no mouse is needed.
+    """
+    thumbnail, ring = panel.box.locator(".kit-thumbnail"), panel.box.locator(".kit-ring")
+    line = panel.box.get_by_role("spinbutton", name="image of a dot")
+    panel.box.locator(CONTROLS).last.focus()
+    for _ in range(3):
+        page.keyboard.press("Tab")
+        if line.evaluate("line => line === document.activeElement"):
+            break
+    assert line.evaluate("line => line === document.activeElement"), "Tab does not reach the line"
+    assert not thumbnail.is_visible()
+    picture, told = panel.shown(), []
+    for key, number in (("ArrowRight", 1), ("ArrowRight", 2), ("Shift+ArrowUp", 12), ("End", 12)):
+        page.keyboard.press(key)
+        line.get_by_text(f"({number} of ").wait_for(timeout=20_000)
+        thumbnail.wait_for(timeout=20_000)
+        told.append(line.get_attribute("aria-valuetext"))
+        assert thumbnail.locator("figcaption").text_content() == told[-1]
+        assert thumbnail.locator("img").get_attribute("alt") == told[-1]
+        assert thumbnail.locator("img").evaluate("image => image.complete && image.naturalWidth")
+        spot, mark, frame = (one.bounding_box() for one in (thumbnail, ring, panel.box))
+        assert frame["x"] <= spot["x"] and spot["x"] + spot["width"] <= frame["x"] + frame["width"]
+        assert (
+            min(
+                abs(mark["x"] + mark["width"] / 2 - edge)
+                for edge in (spot["x"], spot["x"] + spot["width"])
+            )
+            < 20
+        ), "the thumbnail is not beside its dot"
+        if shots := os.environ.get("KIT_SCREENSHOTS"):
+            panel.box.screenshot(path=f"{shots}/{panel.name}-keys-{number}.png")
+    page.keyboard.press("ArrowLeft")
+    line.get_by_text("(11 of ").wait_for(timeout=20_000)
+    assert len(set(told)) == 3 and all("class" in words for words in told)
+    assert panel.shown() == picture, "the keys changed more than the thumbnail"
+    page.keyboard.press("Shift+Tab")
+    thumbnail.wait_for(state="hidden", timeout=20_000)
+    assert not ring.is_visible()
+
+
 @pytest.mark.browser
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_every_widget_on_a_page(name, browser, lab):
     """All cells run; every panel has a picture with its sentence, in the page's theme and with text
     of its full size; the keyboard alone moves it; its fields refuse nonsense, its buttons "Try" set
-    it, and its dots show their images; it fits on narrow pages; nobody else is asked.
+    it, and its dots show their images to the pointer and to the keys; it fits on narrow pages;
+    nobody else is asked.
     """
     url, token, _ = lab
     page, foreign, complaints = watched(browser, url, width=1400)
@@ -191,6 +235,7 @@ def test_every_widget_on_a_page(name, browser, lab):
         assert (panel.box.evaluate(MEASURE)["filter"] == "none") == is_photo
         page.evaluate("document.body.dataset.jpThemeLight = 'true'")
         if widget in ("kit-simplex", "kit-whatif"):
+            find_thumbnail_by_keys(page, panel)
             find_thumbnail(page, panel)
     for panel in dict(zip(names, panels, strict=True)).values():
         refuse_nonsense(panel)

@@ -197,7 +197,7 @@ class PanelOnPage:
     """One panel of the kit on a page, by its DOM class."""
 
     def __init__(self, page, name: str):
-        self.page, self.box = page, page.locator(f".kit-{name}").first
+        self.page, self.name, self.box = page, name, page.locator(f".kit-{name}").first
         page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
         self.box.wait_for(state="attached", timeout=120_000)
         self.box.scroll_into_view_if_needed()

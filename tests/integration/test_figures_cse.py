@@ -14,6 +14,7 @@ from kit.core.errors import KitError
 from kit.figures.base import FigureData
 from kit.figures.csa_cse_cost import count_epochs_to_loss, decide_training_cost, share_of_last_fifth
 from kit.figures.csa_cse_min_max import correlate, decide_min_max_robustness, stretch_sizes
+from kit.figures.csa_cse_stages import draw_training_stages
 from kit.figures.csa_cse_strength import (
     choose_strength,
     decide_fuzziness_strength,
@@ -25,6 +26,7 @@ from kit.figures.csa_cse_theorem import (
     largest_p,
     uniform_gradients,
 )
+from kit.figures.style import styled
 from kit.figures.table import FIGURES
 from tests.helpers.intervals import over_seeds
 
@@ -298,3 +300,37 @@ def test_facts_of_min_max_are_those_of_the_runs(tiny_run):
     assert facts["ends"]["csa"]["max"] == pytest.approx(sizes.max())
     assert facts["ends"]["csa"]["below_0.05"] == pytest.approx((sizes < 0.05).mean())
     assert {len(found) for found in facts["robust"].values()} == {len(facts["exponents"])}
+
+
+# ---------------------------------------------------------------------------------- training stages
+
+
+@pytest.mark.parametrize("count", [2, 6, 10])
+@pytest.mark.parametrize("names", [[*"0123456789"], ["airplane", "automobile", *"bcdefghi"]])
+def test_names_of_classes_that_are_words_do_not_meet(names, count):
+    """Of neighbours among the images neither the words above nor those below overlap, and none of
+    them reaches into another row.
+    """
+    y, said = torch.arange(count) % 2, (torch.arange(count) + 1) % 2
+    images = torch.zeros(count, 3, 8, 8)
+    data = FigureData(
+        {"cost": 10.0, "fuzziness": {"conv": {"initial": 0.69, "last": 0.68}}},
+        "",
+        extras={
+            "images": {"1  clean": images, "2  attacked": images},
+            "said": {"1  clean": said, "2  attacked": said},
+            "y": y,
+            "losses": {"ce": np.ones(count), "cost": np.ones(count)},
+            "classes": names,
+            "protected": 0,
+        },
+    )
+    with styled():
+        drawing = draw_training_stages(data)
+        drawing.canvas.draw()
+    shown = [axes for axes in drawing.axes if axes.get_images()][: 2 * count]
+    words = [axes.title for axes in shown[:count]] + [axes.xaxis.label for axes in shown]
+    boxes = [word.get_window_extent() for word in words]
+    assert all(word.get_text() for word in words) and len(words) == 3 * count
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)

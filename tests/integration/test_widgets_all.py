@@ -232,6 +232,43 @@ def test_every_dot_that_is_an_image_has_a_thumbnail(panel):
 
 
 @pytest.mark.parametrize("name", WITH_DOTS)
+def test_keys_reach_every_image_beside_its_dot(name, home, tiny_run):
+    """Each image once, from left to right, with the words that the pointer finds at its dot; at
+    either end the keys stay. A change of the picture takes the thumbnail away.
+    """
+    panel = MAKERS[name](tiny_run)
+    view = panel.view = PanelView(panel)
+    images = {int(one) for dots in panel.image_dots() for one in dots.ids}
+    found, places = [], []
+    for pressed in range(1, len(images) + 3):
+        view.lens.stepped = pressed
+        assert view.lens.number == min(pressed, len(images)) and view.lens.count == len(images)
+        assert view.lens.source.startswith("data:image/png")
+        found.append(int(re.match(r"image (\d+), class", view.lens.words)[1]))
+        places.append(view.lens.dot)
+        width, height = panel.figure.bbox.size
+        across, up = view.lens.dot
+        near = [
+            row
+            for dots in panel.image_dots()
+            for row, pixel in enumerate(dots.axes.transData.transform(dots.places))
+            if np.allclose(pixel, (across * width, up * height), atol=1e-6)
+            and dots.ids[row] == found[-1]
+        ]
+        assert near, "no dot of the image is there"
+    assert len(set(found)) == len(images) and set(found) == images
+    assert [across for across, _ in places] == sorted(across for across, _ in places)
+    view.lens.stepped -= 10
+    assert view.lens.number == len(images) - 10
+    view.lens.stepped -= 10 * len(images)
+    assert view.lens.number == 1 and view.lens.words and not panel.trouble
+    panel.set(epoch=1)
+    assert not view.lens.words
+    view.lens.pointed = [0.999, 0.999]
+    assert not view.lens.dot, "a thumbnail of the pointer stands beside the pointer"
+
+
+@pytest.mark.parametrize("name", WITH_DOTS)
 def test_the_view_shows_the_thumbnail_until_the_picture_changes(name, home, tiny_run):
     panel = MAKERS[name](tiny_run)
     view = panel.view = PanelView(panel)

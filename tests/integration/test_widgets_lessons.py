@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from kit.evaluation.masking_rules import AUTOATTACK_PARTS
 from kit.evaluation.robustness_audit import AUDIT_STEPS
@@ -89,10 +92,39 @@ def test_most_lessons_have_buttons():
     assert len(WITH_BUTTONS) >= 8
 
 
+#: What a lesson does with its widget before it shows it.
+OPENED = {"race": lambda panel: panel.evaluate_trained()}
+
+#: The share of a picture's pixels that must change by `VISIBLE` of 255 levels in some colour, for a
+#: person to see it: the smallest change of today, a moved point, is twice as large.
+LEAST_CHANGE = 0.001
+VISIBLE = 40
+
+
+def pixels(panel) -> np.ndarray:
+    """The panel's picture, (height, width, 3)."""
+    return np.asarray(Image.open(io.BytesIO(panel.png())).convert("RGB"), dtype=int)
+
+
+def changed_share(before: np.ndarray, after: np.ndarray) -> float:
+    """The share of the pixels that have visibly changed."""
+    assert before.shape == after.shape
+    return float((np.abs(after - before).max(axis=2) > VISIBLE).mean())
+
+
 @pytest.mark.parametrize("path", WITH_BUTTONS, ids=lambda path: path.stem)
-def test_every_try_sets_the_widget(path, home, tiny_run):
+def test_every_try_sets_the_widget_and_changes_its_picture(path, home, tiny_run):
+    """Pressed in order, each button shows something else than what stood there: the first one
+    something else than the widget opens with.
+    """
     for widget, settings in offers(path):
         panel = MAKERS[widget](tiny_run).offer(*settings)
+        OPENED.get(widget, lambda panel: panel)(panel)
+        before = pixels(panel)
         for number, wanted in enumerate(settings, 1):
             panel.press(f"Try {number}")
             assert {name: panel.values[name] for name in wanted} == wanted and not panel.trouble
+            after = pixels(panel)
+            changed = changed_share(before, after)
+            assert changed > LEAST_CHANGE, f"{widget}, Try {number}: {changed:.5f} has changed"
+            before = after

@@ -27,6 +27,7 @@ from kit.notebook import course
 from kit.notebook.parameter_cells import Parameter, name_variant, notebook_parameters
 from kit.papers.claim_verdict import Estimate
 from kit.papers.figure_verdicts import read_stamps
+from tests.benchmarks import stopwatch
 from tests.helpers.course import GENERATED, course_notebooks, with_made_cells
 from tests.helpers.settings import ROOT, TINY, settings_words
 from tests.helpers.wording import attack_keys_in
@@ -125,6 +126,37 @@ def test_the_map_has_every_figure_and_its_minutes(tmp_path, monkeypatch):
     )
     files.write_json(tmp_path / "02_confused_labels.json", {"seconds": 5, "training_seconds": 10})
     assert "| 5 | 5 s | 10 s |" in course.figure_map()
+
+
+def test_the_stopwatch_takes_what_the_run_noted(tmp_path, monkeypatch):
+    """A row has the load of the time when the notebook ran; older stamps change no row; what was
+    not timed is said, and so is that a notebook has no picture.
+    """
+    monkeypatch.setenv("KIT_OUT", str(tmp_path))
+    for module in (course, stopwatch):
+        monkeypatch.setattr(module, "MINUTES", tmp_path / "minutes.csv")
+    kept = "03_margin_or_steps,14.5,48.5,,then\n"
+    columns = "notebook,seconds,training_seconds,first_picture_seconds,measured\n"
+    (tmp_path / "minutes.csv").write_text(columns + kept)
+    old = {"seconds": 5, "training_seconds": 10}
+    files.write_json(tmp_path / "03_margin_or_steps.json", old)
+    new = {"ended": "2026-01-02", "cores": 2, "load": 2.4, "first_picture_seconds": 3.2}
+    files.write_json(tmp_path / "02_confused_labels.json", old | new)
+    files.write_json(tmp_path / "05_class_confusion.json", old | new | {"load": 2.6})
+    files.write_json(
+        tmp_path / "00_start.json", old | new | {"load": None, "first_picture_seconds": None}
+    )
+    assert stopwatch.main() == 0
+    assert kept in (tmp_path / "minutes.csv").read_text()
+    table = course.stopwatch_table()
+    for wanted in (
+        "ipynb) | 5 | 3 s | 5 s | 10 s | 2026-01-02, 2 cores, a quiet machine |",
+        "ipynb) | 12 | 3 s | 5 s | 10 s | 2026-01-02, 2 cores, a busy machine |",
+        "ipynb) | 0 | no picture | 5 s | 10 s | 2026-01-02, 2 cores, a machine of unknown load |",
+        "ipynb) | 3 | not timed yet | 14 s | 39 s | then |",
+    ):
+        assert wanted in table, table
+    assert re.search(r"imports of PyTorch and the kit\. A fresh kernel .*: \d+\.\d s \(", table)
 
 
 def test_the_scoreboard_is_counted():

@@ -132,6 +132,8 @@ def made_everything(done: subprocess.CompletedProcess, out: Path, books: list[Pa
         text = path.read_text()
         assert stamp["figures"] or not any(f"study.{made}" in text for made in MAKERS)
         assert bool(stamp["verdicts"]) == ("study.check" in text)
+        first = stamp["first_picture_seconds"]
+        assert (first is not None) == bool(stamp["figures"]) and (first or 0) <= stamp["seconds"]
         executed = nbformat.read(out / path.name, as_version=4)
         outputs = [
             output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs

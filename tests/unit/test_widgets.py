@@ -18,6 +18,7 @@ from kit.widgets.panel import Panel
 from kit.widgets.stacked_picture import (
     find_columns,
     group_columns,
+    place_in_stack,
     place_in_whole,
     stack_columns,
 )
@@ -281,6 +282,9 @@ def test_columns_are_stacked_on_a_narrow_page():
     assert (height, width) == (400, groups[0][1])
     for column, row in ((10, 50), (100, 399), (width - 1, 0)):
         x, y = place_in_whole((column + 0.5) / width, 1 - (row + 0.5) / height, groups)
+        assert place_in_stack(x, y, groups) == pytest.approx(
+            ((column + 0.5) / width, 1 - (row + 0.5) / height)
+        )
         here = int(x * 800), int((1 - y) * 200)
         if here[0] < 800:
             assert (stacked[row, column] == pixels[here[1], here[0]]).all()
