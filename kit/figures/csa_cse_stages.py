@@ -24,7 +24,7 @@ from kit.training.step import Batch, attack_batch
 BATCH = 64
 
 #: Of the drawing, in inches, and how much wider than the right half of it the left one is.
-WIDTH, SHARES = 7.6, (1.75, 1)
+STAGES_WIDTH, SHARES = 7.6, (1.75, 1)
 
 #: In points: of the words above and below an image where there is room for them.
 WORDS_SIZE = 7.5
@@ -126,7 +126,7 @@ def _choose_telling_images(
 
 def draw_training_stages(data: FigureData) -> Drawing:
     """Draw the stages, the cost matrix, and fuzziness before and after training."""
-    drawing = Drawing(WIDTH, 4.0)
+    drawing = Drawing(STAGES_WIDTH, 4.0)
     [[left, right]] = drawing.subfigures(1, 2, squeeze=False, width_ratios=SHARES)
     _draw_stages(left, data.extras)
     top, bottom = right.subplots(2, 1, height_ratios=(1.35, 1))
@@ -141,7 +141,9 @@ def fit_class_names(classes: Sequence[str], count: int) -> tuple[str, float]:
     Returns:
         What stands between "as" and a name, a space or a line's end, and the size in points.
     """
-    room = 0.9 * 72 * WIDTH * SHARES[0] / sum(SHARES) / count  # the rest is for the axis' name
+    room = (
+        0.9 * 72 * STAGES_WIDTH * SHARES[0] / sum(SHARES) / count
+    )  # the rest is for the axis' name
     longest = max(len(str(name)) for name in classes)
     widest = max(longest, len(PROTECTED))
     between = " " if LETTER_WIDTH * WORDS_SIZE * (len("as ") + longest) <= room else "\n"
