@@ -460,7 +460,8 @@ def test_bad_input_is_one_sentence_and_nothing_is_stored(checkpoint, own, tmp_pa
     cut.write_bytes(checkpoint.read_bytes()[:4000])
     folders = run_folders()
     for words, ask in {
-        r"takes a network \(nn.Module\) or the path": lambda: kit.adopt(7),
+        r"of type int; expected a network \(torch.nn.Module\) or the path": lambda: kit.adopt(7),
+        r"torch.save\(state, 'net.pt'\)": lambda: kit.adopt(own.state_dict(), name="state"),
         "there is no file": lambda: kit.adopt("nowhere.pt"),
         "cut short": lambda: kit.adopt(cut),
         "is a method of the kit": lambda: kit.adopt(checkpoint, name="mail-at"),
