@@ -518,12 +518,46 @@ def test_an_exported_network_is_loaded_without_the_kit_and_comes_back(trained, t
     assert np.allclose(back.model()(x).tolist(), expected, atol=1e-5)
 
 
+def test_a_network_of_timm_is_exported_and_comes_back(tmp_path):
+    """It is loaded by PyTorch and timm alone, and gives the run's logits."""
+    pytest.importorskip("timm", reason="an extra: networks")
+    net = moved(build_network("timm:resnet10t", (3, 32, 32), 10)).eval()
+    x = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        y = net(x).argmax(dim=1)
+    y[0] = (y[0] + 1) % 10  # two classes, whatever it says of noise
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "net.pt")
+    run = kit.adopt(tmp_path / "net.pt", data=(x, y), threat=OWN_THREAT, name="of-timm",
+                    architecture="timm:resnet10t", overrides={"steps": 1}, quiet=True)  # fmt: skip
+    kit.export_network(run, tmp_path / "plain")
+    alone = LOADED_ALONE.replace("linspace(0, 1, 64).view(1, 1, 8, 8)",
+                                 "linspace(0, 1, 3072).view(1, 3, 32, 32)")  # fmt: skip
+    words = [sys.executable, "-c", alone, str(tmp_path / "plain")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+    with torch.no_grad():
+        expected = net(torch.linspace(0, 1, 3072).view(1, 3, 32, 32)).tolist()
+    assert np.allclose(json.loads(done.stdout), expected, rtol=1e-4, atol=1e-5)
+    again = kit.adopt(tmp_path / "plain" / "weights.pt", data=(x, y), threat=OWN_THREAT,
+                      name="of-timm", architecture="timm:resnet10t", overrides={"steps": 1},
+                      quiet=True)  # fmt: skip
+    assert again.key == run.key
+
+
 @pytest.mark.parametrize(
     "name",
-    [*SHIPPED, "wrn-16-2", "torchvision:resnet18", "torchvision:mobilenet_v3_small"],
+    [
+        *SHIPPED,
+        "wrn-16-2",
+        "torchvision:resnet18",
+        "torchvision:mobilenet_v3_small",
+        "timm:resnet10t",
+        "timm:mobilenetv3_small_050",
+    ],
 )
 @pytest.mark.parametrize("normalised", [False, True])
 def test_every_architecture_has_a_plain_definition_with_the_same_logits(name, normalised):
+    if name.startswith("timm:"):
+        pytest.importorskip("timm", reason="an extra: networks")
     shape = (3, 32, 32)
     numbers = (torch.rand(3), 0.5 + torch.rand(3)) if normalised else None
     net = moved(build_network(name, shape, 7, normalise=numbers))
