@@ -213,14 +213,23 @@ def load_own_images(name: str, root: Path) -> DataSet:
     Raises:
         KitError: It is not there, or damaged.
     """
+    images, num_classes = _read_kept(find_own_file(name, root))
+    return _data_set(name, images, num_classes)
+
+
+def find_own_file(name: str, root: Path) -> Path:
+    """Return where the images of that name are kept below `root`.
+
+    Raises:
+        KitError: They are not there.
+    """
     path = own_images_file(name, root)
     if not path.exists():
         raise KitError(
             f"the images {name} are not here: there is no {path}. Copy the file from where the "
             "network was adopted, or adopt it again with the same data"
         )
-    images, num_classes = _read_kept(path)
-    return _data_set(name, images, num_classes)
+    return path
 
 
 def check_own_file(path: Path) -> None:
