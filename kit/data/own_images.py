@@ -149,7 +149,12 @@ def data_set_of(split: Split, num_classes: int, n: int = 0) -> DataSet:
     """
     if len(split) == 0:
         raise KitError("data holds no images")
-    height, width = split.images.shape[2:]
+    channels, height, width = split.images.shape[1:]
+    if channels == height and width in (1, 3):
+        raise KitError(
+            f"data has images of shape {tuple(split.images.shape)}, whose channels seem to come "
+            "last; expected (N, C, H, W), so pass x.transpose(0, 3, 1, 2)"
+        )
     if height != width:
         raise KitError(
             f"data has images of {height}x{width}; a run's are square. kit.evaluate and kit.audit "

@@ -181,8 +181,8 @@ def _put_in_recipe(images: DataSet, recipe: str, changes: dict[str, Any]) -> str
         changes["data"] = images.name
     elif "eps" not in changes:
         raise KitError(
-            "data has no threat; pass threat=kit.Threat('linf', 8 / 255), or the recipe whose "
-            "threat is meant"
+            "data has no threat; pass threat=kit.Threat('linf', 8 / 255) (--set eps=0.031), or the "
+            "recipe whose threat is meant"
         )
     return recipe or images.name
 
@@ -441,7 +441,7 @@ def check_answers(run: Run, net: nn.Module, data: DataSet, where: torch.device) 
         raise KitError(
             f"{run.method} has the weights of the stored run {run.key}, and answers otherwise: its "
             f"logits differ by up to {apart:.2g}, so its forward pass has changed. Choose another "
-            f"name, or delete {run.folder} to adopt it again"
+            f"name for it or its row of kit.MODELS, or delete {run.folder} to adopt it again"
         )
 
 

@@ -315,6 +315,10 @@ def test_own_data_that_do_not_fit_are_one_sentence_and_nothing_is_stored(trained
         with pytest.raises(KitError, match=words) as caught:
             kit.adopt(net, data=data, threat=OWN_THREAT, name="unfit", quiet=True)
         assert "\n" not in str(caught.value)
+    colour = x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+    with pytest.raises(KitError, match=r"channels seem to come last; expected \(N, C, H, W\)"):
+        kit.adopt(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), data=(colour, y), name="last",
+                  threat=OWN_THREAT)  # fmt: skip
     with pytest.raises(KitError, match="images of 4x8; a run's are square"):
         kit.adopt(Own(32), data=(x[:, :, :4], y), threat=OWN_THREAT, name="unfit")
     for words, changes in {
@@ -456,6 +460,7 @@ def test_another_process_opens_it(adopted):
 
 
 def test_bad_input_is_one_sentence_and_nothing_is_stored(checkpoint, own, tmp_path):
+    (tmp_path / "empty.pt").touch()
     cut = tmp_path / "cut.pt"
     cut.write_bytes(checkpoint.read_bytes()[:4000])
     folders = run_folders()
@@ -464,6 +469,8 @@ def test_bad_input_is_one_sentence_and_nothing_is_stored(checkpoint, own, tmp_pa
         r"torch.save\(state, 'net.pt'\)": lambda: kit.adopt(own.state_dict(), name="state"),
         "there is no file": lambda: kit.adopt("nowhere.pt"),
         "cut short": lambda: kit.adopt(cut),
+        "empty.pt is empty": lambda: kit.adopt(tmp_path / "empty.pt"),
+        "is a folder": lambda: kit.adopt(tmp_path),
         "is a method of the kit": lambda: kit.adopt(checkpoint, name="mail-at"),
         "must be letters": lambda: kit.adopt(checkpoint, name="a/b"),
         "there is no model 'resnet19'": lambda: kit.adopt(checkpoint, architecture="resnet19"),
