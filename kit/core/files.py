@@ -48,7 +48,8 @@ def locate(path: str) -> Path:
         found.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long, of no user, with a zero in it
         raise KitError(
-            f"{describe_value(path)} is not a path that this machine can read: {error}"
+            f"{describe_value(path)} is not a path that this machine can read: "
+            f"{getattr(error, 'strerror', None) or error}"
         ) from error
     return found
 

@@ -149,7 +149,12 @@ def data_set_of(split: Split, num_classes: int, n: int = 0) -> DataSet:
     """
     if len(split) == 0:
         raise KitError("data holds no images")
-    height, width = split.images.shape[2:]
+    channels, height, width = split.images.shape[1:]
+    if channels == height and width in (1, 3):
+        raise KitError(
+            f"data has images of shape {tuple(split.images.shape)}, whose channels seem to come "
+            "last; expected (N, C, H, W), so pass x.transpose(0, 3, 1, 2)"
+        )
     if height != width:
         raise KitError(
             f"data has images of {height}x{width}; a run's are square. kit.evaluate and kit.audit "
@@ -213,14 +218,23 @@ def load_own_images(name: str, root: Path) -> DataSet:
     Raises:
         KitError: It is not there, or damaged.
     """
+    images, num_classes = _read_kept(find_own_file(name, root))
+    return _data_set(name, images, num_classes)
+
+
+def find_own_file(name: str, root: Path) -> Path:
+    """Return where the images of that name are kept below `root`.
+
+    Raises:
+        KitError: They are not there.
+    """
     path = own_images_file(name, root)
     if not path.exists():
         raise KitError(
             f"the images {name} are not here: there is no {path}. Copy the file from where the "
             "network was adopted, or adopt it again with the same data"
         )
-    images, num_classes = _read_kept(path)
-    return _data_set(name, images, num_classes)
+    return path
 
 
 def check_own_file(path: Path) -> None:

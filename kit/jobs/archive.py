@@ -28,7 +28,7 @@ from kit.core.files import (
     lock_folder,
     write_bytes,
 )
-from kit.data.own_images import check_own_file, is_own, load_own_images, own_images_file
+from kit.data.own_images import check_own_file, find_own_file, is_own
 from kit.evaluation.accuracy import read_evaluation
 from kit.experiments.runs import Run, find_run, is_done, read_run_record, run_folders, runs_folder
 from kit.experiments.specification import RunSpec, resolve
@@ -190,13 +190,11 @@ def _archived_images(folders: Sequence[Path]) -> dict[str, Path]:
         KitError: They are not here, or damaged.
     """
     files = {}
-    for folder in folders:
-        data = find_run(folder.name).plan.recipe.data
-        if is_own(data):
-            load_own_images(data, home() / "data")
-            file = own_images_file(data, home() / "data")
-            check_own_file(file)
-            files[f"own/{file.name}"] = file
+    names = dict.fromkeys(find_run(folder.name).plan.recipe.data for folder in folders)
+    for name in filter(is_own, names):
+        file = find_own_file(name, home() / "data")
+        check_own_file(file)
+        files[f"own/{file.name}"] = file
     return files
 
 

@@ -347,13 +347,14 @@ def timm_network(name: str, channels: int, size: int, num_classes: int) -> nn.Mo
     """Build timm's network of that name, without weights.
 
     Raises:
-        KitError: timm is not installed, or has no such network.
+        KitError: timm cannot be imported, or has no such network.
     """
     try:
         import timm
     except ImportError as error:
         raise KitError(
-            f"timm:{name} needs the package timm, which is not installed; `pip install timm`"
+            f"timm:{name} needs the package timm, which cannot be imported here ({error}); "
+            "`pip install timm`"
         ) from error
     if name not in timm.list_models():
         raise unknown_name("network in timm", name, timm.list_models())

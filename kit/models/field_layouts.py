@@ -223,9 +223,7 @@ def choose_fit(
             return best
         raise KitError(
             f"the checkpoint fits no architecture for {num_classes} classes and images "
-            f"{tuple(shape)}; the nearest is {best.architecture}: {best.problem}. "
-            "Name its architecture: wrn-D-W, torchvision:NAME, timm:NAME, or a row of kit.MODELS, "
-            "where one of your own has its place"
+            f"{tuple(shape)}{_nearest(best)}. {_way_to_fit(saved, shape, num_classes)}"
         )
     hint = f"It fits {best.architecture}; pass that as architecture"
     if best.problem:
@@ -236,6 +234,29 @@ def choose_fit(
             else "No other architecture is nearer; look at the recipe's classes and image size"
         )
     raise KitError(f"the checkpoint is not a {architecture}: {fit.problem}. {hint}")
+
+
+def _nearest(best: Fit) -> str:
+    """Say what the nearest architecture is, if any tensor of a file fits it."""
+    return f"; the nearest is {best.architecture}: {best.problem}" if best.share else ""
+
+
+def _way_to_fit(saved: SavedNetwork, shape: tuple[int, int, int], num_classes: int) -> str:
+    """Say what to do about a file that fits no architecture: its images and classes come first."""
+    matrices = [len(value) for value in saved.tensors.values() if value.dim() == 2]
+    kernels = [value.shape[1] for value in saved.tensors.values() if value.dim() == 4]
+    other = []
+    if kernels and kernels[0] in (1, 3) and kernels[0] != shape[0]:
+        other.append(f"its first layer takes {kernels[0]} channel(s)")
+    if matrices and matrices[-1] != num_classes:
+        other.append(f"its last layer has {matrices[-1]} outputs")
+    if other:
+        words = " and ".join(other)
+        return f"{words[0].upper()}{words[1:]}, so take the recipe or the data of its images"
+    return (
+        "Name its architecture: wrn-D-W, torchvision:NAME, timm:NAME, or a row of kit.MODELS, "
+        "where one of your own has its place"
+    )
 
 
 def _possible_fits(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ def read_saved_state(path: Path | str) -> dict[str, Tensor]:
         KitError: The file is missing, damaged, a full pickle, or holds no state dict.
     """
     place = locate(str(path))
+    if place.is_dir():
+        raise KitError(f"{place} is a folder; expected a checkpoint in it, such as model.pt")
     if not place.is_file():
         raise KitError(f"there is no file {place}; expected a checkpoint such as model.pt")
     return find_state(_read_tensors(place), place)
@@ -68,8 +72,11 @@ def _read_tensors(place: Path) -> Any:
         start = file.read(len(MAGIC))
     if start == MAGIC:
         return load_checkpoint(place)
+    if not start:
+        raise KitError(f"{place} is empty. Copy or download it again")
     try:
-        return torch.load(place, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # what torch warns of is refused in words
+            return torch.load(place, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not start.startswith(PICKLES):
             raise _damaged(place, error) from error
@@ -88,9 +95,10 @@ def _read_tensors(place: Path) -> Any:
 
 
 def _damaged(place: Path, error: Exception) -> KitError:
-    first_line = str(error).split("\n")[0][:150]
+    first = re.split(r"\n|\. ", str(error).strip())[0][:150]
+    why = f"{type(error).__name__}: {first}" if first else type(error).__name__
     return KitError(
-        f"{place} is damaged, cut short, or not a checkpoint of PyTorch ({first_line}). Copy or "
+        f"{place} is damaged, cut short, or not a checkpoint of PyTorch ({why}). Copy or "
         "download it again"
     )
 

@@ -7,11 +7,13 @@ Nothing is stored of a network that does not fit.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from inspect import isroutine
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from kit.core.files import (
 )
 from kit.core.parameters import Count, check_value
 from kit.core.progress import Progress, format_duration
+from kit.core.tensors import image_gradient
 from kit.core.threat import Threat
 from kit.data.own_images import data_set_of, keep_own_images, split_of
 from kit.data.splits import DataSet, Split
@@ -56,6 +59,9 @@ from kit.training.observation import accuracies
 
 #: Test images on which a network's accuracy is looked at before anything is stored.
 FIRST_LOOK = 200
+
+#: Test images on which a network that is adopted again must answer as it did.
+COMPARED_IMAGES = 16
 
 #: Whether a network normalises its images: as its file says (None), not, or by these numbers.
 Normalisation = bool | tuple[Any, Any] | None
@@ -100,6 +106,7 @@ def adopt(
             images than chance allows. Then nothing is stored.
     """
     check_value("n", n, Count)
+    _check_is_adoptable(model_or_path)
     where = pick_device(device)
     name = _check_name(name or _usual_name(model_or_path))
     changes = dict(overrides or {}) | _threat_settings(threat, overrides or {})
@@ -112,29 +119,33 @@ def adopt(
     else:
         images = _own_images(data, n, given)
         recipe, n = _put_in_recipe(images, recipe, changes), len(images.test)
-    if not isinstance(given, nn.Module):
-        net, architecture = network_of_state(given, architecture, images)
-    elif architecture:
-        net, architecture = network_of_state(given.state_dict(), architecture, images)
-    else:
-        net, architecture = own_network(given, name), name
-    # what a network that is taken as it is does inside is its own affair
-    before = _normalises(net) and not isinstance(MODELS.get(architecture), KeptNetwork)
-    net = put_normalisation(net, normalise, images)
-    changes |= {"model": architecture}
-    changes |= _normalisation_settings(recipe, changes, inside=before or bool(normalise))
-    adopted = {"weights": weights_digest(net), "images": n}
-    plan = resolve(RunSpec(name, recipe, 0, changes, adopted))
-    folder = run_folder(plan)
-    if not is_done(folder):
-        look_at_network(net.to(where), images, where, name, quiet)
-    if data is not None:
-        keep_own_images(images, home() / "data")
-    if not is_done(folder):
-        with lock_folder(folder), threads_for(architecture, where):
-            if not is_done(folder):
-                with Progress(f"observing {name}", 0, quiet=quiet):
-                    observe_network(plan, net, images, where)
+    with _forgotten_if_refused(name):
+        if not isinstance(given, nn.Module):
+            net, architecture = network_of_state(given, architecture, images)
+        elif architecture:
+            net, architecture = network_of_state(given.state_dict(), architecture, images)
+        else:
+            net, architecture = own_network(given, name), name
+        # what a network that is taken as it is does inside is its own affair
+        before = _normalises(net) and not isinstance(MODELS.get(architecture), KeptNetwork)
+        net = put_normalisation(net, normalise, images)
+        changes |= {"model": architecture}
+        changes |= _normalisation_settings(recipe, changes, inside=before or bool(normalise))
+        adopted = {"weights": weights_digest(net), "images": n}
+        plan = resolve(RunSpec(name, recipe, 0, changes, adopted))
+        folder = run_folder(plan)
+        net = net.to(where)
+        if is_done(folder):
+            check_answers(run_of(plan), net, images, where)
+        else:
+            look_at_network(net, images, where, name, quiet)
+        if data is not None:
+            keep_own_images(images, home() / "data")
+        if not is_done(folder):
+            with lock_folder(folder), threads_for(architecture, where):
+                if not is_done(folder):
+                    with Progress(f"observing {name}", 0, quiet=quiet):
+                        observe_network(plan, net, images, where)
     run = run_of(plan)
     if not quiet:
         print(f"{run} ({format_duration(run.done['seconds'])})", flush=True)
@@ -170,8 +181,8 @@ def _put_in_recipe(images: DataSet, recipe: str, changes: dict[str, Any]) -> str
         changes["data"] = images.name
     elif "eps" not in changes:
         raise KitError(
-            "data has no threat; pass threat=kit.Threat('linf', 8 / 255), or the recipe whose "
-            "threat is meant"
+            "data has no threat; pass threat=kit.Threat('linf', 8 / 255) (--set eps=0.031), or the "
+            "recipe whose threat is meant"
         )
     return recipe or images.name
 
@@ -200,14 +211,27 @@ def _count_outputs(network: nn.Module | Mapping[str, Tensor], images: Split) -> 
         return network(x).shape[1]
 
 
+def _check_is_adoptable(model_or_path: object) -> None:
+    """Refuse what is neither a network nor a path.
+
+    Raises:
+        KitError: It is a state dict, a function or something else.
+    """
+    if isinstance(model_or_path, (nn.Module, str, Path)):
+        return
+    kind = "a function" if isroutine(model_or_path) else f"of type {type(model_or_path).__name__}"
+    way = "Put a function into a module's forward"
+    if isinstance(model_or_path, Mapping):
+        way = "Save a state dict with torch.save(state, 'net.pt'), and pass 'net.pt'"
+    raise KitError(
+        f"the model is {kind}; expected a network (torch.nn.Module) or the path of a checkpoint, "
+        f"such as net.pt. {way}"
+    )
+
+
 def _usual_name(model_or_path: nn.Module | Path | str) -> str:
     if isinstance(model_or_path, nn.Module):
         return type(model_or_path).__name__.lower()
-    if not isinstance(model_or_path, (str, Path)):
-        raise KitError(
-            f"adopt takes a network (nn.Module) or the path of a checkpoint, not "
-            f"{type(model_or_path).__name__}"
-        )
     stem = Path(model_or_path).stem.removesuffix(".pth")  # the field writes .pth.tar, too
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "network"
 
@@ -254,7 +278,7 @@ def own_network(model: nn.Module, name: str) -> nn.Module:
             "kit.evaluate(model, ..., data=(x, y), threat=...) and kit.audit"
         )
     try:
-        kept = copy.deepcopy(model).cpu()
+        kept = copy_network(model).cpu()
     except Exception as error:  # whatever a module's own __deepcopy__ or a foreign handle raises
         raise KitError(
             f"{name} cannot be copied ({error}); save its state_dict() instead"
@@ -262,7 +286,34 @@ def own_network(model: nn.Module, name: str) -> nn.Module:
     if name in MODELS and not isinstance(MODELS[name], KeptNetwork):
         raise KitError(f"name='{name}' is a row of kit.MODELS; pass it as architecture, too")
     MODELS[name] = KeptNetwork(kept)
-    return copy.deepcopy(kept)
+    return copy_network(kept)
+
+
+@contextlib.contextmanager
+def _forgotten_if_refused(name: str) -> Iterator[None]:
+    """Within, a network may become a row of `MODELS`; an error gives the name its row back."""
+    before = MODELS.get(name)
+    try:
+        yield
+    except BaseException:
+        if before is not None:
+            MODELS[name] = before
+        else:
+            MODELS.pop(name, None)
+        raise
+
+
+def copy_network(model: nn.Module) -> nn.Module:
+    """Copy a network; each parameter of the copy wants a gradient if that of the network does.
+
+    A scripted module copies its parameters by `clone`. With gradients recorded, the copies were
+    results of a computation, and nothing could be set on them.
+    """
+    with torch.no_grad():
+        found = copy.deepcopy(model)
+    for mine, theirs in zip(found.parameters(), model.parameters(), strict=True):
+        mine.requires_grad_(theirs.requires_grad)
+    return found
 
 
 class KeptNetwork:
@@ -275,7 +326,7 @@ class KeptNetwork:
 
     def __call__(self, channels: int, size: int, num_classes: int) -> nn.Module:
         """Return a copy, whatever the sizes are: it was adopted for them."""
-        return copy.deepcopy(self.network)
+        return copy_network(self.network)
 
 
 def put_normalisation(net: nn.Module, normalise: Normalisation, data: DataSet) -> nn.Module:
@@ -322,15 +373,15 @@ def weights_digest(net: nn.Module) -> str:
 def look_at_network(
     net: nn.Module, data: DataSet, where: torch.device, name: str, quiet: bool
 ) -> None:
-    """Print the accuracy on a few test images, and warn where it is little more than chance.
+    """Print the accuracy on a few test images, and warn of what is odd about the network.
 
     Raises:
-        KitError: The network does not take the images, does not know the classes, or is right no
-            more often than chance allows.
+        KitError: The network does not take the images, gives no gradient at them, does not know the
+            classes, or is right no more often than chance allows.
     """
     few = data.test.take(slice(0, FIRST_LOOK)).to(where)
     x, y, chance = few.x(), few.y, 1 / len(data.classes)
-    check_inputs(net, x, y)
+    notes = check_attackable(net, x, y)
     with frozen(net):
         right, count = int((predict(net, x) == y).sum()), len(y)
         outputs = net(x[:1]).shape[1]
@@ -352,6 +403,46 @@ def look_at_network(
         print(found, flush=True)
         if right / count < min(2 * chance, (1 + chance) / 2):  # twice chance is all of two classes
             print(f"WARNING: that is little more than chance ({chance:.1%}).{other}", flush=True)
+        for note in notes:
+            print(f"WARNING: {note}", flush=True)
+
+
+def check_attackable(net: nn.Module, x: Tensor, y: Tensor) -> tuple[str, ...]:
+    """Take `check_inputs`, and refuse a network that no gradient leads through.
+
+    Raises:
+        KitError: The network cannot be attacked, or does not take the images.
+    """
+    notes = check_inputs(net, x, y)
+    one = x[:1].clone().requires_grad_()
+    with frozen(net), torch.enable_grad():
+        image_gradient(net(one).sum(), one)
+    return notes
+
+
+def check_answers(run: Run, net: nn.Module, data: DataSet, where: torch.device) -> None:
+    """Refuse a network with the name and the weights of a stored run that answers otherwise.
+
+    A forward pass that is changed leaves the weights, and so the run's key, as they were.
+
+    Raises:
+        KitError: Its logits are not those that are stored, or it cannot be attacked.
+    """
+    stored = torch.from_numpy(run.final["test_logits_nat"][:COMPARED_IMAGES]).float()
+    few = data.test.take(slice(0, len(stored))).to(where)
+    x = few.x()
+    check_attackable(net, x, few.y)
+    with frozen(net), torch.no_grad():
+        logits, again = net(x).cpu(), net(x).cpu()
+    # logits of many images are stored in half precision, and a random network has its own spread
+    near = 1e-2 * max(1.0, float(stored.abs().max())) + 5 * float((logits - again).abs().max())
+    apart = float((logits - stored).abs().max())
+    if apart > near:
+        raise KitError(
+            f"{run.method} has the weights of the stored run {run.key}, and answers otherwise: its "
+            f"logits differ by up to {apart:.2g}, so its forward pass has changed. Choose another "
+            f"name for it or its row of kit.MODELS, or delete {run.folder} to adopt it again"
+        )
 
 
 def _other_way(net: nn.Module, data: DataSet, x: Tensor, y: Tensor) -> str:

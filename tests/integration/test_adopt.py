@@ -315,6 +315,10 @@ def test_own_data_that_do_not_fit_are_one_sentence_and_nothing_is_stored(trained
         with pytest.raises(KitError, match=words) as caught:
             kit.adopt(net, data=data, threat=OWN_THREAT, name="unfit", quiet=True)
         assert "\n" not in str(caught.value)
+    colour = x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+    with pytest.raises(KitError, match=r"channels seem to come last; expected \(N, C, H, W\)"):
+        kit.adopt(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), data=(colour, y), name="last",
+                  threat=OWN_THREAT)  # fmt: skip
     with pytest.raises(KitError, match="images of 4x8; a run's are square"):
         kit.adopt(Own(32), data=(x[:, :, :4], y), threat=OWN_THREAT, name="unfit")
     for words, changes in {
@@ -456,13 +460,17 @@ def test_another_process_opens_it(adopted):
 
 
 def test_bad_input_is_one_sentence_and_nothing_is_stored(checkpoint, own, tmp_path):
+    (tmp_path / "empty.pt").touch()
     cut = tmp_path / "cut.pt"
     cut.write_bytes(checkpoint.read_bytes()[:4000])
     folders = run_folders()
     for words, ask in {
-        r"takes a network \(nn.Module\) or the path": lambda: kit.adopt(7),
+        r"of type int; expected a network \(torch.nn.Module\) or the path": lambda: kit.adopt(7),
+        r"torch.save\(state, 'net.pt'\)": lambda: kit.adopt(own.state_dict(), name="state"),
         "there is no file": lambda: kit.adopt("nowhere.pt"),
         "cut short": lambda: kit.adopt(cut),
+        "empty.pt is empty": lambda: kit.adopt(tmp_path / "empty.pt"),
+        "is a folder": lambda: kit.adopt(tmp_path),
         "is a method of the kit": lambda: kit.adopt(checkpoint, name="mail-at"),
         "must be letters": lambda: kit.adopt(checkpoint, name="a/b"),
         "there is no model 'resnet19'": lambda: kit.adopt(checkpoint, architecture="resnet19"),
@@ -517,12 +525,46 @@ def test_an_exported_network_is_loaded_without_the_kit_and_comes_back(trained, t
     assert np.allclose(back.model()(x).tolist(), expected, atol=1e-5)
 
 
+def test_a_network_of_timm_is_exported_and_comes_back(tmp_path):
+    """It is loaded by PyTorch and timm alone, and gives the run's logits."""
+    pytest.importorskip("timm", reason="an extra: networks")
+    net = moved(build_network("timm:resnet10t", (3, 32, 32), 10)).eval()
+    x = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        y = net(x).argmax(dim=1)
+    y[0] = (y[0] + 1) % 10  # two classes, whatever it says of noise
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "net.pt")
+    run = kit.adopt(tmp_path / "net.pt", data=(x, y), threat=OWN_THREAT, name="of-timm",
+                    architecture="timm:resnet10t", overrides={"steps": 1}, quiet=True)  # fmt: skip
+    kit.export_network(run, tmp_path / "plain")
+    alone = LOADED_ALONE.replace("linspace(0, 1, 64).view(1, 1, 8, 8)",
+                                 "linspace(0, 1, 3072).view(1, 3, 32, 32)")  # fmt: skip
+    words = [sys.executable, "-c", alone, str(tmp_path / "plain")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+    with torch.no_grad():
+        expected = net(torch.linspace(0, 1, 3072).view(1, 3, 32, 32)).tolist()
+    assert np.allclose(json.loads(done.stdout), expected, rtol=1e-4, atol=1e-5)
+    again = kit.adopt(tmp_path / "plain" / "weights.pt", data=(x, y), threat=OWN_THREAT,
+                      name="of-timm", architecture="timm:resnet10t", overrides={"steps": 1},
+                      quiet=True)  # fmt: skip
+    assert again.key == run.key
+
+
 @pytest.mark.parametrize(
     "name",
-    [*SHIPPED, "wrn-16-2", "torchvision:resnet18", "torchvision:mobilenet_v3_small"],
+    [
+        *SHIPPED,
+        "wrn-16-2",
+        "torchvision:resnet18",
+        "torchvision:mobilenet_v3_small",
+        "timm:resnet10t",
+        "timm:mobilenetv3_small_050",
+    ],
 )
 @pytest.mark.parametrize("normalised", [False, True])
 def test_every_architecture_has_a_plain_definition_with_the_same_logits(name, normalised):
+    if name.startswith("timm:"):
+        pytest.importorskip("timm", reason="an extra: networks")
     shape = (3, 32, 32)
     numbers = (torch.rand(3), 0.5 + torch.rand(3)) if normalised else None
     net = moved(build_network(name, shape, 7, normalise=numbers))

@@ -21,6 +21,7 @@ from torch import nn
 import kit
 from kit.core import files
 from kit.core.errors import KitError
+from kit.data import own_images
 from kit.experiments.runs import cached_dataset, find_run, run_folders, runs_folder
 from kit.jobs import archive
 from kit.jobs.command_line import main
@@ -144,6 +145,21 @@ def test_own_images_travel_with_the_network(on_own_images, tmp_path, monkeypatch
     assert torch.equal(arrived.data().test.images, images)
     accuracy = kit.evaluate(arrived, "natural", quiet=True).accuracy["natural"]
     assert accuracy == kit.evaluate(on_own_images, "natural", quiet=True).accuracy["natural"]
+
+
+def test_own_images_are_read_once_for_all_runs_that_have_them(on_own_images, tmp_path, monkeypatch):
+    data = on_own_images.data().test
+    keys = [
+        kit.adopt(tmp_path / "net.pt", data=(data.images, data.y), threat=kit.Threat("linf", 0.1),
+                  name=name, quiet=True).key
+        for name in ("b", "c")
+    ]  # fmt: skip
+    read = []
+    monkeypatch.setattr(
+        own_images, "load_arrays", lambda path: (read.append(path), files.load_arrays(path))[1]
+    )
+    assert len(archive.export_runs(tmp_path / "both.tar", keys)) == 2
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize("same_process", [True, False])

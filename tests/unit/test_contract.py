@@ -26,10 +26,12 @@ from kit.attacks.table import ATTACKS
 from kit.attacks.tracker import rounding_of
 from kit.core import tensors
 from kit.core.errors import KitError
+from kit.core.files import home
 from kit.core.random_streams import Streams
 from kit.core.threat import Threat
 from kit.data.own_images import split_of
 from kit.evaluation.robustness_audit import AUDIT_STEPS
+from kit.experiments.runs import run_folders
 
 THREAT, COUNT = Threat("linf", 0.1), 12
 
@@ -100,7 +102,7 @@ KINDS = {
     "in training mode": (lambda: Net().train(), ""),
     "with hooks": (hooked, ""),
     "in DataParallel": (lambda: nn.DataParallel(Net()), ""),
-    "scripted": (lambda: torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))), ""),
+    "scripted": (lambda: torch.jit.script(nn.Sequential(Net().flat, Net().line)), ""),
     "random": (random_net, ""),
     "1000 classes": (lambda: Net(1000), ""),
     "frozen": (lambda: Net().requires_grad_(False), ""),
@@ -180,6 +182,22 @@ def audit_in(model, x, y):
     return kit.audit(model, data=(x, y), threat=THREAT, budget=1e-9, quiet=True)
 
 
+def adopt_in(model, x, y):
+    """As a run, with two attack steps; of a network that is refused nothing is kept."""
+    before = kept_by_adopt()
+    try:
+        run = kit.adopt(model, data=(x, y), threat=THREAT, name="of-a-kind",
+                        overrides={"steps": 2}, quiet=True)  # fmt: skip
+    except KitError:
+        assert kept_by_adopt() == before, "something was kept of a network that was refused"
+        raise
+    return run
+
+
+def kept_by_adopt() -> tuple:
+    return run_folders(), sorted((home() / "data" / "own").glob("*")), dict(kit.MODELS)
+
+
 TRAINED_ON = {"fgsm": fgsm, "pgd": pgd, "friendly_pgd": friendly_pgd}
 ENTRIES = {
     **{name: attack_with(name) for name in ALONE},
@@ -189,14 +207,34 @@ ENTRIES = {
     },
     "evaluate": evaluate_in,
     "audit": audit_in,
+    "adopt": adopt_in,
 }
 
 
+def state_of(model) -> dict:
+    """{what an entry must leave: as it is}; of what is no network nothing."""
+    if not isinstance(model, nn.Module):
+        return {}
+    modules, parameters = list(model.modules()), list(model.parameters())
+    return {
+        "modes": [m.training for m in modules],
+        "hooks": [(list(m._forward_hooks), list(m._forward_pre_hooks)) for m in modules],
+        "gradients": [(p.requires_grad, p.grad is None) for p in parameters],
+        "weights": [value.numpy().tobytes() for value in model.state_dict().values()],
+    }
+
+
+def changed_parts(model, before: dict) -> list[str]:
+    after = state_of(model)
+    return [part for part in before if before[part] != after[part]]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_model_works_or_is_refused_in_one_sentence(kind):
+def test_every_kind_of_model_works_or_is_refused_in_one_sentence(kind, fresh_home):
     """At every entry; nothing of the model, the images or the global random state is changed."""
     make, refusal = KINDS[kind]
-    x, y = images()
+    x, _ = images()
+    y = Net(1000 if kind == "1000 classes" else 10)(x).argmax(dim=1)  # what it gets right
     given, state, wrong = x.clone(), torch.get_rng_state(), []
     for entry, enter in ENTRIES.items():
         model = make()
@@ -204,7 +242,7 @@ def test_every_kind_of_model_works_or_is_refused_in_one_sentence(kind):
             continue  # there it is a finding
         needs_gradient = entry.removesuffix("()") not in BLACK_BOXES
         expected = refusal if needs_gradient or refusal != GRADIENT else ""
-        modes = [m.training for m in model.modules()] if isinstance(model, nn.Module) else []
+        before = state_of(model)
         torch.set_rng_state(state)  # making a model drew from it
         try:
             enter(model, x, y)
@@ -215,8 +253,7 @@ def test_every_kind_of_model_works_or_is_refused_in_one_sentence(kind):
             wrong.append(f"{entry}: {said or 'works'}")
         elif not re.search(expected, said):
             wrong.append(f"{entry}: {said}")
-        if modes and modes != [m.training for m in model.modules()]:
-            wrong.append(f"{entry} left the model in another mode")
+        wrong += [f"{entry} changed the model's {part}" for part in changed_parts(model, before)]
         if not torch.equal(x, given):
             wrong.append(f"{entry} changed the images")
             x = given.clone()
@@ -225,9 +262,21 @@ def test_every_kind_of_model_works_or_is_refused_in_one_sentence(kind):
     assert not wrong, "\n".join(wrong)
 
 
+def test_a_changed_forward_pass_is_not_taken_for_the_network_of_the_same_weights(fresh_home):
+    """Weights and name decide a run's key; a network that answers otherwise does not open it."""
+    x, _ = images()
+    y = Net()(x).argmax(dim=1)
+    key = adopt_in(Net(), x, y).key
+    assert adopt_in(hooked(), x, y).key == adopt_in(random_net(), x, y).key == key
+    bent = made(lambda net, x: Net.answer(net, x) - 2 * x.flatten(1)[:, :10])
+    with pytest.raises(KitError, match=r"answers otherwise.*Choose another name"):
+        adopt_in(bent, x, y)
+    assert adopt_in(Net(), x, y).key == key
+
+
 def test_the_table_is_complete():
     """Every attack that is no ensemble of others is an entry, and every kind of model a row."""
-    assert len(KINDS) == 22 and len(ENTRIES) == len(ALONE) + len(TRAINED_ON) + 2
+    assert len(KINDS) == 22 and len(ENTRIES) == len(ALONE) + len(TRAINED_ON) + 3
     assert {step.attack for step in AUDIT_STEPS} <= set(ENTRIES)
 
 
@@ -235,7 +284,9 @@ def test_the_table_is_complete():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8, torch.int64])
-@pytest.mark.parametrize("entry", [name for name in ENTRIES if name not in ("evaluate", "audit")])
+@pytest.mark.parametrize(
+    "entry", [name for name in ENTRIES if name not in ("evaluate", "audit", "adopt")]
+)
 def test_images_in_coarse_numbers_are_refused(entry, dtype):
     x, y = images(dtype)
     with pytest.raises(KitError, match=r"images have dtype torch"):

@@ -97,7 +97,7 @@ def test_what_does_not_fit_names_the_nearest_and_the_first_difference():
     ):
         choose_fit(saved, "wrn-10-2", SHAPE, 10)
     hundred = r"fc.weight is \(10, 512\) in the file and \(100, 512\) in resnet18"
-    with pytest.raises(KitError, match=r"Name its architecture: .* row of kit.MODELS"):
+    with pytest.raises(KitError, match=r"Its last layer has 10 outputs, so take the recipe"):
         choose_fit(saved, "", SHAPE, 100)
     for architecture in ("", "resnet18"):
         with pytest.raises(KitError, match=hundred):
@@ -151,7 +151,10 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path):
     path = tmp_path / "net.pt"
     torch.save(build_network("cnn", (1, 8, 8), 10).state_dict(), path)
     whole = path.read_bytes()
-    for content in (b"", b"PK", whole[: len(whole) // 2], b"no checkpoint at all"):
+    path.write_bytes(b"")
+    with pytest.raises(KitError, match="is empty"):
+        read_saved_state(path)
+    for content in (b"PK", whole[: len(whole) // 2], b"no checkpoint at all"):
         path.write_bytes(content)
         with pytest.raises(KitError, match="damaged, cut short, or not a checkpoint"):
             read_saved_state(path)
@@ -167,3 +170,15 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path):
     torch.jit.script(nn.Linear(2, 2)).save(path)
     with pytest.raises(KitError, match="TorchScript"):
         read_saved_state(path)
+
+
+def test_a_file_of_other_images_or_classes_is_said_to_be_one():
+    """What to do is not to name an architecture; where no tensor fits, none is called nearest."""
+    saved = unwrap_state(build_network("resnet8-16", (3, 32, 32), 100).state_dict())
+    with pytest.raises(KitError, match=r"Its last layer has 100 outputs, so take the recipe"):
+        choose_fit(saved, "", (3, 32, 32), 10)
+    with pytest.raises(KitError, match=r"Its first layer takes 3 channel\(s\) and its last layer"):
+        choose_fit(saved, "", (1, 32, 32), 10)
+    with pytest.raises(KitError, match=r"Name its architecture: .* row of kit.MODELS") as caught:
+        choose_fit(unwrap_state({"odd.weight": torch.zeros(10, 7)}), "", (3, 32, 32), 10)
+    assert "nearest" not in str(caught.value)
