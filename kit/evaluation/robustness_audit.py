@@ -85,6 +85,9 @@ FEW_IMAGES, LONG_SECONDS = 8, 5.0
 #: Images on which the loss is followed along PGD-100, and which are attacked without a bound.
 PROBED_IMAGES = 200
 
+#: What these two cost an image at most, as `AuditStep.cost` counts it. They are never stored.
+PROBE_COSTS = {"losses": 301, "unbounded": 302}
+
 
 #: (attack, number of images) -> the arrays of `measure_attack`.
 AttackImages = Callable[[str, int], Mapping[str, np.ndarray]]
@@ -266,6 +269,7 @@ def _run_audit(
         )
         return _report(title, threat, evidence, {}, missing, started)
     steps, missing = choose_steps(model, split, threat, budget, quiet, is_stored)
+    todo = {name: work for name, work in todo.items() if name not in missing}
     for step in steps:
         todo[step.attack] = lambda step=step: ask(
             step.attack, min(step.most or len(split), len(split))
@@ -293,7 +297,7 @@ def choose_steps(
     quiet: bool,
     is_stored: Callable[[str, int], bool],
 ) -> tuple[list[AuditStep], dict[str, str]]:
-    """Return the steps to take, and {step left out: why}.
+    """Return the steps to take, and {step or probe left out: why}.
 
     Prints what it will cost: passes, times images, times a pass's measured time; what is stored
     costs nothing.
@@ -302,8 +306,10 @@ def choose_steps(
     missing = {step.attack: "no such attack" for step in AUDIT_STEPS if step.attack not in ATTACKS}
     counts = {step.attack: min(step.most or len(split), len(split)) for step in there}
     new = [step for step in there if not is_stored(step.attack, counts[step.attack])]
-    second = seconds_of_a_pass(model, split, threat) if new else 0.0
+    second = seconds_of_a_pass(model, split, threat) if new or budget is not None else 0.0
     expected = {step.attack: second * step.cost * counts[step.attack] for step in new}
+    probed = min(PROBED_IMAGES, len(split))
+    expected |= {name: second * cost * probed for name, cost in PROBE_COSTS.items()}
     total, fits = 0.0, []
     for name in sorted(expected, key=expected.__getitem__):
         total += expected[name]

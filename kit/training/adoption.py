@@ -61,7 +61,7 @@ from kit.training.observation import accuracies
 FIRST_LOOK = 200
 
 #: Test images on which a network that is adopted again must answer as it did.
-COMPARED_IMAGES = 16
+RECOGNISED_BY_IMAGES = 16
 
 #: Whether a network normalises its images: as its file says (None), not, or by these numbers.
 Normalisation = bool | tuple[Any, Any] | None
@@ -428,7 +428,7 @@ def check_answers(run: Run, net: nn.Module, data: DataSet, where: torch.device) 
     Raises:
         KitError: Its logits are not those that are stored, or it cannot be attacked.
     """
-    stored = torch.from_numpy(run.final["test_logits_nat"][:COMPARED_IMAGES]).float()
+    stored = torch.from_numpy(run.final["test_logits_nat"][:RECOGNISED_BY_IMAGES]).float()
     few = data.test.take(slice(0, len(stored))).to(where)
     x = few.x()
     check_attackable(net, x, few.y)

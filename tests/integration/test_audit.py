@@ -425,7 +425,8 @@ def test_a_budget_leaves_out_the_costliest(tiny_run, monkeypatch, capsys):
         run.model(), split, run.plan.recipe.threat, budget=(1 + 5 + 32 + 62 + 62) * 10 / 60
     )
     assert list(report.steps.index) == ["natural", "fgsm", "pgd10", "pgd20", "cw20", "worst case"]
-    assert set(report.missing) == {rung.attack for rung in AUDIT_STEPS} - {
+    costly = {rung.attack for rung in AUDIT_STEPS} | {"losses", "unbounded"}
+    assert set(report.missing) == costly - {
         "natural",
         "fgsm",
         "pgd10",
@@ -436,6 +437,22 @@ def test_a_budget_leaves_out_the_costliest(tiny_run, monkeypatch, capsys):
         "over the budget" in report.missing["square"]
         and "at most about 27 min 00 s for 10 images" in capsys.readouterr().out
     )
+
+
+def test_a_budget_holds_for_all_that_an_audit_passes(tiny_run, monkeypatch):
+    """Passes are counted where they happen, those of the probes, too: without attacks that fit,
+    nothing but the first looks at the images is left.
+    """
+    monkeypatch.setattr(robustness_audit, "seconds_of_a_pass", lambda *_: 1.0)
+    run, passed = tiny_run("at"), []
+    model = run.model()
+    model.register_forward_hook(lambda module, images, out: passed.append(len(out)))
+    split = run.data().test.take(slice(0, 10))
+    report = audit_model(model, split, run.plan.recipe.threat, budget=0.01, quiet=True)
+    assert sum(passed) <= 60 and {"losses", "unbounded", "natural"} <= set(report.missing)
+    cheaper = 1 + 5 + 32 + 62 + 62
+    audit_model(model, split, run.plan.recipe.threat, budget=(cheaper + 301) * 10 / 60, quiet=True)
+    assert sum(passed) > 1000  # the first of the two probes fits
 
 
 def test_what_is_stored_costs_nothing_of_a_budget(tiny_run, monkeypatch):
