@@ -58,7 +58,8 @@ def observed_images(plan: Plan, dataset: DataSet) -> DataSet:
     if not plan.spec.adopted:
         return dataset
     first = slice(0, plan.spec.adopted["images"])
-    return replace(dataset, train=dataset.train.take(first), test=dataset.test.take(first))
+    names = ("train", "validation", "test")
+    return replace(dataset, **{name: getattr(dataset, name).take(first) for name in names})
 
 
 def initial_network(plan: Plan, dataset: DataSet) -> nn.Module:

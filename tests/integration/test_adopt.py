@@ -347,6 +347,8 @@ def test_a_network_is_taken_as_it_is(own, trained):
         own.head.bias -= 1
     twice = nn.Sequential(Normalise(torch.zeros(1), torch.ones(1)), own).eval()
     again = kit.adopt(twice, "digits", name="twice", overrides=FIELDS, n=50, quiet=True)
+    observed = again.epoch(1)
+    assert len(observed["validation_logits_nat"]) == len(observed["test_logits_nat"]) == 50
     with torch.no_grad():
         torch.testing.assert_close(again.model()(x), own(x))
     kit.MODELS["own"] = kit.MODELS["cnn"]
