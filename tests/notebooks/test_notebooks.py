@@ -414,7 +414,7 @@ def test_failures_are_named_and_stop_nothing_else(home, tmp_path, monkeypatch, c
     assert re.search(r"04_fine +made", text) and (tmp_path / "out/pm-by-lps.png").exists()
     page = tmp_path / "out/report.html"
     assert text.splitlines()[-1] == f"all of it on one page: {page}"
-    assert "01_raises was begun and did not end" in page.read_text()
+    assert "were begun and did not end: 01_raises, " in page.read_text()
 
 
 def test_plan_shares_runs_and_seeds_get_their_own_folder(home, tmp_path):
