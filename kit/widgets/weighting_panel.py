@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -191,6 +192,11 @@ def describe_images(
 # ---------------------------------------------------------------------------------- how it is drawn
 
 
+def _is_number(value: Any, number: float) -> bool:
+    """Is a control's value that number? A slider sends it with the error of a sum."""
+    return isinstance(value, (int, float)) and math.isclose(value, number, abs_tol=1e-9)
+
+
 class WeightingCurves(Panel):
     """The panel of `weighting_curves`."""
 
@@ -250,7 +256,7 @@ class WeightingCurves(Panel):
         if "preset" in self.values and "method" not in values:
             then = self.values | values
             numbers = settings.get(then["preset"], {})
-            holds = all(then[path] == value for path, value in numbers.items())
+            holds = all(_is_number(then[path], number) for path, number in numbers.items())
             values["preset"] = then["preset"] if holds else OWN_NUMBERS
         super().set(**values)
 

@@ -23,6 +23,7 @@ from kit.widgets.method_controls import (
     round_up,
     weight_parameters,
 )
+from kit.widgets.panel_view import PanelView
 from kit.widgets.weighting_panel import normalise_curve, weighting_curves
 
 
@@ -135,6 +136,22 @@ def test_a_preset_brings_its_numbers_and_own_numbers_are_no_preset(panel):
     assert panel.values["preset"] == "own numbers" and "your own" in panel.sentence
     panel.set(preset=own)
     assert panel.values["weight.slope"] == 10 and panel.values["weight.bias"] == -0.5
+
+
+def test_a_slider_that_answers_off_by_a_rounding_changes_nothing(run):
+    """The page's slider sends back what it was given as a sum of steps; the preset stays."""
+    panel = weighting_curves(run)
+    view = panel.view = PanelView(panel)
+    panel.set(preset="row mail-trades")
+    view.show()
+    _, slider = view.fields["weight.slope"]
+    before = dict(panel.values)
+    slider.value = 1.9999999999999996
+    assert panel.values == before and before["preset"] == "row mail-trades"
+    panel.set(**{"weight.slope": 1.9999999999999996})
+    assert panel.values == before
+    slider.value = 3.0
+    assert panel.values["weight.slope"] == 3 and panel.values["preset"] == "own numbers"
 
 
 def test_another_method_begins_with_its_own_numbers_and_what_is_refused_changes_nothing(panel):
