@@ -276,11 +276,8 @@ class PanelView:
 
         def hand_on() -> None:
             value = change["new"]
-            if isinstance(control, Number):
-                if isinstance(value, str):
-                    value = control.parse(value)
-                elif control.check(value) == self.panel.values[name]:
-                    return  # a slider answers what it was given, off by a rounding: no hand did
+            if isinstance(control, Number) and isinstance(value, str):
+                value = control.parse(value)
             self.panel.set(**{control.name: value})
 
         self.attempt(hand_on, control.name)
