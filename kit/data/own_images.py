@@ -150,7 +150,7 @@ def data_set_of(split: Split, num_classes: int, n: int = 0) -> DataSet:
     if len(split) == 0:
         raise KitError("data holds no images")
     channels, height, width = split.images.shape[1:]
-    if channels == height and width in (1, 3):
+    if channels == height != width and width in (1, 3):
         raise KitError(
             f"data has images of shape {tuple(split.images.shape)}, whose channels seem to come "
             "last; expected (N, C, H, W), so pass x.transpose(0, 3, 1, 2)"

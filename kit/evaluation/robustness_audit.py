@@ -85,8 +85,11 @@ FEW_IMAGES, LONG_SECONDS = 8, 5.0
 #: Images on which the loss is followed along PGD-100, and which are attacked without a bound.
 PROBED_IMAGES = 200
 
-#: What these two cost an image at most, as `AuditStep.cost` counts it. They are never stored.
-PROBE_COSTS = {"losses": 301, "unbounded": 302}
+#: What these two cost. Their results are never stored.
+PROBES = (
+    AuditStep("losses", 102, 100, PROBED_IMAGES),
+    AuditStep("unbounded", 102, 100, PROBED_IMAGES),
+)
 
 
 #: (attack, number of images) -> the arrays of `measure_attack`.
@@ -111,11 +114,11 @@ def audit(
     """Attack a run's test images in steps of rising strength, and judge the results by ten rules.
 
     n: only the first n images (0 = all); the costly attacks take at most 200 of them, SPSA 20 (see
-    `AUDIT_STEPS`). which: last or best network. budget: minutes; attacks that are not expected to
-    fit, the costliest first, are left out. transfer: another run on the same data, whose
-    adversarial images are tried on this one. The expected time is printed first. Verdicts are kept
-    by `evaluate`: asking again is quick, and after Ctrl-C, which gives what is there by then, it
-    goes on.
+    `AUDIT_STEPS`). which: last or best network. budget: minutes; attacks and probes that are
+    not expected to fit, the costliest first, are left out. transfer: another run on the same data,
+    whose adversarial images are tried on this one. The expected time is printed first. Verdicts are
+    kept by `evaluate`: asking again is quick, and after Ctrl-C, which gives what is there by then,
+    it goes on.
 
     Any network can take the place of the run, with data=(x, y) and a threat, as in `evaluate`; a
     transfer is then a network, too, and nothing is kept.
@@ -307,9 +310,8 @@ def choose_steps(
     counts = {step.attack: min(step.most or len(split), len(split)) for step in there}
     new = [step for step in there if not is_stored(step.attack, counts[step.attack])]
     second = seconds_of_a_pass(model, split, threat) if new or budget is not None else 0.0
-    expected = {step.attack: second * step.cost * counts[step.attack] for step in new}
-    probed = min(PROBED_IMAGES, len(split))
-    expected |= {name: second * cost * probed for name, cost in PROBE_COSTS.items()}
+    counts |= {probe.attack: min(probe.most, len(split)) for probe in PROBES}
+    expected = {step.attack: second * step.cost * counts[step.attack] for step in (*new, *PROBES)}
     total, fits = 0.0, []
     for name in sorted(expected, key=expected.__getitem__):
         total += expected[name]

@@ -141,9 +141,8 @@ def fit_class_names(classes: Sequence[str], count: int) -> tuple[str, float]:
     Returns:
         What stands between "as" and a name, a space or a line's end, and the size in points.
     """
-    room = (
-        0.9 * 72 * STAGES_WIDTH * SHARES[0] / sum(SHARES) / count
-    )  # the rest is for the axis' name
+    # a tenth is for the axis' name
+    room = 0.9 * 72 * STAGES_WIDTH * SHARES[0] / sum(SHARES) / count
     longest = max(len(str(name)) for name in classes)
     widest = max(longest, len(PROTECTED))
     between = " " if LETTER_WIDTH * WORDS_SIZE * (len("as ") + longest) <= room else "\n"

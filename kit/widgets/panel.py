@@ -150,15 +150,7 @@ class Panel:
             KitError: a name or a value is refused. Nothing is changed then.
         """
         with self._lock:
-            known = {
-                control.name: control
-                for control in self.shown_controls
-                if not isinstance(control, Action)
-            }
-            for name in values:
-                if name not in known:
-                    raise unknown_name(f"control of {self.name}", name, known)
-            checked = {name: known[name].check(value) for name, value in values.items()}
+            checked = self.check(values)
             before = dict(self.values)
             try:
                 self.values |= checked
@@ -169,6 +161,22 @@ class Panel:
             except BaseException:
                 self._restore(before)
                 raise
+
+    def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the controls of these names keep of the values.
+
+        Raises:
+            KitError: a name or a value is refused.
+        """
+        known = {
+            control.name: control
+            for control in self.shown_controls
+            if not isinstance(control, Action)
+        }
+        for name in values:
+            if name not in known:
+                raise unknown_name(f"control of {self.name}", name, known)
+        return {name: known[name].check(value) for name, value in values.items()}
 
     def press(self, name: str) -> None:
         """Press a button by its name.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -192,11 +191,6 @@ def describe_images(
 # ---------------------------------------------------------------------------------- how it is drawn
 
 
-def _is_number(value: Any, number: float) -> bool:
-    """Is a control's value that number? A slider sends it with the error of a sum."""
-    return isinstance(value, (int, float)) and math.isclose(value, number, abs_tol=1e-9)
-
-
 class WeightingCurves(Panel):
     """The panel of `weighting_curves`."""
 
@@ -254,9 +248,10 @@ class WeightingCurves(Panel):
         settings = presets(values.get("method", self.values["method"]), self.epochs)
         values = dict(settings.get(values.get("preset", OWN_NUMBERS), {})) | values
         if "preset" in self.values and "method" not in values:
+            values = self.check(values)  # a slider sends a number with the error of a sum
             then = self.values | values
             numbers = settings.get(then["preset"], {})
-            holds = all(_is_number(then[path], number) for path, number in numbers.items())
+            holds = all(then[path] == number for path, number in numbers.items())
             values["preset"] = then["preset"] if holds else OWN_NUMBERS
         super().set(**values)
 

@@ -27,6 +27,7 @@ from kit.core.threat import Threat
 from kit.data.splits import Split
 from kit.evaluation import accuracy, masked_networks, robustness_audit
 from kit.evaluation.accuracy import evaluate, measure_attack
+from kit.evaluation.audit_passes import attack_unbounded, follow_losses
 from kit.evaluation.masking_rules import (
     AUTOATTACK_PARTS,
     BLACK_BOX_GAIN,
@@ -39,7 +40,7 @@ from kit.evaluation.masking_rules import (
     apply_rules,
     light_beyond,
 )
-from kit.evaluation.robustness_audit import AUDIT_STEPS, audit, audit_model
+from kit.evaluation.robustness_audit import AUDIT_STEPS, PROBES, audit, audit_model
 from kit.evaluation.statistics import wilson
 from kit.figures.audit_steps import compare_audits, describe_audit_steps, draw_audit_steps
 from kit.jobs.command_line import main
@@ -348,6 +349,19 @@ def test_no_attack_costs_more_than_its_rung_says(rungs, tiny_run):
         assert examples[name]["backwards"].max() == costs[name].backwards, name
 
 
+def test_no_probe_costs_more_than_is_said(tiny_run):
+    """Forward passes of an image that nothing breaks are counted where they happen."""
+    run, passed = tiny_run("at"), []
+    model, split = run.model(), run.data().test.take(slice(0, 8))
+    model.register_forward_hook(lambda module, images, out: passed.append(len(out)))
+    cost = {probe.attack: probe.forwards for probe in PROBES}
+    follow_losses(model, split, run.plan.recipe.threat)
+    assert sum(passed) == cost["losses"] * len(split)
+    passed.clear()
+    attack_unbounded(model, split, run.plan.recipe.threat)
+    assert 0 < sum(passed) <= cost["unbounded"] * len(split)  # most are broken early
+
+
 # ------------------------------------------------------------------------------------ how it prints
 
 
@@ -425,7 +439,7 @@ def test_a_budget_leaves_out_the_costliest(tiny_run, monkeypatch, capsys):
         run.model(), split, run.plan.recipe.threat, budget=(1 + 5 + 32 + 62 + 62) * 10 / 60
     )
     assert list(report.steps.index) == ["natural", "fgsm", "pgd10", "pgd20", "cw20", "worst case"]
-    costly = {rung.attack for rung in AUDIT_STEPS} | {"losses", "unbounded"}
+    costly = {rung.attack for rung in AUDIT_STEPS} | {probe.attack for probe in PROBES}
     assert set(report.missing) == costly - {
         "natural",
         "fgsm",
@@ -450,9 +464,10 @@ def test_a_budget_holds_for_all_that_an_audit_passes(tiny_run, monkeypatch):
     split = run.data().test.take(slice(0, 10))
     report = audit_model(model, split, run.plan.recipe.threat, budget=0.01, quiet=True)
     assert sum(passed) <= 60 and {"losses", "unbounded", "natural"} <= set(report.missing)
-    cheaper = 1 + 5 + 32 + 62 + 62
-    audit_model(model, split, run.plan.recipe.threat, budget=(cheaper + 301) * 10 / 60, quiet=True)
-    assert sum(passed) > 1000  # the first of the two probes fits
+    dearest = max(probe.cost for probe in PROBES)
+    fitting = sum(10 * step.cost for step in (*AUDIT_STEPS, *PROBES) if step.cost <= dearest)
+    report = audit_model(model, split, run.plan.recipe.threat, budget=fitting / 60, quiet=True)
+    assert sum(passed) > 1000 and not {"losses", "unbounded"} & set(report.missing)
 
 
 def test_what_is_stored_costs_nothing_of_a_budget(tiny_run, monkeypatch):
