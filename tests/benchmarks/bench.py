@@ -2,11 +2,13 @@
 it on a quiet machine.
 
     python -m kit bench [--rounds 5] [--images 500] [--threads 2] [--device cpu] [--only aa pgd20]
-    [--json FILE]
+    [--as avx2] [--json FILE]
 
 Each contestant runs in a process of its own, as its user would; a round runs all of them one after
 the other, so that a ratio compares neighbours in time. The first of each work is what the others
 are compared with. One that cannot run, as bf16 on a processor without it, is a row that says so.
+`--as avx2` shows the processor as an older one, whose vectors are half as long, as most laptops'
+are; a file has a row for each.
 
 aa, pgd20, pgd100: attacks on the small convolutional network of tests/golden/autoattack (a third of
 its MNIST images withstand AutoAttack at eps 0.25), against pyautoattack, torchattacks and foolbox
@@ -430,6 +432,12 @@ STEPS: dict[str, dict[str, tuple[str, Callable]]] = {
 }
 WORK = ATTACKS | STEPS
 
+#: {what the processor is shown as: the settings of PyTorch and oneDNN that do it}
+SHOWN_AS: dict[str, dict[str, str]] = {
+    "native": {},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+}
+
 
 # ----------------------------------------------------------------------------------------- the race
 
@@ -458,14 +466,17 @@ def one(work: str, contestant: str, count: int, threads: int, device: str) -> di
     }
 
 
-def run_alone(work: str, name: str, count: int, threads: int, device: str) -> dict:
-    """Run a contestant once, in a process of its own.
+def run_alone(
+    work: str, name: str, count: int, threads: int, device: str, shown_as: str = "native"
+) -> dict:
+    """Run a contestant once, in a process of its own, on the processor as a row of `SHOWN_AS`.
 
     Returns what `one` does, or {"cannot": why} where it fails.
     """
     path = os.pathsep.join([str(ROOT), *sys.path[1:], os.environ.get("PYTHONPATH", "")])
     environment = {
         **os.environ,
+        **SHOWN_AS[shown_as],
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "PYTHONPATH": path,
@@ -478,7 +489,9 @@ def run_alone(work: str, name: str, count: int, threads: int, device: str) -> di
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def race(work: str, rounds: int, count: int, threads: int, device: str) -> list[dict]:
+def race(
+    work: str, rounds: int, count: int, threads: int, device: str, shown_as: str = "native"
+) -> list[dict]:
     """Let the contestants that are installed run in turn; returns a row of each.
 
     One that cannot run is left out of later rounds, and its row says why. The others are compared
@@ -490,14 +503,14 @@ def race(work: str, rounds: int, count: int, threads: int, device: str) -> list[
     failures: dict[str, str] = {}
     for _ in range(rounds):
         for name in [name for name in results if name not in failures]:
-            result = run_alone(work, name, count, threads, device)
+            result = run_alone(work, name, count, threads, device, shown_as)
             if "cannot" in result:
                 failures[name] = result["cannot"]
             results[name].append(result)
     leader = next((mine for name, mine in results.items() if name not in failures), [])
     rows = []
     for name, mine in results.items():
-        row: dict = {"work": work, "who": name, "n": rounds}
+        row: dict = {"work": work, "who": name, "as": shown_as, "n": rounds}
         if name in failures:
             rows.append(row | {"cannot": failures[name]})
             continue
@@ -520,38 +533,58 @@ def processor() -> str:
 
 
 def markdown(record: dict) -> str:
-    """The table of a record, for the README."""
-    machine = record["machine"]
+    """The table of a record, for the README: seconds and shares are the native processor's."""
+    machine, rows = record["machine"], record["rows"]
+    columns = [name for name in SHOWN_AS if any(row["as"] == name for row in rows)]
+    cells = {(row["work"], row["who"], row["as"]): row for row in rows}
+    contestants = list(dict.fromkeys((row["work"], row["who"]) for row in rows))
+    times = " | ".join(f"times as fast [min, max], {name}" for name in columns)
     lines = [
-        "| work | | seconds | times as fast [min, max] | result | images a second | attack's share "
+        f"| work | | seconds | {times} | result | images a second | attack's share "
         "| of the bound |",
-        "|---|---|---|---|---|---|---|---|",
+        f"|---|---|---{'|---' * len(columns)}|---|---|---|---|",
     ]
-    for row in record["rows"]:
-        if "cannot" in row:
-            lines.append(
-                f"| {row['work']} | {row['who']} | cannot run: {row['cannot']} | | | | | |"
-            )
-            continue
-        share, of_bound = (
-            f"{row[key]:.0%}" if key in row else "" for key in ("attack", "of the bound")
-        )
-        lines.append(
-            f"| {row['work']} | {row['who']} | {row['seconds']:.3g} | {row['times']:.2f} "
-            f"[{row['low']:.2f}, "
-            f"{row['high']:.2f}] | {row['result']:.3f} | {row['images a second']:,.0f} | {share} | "
-            f"{of_bound} |"
-        )
+    for work, who in contestants:
+        mine = [cells.get((work, who, name)) for name in columns]
+        first = next(row for row in mine if row is not None)
+        if "cannot" in first:
+            numbers = ["", *map(describe_ratio, mine), "", "", "", ""]
+        else:
+            shares = [f"{first[k]:.0%}" if k in first else "" for k in ("attack", "of the bound")]
+            numbers = [
+                f"{first['seconds']:.3g}",
+                *map(describe_ratio, mine),
+                f"{first['result']:.3f}",
+                f"{first['images a second']:,.0f}",
+                *shares,
+            ]
+        lines.append(f"| {work} | {who} | {' | '.join(numbers)} |")
     words = (
         f"{machine['date']}, torch {machine['torch']}, {machine['machine']} ({machine['device']})"
     )
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{words}, {machine['threads']} threads; medians, n = {record['rows'][0]['n']}.",
-        ]
+    counts = " and ".join(str(n) for n in sorted({row["n"] for row in rows}))
+    return "\n".join([*lines, "", f"{words}, {machine['threads']} threads; medians, n = {counts}."])
+
+
+def describe(row: dict) -> str:
+    """A line of a contestant, for the screen."""
+    who = f"{row['work']:16} {row['who']:12}"
+    if "cannot" in row:
+        return f"{who} cannot run: {row['cannot']}"
+    spread = f"{row['times']:.2f}x [{row['low']:.2f}, {row['high']:.2f}], {row['n']}"
+    return (
+        f"{who} {row['seconds']:8.3f} {row['cpu']:8.3f} {row['result']:7.3f} "
+        f"{row['forwards']:10,} {row['backwards']:10,}  {spread}"
     )
+
+
+def describe_ratio(row: dict | None) -> str:
+    """How many times as fast a contestant is as the first, or why it cannot run."""
+    if row is None:
+        return ""
+    if "cannot" in row:
+        return f"cannot run: {row['cannot']}"
+    return f"{row['times']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 
 def main() -> None:
@@ -563,6 +596,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="+", choices=list(WORK), default=list(WORK))
+    parser.add_argument(
+        "--as",
+        dest="shown_as",
+        choices=list(SHOWN_AS),
+        default="native",
+        help="what the processor is shown as",
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", action="store_true", help="print the README's table, too")
     words = parser.parse_args()
@@ -577,36 +617,27 @@ def main() -> None:
         "eps": EPS,
         "date": time.strftime("%Y-%m-%d"),
     }
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    shown = {} if words.shown_as == "native" else {"shown as": words.shown_as}
+    print(", ".join(f"{key} {value}" for key, value in (machine | shown).items()))
     print(
         f"{'work':16} {'who':12} {'seconds':>8} {'cpu':>8} {'result':>7} {'forwards':>10} "
         f"{'backwards':>10}  "
         "times as fast as the first, n"
     )
-    rows = []
+    rows: list[dict] = []
+    if words.json and words.json.exists():  # what is not measured now keeps its rows
+        rows = json.loads(words.json.read_text())["rows"]
+    order = list(WORK), list(SHOWN_AS)
     for work in words.only:
-        for row in race(work, words.rounds, words.images, words.threads, words.device):
-            rows.append(row)
-            if "cannot" in row:
-                print(f"{work:16} {row['who']:12} cannot run: {row['cannot']}", flush=True)
-                continue
-            spread = f"{row['times']:.2f}x [{row['low']:.2f}, {row['high']:.2f}], {row['n']}"
-            print(
-                f"{work:16} {row['who']:12} {row['seconds']:8.3f} {row['cpu']:8.3f} "
-                f"{row['result']:7.3f} "
-                f"{row['forwards']:10,} {row['backwards']:10,}  {spread}",
-                flush=True,
-            )
-    if words.json and words.json.exists():  # works that were not measured now keep their rows
-        before = [
-            row
-            for row in json.loads(words.json.read_text())["rows"]
-            if row["work"] not in words.only
-        ]
-        rows = sorted(before + rows, key=lambda row: list(WORK).index(row["work"]))
-    record = {"machine": machine, "rows": rows}
-    if words.json:
-        words.json.write_text(json.dumps(record, indent=1) + "\n")
+        rows = [row for row in rows if (row["work"], row["as"]) != (work, words.shown_as)]
+        rows += race(work, words.rounds, words.images, words.threads, words.device, words.shown_as)
+        rows.sort(key=lambda row: (order[0].index(row["work"]), order[1].index(row["as"])))
+        record = {"machine": machine, "rows": rows}
+        if words.json:  # after each work, so that one that is stopped loses nothing
+            words.json.write_text(json.dumps(record, indent=1) + "\n")
+        for row in rows:
+            if (row["work"], row["as"]) == (work, words.shown_as):
+                print(describe(row), flush=True)
     if words.markdown:
         print(markdown(record))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -38,4 +39,34 @@ def test_a_contestant_that_cannot_run_is_a_row_that_says_so(broken, monkeypatch)
             "rows": list(rows.values()),
         }
     )
-    assert f"| step-resnet18 | {broken} | cannot run: this cpu computes no such format |" in page
+    assert f"| step-resnet18 | {broken} |  | cannot run: this cpu computes no such format |" in page
+
+
+def test_one_table_for_both_kinds_of_vectors(monkeypatch, tmp_path):
+    """Contestants shown an older processor are told so; a file keeps the rows of either."""
+
+    def run(words, env, **_):
+        older = env.get("ATEN_CPU_CAPABILITY") == "avx2" and env["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+        seconds = 2.0 if words[4] == "kit" and not older else 6.0
+        answer = {"cpu": 1.0, "result": 0.5, "forwards": 1, "backwards": 1}
+        answer |= {"seconds": seconds, "images a second": 1 / seconds}
+        return SimpleNamespace(returncode=0, stdout=json.dumps(answer), stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(bench, "processor", lambda: "a processor")
+    for more in ([], ["--as", "avx2"], ["--as", "avx2"]):
+        path = tmp_path / "speed.json"
+        words = ["bench", "--rounds", "3", "--only", "step-digits", "--json", str(path), *more]
+        monkeypatch.setattr(sys, "argv", words)
+        bench.main()
+    record = json.loads(path.read_text())
+    times = {(row["who"], row["as"]): row["times"] for row in record["rows"]}
+    assert times == {
+        ("plain", "native"): 1,
+        ("plain", "avx2"): 1,
+        ("kit", "native"): 3,
+        ("kit", "avx2"): 1,
+    }
+    assert "| step-digits | kit | 2 | 3.00 [3.00, 3.00] | 1.00 [1.00, 1.00] |" in bench.markdown(
+        record
+    )
