@@ -5,8 +5,8 @@ drawn anew (Poisson weights), and so are seeds, as Student's t says of so few; w
 other seeds would show is unknown. Each cell gets two invented images, one for what the
 rule expects and one against it, as Agresti and Min (2005) do for paired proportions, so that a
 handful of images decides nothing. A statement holds if it keeps its bound in 97.5 % of the draws;
-one of m statements fails if it keeps it in at most 2.5 % / m. Fewer than FEWEST_SEEDS seeds decide
-nothing.
+one of m statements that could be decided fails if it keeps it in at most 2.5 % / m. Fewer than
+FEWEST_SEEDS seeds decide nothing.
 """
 
 from __future__ import annotations
@@ -77,11 +77,16 @@ class Statement:
     possible: np.ndarray | None = None
     parts: int = 1
 
+    @property
+    def is_tried(self) -> bool:
+        """Whether it was run with as many seeds as decide something."""
+        return self.sure is not None and self.sum.seeds >= FEWEST_SEEDS
+
     def verdict(self, of: int) -> str:
-        """Say holds, fails, undecided or not run, as one of so many statements."""
+        """Say holds, fails, undecided or not run, as one of so many that are tried."""
         if self.sure is None or self.possible is None:
             return NOT_RUN
-        if self.sum.seeds < FEWEST_SEEDS:
+        if not self.is_tried:
             return "undecided"
         return (
             "holds"
@@ -351,9 +356,13 @@ def _state_most(text: str, sums: Sequence[MeasuredSum], bound: Bound) -> Stateme
 
 
 def decide_by_rules(cells: Measures, rules: Sequence[Rule]) -> ClaimVerdict:
-    """Decide a claim by its rules: it fails if one statement does, and holds if all do."""
+    """Decide a claim by its rules: it fails if one statement does, and holds if all do.
+
+    A statement that is not tried cannot fail by chance, so it makes the others' test no stricter.
+    """
     found = [statement for rule in rules for statement in measure_rule(cells, rule)]
-    words = [statement.verdict(len(found)) for statement in found]
+    tried = max(1, sum(statement.is_tried for statement in found))
+    words = [statement.verdict(tried) for statement in found]
     records = [part.record(word) for part, word in zip(found, words, strict=True)]
     return ClaimVerdict(
         combine_verdicts(words),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,6 +29,7 @@ from kit.papers.measured_rules import (
     Cells,
     MeasuredSum,
     Statement,
+    decide_by_rules,
     measure_expression,
     measure_rule,
 )
@@ -469,6 +470,32 @@ def test_verdicts_turn_where_they_say():
     ]
     assert [verdict(keeps, 10) for keeps in (1950, 6, 5)] == ["holds", "undecided", "fails"]
     assert Statement(MeasuredSum("x"), "> 0").verdict(1) == "not run"
+
+
+@dataclass(frozen=True)
+class PartlyRun:
+    """Sums of which the first `run` are there: the first keeps its bound in a fiftieth of draws."""
+
+    run: int
+    asked: list[str] = field(default_factory=list)
+
+    def measure(self, expression):
+        self.asked.append(expression.text)
+        place = len(self.asked) - 1
+        if place >= self.run:
+            return MeasuredSum(expression.text, why="its runs are not there yet")
+        draws = np.where(np.arange(2000) < (40 if place == 0 else 1000), 1.0, -1.0)
+        return MeasuredSum(expression.text, -1.0, draws, n=100, seeds=3)
+
+
+def test_only_statements_that_are_tried_make_each_other_stricter():
+    """A fiftieth is too much for one of several that chance may break, and enough for one alone,
+    whatever others were not run.
+    """
+    rules = read_rules()[71]
+    one, two = PartlyRun(1), PartlyRun(2)
+    assert decide_by_rules(one, rules).verdict == "fails" and len(one.asked) > 20
+    assert decide_by_rules(two, rules).verdict == "undecided"
 
 
 def test_a_handful_of_images_decides_nothing(monkeypatch):
