@@ -28,10 +28,11 @@ CELL_COLOURS = {
 def draw_claim_board(board: pd.DataFrame) -> Drawing:
     """Draw a scoreboard, as `kit.papers.scoreboard` lists it.
 
-    Above each line of a paper's claims are their numbers, below it is a row a scale; the counts
-    stand on the right. The caption names every claim's verdict, so that it can stand for the
-    picture.
+    Above each line of a paper's claims are their numbers, in brackets where mathematics decides,
+    and below it is a row a scale; the counts stand on the right. The caption names every claim's
+    verdict, so that it can stand for the picture.
     """
+    exact = set(board.attrs.get("exact", ()))
     scales = [name for name in board.columns if name not in ("paper", "claim", "printed")]
     lines = [
         (str(paper), scale, claims.index[start : start + PER_LINE], start == 0)
@@ -47,9 +48,11 @@ def draw_claim_board(board: pd.DataFrame) -> Drawing:
             if scale == scales[0]:
                 y += 0.75 if first else 0.6
                 for column, number in enumerate(numbers):
-                    axes.text(column, y - 0.62, number, ha="center", va="center", fontsize=7)
-                if first:
-                    axes.text(-4.6, y, PAPERS[paper].label, va="center", weight="bold", fontsize=11)
+                    shown = f"({number})" if number in exact else number
+                    axes.text(column, y - 0.62, shown, ha="center", va="center", fontsize=7)
+                weight, ink = ("bold", "black") if first else ("normal", "#6B7280")
+                label = PAPERS[paper].label
+                axes.text(-4.6, y, label, va="center", weight=weight, color=ink, fontsize=11)
             _draw_line(axes, y, [board.loc[number, scale] for number in numbers])
             axes.text(-0.8, y, scale, va="center", ha="right", fontsize=9)
             if first:
@@ -58,6 +61,9 @@ def draw_claim_board(board: pd.DataFrame) -> Drawing:
         axes.set(xlim=(-4.7, PER_LINE + 3.9), ylim=(y - 0.3, -0.35), aspect="equal")
         axes.axis("off")
         drawing.legend(
+            title="Which claims hold, by paper and scale\n"
+            "A number in brackets: mathematics decides, on every scale alike",
+            title_fontsize=10,
             handles=[
                 Patch(color=CELL_COLOURS[word][0], label=f"{glyph} {word}")
                 for word, glyph in VERDICT_GLYPHS.items()
@@ -95,4 +101,7 @@ def describe_claim_board(board: pd.DataFrame) -> str:
             if (board[scale] == word).any()
         ]
         sentences.append(f"{scale}: {'; '.join(parts)}.")
+    exact = ", ".join(map(str, board.attrs.get("exact", ())))
+    if exact:
+        sentences.append(f"Mathematics decides, on every scale alike: {exact}.")
     return f"{len(board)} claims of five papers, by their numbers. {' '.join(sentences)}"

@@ -30,6 +30,7 @@ from kit.papers.measured_cells import PaperTable, measured
 from kit.papers.printed_data import PAPERS, read_table
 from kit.papers.record import RECORD, measure_scale, read_record, scoreboard, write_record
 from kit.papers.rule_checks import (
+    DECIDED,
     check_against,
     check_rules,
     check_stability,
@@ -190,6 +191,10 @@ def gallery(root: Path = CHECKOUT) -> str:
         "statement. A verdict is over all seeds of the record; a picture shows one seed where its "
         "caption names one. The JSON beside each picture names the runs, settings, versions and "
         "numbers behind it. This page is made by `python -m kit record`.",
+        "",
+        "Intervals are of 95 %. Where a claim has several statements, one of them fails only at a "
+        "stricter level, so that chance makes none of them fail. A statement may therefore be "
+        "undecided though its interval lies on the other side of what is expected.",
     ]
     for scale in dict.fromkeys(record["scale"]):
         mine = record[record["scale"] == scale]
@@ -236,17 +241,24 @@ def _statement_line(claim: Mapping[str, Any], rows: pd.DataFrame) -> str:
     """One statement: its verdict over seeds with the numbers, and what this picture shows."""
     here = f"Printed: {claim['printed']}. This picture: {claim['here']}."
     if rows.empty:
-        return f"- **{VERDICT_GLYPHS[NOT_RUN]} not in the record**: {claim['claim']}. {here}"
+        return f"- **{VERDICT_GLYPHS[NOT_RUN]} no verdict**: {claim['claim']}. {here}"
     verdict, seeds = rows.iloc[0]["verdict"], rows.iloc[0]["seeds"]
     numbers = "; ".join(
-        f"{row['estimate']} {row['value']} [{row['low']}, {row['high']}], expected "
-        f"{row['expected']}"
+        f"{row['estimate']} {_short(row['value'])} [{_short(row['low'])}, {_short(row['high'])}], "
+        f"expected {row['expected']}"
         for row in rows.to_dict("records")
         if row["value"]
     )
-    over = "by arithmetic" if seeds == "0" else f"over {seeds} seed(s)"
+    over = f"over {seeds} seed{'' if seeds == '1' else 's'}"
+    if seeds == "0":
+        over = "by arithmetic" if verdict in DECIDED else "as its networks learned nothing"
     said = f" Over all seeds: {numbers}." if numbers else ""
     return f"- **{VERDICT_GLYPHS[verdict]} {verdict}** {over}: {claim['claim']}.{said} {here}"
+
+
+def _short(number: str) -> str:
+    """A number of the record with three digits that count."""
+    return f"{float(number):.3g}" if number else "?"
 
 
 # ---------------------------------------------------------------------------------- the scoreboard

@@ -223,7 +223,8 @@ def scoreboard(path: Path = RECORD) -> pd.DataFrame:
 
     Columns: paper, claim, printed (what the paper's own tables say), and one a scale: holds, fails,
     undecided, or not run, as `compare` said when the record was written. What mathematics decides
-    is decided on every scale.
+    is decided on every scale; `attrs["exact"]` lists these claims, and those of which each row of
+    the record is arithmetic.
 
     Raises:
         KitError: There is no record, or it is damaged.
@@ -235,4 +236,7 @@ def scoreboard(path: Path = RECORD) -> pd.DataFrame:
         mine = table[(table["scale"] == scale) & (table["claim"] != "")]
         found = dict(zip(mine["claim"].astype(int), mine["claim_verdict"], strict=True))
         board[scale] = [(proven | found).get(number, NOT_RUN) for number in board.index]
+    decided = table[(table["claim"] != "") & (table["claim_verdict"] != "undecided")]
+    measured = set(decided.loc[decided["seeds"] != "0", "claim"].astype(int))
+    board.attrs["exact"] = sorted({*decided["claim"].astype(int)} - measured | {*proven})
     return board

@@ -188,6 +188,8 @@ def test_a_picture_of_the_board_names_every_claim(tmp_path):
     assert drawn.count("✓") == 1 + 2 * len(proven["holds"])
     assert drawn.count("✗") == 1 + 2 * len(proven["fails"]) and drawn.count("?") == 1
     assert drawn.count("·") == 2 * len(board) - 3 - 2 * len(proofs())
+    # what mathematics decides is told from what was measured
+    assert {int(text[1:-1]) for text in drawn if text.startswith("(")} == set(proofs())
 
 
 def test_findings_are_the_records_numbers(tmp_path):
