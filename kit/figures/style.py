@@ -232,9 +232,11 @@ class ExactPercent(matplotlib.ticker.Formatter):
     """Write shares as percent, with as many decimals as the ticks have: 88 % is not 87.5 %."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
+        """One share as percent."""
         return self.format_ticks([x])[0]
 
     def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """All ticks with the same number of decimals, three at most."""
         ticks = [100 * float(value) for value in values]
         exact = (k for k in range(3) if all(abs(tick - round(tick, k)) < 1e-6 for tick in ticks))
         decimals = next(exact, 3)
