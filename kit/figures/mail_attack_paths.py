@@ -224,8 +224,8 @@ def draw_lps_starts(data: FigureData) -> Drawing:
     """Draw the LPS of chosen images over the starts, and a bar for how far LPS moves."""
     drawing = Drawing(7.6, 3.2)
     left, right = drawing.subplots(1, 2, width_ratios=(3, 2))
-    chosen = "chosen images" if data.extras["chosen"] else "whose LPS moves most"
-    title = f"LPS over {data.facts['count']} random starts, {chosen}"
+    which = "chosen images" if data.extras["chosen"] else "images that move most"
+    title = f"LPS over {data.facts['count']} random starts: {which}"
     _draw_start_dots(left, data.facts["examples"], data.facts["steps"], title)
     _draw_lps_moves(right, data.facts["spread"])
     return drawing
