@@ -288,7 +288,7 @@ def _description(text: str) -> PngInfo:
 def format_points(interval: tuple[float, float, float], unit: str = "") -> str:
     """A difference of shares and its 95 % interval in points, such as "+1.5 [-0.2, +3.1]"."""
     middle, low, high = (100 * value for value in interval)
-    return f"{middle:+.1f}{unit} [{low:+.1f}, {high:+.1f}]"
+    return f"{middle:+z.1f}{unit} [{low:+z.1f}, {high:+z.1f}]"  # z: no "-0.0"
 
 
 def format_counted(share: dict[str, float]) -> str:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from matplotlib.lines import Line2D
 
 from kit.core.errors import KitError, unknown_name
 from kit.evaluation.statistics import ratio_interval, wilson
@@ -283,11 +284,12 @@ def draw_softmax_pair(data: FigureData) -> Drawing:
         s.legend_patch(s.BLUE, "true class"),
         s.legend_patch(s.VERMILLION, "confused label"),
         s.legend_patch(s.PALE, "others"),
+        Line2D([], [], color=s.BLUE, linewidth=1, linestyle=":", label="$p_y$"),
     ]
     highest = max(float(example["p"].max()) for example in data.facts.values())
     axes[0].set_ylim(top=1.3 * highest)  # room above the bars
     axes[1].legend(
-        handles=handles, loc="upper center", ncols=3, columnspacing=1.0, handlelength=1.0
+        handles=handles, loc="upper center", ncols=4, columnspacing=0.8, handlelength=1.0
     )
     return drawing
 
@@ -374,15 +376,22 @@ def _draw_toy_points(axes, values: dict[str, tuple[float, float]]) -> None:
         tints = [s.BLUE, s.VERMILLION, s.VERMILLION if name == "B" else s.PALE, s.PALE]
         p = np.array(TOY_POINTS[name], dtype=np.float32)
         axes.bar(np.arange(4) + i * 5, p, color=tints)
-        words = f"PM {pm:+.1f}\nCL-PM {cl_pm:+.1f}"
-        axes.annotate(words, (i * 5 + 1.5, 0.49), ha="center", fontsize=8.5)
+        words = f"{name}\nPM {pm:+.1f}\nCL-PM {cl_pm:+.1f}"
+        axes.annotate(words, (i * 5 + 1.5, 0.47), ha="center", fontsize=8.5)
     axes.set(
         xticks=[0, 1, 2, 3, 5, 6, 7, 8],
         xticklabels=["i", "j", "k", "rest"] * 2,
-        ylim=(0, 0.6),
+        xlabel="class",
+        ylim=(0, 0.72),
         ylabel="probability",
         title="Points A and B of the paper, true class i",
     )
+    handles = [
+        s.legend_patch(s.BLUE, "true class"),
+        s.legend_patch(s.VERMILLION, "confused label"),
+        s.legend_patch(s.PALE, "others"),
+    ]
+    axes.legend(handles=handles, loc="upper center", ncols=3, columnspacing=0.8, handlelength=1.0)
 
 
 def _draw_margin_cloud(axes, data: FigureData) -> None:

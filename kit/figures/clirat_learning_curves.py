@@ -20,7 +20,7 @@ from kit.figures.base import Claim, Drawing, FigureData, format_points
 from kit.figures.run_outputs import CRITERION_LABELS, describe_setting, right_under_attack
 from kit.papers.claim_verdict import Estimate
 
-#: Asked of the networks since the end of burn-in alone: before it the methods do not differ, and
+#: Measured since the end of burn-in alone: before it the methods do not differ, and
 #: these take longest.
 SINCE_BURN_IN = ("pgd100", "apgd-ce")
 
@@ -243,7 +243,7 @@ def draw_learning_curves(data: FigureData) -> Drawing:
     for panel, (title, names) in zip(drawing.subplots(1, 3), titles.items(), strict=True):
         names = [name for name in names if name in found["at"]]
         _draw_curves(panel, found, names, begin)
-        panel.set_title(title)
+        panel.set_title(title, pad=22)
         if len(names) > 1:
             panel.legend(
                 [_legend_mark(name) for name in names],
@@ -251,18 +251,24 @@ def draw_learning_curves(data: FigureData) -> Drawing:
                     f"{CRITERION_LABELS[name]}{', end' if name in _END_MARKS else ''}"
                     for name in names
                 ],
-                loc="lower right",
+                loc="lower left",
+                bbox_to_anchor=(0, 0.99),  # inside it would lie over lines
+                ncols=len(names),
                 fontsize=7,
                 handlelength=1.4,
+                handletextpad=0.4,
+                columnspacing=0.9,
+                borderaxespad=0,
             )
     _mark_burn_in(drawing.axes[0], data)
+    _name_accuracy(drawing, data)
     return drawing
 
 
 def draw_learning_curves_each(data: FigureData) -> Drawing:
     """Draw one panel a criterion.
 
-    Where AA is not asked, its place has the differences in the last epoch.
+    Where AA is not measured, its place has the differences in the last epoch.
     """
     found, begin = data.extras["curves"], data.facts["burn_in"]
     drawing = Drawing(8.8, 4.8)
@@ -275,6 +281,7 @@ def draw_learning_curves_each(data: FigureData) -> Drawing:
             _draw_end_differences(panel, data.facts["difference"])
     for panel in panels[::3]:
         _mark_burn_in(panel, data)
+    _name_accuracy(drawing, data)
     return drawing
 
 
@@ -292,10 +299,16 @@ def _legend_mark(name: str) -> Line2D:
 
 
 def _mark_burn_in(panel: Axes, data: FigureData) -> None:
-    """Name the panel's axis, with images and seeds, and the epoch in which weights begin."""
-    seeds = data.facts["seeds"]
-    several = f", mean and range of {seeds} seeds" if seeds > 1 else ", one seed"
-    panel.set_ylabel(f"test accuracy, n = {data.facts['n']}{several}", fontsize=8)
+    """Name the epoch in which weights begin, and the black line if there is one."""
+    if any(line.get_color() == s.BLACK and np.size(line.get_xdata()) > 1 for line in panel.lines):
+        panel.annotate(
+            "black: all\nmethods",
+            (0.02, 0.98),
+            xycoords="axes fraction",
+            va="top",
+            fontsize=7,
+            color=s.BLACK,
+        )
     panel.annotate(
         "weights begin",
         (data.facts["burn_in"], 0),
@@ -305,6 +318,13 @@ def _mark_burn_in(panel: Axes, data: FigureData) -> None:
         fontsize=7,
         color=s.GREY,
     )
+
+
+def _name_accuracy(drawing: Drawing, data: FigureData) -> None:
+    """Name the y axis of all panels once: it is longer than one of them."""
+    seeds = data.facts["seeds"]
+    several = f", mean and range of {seeds} seeds" if seeds > 1 else ", one seed"
+    drawing.supylabel(f"test accuracy, n = {data.facts['n']}{several}", fontsize=8)
 
 
 def _draw_curves(panel: Axes, found: Curves, names: Sequence[str], begin: int) -> None:
@@ -393,35 +413,29 @@ def _name_methods(panel: Axes, ends: Mapping[str, float], gap: int) -> None:
 
 
 def _draw_end_differences(panel: Axes, gaps: Mapping[str, Mapping]) -> None:
-    """Draw CLIRAT against its control and AT in the last epoch, paired."""
-    pairs = ((-0.14, 0.09, f"clirat - {CONTROL}"), (0.14, 0.02, "clirat - at"))
-    for shift, height, pair in pairs:
+    """Draw CLIRAT against its control and MAIL-AT in the last epoch, paired, as the caption has."""
+    pairs = ((-0.14, f"clirat - {CONTROL}"), (0.14, "clirat - mail-at"))
+    for shift, pair in pairs:
         rows = np.array(list(gaps[pair].values())) * 100
-        tint, words = s.colour(pair.split(" - ")[1]), f"above {s.label(pair.split(' - ')[1])}"
+        other = pair.split(" - ")[1]
         panel.errorbar(
             rows[:, 0],
             np.arange(len(rows)) + shift,
             xerr=(rows[:, 2] - rows[:, 0]),
             fmt="o",
             markersize=3.5,
-            color=tint,
+            color=s.colour(other),
             elinewidth=1,
+            label=f"minus {s.label(other)}",
         )
-        panel.annotate(
-            words,
-            (0.98, height),
-            xycoords="axes fraction",
-            ha="right",
-            color=tint,
-            fontsize=7.5,
-        )
+    panel.legend(loc="lower center", bbox_to_anchor=(0.45, 0.99), fontsize=7, borderaxespad=0)
     panel.axvline(0, color=s.GREY, linewidth=0.8)
     panel.set(
         yticks=range(len(rows)),
-        ylim=(len(rows) + 0.7, -0.6),
+        ylim=(len(rows) - 0.4, -0.6),
         xlabel="points, 95 %",
-        title="CLIRAT at the end",
     )
+    panel.set_title("CLIRAT at the end", pad=26)
     panel.set_yticklabels([CRITERION_LABELS[name] for name in gaps[pair]], fontsize=7.5)
 
 
@@ -485,7 +499,7 @@ def _decide_curves(facts: Mapping) -> list[Claim]:
             Claim(
                 f"{words} (CLIRAT Fig. 3)",
                 printed,
-                here if rows else "AA was not asked for: aa=1",
+                here if rows else "AA was not run (aa=1)",
                 tuple(Estimate(f"{pair}, {n}", f"> {bound}", *row) for n, row in rows.items()),
                 number=number,
                 seeds=facts["seeds"],
@@ -533,7 +547,11 @@ def _describe_curves(data: FigureData, place: str) -> str:
         else "one seed, so intervals are of other images, not of other seeds"
     )
     falls = ", the epoch after which the learning rate falls, too" * data.extras["rate_falls"]
-    asked = f"the last {len(methods['at']['aa']['epochs'])}" if "aa" in methods["at"] else "none"
+    strongest = (
+        f"AA on the last {len(methods['at']['aa']['epochs'])}"
+        if "aa" in methods["at"]
+        else "AA is not measured"
+    )
     like, both = (
         _in_points(facts["difference"][f"clirat - {method}"]) for method in (CONTROL, "mail-at")
     )
@@ -541,8 +559,9 @@ def _describe_curves(data: FigureData, place: str) -> str:
     return (
         f"CLIRAT {place} claims that CLIRAT ends above MAIL-AT under PGD and APGD and loses "
         f"nothing elsewhere. {data.setting}, {kept} networks along each run, n = {facts['n']} test "
-        f"images, {who}. Weights begin after epoch {facts['burn_in']}{falls}. PGD-100 and APGD are "
-        f"asked of the networks from there on, AA of {asked}. At the end, in points, CLIRAT less "
+        f"images, {who}. Weights begin after epoch {facts['burn_in']}{falls}. Black: all methods, "
+        "while they are one network. PGD-100 and APGD are measured only from there on; "
+        f"{strongest}. At the end, in points, CLIRAT less "
         f"{s.label(CONTROL)}, which has the same normaliser: {like}; less MAIL-AT, which has "
         f"another: {both}."
     )

@@ -27,7 +27,7 @@ from kit.evaluation.statistics import Interval, bootstrap_over_seeds
 from kit.experiments.devices import pick_device
 from kit.experiments.runs import Run
 from kit.figures import style as s
-from kit.figures.base import Claim, Drawing, FigureData
+from kit.figures.base import Claim, Drawing, FigureData, format_points
 from kit.figures.run_outputs import (
     check_seeds,
     count_seeds,
@@ -57,15 +57,15 @@ class Comparison:
 
 COMPARISONS = {
     "way_back": Comparison(
-        "Attacked image: way back",
-        "the attacked image's way back to its class",
+        "Attacked image: distance back",
+        "the attacked image's distance back to its class",
         "distance / eps",
         1,
         4,
     ),
     "boundary": Comparison(
         "Clean image: to the boundary",
-        "the clean image's way to the boundary",
+        "the clean image's distance to the boundary",
         "distance / eps",
         -1,
         None,
@@ -288,7 +288,6 @@ def _draw_comparison(panel: Axes, found: dict, words: Comparison) -> None:
         panel.errorbar(
             place, middle, yerr=[[middle - low], [high - middle]], fmt="o", color=tint, capsize=4
         )
-    middle, low, high = found["difference"]
     highest = np.nanmax([found["one"][2], found["several"][2], 0.0])  # NaN where no pair is
     panel.set(
         xticks=(0, 1),
@@ -298,7 +297,7 @@ def _draw_comparison(panel: Axes, found: dict, words: Comparison) -> None:
         ylim=(0, 1.25 * highest or 1.0),
     )
     panel.annotate(
-        f"difference {middle:+.3f}\n[{low:+.3f}, {high:+.3f}]",
+        f"{sum(found['pairs'])} pairs, difference\n{_write_difference(found, words)}",
         (0.5, 0.98),
         xycoords="axes fraction",
         ha="center",
@@ -309,6 +308,14 @@ def _draw_comparison(panel: Axes, found: dict, words: Comparison) -> None:
     panel.set_xticklabels(["one\nconfused label", "several"])
     if words.unit.startswith("share"):
         s.share_axis(panel)
+
+
+def _write_difference(found: dict, words: Comparison, *, unit: bool = False) -> str:
+    """The difference with its interval, that of shares in points."""
+    if words.unit.startswith("share"):
+        return format_points(found["difference"], " points")
+    middle, low, high = found["difference"]
+    return f"{middle:+.3f} [{low:+.3f}, {high:+.3f}]" + f" ({words.unit})" * unit
 
 
 # ------------------------------------------------------------------------------------------- decide
@@ -330,7 +337,7 @@ def _decide_comparison(words: Comparison, found: dict, seeds: int) -> Claim:
         f"at equal PM, several confused labels are deeper in trouble: {words.words} is {side} "
         "(CLIRAT s. 1)",
         "no numbers",
-        f"{middle:+.3f} [{low:+.3f}, {high:+.3f}] ({words.unit}), {sum(found['pairs'])} pairs of "
+        f"{_write_difference(found, words, unit=True)}, {sum(found['pairs'])} pairs of "
         f"{sum(found['images'])} images, {count_seeds(seeds)}",
         (Estimate(words.words, "> 0" if words.deeper > 0 else "< 0", middle, low, high),),
         number=words.claim,
@@ -344,9 +351,8 @@ def describe_matched_pairs(data: FigureData) -> str:
     back = facts["compared"]["way_back"]
     pm, cl_pm = back["pm_difference"][0], back["cl_pm_difference"][0]
     differences = "; ".join(
-        f"{words.words} {{:+.3f}} [{{:+.3f}}, {{:+.3f}}] {words.unit}, {{}} pairs".format(
-            *facts["compared"][name]["difference"], sum(facts["compared"][name]["pairs"])
-        )
+        f"{words.words} {_write_difference(facts['compared'][name], words, unit=True)}, "
+        f"{sum(facts['compared'][name]['pairs'])} pairs"
         for name, words in COMPARISONS.items()
     )
     return (

@@ -18,12 +18,6 @@ from kit.figures.run_outputs import CRITERION_LABELS, describe_setting, right_un
 from kit.methods.table import METHODS
 from kit.papers.claim_verdict import Estimate
 
-#: What the claim sets against each other: PGD in blue, clean images and the attacks on margins in
-#: red.
-_CRITERION_TINTS = dict.fromkeys(("pgd20", "pgd100"), s.BLUE) | dict.fromkeys(
-    ("natural", "cw20", "aa"), s.VERMILLION
-)
-
 WEIGHT_SETTINGS = ("weight.slope", "weight.bias")
 
 _LETTERS = {"weight.slope": "γ", "weight.bias": "β"}
@@ -56,8 +50,7 @@ def compute_slope_and_offset(
     first = next(iter(series["weight.slope"][0].values()))
     facts["n"] = len(right_under_attack(first[0], "last", "natural", n))
     facts["seeds"] = len(first)
-    extras = {"names": names, "own": {path: own[path] for path in WEIGHT_SETTINGS}}
-    return FigureData(facts, describe_setting(first[0], seed=False), extras=extras)
+    return FigureData(facts, describe_setting(first[0], seed=False), extras={"names": names})
 
 
 def group_by_setting(runs: Sequence[Run]) -> dict[str, tuple[dict[float, list[Run]], float]]:
@@ -151,8 +144,8 @@ def draw_slope_and_offset(data: FigureData) -> Drawing:
     rows = drawing.subplots(2, len(names), sharey="col", squeeze=False)
     for axes, path, other in zip(rows, WEIGHT_SETTINGS, WEIGHT_SETTINGS[::-1], strict=True):
         fact = data.facts[path]
-        for panel, (name, trend) in zip(axes, fact["criteria"].items(), strict=True):
-            _draw_trend(panel, fact["values"], trend, _CRITERION_TINTS.get(name, s.GREY))
+        for panel, trend in zip(axes, fact["criteria"].values(), strict=True):
+            _draw_trend(panel, fact["values"], trend)
             rho = (
                 "no ρ"
                 if trend["spearman"] is None
@@ -181,19 +174,28 @@ def draw_slope_and_offset(data: FigureData) -> Drawing:
     return drawing
 
 
-def _draw_trend(panel: Axes, xs: Sequence[float], trend: Mapping, tint: str) -> None:
+def _draw_trend(panel: Axes, xs: Sequence[float], trend: Mapping) -> None:
     """Draw one criterion over one setting; bars are paired, so the reference has none."""
     y, reference = np.array(trend["accuracy"]), trend["reference"]
     half = np.array([high - d for d, _, high in trend["difference"]])
+    half[reference] = np.nan  # its difference to itself is 0
     panel.errorbar(
-        xs, y, half, color=tint, marker="o", markersize=4, linewidth=1.2, elinewidth=0.8, capsize=2
+        xs,
+        y,
+        half,
+        color=s.BLUE,
+        marker="o",
+        markersize=4,
+        linewidth=1.2,
+        elinewidth=0.8,
+        capsize=2,
     )
     panel.plot(
         xs[reference],
         y[reference],
         "o",
         color="white",
-        markeredgecolor=tint,
+        markeredgecolor=s.BLUE,
         markersize=5,
         zorder=5,
     )
@@ -262,14 +264,20 @@ def _opposite(trends: Mapping, a: str, b: str, n: int) -> Estimate:
     return Estimate(f"ρ of {a} x ρ of {b}", "< 0", of_a * of_b, min(products), max(products))
 
 
+def _find_mark(held: Mapping) -> float:
+    """The value that the others are compared with: the method's own, or that nearest to it."""
+    return held["values"][next(iter(held["criteria"].values()))["reference"]]
+
+
 def describe_slope_and_offset(data: FigureData) -> str:
     """The caption: what the bars, the marks and ρ are."""
-    facts, own = data.facts, data.extras["own"]
+    facts = data.facts
+    marks = ", ".join(f"{_LETTERS[path]} = {_find_mark(facts[path]):g}" for path in WEIGHT_SETTINGS)
     return (
         "CLIRAT Fig. 4 claims that suitable γ and β raise accuracy under PGD while clean accuracy, "
         f"CW and AA tend to fall. {data.setting}, {facts['seeds']} seed(s), n = {facts['n']} test "
-        "images, last epoch. Bars: 95 % of the paired difference to the open mark (γ = "
-        f"{own['weight.slope']:g}, β = {own['weight.bias']:g}, or what is nearest). All columns "
-        "span as many points. ρ: Spearman's rank correlation over runs; p by shuffling the values "
-        "within each seed, so that the noise of training counts."
+        "images, last epoch. Bars: 95 % of the paired difference to the open mark ("
+        f"{marks}), which has none. All columns span as many points. ρ: Spearman's rank "
+        "correlation over runs; p by shuffling the values within each seed, so that the noise of "
+        "training counts."
     )

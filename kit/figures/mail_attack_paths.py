@@ -199,14 +199,14 @@ def compute_lps_starts(
     check_value("steps", steps, Natural)
     recipe = run.plan.recipe
     model, images = first_images(run, n)
-    steps, shown = steps or recipe.steps, parse_image_numbers(examples, n)
+    steps, chosen = steps or recipe.steps, parse_image_numbers(examples, n)
     length = recipe.step * recipe.eps
     paths = [
         record_from_start(model, images, recipe.threat, steps, length, i) for i in range(count)
     ]
     lps, pm = np.stack([path.lps for path in paths]), np.stack([path.pm for path in paths])
     spread = lps.max(axis=0) - lps.min(axis=0)
-    shown = shown or np.argsort(-spread, kind="stable")[:6].tolist()
+    shown = chosen or np.argsort(-spread, kind="stable")[:6].tolist()
     facts = {
         "n": n,
         "count": count,
@@ -217,14 +217,16 @@ def compute_lps_starts(
         "torn": share_with_interval((lps == steps).any(axis=0) & (lps < steps).any(axis=0)),
         "rank": compare_ranks((lps[0], lps[1]), (pm[0], pm[1])),
     }
-    return FigureData(facts, describe_setting(run), run.method)
+    return FigureData(facts, describe_setting(run), run.method, {"chosen": bool(chosen)})
 
 
 def draw_lps_starts(data: FigureData) -> Drawing:
     """Draw the LPS of chosen images over the starts, and a bar for how far LPS moves."""
     drawing = Drawing(7.6, 3.2)
     left, right = drawing.subplots(1, 2, width_ratios=(3, 2))
-    _draw_start_dots(left, data.facts["examples"], data.facts["steps"])
+    which = "chosen images" if data.extras["chosen"] else "images that move most"
+    title = f"LPS over {data.facts['count']} random starts: {which}"
+    _draw_start_dots(left, data.facts["examples"], data.facts["steps"], title)
     _draw_lps_moves(right, data.facts["spread"])
     return drawing
 
@@ -248,7 +250,7 @@ def _draw_lps_moves(axes: Axes, tally: np.ndarray) -> None:
     s.whole_numbers(axes)
 
 
-def _draw_start_dots(axes: Axes, examples: dict[int, np.ndarray], steps: int) -> None:
+def _draw_start_dots(axes: Axes, examples: dict[int, np.ndarray], steps: int, title: str) -> None:
     """Draw a column for each image: the values that its LPS took, and from how many starts."""
     starts = len(next(iter(examples.values())))
     for place, lps in enumerate(examples.values()):
@@ -278,7 +280,7 @@ def _draw_start_dots(axes: Axes, examples: dict[int, np.ndarray], steps: int) ->
         ylim=(-0.6, steps + 0.6),
         xlabel="test image",
         ylabel=f"LPS, {steps} = never",
-        title=f"{starts} random starts",
+        title=title,
     )
     axes.set_xticklabels([str(number) for number in examples])
 
@@ -306,12 +308,14 @@ def decide_lps_starts(data: FigureData) -> list[Claim]:
 def describe_lps_starts(data: FigureData) -> str:
     """The caption: how many images' LPS moves."""
     facts = data.facts
+    chosen = "images by choice" if data.extras["chosen"] else "the images whose LPS moves most"
     return (
         f"MAIL s. 2.2 claims that LPS depends on the path. {s.label(data.method)} on "
         f"{data.setting}, PGD-{facts['steps']} from {facts['count']} random starts: LPS moves by 2 "
         f"steps or more in {format_counted(facts['moved'])} images; "
         f"{format_counted(facts['torn'])} survive every step from one start and fall from another. "
-        "Left, size of a dot and number beside it: how many starts gave that LPS."
+        f"Left, {chosen}; size of a dot and number beside it: how many starts gave that LPS. "
+        "Right, blue: LPS moves by 2 steps or more."
     )
 
 
@@ -376,6 +380,7 @@ def compare_lps(paths: dict[str, AttackPath], steps: int) -> dict:
     either = (a > 0) & ((a < steps) | (b < steps))
     return {
         "hidden": share_with_interval((b < steps)[a == steps]),
+        "hidden_from_lmpgd": share_with_interval((a < steps)[b == steps]),
         "n_either": int(either.sum()),
         "difference": median_interval((a - b)[either]) if either.any() else None,
     }
@@ -399,10 +404,12 @@ def compare_paths(paths: dict[str, AttackPath], steps: int) -> dict:
 def draw_two_attacks(data: FigureData) -> Drawing:
     """Draw the loss along one image's paths, and LPS and PM under one attack against the other."""
     facts, steps, example = data.facts, data.facts["steps"], data.facts["example"]
-    drawing = Drawing(10.4, 2.9)
-    left, middle, right, lengths = drawing.subplots(1, 4)
+    drawing = Drawing(7.0, 6.4)
+    left, middle, right, lengths = drawing.subplots(2, 2).ravel()
     draw_along_paths(left, data.extras["loss"], example["lps"])
-    left.set(ylabel="cross-entropy / nats", title=f"a  Test image {example['row']}", box_aspect=1)
+    left.set(
+        ylabel="cross-entropy / nats", title=f"a  Loss along the paths of image {example['row']}"
+    )
     lps = np.stack([facts["lps"][name] for name in PATH_COLOURS])
     pairs, counts = np.unique(lps, axis=1, return_counts=True)
     size = 10 + 400 * counts / facts["n"]
@@ -413,8 +420,8 @@ def draw_two_attacks(data: FigureData) -> Drawing:
     pm = (data.extras["pm"][name] for name in PATH_COLOURS)
     right.scatter(*pm, s=11, color=s.BLUE, alpha=0.55, linewidth=0)
     for axes, low, high, title in (
-        (middle, 0, steps, "b  LPS"),
-        (right, -1, 1, "c  PM at the end"),
+        (middle, 0, steps, f"b  LPS of {facts['n']} images, {steps} = never"),
+        (right, -1, 1, f"c  PM at the end, {facts['n']} images"),
     ):
         axes.plot([low, high], [low, high], color=s.BLACK, linewidth=0.8, linestyle="--", zorder=0)
         pad = 0.08 * (high - low)
@@ -422,7 +429,6 @@ def draw_two_attacks(data: FigureData) -> Drawing:
             xlabel="under PGD",
             ylabel="under LM-PGD",
             title=title,
-            box_aspect=1,
             xlim=(low - pad, high + pad),
             ylim=(low - pad, high + pad),
         )
@@ -433,26 +439,29 @@ def draw_two_attacks(data: FigureData) -> Drawing:
 def _draw_step_lengths(axes: Axes, facts: dict) -> None:
     """Draw the median difference in LPS by the steps' length, for each way of searching."""
     axes.axhline(0, color=s.BLACK, linewidth=0.8, linestyle="--", zorder=0)
-    for (search, found), tint in zip(facts["by_step"].items(), (s.BLUE, s.ORANGE), strict=True):
+    shift = 0.008 * max(facts["by_step"]["around"])  # bars at one length would hide each other
+    for (search, found), tint, side in zip(
+        facts["by_step"].items(), (s.BLUE, s.ORANGE), (-shift, shift), strict=True
+    ):
         known = {length: one["difference"] for length, one in found.items() if one["difference"]}
         if not known:
             continue
         middle, low, high = np.array(list(known.values())).T
         axes.errorbar(
-            list(known),
+            np.array(list(known)) + side,
             middle,
             yerr=[middle - low, high - middle],
             fmt="o-",
+            markersize=4,
             color=tint,
             capsize=3,
-            label={"around": "up to 4 of PGD's steps", "up to": "up to PGD's step"}[search],
+            label={"around": "LM-PGD's step up to 4 of PGD's", "up to": "up to 1 of PGD's"}[search],
         )
     shown = list(facts["by_step"]["around"])
     axes.set(
         xlabel="PGD's step / eps",
-        ylabel="LPS, PGD less LM-PGD",
-        title="d  LM-PGD's search",
-        box_aspect=1,
+        ylabel="LPS, PGD less LM-PGD: median, 95 %",
+        title="d  How much earlier LM-PGD crosses",
         xticks=shown,
         xlim=(0, 1.15 * max(shown)),
     )
@@ -486,7 +495,8 @@ def decide_two_attacks(data: FigureData) -> list[Claim]:
         Claim(
             "an example that survives every PGD step falls to LM-PGD (MAIL Fig. 1a)",
             "LPS 50 under PGD, 14 (caption) or 15 (text) under LM-PGD",
-            f"{format_counted(hidden)} of PGD's survivors",
+            f"{format_counted(hidden)} of PGD's survivors; the other way round "
+            f"{format_counted(facts['hidden_from_lmpgd'])} of LM-PGD's fall to PGD",
             (Estimate("survivors broken", "> 0", hidden["share"], hidden["low"], hidden["high"]),)
             if hidden["n"]
             else (),
@@ -534,9 +544,10 @@ def describe_two_attacks(data: FigureData) -> str:
         "MAIL Fig. 1a shows an example with LPS 50 under PGD and 14 under LM-PGD. "
         f"{s.label(data.method)} on {data.setting}, {steps} steps of {facts['step']:g} eps from "
         f"the clean image, LM-PGD's search up to four times that, first {facts['n']} test images: "
-        f"of those that survive every PGD step, {format_counted(facts['hidden'])} fall to LM-PGD. "
+        f"of those that survive every PGD step, {format_counted(facts['hidden'])} fall to LM-PGD; "
+        f"of those that survive LM-PGD, {format_counted(facts['hidden_from_lmpgd'])} fall to PGD. "
         f"{median}Else it is {others['around']}; where LM-PGD may take no longer steps than PGD, "
-        f"{others['up to']}. Mean change between the "
+        f"{others['up to']}. Bars: 95 % of the median. Mean change between the "
         f"attacks, as a share of the full range: LPS {facts['change']['lps']:.3f}, PM "
         f"{facts['change']['pm']:.3f}."
     )

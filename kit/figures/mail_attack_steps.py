@@ -108,7 +108,7 @@ def draw_critical_lps(data: FigureData) -> Drawing:
         xlabel=f"{_STEP_COUNTS[data.extras['counted']]}, {steps} = never",
         ylabel=f"test examples (of {facts['n']:,})",
         xticks=range(0, steps + 1, max(1, steps // 10)),
-        title=f"{s.label(data.method)}",
+        title=f"{s.label(data.method)}: when images fall to PGD",
     )
     for i, fact in enumerate(facts["critical"].values()):
         share = fact["share"]
@@ -124,8 +124,8 @@ def draw_critical_lps(data: FigureData) -> Drawing:
     right.set(
         yticks=range(len(facts["critical"])),
         ylim=(len(facts["critical"]) - 0.5, -0.5),
-        title="Critical among these",
-        xlabel="share, 95 % interval",
+        title="Critical among survivors",
+        xlabel="share of the last bar, 95 %",
     )
     right.set_yticklabels(
         [f"{name}\nn = {fact['n']}" for name, fact in facts["critical"].items()], fontsize=7.5
@@ -143,7 +143,7 @@ def _draw_step_bars(axes: Axes, counts: np.ndarray, hidden: int) -> None:
     for k, count in enumerate(counts):
         s.write_above(axes, k, count, f"{count}")
     axes.annotate(
-        f"critical: {hidden}",
+        f"broken by CW: {hidden}",
         (steps, hidden),
         xytext=(-8, 14),
         textcoords="offset points",
@@ -183,10 +183,16 @@ def describe_critical_lps(data: FigureData) -> str:
     shares = ", ".join(
         f"{name} {fact['share']:.1%} of {fact['n']}" for name, fact in facts["critical"].items()
     )
+    critical = facts["critical"]
+    fewer = (
+        " AutoAttack takes long, so it sees the first test images alone."
+        if critical[_BROKEN_BY_AA]["n"] < critical[_BROKEN_BY_CW]["n"]
+        else ""
+    )
     return (
         "MAIL Fig. 1b claims that the examples with the largest LPS hold critical ones too. "
         f"{s.label(data.method)} on {data.setting}: {facts['n_safe']} of {facts['n']} test images "
-        f"survive all {facts['steps']} steps; critical among them are: {shares}."
+        f"survive all {facts['steps']} steps; critical among them are: {shares}.{fewer}"
     )
 
 
@@ -354,5 +360,6 @@ def describe_pm_by_lps(data: FigureData) -> str:
     return (
         "MAIL Fig. 4 claims that PM hardly differs between large LPS values while it spreads "
         f"widely within one. {s.label(data.method)} on {data.setting}, n = {data.facts['n']}: "
-        f"{compared}; Spearman correlation {lps['spearman']:.2f}. Numbers above the boxes are n."
+        f"{compared}; Spearman correlation {lps['spearman']:.2f}. Numbers above the boxes "
+        "are n; boxes are quartiles, whiskers run from 5 % to 95 %, dots lie beyond."
     )

@@ -147,14 +147,14 @@ def draw_decision_plane(data: FigureData) -> Drawing:
             left.plot(*along[lps], "o", color=tint, markersize=7, markeredgecolor="white")
     left.plot(0, 0, "*", color=s.BLACK, markersize=10)
     left.set(
-        xlabel="towards PGD's end (L2, pixels)",
+        xlabel="towards PGD's end (distance in pixel values, L2)",
         ylabel="towards LM-PGD's end, at right angles",
         aspect="equal",
-        title=f"Test image {facts['row']}, class {classes[facts['y']]}",
+        title=f"Classes around test image {facts['row']} (class {classes[facts['y']]})",
     )
     draw_along_paths(right, data.extras["margin"], facts["lps"])
     right.axhline(0, color=s.BLACK, linewidth=0.8, linestyle="--")
-    right.set(ylabel="PM along the path", title="LPS jumps, PM glides")
+    right.set(ylabel="PM along the path", title="PM at each point of both paths")
     return drawing
 
 
@@ -202,13 +202,19 @@ def _draw_plane(axes: Axes, grid: dict[str, np.ndarray], truth: int, classes: li
 def describe_decision_plane(data: FigureData) -> str:
     """The caption: what the picture shows, and how far the paths lie off the plane."""
     facts = data.facts
+    crossed = [name for name, at in facts["lps"].items() if at < facts["steps"]]
+    dots = {
+        0: "neither path crosses",
+        1: f"the large dot, the first misclassified point of {crossed[0] if crossed else ''}",
+        2: "large dots, the first misclassified points",
+    }[len(crossed)]
     return (
         f"MAIL Fig. 2 as data. {s.label(data.method)} on {data.setting}, test image {facts['row']} "
         f"(star), {facts['steps']} steps of PGD and LM-PGD. Left: the class of each point of the "
         "plane through the image and both ends, which leaves [0, 1] in places; dashed, the ball; "
-        "large dots, the first misclassified points. Paths are projected, and lie off the plane by "
+        f"{dots}. Paths are projected, and lie off the plane by "
         f"up to {max(facts['off_plane'].values()):.0%} of their reach, so a dot may lie in another "
-        "colour than its class. Right: PM at the same points."
+        "colour than its class. Right: PM at the same points, 0 on the boundary."
     )
 
 

@@ -235,5 +235,6 @@ def describe_margin_regions(data: FigureData) -> str:
         "Left, all probabilities of three classes with true class i; around the boundary is read "
         f"as |PM| of at most {facts['near']:g}, and MAIL-AT's weight stands beside PM. Right, "
         f"{facts['n']} training images ({facts['counted']}) of {s.label(data.method)} on "
-        f"{data.setting}: {words}; bands are 95 %."
+        f"{data.setting}: {words}; bands are 95 %. A network that has hardly been trained finds "
+        "all classes nearly as likely, so that in the first epochs every PM is near 0."
     )

@@ -90,18 +90,19 @@ def draw_mini_batch(data: FigureData) -> Drawing:
         axes.bar(range(count), values, color=s.colour(method), width=0.7)
         axes.set(xticks=[], xlim=(-0.5, count - 0.5), ylabel="weight")
         axes.set_title(f"{s.label(method)}, mean {values.mean():.2f}", fontsize=8)
+    drawing.supxlabel("each row has its own scale", fontsize=8, color=s.SMALL_PRINT)
     return drawing
 
 
 def _draw_batch_image(axes: Axes, data: FigureData, place: int) -> None:
-    """Draw one image with its class and margin; in red with the class that it is taken for."""
+    """Draw one image with its class and margin; in orange with the class it is taken for."""
     image, y, said = (data.extras[name][place] for name in ("images", "y", "said"))
     classes = data.extras["classes"]
     axes.imshow(image.permute(1, 2, 0).squeeze().numpy(), cmap="gray_r", vmin=0, vmax=1)
     axes.set(xticks=[], yticks=[])
     mistaken = "" if said == y else f"\nas {classes[said]}"
     axes.set_title(
-        f"{classes[y]}\nPM {data.facts['margin'][place]:+.2f}{mistaken}",
+        f"{classes[y]}\nPM {_write_margin(data.facts['margin'][place])}{mistaken}",
         fontsize=6.8,
         fontweight="normal",
         loc="center",
@@ -109,12 +110,18 @@ def _draw_batch_image(axes: Axes, data: FigureData, place: int) -> None:
     )
 
 
+def _write_margin(margin: float) -> str:
+    """PM with two digits, and with as many as show its sign where it is near 0."""
+    digits = next((k for k in (2, 3) if round(margin, k)), 4)
+    return f"{margin:+z.{digits}f}"
+
+
 def describe_mini_batch(data: FigureData) -> str:
     """The caption: whose images these are, and what the bars show."""
     return (
         f"{data.facts['n']} training images as the network of {data.method} ({data.setting}) sees "
-        "them under attack, least safe first; red is misclassified. Bars: what each method "
-        "multiplies the image's loss with."
+        "them under attack, least safe first; orange is misclassified. Bars: what each "
+        "method multiplies the image's loss by; each row has its own scale."
     )
 
 
@@ -180,7 +187,7 @@ def draw_every_weight(data: FigureData) -> Drawing:
     axes.set_xlabel(
         "training examples, least safe first; right of the line: classified correctly under attack"
     )
-    axes.set_title("Who counts?")
+    axes.set_title("Weight of each image under each method")
     for edge in axes.spines.values():
         edge.set_visible(False)
     scale = drawing.colorbar(
@@ -192,6 +199,11 @@ def draw_every_weight(data: FigureData) -> Drawing:
 
 def _group_alike(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """{label: weight over mean weight}, one row for methods whose rows are equal to the eye."""
+    return {_join_names(names): row for names, row in _find_alike(weights)}
+
+
+def _find_alike(weights: Mapping[str, np.ndarray]) -> list[tuple[list[str], np.ndarray]]:
+    """Methods whose rows are equal to the eye, and the row: weight over mean weight."""
     groups: list[tuple[list[str], np.ndarray]] = []
     for name, values in weights.items():
         row = values / values.mean() if values.mean() else values
@@ -200,7 +212,7 @@ def _group_alike(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             groups.append(([name], row))
         else:
             alike.append(name)
-    return {_join_names(names): row for names, row in groups}
+    return groups
 
 
 def _join_names(names: list[str]) -> str:
@@ -211,11 +223,15 @@ def _join_names(names: list[str]) -> str:
 def describe_every_weight(data: FigureData) -> str:
     """The caption: how many rows and images, of which network."""
     facts = data.facts
+    more = "; ".join(
+        ", ".join(names) for names, _ in _find_alike(data.extras["weights"]) if len(names) > 2
+    )
+    unnamed = f" Lines that stand for more than two rows: {more}." if more else ""
     return (
         f"All {len(facts['weight_on_robust'])} reweighting rows, alike ones in one line, on "
         f"{facts['n']} training images of one network ({data.method}, {data.setting}, "
         f"{data.extras['moment']}); "
-        f"{facts['misclassified']} of the images are misclassified under attack."
+        f"{facts['misclassified']} of the images are misclassified under attack.{unnamed}"
     )
 
 

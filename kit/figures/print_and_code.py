@@ -11,7 +11,7 @@ import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
 
-from kit.evaluation.statistics import paired_difference
+from kit.evaluation.statistics import paired_difference, wilson
 from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData, format_points
@@ -71,38 +71,50 @@ def draw_weight_scale(data: FigureData) -> Drawing:
 
     A mean weight that never changes is said in the title.
     """
-    histories = data.extras["histories"]
+    histories, methods = data.extras["histories"], data.facts["methods"]
     scales = [weight for history in histories.values() for weight in history.weight]
     varies = max(scales) > 1.01 * min(scales)
     drawing = Drawing(7.4 if varies else 5.6, 3.3)
     *scale, right = drawing.subplots(1, 1 + varies, squeeze=False)[0]
+    # a control that never reweights has 0, too
+    begins = {method: fact["burn_in"] for method, fact in methods.items()}
     for method, history in histories.items():
-        look = {"color": s.colour(method), "linestyle": s.dash(method), "label": s.label(method)}
+        words = s.label(method)
+        if len(set(begins.values()) - {0}) > 1:
+            since = f"after epoch {begins[method]}" if begins[method] else "from epoch 1"
+            words += f": weights {since}"
+        look = {"color": s.colour(method), "linestyle": s.dash(method), "label": words}
         right.plot(history.epoch, history.robust_test, **look)
         for panel in scale:
             panel.plot(history.epoch, history.weight, **look)
-    burn_ins = {fact["burn_in"] for fact in data.facts["methods"].values()}
-    burn_in = max(burn_ins)
     for panel in (*scale, right):
-        for epochs in burn_ins - {0}:
-            panel.axvline(epochs + 0.5, color=s.GREY, linewidth=0.8, linestyle=":")
+        _name_burn_ins(panel, set(begins.values()) - {0})
         panel.set_xlabel("epoch")
     for panel in scale:
-        _finish_scale(panel, histories, burn_in)
+        _finish_scale(panel, histories)
     right.set(
         ylabel=f"accuracy under attack, n = {data.extras['probe']}",
-        title="b  What it does"
+        title="b  Accuracy under attack"
         if varies
-        else f"The mean weight is {max(scales):.2g} in all epochs",
+        else f"Accuracy under attack; the mean weight is {max(scales):.2g} throughout",
         ylim=(0, 1),
     )
-    _name_burn_in(right, burn_in)
+    _show_interval(right, data)
     s.share_axis(right)
-    drawing.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    columns = 4 if varies else 1
+    drawing.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return drawing
 
 
-def _finish_scale(axes: Axes, histories: Mapping, burn_in: int) -> None:
+def _show_interval(axes: Axes, data: FigureData) -> None:
+    """Show how wide the interval of one point is: that of the first method at the end."""
+    history, n = next(iter(data.extras["histories"].values())), data.extras["probe"]
+    middle = float(history.robust_test.iloc[-1])
+    interval = (middle, *wilson(round(middle * n), n))
+    s.show_one_interval(axes, float(history.epoch.max()), float(history.epoch.min()), interval)
+
+
+def _finish_scale(axes: Axes, histories: Mapping) -> None:
     scales = [value for history in histories.values() for value in history.weight if value > 0]
     axes.set(
         ylabel="mean weight in the epoch",
@@ -112,19 +124,21 @@ def _finish_scale(axes: Axes, histories: Mapping, burn_in: int) -> None:
     )
     axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-    _name_burn_in(axes, burn_in)
 
 
-def _name_burn_in(axes: Axes, burn_in: int) -> None:
-    axes.annotate(
-        "weights begin",
-        (burn_in + 0.5, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(4, -8),
-        textcoords="offset points",
-        fontsize=7.5,
-        color=s.GREY,
-    )
+def _name_burn_ins(axes: Axes, burn_ins: set[int]) -> None:
+    """Draw a dotted line where weights begin, and say so at each, one below the other."""
+    for place, epochs in enumerate(sorted(burn_ins)):
+        axes.axvline(epochs + 0.5, color=s.GREY, linewidth=0.8, linestyle=":")
+        axes.annotate(
+            "weights begin",
+            (epochs + 0.5, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, -8 - 10 * place),
+            textcoords="offset points",
+            fontsize=7.5,
+            color=s.GREY,
+        )
 
 
 def describe_weight_scale(data: FigureData) -> str:
@@ -135,8 +149,14 @@ def describe_weight_scale(data: FigureData) -> str:
     words = "; ".join(
         f"{s.label(m)} {format_points(row, ' points')}" for m, row in facts["difference"].items()
     )
+    named = (
+        " Burn-ins in names count epochs of the papers' 120; these runs have "
+        f"{len(next(iter(data.extras['histories'].values())))}."
+        if any("burn-in 30" in s.label(method) for method in facts["methods"])
+        else ""
+    )
     return (
-        f"{data.setting}. Mean weight once weights have begun: {scales}. Accuracy of all "
+        f"{data.setting}.{named} Mean weight once weights have begun: {scales}. Accuracy of all "
         f"{facts['n']} test images under the training attack against {s.label(first)}, paired, 95 "
         f"%: {words}."
     )

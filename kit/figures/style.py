@@ -96,10 +96,10 @@ _METHODS: dict[str, tuple[str, str | tuple]] = {
     "cse-l1l2": (PURPLE, (0, (5, 1))),
     "clirat-drop-single": (ORANGE, "-"),
     "clirat-drop-multiple": (BLUE, "-"),
-    "clirat-printed": (BLUE, "-."),
-    "clirat-burn-in-30": (BLUE, "--"),
-    "vir-at-burn-in-0": (YELLOW, (0, (1, 3))),
-    "vir-at-burn-in-30": (YELLOW, (0, (8, 2))),
+    "clirat-printed": (VERMILLION, "-."),
+    "clirat-burn-in-30": (GREEN, "--"),
+    "vir-at-burn-in-0": (VERMILLION, (0, (1, 3))),
+    "vir-at-burn-in-30": (GREEN, (0, (8, 2))),
     "fat": (YELLOW, (0, (3, 1, 1, 1))),
     "at-awp": (VERMILLION, (0, (5, 1))),
     "trades-awp": (ORANGE, (0, (5, 1))),
@@ -225,7 +225,22 @@ def name_classes(axes: Axes, classes: Sequence[str], long: int = 45) -> None:
 def share_axis(axes: Axes, name: str = "y") -> None:
     """Write percent on an axis that runs in shares."""
     axis = axes.yaxis if name == "y" else axes.xaxis
-    axis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+    axis.set_major_formatter(ExactPercent())
+
+
+class ExactPercent(matplotlib.ticker.Formatter):
+    """Write shares as percent, with as many decimals as the ticks have: 88 % is not 87.5 %."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """One share as percent."""
+        return self.format_ticks([x])[0]
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """All ticks with the same number of decimals, three at most."""
+        ticks = [100 * float(value) for value in values]
+        exact = (k for k in range(3) if all(abs(tick - round(tick, k)) < 1e-6 for tick in ticks))
+        decimals = next(exact, 3)
+        return [f"{tick:z.{decimals}f}%" for tick in ticks]
 
 
 def whole_numbers(axes: Axes) -> None:
@@ -246,6 +261,30 @@ def write_above(
         textcoords="offset points",
         ha="center",
         fontsize=size,
+    )
+
+
+def show_one_interval(axes: Axes, last: float, first: float, interval: Sequence[float]) -> None:
+    """Draw the 95 % interval (middle, low, high) of one point of a curve, right of its last epoch.
+
+    A band along every curve would hide the others.
+    """
+    middle, low, high = interval
+    axes.errorbar(
+        last + 0.05 * (last - first),
+        middle,
+        yerr=[[middle - low], [high - middle]],
+        color=GREY,
+        capsize=2,
+        elinewidth=1,
+    )
+    axes.annotate(
+        "grey bar: 95 % interval of one point",
+        (0.98, 0.02),
+        xycoords="axes fraction",
+        ha="right",
+        fontsize=7.5,
+        color=SMALL_PRINT,
     )
 
 

@@ -590,7 +590,7 @@ FIGURES = Registry(
             any=True,
         ),
         "learning-curves-each": FigureRow(
-            "the same, one panel a criterion",
+            "the learning curves of AT, MAIL-AT and CLIRAT, one panel a criterion",
             "CLIRAT Fig. 5",
             clirat_learning_curves.compute_learning_curves,
             clirat_learning_curves.draw_learning_curves_each,

@@ -21,9 +21,9 @@ from kit.core.random_streams import Streams
 from kit.evaluation.statistics import ratio_interval
 from kit.experiments.recipes import RECIPES
 from kit.figures import style
-from kit.figures.base import Drawing, plain, swap_lightness
+from kit.figures.base import Drawing, FigureData, plain, swap_lightness
 from kit.figures.csa_cse_parameters import measure_shape
-from kit.figures.style import name_classes
+from kit.figures.style import name_classes, share_axis
 from kit.figures.table import FIGURES, NUMBERS, output_folder
 from kit.papers.printed_data import PAPERS, read_table
 from kit.training.step import compute_loss, forward
@@ -442,6 +442,37 @@ def test_leave_out_difference_is_paired(tiny_run, runs, tmp_path):
     assert gap == pytest.approx(
         right["clirat-drop-multiple"].mean() - right["clirat-drop-single"].mean()
     )
+    met, spared = facts["matched"]["multiple"], facts["matched"]["spared"]
+    assert 0 <= spared <= met and met > 0
+
+
+def test_a_percent_axis_reads_what_its_ticks_are():
+    """87.5 % is not written 88 %; whole percents have no decimals."""
+    axes = Drawing().subplots()
+    share_axis(axes, "x")
+    for ticks, words in (
+        ((0.875, 0.9, 0.925), ["87.5%", "90.0%", "92.5%"]),
+        ((0.57, 0.58, 0.59), ["57%", "58%", "59%"]),
+        ((0.0, 0.0125), ["0.00%", "1.25%"]),
+    ):
+        axes.set_xticks(ticks)
+        axes.figure.canvas.draw()
+        assert [label.get_text() for label in axes.get_xticklabels()] == words
+
+
+@pytest.mark.parametrize(
+    ("spared", "words"), [(0, "no control"), (3, "spares 3 of 40 examples of S_mul")]
+)
+def test_a_control_that_cuts_the_same_set_is_called_none(spared, words):
+    fact = {"difference": -0.0001}
+    names = ("single", "multiple", "random", "matched")
+    facts = {
+        "runs": {f"clirat-drop-{name}": fact for name in names},
+        "drop_mul_minus_drop_sig": (-0.0001, -0.01, 0.01),
+        "matched": {"multiple": 40, "spared": spared},
+    }
+    caption = FIGURES["leave-out"].caption(FigureData(facts, extras={"steps": 10}))
+    assert words in caption and "-0.0 " not in caption and "points" in caption
 
 
 def test_parameter_facts(tiny_run, tmp_path):

@@ -269,6 +269,9 @@ def test_two_attacks_are_recounted(run):
     assert facts["hidden"]["n"] == len(survivors) and facts["hidden"]["k"] == sum(
         y < steps for y in survivors
     )
+    others = [x for x, y in zip(a, b, strict=True) if y == steps]
+    assert facts["hidden_from_lmpgd"]["n"] == len(others)
+    assert facts["hidden_from_lmpgd"]["k"] == sum(x < steps for x in others)
     gaps = sorted(x - y for x, y in zip(a, b, strict=True) if x > 0 and (x < steps or y < steps))
     assert facts["n_either"] == len(gaps) and facts["difference"][0] == np.median(gaps)
     assert facts["change"]["lps"] == pytest.approx(

@@ -154,7 +154,7 @@ def test_autoattack_of_the_last_networks(three):
             1 - sum(broken(run, "aa", 3, 4)) / 4
         )
     claim = next(claim for claim in drawing.claims if "under AA" in claim.claim)
-    assert " AA " in claim.here and "not asked" not in claim.here
+    assert " AA " in claim.here and "not run" not in claim.here
 
 
 def judged(gaps: dict, control: tuple = (0, -1, 1)) -> dict[str, str]:

@@ -184,12 +184,16 @@ def test_order_over_starts_is_compared_with_that_of_lps():
     assert found["vir less lps"][1] > 0
     constant = compare_starts([{"lps": np.ones(60), "pm": v, "vir": v} for v in values])
     assert constant["vir less lps"] is None and constant["lps"] is None
+    assert set(found["intervals"]) == {"lps", "pm", "vir"}
+    for name, (middle, low, high) in found["intervals"].items():
+        assert low <= middle <= high and middle == pytest.approx(found[name])
 
 
 def test_scores_that_never_vary_are_drawn_and_decide_nothing():
     """A network that no attack breaks: one LPS, no jump, no order."""
     still = {"n": 0, "ratio": None, "largest": 0.0}
     ranks = {"n": 9, "lps": None, "pm": 0.0, "vir": None, "vir less lps": None}
+    ranks["intervals"] = {"pm": (0.0, -0.1, 0.1)}
     facts = {"n": 9, "points": 2, "steps": 10, "ranks": ranks, "image": {"row": 0, "id": 0}}
     smooth = {"n": 9, "ratio": (0.5, 0.4, 0.6), "largest": 0.1}
     extras = {"pm": np.ones(5), "lps": np.full(5, 10)}
