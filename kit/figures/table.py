@@ -722,7 +722,10 @@ def draw(
         words = ", ".join(f"{label(method)} is {run.method}" for method, run in stand_ins.items())
         drawing.caption += f" Networks that were trained elsewhere stand in: {words}."
     dead = tuple(str(run.spec) for run in given if run.learned_nothing)
-    drawing.claims = [replace(claim, dead=dead) for claim in drawing.claims]
+    drawing.claims = [
+        replace(claim, dead=tuple(run for run in dead if run not in claim.left_out))
+        for claim in drawing.claims
+    ]
     drawing.notice = drawing.notice or notice_claims(drawing.claims)
     drawing.save(
         Path(folder) if folder else output_folder(given[0].spec.recipe),

@@ -244,9 +244,18 @@ def _statement_line(claim: Mapping[str, Any], rows: pd.DataFrame) -> str:
         for row in rows.to_dict("records")
         if row["value"]
     )
-    over = "by arithmetic" if seeds == "0" else f"over {seeds} seed(s)"
+    over = f"over {seeds} seed(s)"
+    if seeds == "0":
+        over = "by arithmetic" if claim["exact"] is not None else _why_no_seed(claim)
     said = f" Over all seeds: {numbers}." if numbers else ""
     return f"- **{VERDICT_GLYPHS[verdict]} {verdict}** {over}: {claim['claim']}.{said} {here}"
+
+
+def _why_no_seed(claim: Mapping[str, Any]) -> str:
+    """Why a statement that takes seeds has none that could be judged."""
+    if claim["dead"]:
+        return "over no seed: networks that learned nothing are left out"
+    return "over no seed: there is no estimate"
 
 
 # ---------------------------------------------------------------------------------- the scoreboard
