@@ -15,6 +15,7 @@ from kit.evaluation.statistics import paired_difference
 from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData, format_points
+from kit.figures.explanation import EPOCHS
 from kit.figures.run_outputs import describe_setting
 from kit.papers.claim_verdict import Estimate, exactly
 
@@ -33,6 +34,7 @@ def compute_weight_scale(runs: Mapping[str, Run]) -> FigureData:
             "mean_weight": float(run.history.weight[run.plan.burn_in :].mean()),
             "robust": float(1 - broken[method].mean()),
             "clean": float((run.final["test_logits_nat"].argmax(1) == y).mean()),
+            "learned_nothing": run.learned_nothing,
         }
     first, *others = runs
     facts = {
@@ -45,6 +47,7 @@ def compute_weight_scale(runs: Mapping[str, Run]) -> FigureData:
     extras = {
         "broken": broken,
         "histories": {method: run.history for method, run in runs.items()},
+        "epochs": runs[first].epochs,
         "probe": len(runs[first].epoch(1)["test_y"]),
     }
     return FigureData(facts, describe_setting(runs[first]), extras=extras)
@@ -69,7 +72,8 @@ def compute_vir_scale(runs: Mapping[str, Run]) -> FigureData:
 def draw_weight_scale(data: FigureData) -> Drawing:
     """Draw mean weight (a) and accuracy under attack (b) per epoch.
 
-    A mean weight that never changes is said in the title.
+    A mean weight that never changes is said in the title. A cross ends the curves of a network that
+    learned nothing, and a grey bar is the interval of one point.
     """
     histories = data.extras["histories"]
     scales = [weight for history in histories.values() for weight in history.weight]
@@ -77,7 +81,13 @@ def draw_weight_scale(data: FigureData) -> Drawing:
     drawing = Drawing(7.4 if varies else 5.6, 3.3)
     *scale, right = drawing.subplots(1, 1 + varies, squeeze=False)[0]
     for method, history in histories.items():
-        look = {"color": s.colour(method), "linestyle": s.dash(method), "label": s.label(method)}
+        dead = data.facts["methods"][method]["learned_nothing"]
+        look = {
+            "color": s.colour(method),
+            "linestyle": s.dash(method),
+            "label": s.label(method) + ", learned nothing (×)" * dead,
+            **({"marker": "x", "markevery": [-1], "markeredgewidth": 1.5} if dead else {}),
+        }
         right.plot(history.epoch, history.robust_test, **look)
         for panel in scale:
             panel.plot(history.epoch, history.weight, **look)
@@ -91,14 +101,23 @@ def draw_weight_scale(data: FigureData) -> Drawing:
         _finish_scale(panel, histories, burn_in)
     right.set(
         ylabel=f"accuracy under attack, n = {data.extras['probe']}",
-        title="b  What it does"
+        title="b  Accuracy under attack"
         if varies
         else f"The mean weight is {max(scales):.2g} in all epochs",
         ylim=(0, 1),
     )
     _name_burn_in(right, burn_in)
     s.share_axis(right)
-    drawing.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    first = next(iter(histories.values()))
+    s.draw_point_interval(
+        right,
+        1.04 * float(first.epoch.max()),
+        float(first.robust_test.iloc[-1]),
+        data.extras["probe"],
+    )
+    drawing.legend(
+        *right.get_legend_handles_labels(), loc="outside lower center", ncols=4, handlelength=3.2
+    )
     return drawing
 
 
@@ -117,7 +136,7 @@ def _finish_scale(axes: Axes, histories: Mapping, burn_in: int) -> None:
 
 def _name_burn_in(axes: Axes, burn_in: int) -> None:
     axes.annotate(
-        "weights begin",
+        "dotted: weights begin",
         (burn_in + 0.5, 1),
         xycoords=("data", "axes fraction"),
         xytext=(4, -8),
@@ -138,7 +157,34 @@ def describe_weight_scale(data: FigureData) -> str:
     return (
         f"{data.setting}. Mean weight once weights have begun: {scales}. Accuracy of all "
         f"{facts['n']} test images under the training attack against {s.label(first)}, paired, 95 "
-        f"%: {words}."
+        f"%: {words}.{_describe_names(data)}{_describe_dead(facts['methods'])}"
+    )
+
+
+def _describe_names(data: FigureData) -> str:
+    """Say where weights begin in rows that are named by an epoch of the papers' runs; "" if none.
+
+    Burn-in is a share of the epochs, and names count the epochs of the papers.
+    """
+    begin = ", ".join(
+        f"{found['burn_in'] + 1} in {s.label(method)}"
+        for method, found in data.facts["methods"].items()
+    )
+    if not any(f"burn-in-{EPOCHS // 4}" in method for method in data.facts["methods"]):
+        return ""
+    return (
+        f" Burn-in {EPOCHS // 4} is named by the {EPOCHS} epochs of the paper's runs, and is the "
+        f"same share of these {data.extras['epochs']}: weights begin in epoch {begin}."
+    )
+
+
+def _describe_dead(methods: Mapping[str, Mapping]) -> str:
+    """The sentences on networks that learned nothing; "" where all learned."""
+    return "".join(
+        f" {s.label(method)} learned nothing: it gives every image one class, so its difference "
+        "says nothing about robustness."
+        for method, found in methods.items()
+        if found["learned_nothing"]
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+from kit.evaluation.statistics import wilson
 from kit.methods.table import METHODS
 
 # Okabe and Ito (2008); their yellow (#F0E442) is darkened, for lines on white
@@ -88,7 +89,7 @@ _METHODS: dict[str, tuple[str, str | tuple]] = {
     "clirat-from-x": (BLUE, (0, (6, 3))),
     "gairat-lps": (PURPLE, (0, (8, 2))),
     "mr-wmmr-literal": (SKY, (0, (5, 1, 1, 1))),
-    "vir-at-mean": (YELLOW, (0, (5, 2, 1, 2))),
+    "vir-at-mean": (PURPLE, (0, (4, 1))),
     "vir-trades-mean": (YELLOW, (0, (2, 1, 1, 1))),
     "trades-scaled": (GREY, (0, (1, 2))),
     "mail-trades-2021": (GREEN, (0, (5, 1))),
@@ -98,8 +99,8 @@ _METHODS: dict[str, tuple[str, str | tuple]] = {
     "clirat-drop-multiple": (BLUE, "-"),
     "clirat-printed": (BLUE, "-."),
     "clirat-burn-in-30": (BLUE, "--"),
-    "vir-at-burn-in-0": (YELLOW, (0, (1, 3))),
-    "vir-at-burn-in-30": (YELLOW, (0, (8, 2))),
+    "vir-at-burn-in-0": (PURPLE, (0, (1, 4))),
+    "vir-at-burn-in-30": (BLUE, (0, (4, 1))),
     "fat": (YELLOW, (0, (3, 1, 1, 1))),
     "at-awp": (VERMILLION, (0, (5, 1))),
     "trades-awp": (ORANGE, (0, (5, 1))),
@@ -246,6 +247,27 @@ def write_above(
         textcoords="offset points",
         ha="center",
         fontsize=size,
+    )
+
+
+def draw_point_interval(axes: Axes, where: float, middle: float, n: int) -> None:
+    """Draw in grey the 95 % interval that n images give one point of a curve, and say so."""
+    low, high = wilson(round(middle * n), n)
+    axes.errorbar(
+        where,
+        middle,
+        yerr=[[middle - low], [high - middle]],
+        color=GREY,
+        capsize=2,
+        elinewidth=1,
+    )
+    axes.annotate(
+        "grey bar: 95 % interval of one point",
+        (0.98, 0.02),
+        xycoords="axes fraction",
+        ha="right",
+        fontsize=7.5,
+        color=SMALL_PRINT,
     )
 
 
