@@ -388,7 +388,7 @@ FIGURES = Registry(
             notice=every_method.notice_every_method,
         ),
         "mr-signs": FigureRow(
-            "MR's weights with the signs as printed and mended",
+            "MR's weights with the signs as printed and corrected",
             "MR Eqs. 4, 14-16, Alg. 1",
             mr_signs.compute_mr_signs,
             mr_signs.draw_mr_signs,
