@@ -299,11 +299,11 @@ def draw_fuzziness_layers(data: FigureData) -> Drawing:
     few = len(places) < 4
     axes.set(
         xlabel="convolution, from the input",
-        ylabel="fuzziness",
+        ylabel="fuzziness (the axis does not start at 0)",
         xticks=places,
-        title=f"Layer by layer: {len(places)} convolutions; CSE Fig. 6 has ResNet-18"
+        title=f"Fuzziness of each of {len(places)} convolutions; CSE Fig. 6 has ResNet-18"
         if few
-        else "Layer by layer",
+        else "Fuzziness of each convolution",
     )
     if few:  # a line would promise layers between, and equal values would hide one another
         for line, shift in zip(axes.lines, np.linspace(-0.06, 0.06, len(axes.lines)), strict=True):

@@ -248,7 +248,7 @@ FIGURES = Registry(
             one=True,
         ),
         "similarity-pair": FigureRow(
-            "softmax with and without its true class, for an unsure and a sure example",
+            "softmax with and without its true class, at low and at high p_y",
             "MR Fig. 3",
             mr_similarity.compute_similarity_pair,
             mr_similarity.draw_similarity_pair,
@@ -621,7 +621,7 @@ FIGURES = Registry(
             any=True,
         ),
         "printed-sweeps": FigureRow(
-            "what α, β, γ and τ do, as VIR and MR print it and as measured",
+            "what α, β, γ and τ do, as VIR and MR print it",
             "VIR Tables 9 to 12, MR Table 8",
             printed_sweeps.compute_printed_sweeps,
             printed_sweeps.draw_printed_sweeps,
