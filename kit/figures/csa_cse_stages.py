@@ -294,7 +294,8 @@ def describe_training_stages(data: FigureData) -> str:
         f"CSA/CSE Fig. 1 draws the scheme; this is it at work on {len(data.extras['y'])} of "
         f"{facts['n']} training images ({data.setting}). CSA minimises the mean of cross-entropy "
         f"and expected cost, {facts['mean']['ce']:.2f} + {facts['mean']['cost']:.2f} over all "
-        f"{facts['n']} (the bars are of the {len(data.extras['y'])} that are drawn); mistakes with class {facts['protected']} cost {facts['cost']:g}. CSE minimises "
+        f"{facts['n']} (the bars are of the {len(data.extras['y'])} that are drawn); "
+        f"mistakes with class {facts['protected']} cost {facts['cost']:g}. CSE minimises "
         "cross-entropy plus the fuzziness of its convolutions, which Eq. 8 makes largest, ln 2, "
         "where all parameters are 0."
     )

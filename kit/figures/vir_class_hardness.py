@@ -133,8 +133,8 @@ def _name_points(
     Labels whose points are nearly above one another move apart.
     """
     labels: dict[tuple[float, float], list[str]] = {}
-    for name, *point in zip(classes, across, up, strict=True):
-        labels.setdefault((float(point[0]), float(point[1])), []).append(str(name))
+    for name, x, y in zip(classes, across, up, strict=True):
+        labels.setdefault((float(x), float(y)), []).append(str(name))
     columns: dict[int, list[tuple[float, float]]] = {}
     for point in labels:
         columns.setdefault(round(25 * point[0] / reach), []).append(point)
