@@ -119,14 +119,17 @@ def grand_difference(right_a: np.ndarray, right_b: np.ndarray) -> Interval:
 def grand_contrast(rights: Sequence[np.ndarray], shares: Sequence[float]) -> Interval:
     """Σ share x accuracy, 95 %, of several (seeds, images) bool on the same seeds and images.
 
-    Its interval is that of `grand_difference`, which is the contrast with shares -1 and 1.
+    Its interval is that of `grand_difference`, which is the contrast with shares -1 and 1. It ends
+    where accuracies end: few seeds that differ widely would promise differences beyond 100 points.
     """
     parts = [share * right.astype(float) for share, right in zip(shares, rights, strict=True)]
     contrast = np.sum(parts, axis=0)
     centre, half = _with_invented(contrast.mean(axis=0))
     if len(contrast) > 1:
         half = math.hypot(_seed_half_width(contrast.mean(axis=1)), half)
-    return float(contrast.mean()), centre - half, centre + half
+    least = sum(share for share in shares if share < 0)
+    most = sum(share for share in shares if share > 0)
+    return float(contrast.mean()), max(least, centre - half), min(most, centre + half)
 
 
 def combine_seeds(found: Sequence[Interval], level: float = 0.95) -> Interval:

@@ -92,18 +92,19 @@ def draw_attack_curves(data: FigureData) -> Drawing:
     axes.axvline(data.extras["own"], color=s.BLACK, linewidth=0.8, linestyle=":")
     axes.annotate(
         "trained with",
-        (data.extras["own"], 1.0),
-        xytext=(3, -2),
+        (data.extras["own"], 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 2),
         textcoords="offset points",
         fontsize=7.5,
-        va="top",
+        ha="center",
     )
     axes.set(
         xlabel=f"eps ({NORM_LABELS[data.facts['norm']]}; the other norm: the ball of equal volume)",
         ylim=(0, 1.02),
         ylabel=f"accuracy, n = {n}, 95 %",
-        title=f"{s.label(data.method)}: accuracy as the ball grows",
     )
+    axes.set_title(f"{s.label(data.method)}: accuracy as the ball grows", pad=15)
     s.share_axis(axes)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return drawing

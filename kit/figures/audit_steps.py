@@ -116,7 +116,7 @@ def _draw_accuracies(axes: Axes, audits: Mapping[str, Audit]) -> None:
         ha="right",
     )
     axes.set(ylabel="accuracy, 95 % interval", ylim=(0, 1.02))
-    axes.set_title(f"Ever stronger attacks, n = {most} where no other n is named", pad=20)
+    axes.set_title(f"Accuracy under each attack, n = {most} where no other n is named", pad=20)
     axes.grid(axis="y")
     s.share_axis(axes)
     axes.legend(
@@ -143,7 +143,7 @@ def _draw_lights(axes: Axes, audits: Mapping[str, Audit]) -> None:
     axes.set_xticks(range(len(RULES)), names, rotation=40, ha="right", fontsize=7.5)
     axes.set(
         ylim=(len(audits) - 0.5, -0.5),
-        xlabel="rule",
+        xlabel="expected of an unmasked network",
         title="Signs of masking: ✖ red, ▲ amber, ● green, ■ not judged",
     )
 
@@ -168,7 +168,10 @@ def decide_audit_steps(data: FigureData) -> list[Claim]:
 
 
 def describe_audit_steps(data: FigureData) -> str:
-    """The caption: the worst case of each run, and which rules fire."""
+    """The caption: the worst case of each run, and what the rules that fire found.
+
+    A rule is named by what is expected, so its name would say the contrary of what was found.
+    """
     return " ".join(
         [
             *([f"{data.setting}."] if data.setting else []),
@@ -182,7 +185,7 @@ def describe_audit_steps(data: FigureData) -> str:
 def _describe_audit(method: str, report: Audit) -> str:
     last = report.steps.iloc[-1]
     doubts = [
-        f"{finding.light}: {finding.rule}"
+        f"{finding.light}: {finding.sentence.rstrip('.')}"
         for finding in report.findings
         if finding.light in ("red", "amber")
     ]

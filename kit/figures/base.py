@@ -50,7 +50,8 @@ class Claim:
     `estimates` are what must keep its bound for the claim to hold; without any, nothing is decided.
     `exact` is the answer of a statement that arithmetic decides, alike for every run and seed.
     `seeds` is how many seeds the estimates are over. `dead` names the runs among these that have
-    learned nothing: nothing is judged by them.
+    learned nothing: nothing is judged by them. `left_out` names those that learned nothing and
+    that the estimates do not rest on.
     """
 
     claim: str
@@ -61,6 +62,7 @@ class Claim:
     number: int | None = None
     seeds: int = 1
     dead: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def reading(self) -> str:

@@ -118,7 +118,7 @@ def collect_cells(model: nn.Module, images: Split, found: AttackedImages, row: i
     y, clean = int(images.y[row]), images.x(slice(row, row + 1))
     lines = {}
     for name, results in found.items():
-        nearest = finds_nearest(ATTACKS[name.partition(":")[0]])
+        nearest = _is_nearest(name)
         lines[name] = [
             (result.x_adv[row : row + 1].cpu(), _answer(model, result.x_adv[row : row + 1], y))
             for result, _ in (results[:1] if nearest else results)
@@ -149,19 +149,29 @@ def measure_fgsm(model: nn.Module, images: Split, threat: Threat) -> dict[str, f
 
 
 def draw_attack_gallery(data: FigureData) -> Drawing:
-    """Draw a line for each image and attack: the image, then what comes out at every radius."""
+    """Draw a line for each image and attack: the image, then what comes out at every radius.
+
+    What looks for the nearest adversarial image keeps to no radius, and has columns of its own.
+    """
     shown, radii = data.extras["cells"], data.facts["eps"]
     attacks = len(data.facts["broken"])
-    drawing = Drawing(1.0 * (1 + 2 * len(radii)) + 0.5, 1.36 * attacks * len(shown) + 0.4)
-    grid = drawing.subplots(attacks * len(shown), 1 + 2 * len(radii), squeeze=False)
+    own = any(map(_is_nearest, data.facts["broken"]))
+    columns = 1 + 2 * (len(radii) + own)
+    drawing = Drawing(1.0 * columns + 0.5, 1.36 * attacks * len(shown) + 0.4)
+    grid = drawing.subplots(attacks * len(shown), columns, squeeze=False)
     for number, (row, cells) in enumerate(shown.items()):
         lines = grid[number * attacks : (number + 1) * attacks]
         for line, (name, results) in zip(lines, cells["lines"].items(), strict=True):
             _draw_gallery_line(line, name, cells["clean"], results, data.extras["classes"])
         lines[0, 0].set_title(f"image {row}", fontsize=8)
-        for radius, axes in zip(radii, lines[0, 1::2], strict=True):
+        for radius, axes in zip(radii, lines[0, 1 : 1 + 2 * len(radii) : 2], strict=True):
             axes.set_title(f"eps {radius:.3g}", fontsize=8)
     return drawing
+
+
+def _is_nearest(name: str) -> bool:
+    """Whether an attack, named with its norm, looks for the nearest adversarial image."""
+    return finds_nearest(ATTACKS[name.partition(":")[0]])
 
 
 def _draw_gallery_line(line, name: str, clean: tuple, results: list, classes: list[str]) -> None:
@@ -170,11 +180,14 @@ def _draw_gallery_line(line, name: str, clean: tuple, results: list, classes: li
     image, answer = clean
     _draw_image(first, image[0], _answer_words(answer, classes))
     first.set_ylabel(attack_and_norm_label(name), fontsize=8)
-    nearest = finds_nearest(ATTACKS[name.partition(":")[0]])
+    begin = 0
+    if _is_nearest(name):
+        begin = len(cells) - 2
+        cells[begin].set_title("nearest", fontsize=8)
     for at, (x_adv, answer) in enumerate(results):
-        _draw_image(cells[2 * at], x_adv[0], _answer_words(answer, classes))
-        _draw_perturbation(cells[2 * at + 1], x_adv - image, " (nearest)" if nearest else "")
-    for axes in cells[2 * len(results) :]:
+        _draw_image(cells[begin + 2 * at], x_adv[0], _answer_words(answer, classes))
+        _draw_perturbation(cells[begin + 2 * at + 1], x_adv - image)
+    for axes in (*cells[:begin], *cells[begin + 2 * len(results) :]):
         axes.set_axis_off()
 
 
@@ -195,12 +208,12 @@ def _draw_image(axes: Axes, image: Tensor, words: tuple[str, str], **style: Any)
     axes.set_xlabel(words[0], color=words[1], fontsize=6.8, labelpad=2)
 
 
-def _draw_perturbation(axes: Axes, delta: Tensor, more: str) -> None:
+def _draw_perturbation(axes: Axes, delta: Tensor) -> None:
     """Draw a perturbation (1, C, H, W), 0 in the mid-tone, its largest entry in full colour."""
     largest = float(delta.abs().max())
     factor = 0.5 / largest if largest > 0 else 1.0
     words = (
-        f"×{factor:.2g}{more}\nL∞ {largest:.2g}, L2 {float(tensors.norm(delta, 'l2')[0]):.2g}"
+        f"×{factor:.2g}\nL∞ {largest:.2g}, L2 {float(tensors.norm(delta, 'l2')[0]):.2g}"
         if largest > 0
         else "unchanged"
     )
@@ -234,7 +247,7 @@ def describe_attack_gallery(data: FigureData) -> str:
     )
     return (
         f"{s.label(data.method)} on {data.setting}. Test images under attack: what each attack "
-        "found, and the perturbation, magnified ×k (the mid-tone is no change), with its norms. "
+        "found, and the perturbation, scaled ×k (the mid-tone is no change), with its norms. "
         "Red below an image: misclassified. Balls in another norm have the volume of the "
         f"{NORM_LABELS[facts['norm']]} ball. Of the first {facts['n']} test images "
         f"{facts['wrong_when_clean']} are wrong when clean; these included, broken at eps "

@@ -29,6 +29,9 @@ from kit.papers.claim_verdict import Estimate, exactly
 #: What makes parameters Min-Max: {key of `measure_shape`: words}.
 SHAPES = {"below_0.05": "share near zero", "max": "largest parameter"}
 
+#: The same as an axis says it, of all convolutions together.
+SHAPE_AXES = {"below_0.05": "share with |w| < 0.05", "max": "largest |w|"}
+
 #: Exponents of the sizes |w|. Above 1, small parameters become smaller and large ones larger. The
 #: two ends are each other's inverse, so that both change a network by as much.
 EXPONENTS = (0.8, 0.9, 1.0, 1 / 0.9, 1.25)
@@ -139,8 +142,9 @@ def draw_min_max_robustness(data: FigureData) -> Drawing:
     for axes, key, letter in zip(observed, SHAPES, "ab", strict=True):
         _draw_observed(axes, data, key)
         axes.set_title(f"{letter}  {SHAPES[key].capitalize()}")
-    observed[0].set_ylabel(f"class {data.facts['protected']} under attack")
+    observed[0].set_ylabel(f"accuracy of class {data.facts['protected']} under attack")
     s.share_axis(observed[0], "x")
+    observed[0].plot([], [], color=s.GREY, linewidth=0.8, alpha=0.5, label="along training")
     observed[0].legend(loc="best", fontsize=7.5)
     _draw_changed(changed, data.facts)
     return drawing
@@ -154,7 +158,10 @@ def _draw_observed(axes: Axes, data: FigureData, key: str) -> None:
         axes.plot(across, up, color=tint, linewidth=0.8, alpha=0.5)
         axes.plot(across[-1], up[-1], "o", color=tint, markersize=6, label=s.label(method))
     rho = data.facts["over_networks"][key]
-    axes.set(xlabel=f"{SHAPES[key]}; ends: ρ {_correlation_words(rho)}", ylim=(-0.03, 1.03))
+    axes.set(
+        xlabel=f"{SHAPE_AXES[key]}, all convolutions\nends: ρ {_correlation_words(rho)}",
+        ylim=(-0.03, 1.03),
+    )
     s.share_axis(axes)
 
 
@@ -243,8 +250,10 @@ def describe_min_max_robustness(data: FigureData) -> str:
         "CSA/CSE claims that few large and many small parameters make a network robust. "
         f"{data.setting}: over {len(facts['ends'])} trained networks, the rank correlation of the "
         f"protected class's accuracy under attack (n = {facts['n_protected']}) with the share of "
-        f"|w| below 0.05 and with the largest |w| is {ends}; along training it is {way} on "
-        "average. Networks differ in more than their parameters' shape, so (c) changes that alone: "
+        f"|w| below 0.05 and with the largest |w|, in all convolutions, is {ends}; "
+        f"along training it is {way} on average. Thin lines are each network's way through "
+        "training; the axes of (a) and (b) do not start at 0. Networks differ in more than their "
+        "parameters' shape, so (c) changes that alone: "
         "|w| to a power, each convolution's norm kept. From exponent "
         f"{facts['exponents'][0]:g} to {facts['exponents'][-1]:g}, accuracy under "
         f"PGD-{ATTACK_STEPS} changes by {words} (n = {facts['n']}, paired, 95 %)."

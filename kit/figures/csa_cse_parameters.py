@@ -120,18 +120,18 @@ def _draw_distribution(axes: Axes, data: FigureData) -> None:
         )
         axes.plot(0.05, shape["below_0.05"], "o", color=s.colour(method), markersize=4)
     axes.axvline(0.05, color=s.GREY, linewidth=0.8)
-    axes.text(0.046, 0.97, "0.05", ha="right", va="top", fontsize=8, color=s.SMALL_PRINT)
+    axes.text(0.054, 0.02, "0.05", va="bottom", fontsize=8, color=s.SMALL_PRINT)
     count = len(data.extras["order"])
     axes.set(
         xlabel=f"size $|w|$ (convolution {data.extras['layer'] + 1}, n = {count})",
-        ylabel="share of parameters at most so large",
+        ylabel="share with $|w| \\leq x$",
         title="a  Cumulative distribution",
         xscale="log",
         xlim=(0.004, None),
     )
     axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     s.share_axis(axes)
-    axes.legend(loc="lower right", fontsize=7.5, handlelength=1.4)
+    axes.legend(loc="upper left", fontsize=7.5, handlelength=1.4)
 
 
 def _draw_sizes(axes: Axes, data: FigureData) -> None:
@@ -195,14 +195,19 @@ def _steps_up(methods: list[str], values: list[float], what: str) -> tuple[Estim
 
 
 def describe_parameters(data: FigureData) -> str:
-    """The caption: the ratios of the last network to the first, and where sizes rise in order."""
-    facts, methods = data.facts, list(data.facts["methods"])
+    """The caption: the ratios of each network to the first, and where sizes rise in order."""
+    facts, (base, *others) = data.facts, data.facts["methods"].values()
+    methods = list(facts["methods"])
     top, first = facts["order_in_top_tenth"], s.label(methods[0])
+    ratios = "; ".join(
+        f"{s.label(method)} has {_ratio(shape['below_0.05'], base['below_0.05']):.2f} times "
+        f"{first}'s share below 0.05 and {_ratio(shape['max'], base['max']):.2f} times its largest"
+        for method, shape in zip(methods[1:], others, strict=True)
+    )
     return (
         "CSA/CSE claims more near-zero and larger extreme parameters in the order "
         f"{', '.join(map(s.label, methods))}. {data.setting}, convolution "
-        f"{data.extras['layer'] + 1}: {s.label(methods[-1])} has {facts['near_zero_ratio']:.2f} "
-        f"times {first}'s share below 0.05 and {facts['max_ratio']:.2f} times its largest; at the "
+        f"{data.extras['layer'] + 1}: {ratios}; at the "
         f"{top['n']} largest positions of {first} sizes rise in that order in {top['share']:.0%} "
         f"[{top['low']:.0%}, {top['high']:.0%}]."
     )

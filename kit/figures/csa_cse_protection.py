@@ -121,7 +121,9 @@ def decide_class_protection(data: FigureData) -> list[Claim]:
     facts = data.facts
     under = attack_label(facts["attack"])
     rising = tuple(Estimate(name, "> 0", *step) for name, step in facts["steps"].items())
-    measured = ", ".join(f"{name} {format_points(step)}" for name, step in facts["steps"].items())
+    measured = ", ".join(
+        f"{name} {format_points(step, ' points')}" for name, step in facts["steps"].items()
+    )
     order = " < ".join(map(s.label, PROTECTION))
     what = f"the protected class under {under}: {order}"
     return [
@@ -134,7 +136,9 @@ def decide_class_protection(data: FigureData) -> list[Claim]:
                 f"{s.label(method)} against STD over all classes: unharmed without attack, better "
                 f"under {under} (CSA/CSE abstract)",
                 "no table has it",
-                ", ".join(f"{attack_label(a)} {format_points(d)}" for a, d in found.items()),
+                ", ".join(
+                    f"{attack_label(a)} {format_points(d, ' points')}" for a, d in found.items()
+                ),
                 (
                     _in_percent("natural", found["natural"], f">= -{UNHARMED:g}"),
                     _in_percent(facts["attack"], found[facts["attack"]], "> 0"),
@@ -157,11 +161,13 @@ def describe_class_protection(data: FigureData) -> str:
     facts = data.facts
     under = facts["attack"]
     gains = "; ".join(
-        f"{s.label(method)} {format_points(found['natural'])} without attack and "
-        f"{format_points(found[under])} under it"
+        f"{s.label(method)} {format_points(found['natural'], ' points')} without attack and "
+        f"{format_points(found[under], ' points')} under it"
         for method, found in facts["above_std"].items()
     )
-    steps = ", ".join(f"{name} {format_points(step)}" for name, step in facts["steps"].items())
+    steps = ", ".join(
+        f"{name} {format_points(step, ' points')}" for name, step in facts["steps"].items()
+    )
     return (
         f"CSA protects class {facts['protected']}. {data.setting}: under {attack_label(under)} "
         f"its accuracy changes by {steps} ({facts['n_protected']} images). Over all classes, "
@@ -199,7 +205,7 @@ def compute_min_max_origin(runs: Mapping[str, Run], *, layer: int = 0) -> Figure
 
 def draw_min_max_origin(data: FigureData) -> Drawing:
     """Draw the cumulative share of parameters by their size, for each of the three networks."""
-    drawing = Drawing(4.6, 3.1)
+    drawing = Drawing(4.6, 3.5)
     axes = drawing.subplots()
     looks = {"initial": ("start", s.BLACK, ":"), "std": ("STD", s.colour("std"), "-")} | {
         "adv": (s.label("adv"), s.colour("adv"), "-")
@@ -215,13 +221,13 @@ def draw_min_max_origin(data: FigureData) -> Drawing:
     axes.set(
         xscale="log",
         xlim=(1e-3, None),
-        ylim=(0, 150),
+        ylim=(0, 102),
         yticks=(0, 25, 50, 75, 100),
         xlabel=f"size $|w|$ (convolution {data.extras['layer'] + 1}, n = {data.facts['n']})",
         ylabel="parameters up to that size / %",
         title="Sizes before and after training",
     )
-    axes.legend(loc="upper left", fontsize=7.5)
+    drawing.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=7.5)
     return drawing
 
 

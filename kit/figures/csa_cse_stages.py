@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import SubFigure
 from matplotlib.ticker import MaxNLocator
 
@@ -217,7 +218,8 @@ def _draw_loss_bars(axes: Axes, losses: dict[str, np.ndarray]) -> None:
 def _draw_cost_matrix(axes: Axes, classes: Sequence[str], protected: int, cost: float) -> None:
     num_classes = len(classes)
     matrix = cost_matrix(num_classes, protected, cost).numpy()
-    axes.imshow(matrix, cmap="YlOrBr", vmin=0, vmax=cost * 1.3)
+    # the root sets a cost of 1 apart from none
+    axes.imshow(matrix, cmap="YlOrBr", norm=PowerNorm(0.5, vmin=0, vmax=max(cost, 1.0) * 1.3))
     few = num_classes <= 12
     axes.set(
         title=f"CSA: cost $C(i, y)$, c = {cost:g}",
@@ -233,8 +235,10 @@ def _draw_cost_matrix(axes: Axes, classes: Sequence[str], protected: int, cost: 
     if few:
         for i in range(num_classes):
             for j in range(num_classes):
-                if protected in (i, j) or i == j:
-                    axes.text(j, i, f"{matrix[i, j]:g}", ha="center", va="center", fontsize=5.5)
+                tint = "white" if matrix[i, j] > 1 else s.BLACK
+                axes.text(
+                    j, i, f"{matrix[i, j]:g}", ha="center", va="center", fontsize=5.5, color=tint
+                )
 
 
 def _draw_fuzziness_change(axes: Axes, layers: dict[str, dict[str, float]]) -> None:
@@ -264,12 +268,16 @@ def _draw_fuzziness_change(axes: Axes, layers: dict[str, dict[str, float]]) -> N
         fontsize=7.5,
         color="#666666",
     )
+    least = min(0.6, 0.98 * min(after.values()))
+    axes.annotate(
+        f"the axis starts at {least:.2f}", (0.02, 0.05), xycoords="axes fraction", fontsize=7.5
+    )
     axes.set(
         title="CSE: fuzziness",
         ylabel="○ at first  ● trained",
         xlim=(-0.6, len(before) - 0.4),
         xticks=range(len(before)),
-        ylim=(min(0.6, 0.98 * min(after.values())), 0.72),
+        ylim=(least, 0.72),
     )
     axes.set_xticklabels(
         [f"conv{place + 1}" for place in range(len(before))]
@@ -285,7 +293,8 @@ def describe_training_stages(data: FigureData) -> str:
     return (
         f"CSA/CSE Fig. 1 draws the scheme; this is it at work on {len(data.extras['y'])} of "
         f"{facts['n']} training images ({data.setting}). CSA minimises the mean of cross-entropy "
-        f"and expected cost, here {facts['mean']['ce']:.2f} + {facts['mean']['cost']:.2f}; "
+        f"and expected cost, {facts['mean']['ce']:.2f} + {facts['mean']['cost']:.2f} over all "
+        f"{facts['n']} (the bars are of the {len(data.extras['y'])} that are drawn); "
         f"mistakes with class {facts['protected']} cost {facts['cost']:g}. CSE minimises "
         "cross-entropy plus the fuzziness of its convolutions, which Eq. 8 makes largest, ln 2, "
         "where all parameters are 0."

@@ -47,17 +47,18 @@ def compute_margin_by_probability(
 def bin_margins(p_y: np.ndarray, margin: np.ndarray, k: int) -> list[dict]:
     """Of five bins of the margin around 0: n, range, SD and middle 90 % of p_y.
 
-    `allowed` is what a softmax over k classes allows at the centre.
+    `allowed` is what a softmax over k classes allows anywhere in the bin.
     """
     found = []
     for centre in np.arange(-2, 3) * WIDTH:
-        mine = p_y[(margin >= centre - WIDTH / 2) & (margin < centre + WIDTH / 2)]
+        below, above = centre - WIDTH / 2, centre + WIDTH / 2
+        mine = p_y[(margin >= below) & (margin < above)]
         entry = {
             "centre": float(centre),
             "n": len(mine),
             "allowed": (
-                (1 - (k - 1) * centre) / k if centre < 1 / (k - 1) else 0.0,
-                (1 - centre) / 2,
+                max((1 - (k - 1) * above) / k, 0.0),
+                min((1 - below) / 2, 1.0),
             ),
         }
         if len(mine):
@@ -66,6 +67,7 @@ def bin_margins(p_y: np.ndarray, margin: np.ndarray, k: int) -> list[dict]:
                 "low": float(mine.min()),
                 "high": float(mine.max()),
                 "mean": float(mine.mean()),
+                "quartiles": np.percentile(mine, [25, 50, 75]).tolist(),
                 "span": span,
                 "sd": float(mine.std(ddof=1)) if len(mine) > 1 else 0.0,
             }
@@ -112,11 +114,21 @@ def _draw_margin_against_p(axes: Axes, data: FigureData) -> None:
             ha="center",
             va="center",
         )
-    axes.axhspan(-2.5 * WIDTH, 2.5 * WIDTH, color=s.GREEN, alpha=0.12, linewidth=0, zorder=0)
+    axes.axhspan(-2.5 * WIDTH, 2.5 * WIDTH, color=s.SKY, alpha=0.2, linewidth=0, zorder=0)
+    axes.annotate(
+        "the bins of b",
+        (1, 2.5 * WIDTH),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, 2),
+        textcoords="offset points",
+        ha="right",
+        fontsize=7.5,
+        color=s.BLUE,
+    )
     kind = IMAGE_KINDS[data.facts["which"]]
     axes.set(
         xlabel="$p_y$",
-        ylabel="margin $p_2 - p_y$ (Eq. 4)",
+        ylabel="margin $p_2 - p_y$ (Eq. 4 as printed)",
         xlim=(-0.02, 1.02),
         ylim=(-1.05, 1.05),
         title=f"a  {s.label(data.method)}, {data.facts['split']} images {kind}",
@@ -124,17 +136,19 @@ def _draw_margin_against_p(axes: Axes, data: FigureData) -> None:
 
 
 def _draw_margin_bins(axes: Axes, bins: list[dict]) -> None:
-    """Draw per bin what a softmax allows (grey), range (thin), mean and SD (thick) of p_y."""
+    """Draw per bin what a softmax allows (grey), range (thin) and quartiles (thick) of p_y.
+
+    A mean with its SD would reach beyond what is possible.
+    """
     axes.axvspan(0.2, 0.6, color=s.GREEN, alpha=0.12, linewidth=0, zorder=0)
     for b in bins:
         low, high = b["allowed"]
         axes.barh(b["centre"], high - low, left=low, height=0.6 * WIDTH, color="#DCDFE3")
         if b["n"]:
             axes.hlines(b["centre"], b["low"], b["high"], color=s.BLACK, linewidth=1)
-            axes.hlines(
-                b["centre"], b["mean"] - b["sd"], b["mean"] + b["sd"], color=s.BLUE, linewidth=4
-            )
-            axes.plot(b["mean"], b["centre"], "o", color="white", markersize=3)
+            first, median, third = b["quartiles"]
+            axes.hlines(b["centre"], first, third, color=s.BLUE, linewidth=4)
+            axes.plot(median, b["centre"], "o", color="white", markersize=3)
         axes.annotate(
             f"n = {b['n']}",
             (1, b["centre"]),
@@ -162,8 +176,8 @@ def _draw_margin_bins(axes: Axes, bins: list[dict]) -> None:
         color=s.SMALL_PRINT,
     )
     axes.set(
-        xlabel="$p_y$: mean ± SD (thick), range (thin)",
-        ylabel="margin, bins of 0.05",
+        xlabel="$p_y$: median, quartiles (thick), range (thin)",
+        ylabel="margin $p_2 - p_y$, bins of 0.05",
         xlim=(0, 0.78),
         yticks=[b["centre"] for b in bins],
         ylim=(-3.1 * WIDTH, 3.1 * WIDTH),
@@ -210,11 +224,13 @@ def describe_margin_by_probability(data: FigureData) -> str:
     facts, k, fullest = data.facts, data.extras["num_classes"], _fullest_bin(data.facts)
     r, low, high = facts["pearson"]
     return (
-        "MR Fig. 2 claims that examples with p_y from 0.2 to 0.6 can have about the same margin. "
+        "MR Fig. 2 claims that examples with p_y from 0.2 to 0.6 can have about the same margin, "
+        "p_2 - p_y with Eq. 4's sign as printed (same-margin has p_y - p_2). "
         f"{s.label(data.method)} on {data.setting}, {facts['n']} {facts['split']} images "
         f"{IMAGE_KINDS[facts['which']]}, {facts['share_02_06']:.0%} of them with such a p_y: "
-        f"where the margin is within {WIDTH / 2:g} of {fullest['centre']:g} (n = {fullest['n']}), "
-        f"p_y has {_describe_bin(fullest)}. Overall margin and p_y have r = {r:.3f} [{low:.3f}, "
+        f"where the margin is within {WIDTH / 2:g} of {fullest['centre']:g}, the bin with most "
+        f"examples (n = {fullest['n']}), p_y has {_describe_bin(fullest)}. Overall margin and p_y "
+        f"have r = {r:.3f} [{low:.3f}, "
         f"{high:.3f}]. Grey: all that a softmax over {k} classes allows; p_y = 0.6 asks for a "
         f"margin of at most -0.2, p_y = 0.2 for one of at least {0.8 / (k - 1) - 0.2:+.2f}."
     )

@@ -1,4 +1,4 @@
-"""MR Eqs. 4 and 14 to 16, Algorithm 1: its weights with the signs as printed and mended."""
+"""MR Eqs. 4 and 14 to 16, Algorithm 1: its weights with the signs as printed and corrected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kit.methods.table import METHODS
 from kit.papers.claim_verdict import Estimate
 
 SIGN_VARIANTS = {
-    "mr-mail": "Eqs. 14-16, sign mended",
+    "mr-mail": "Eqs. 14-16, sign corrected",
     "mr-mail-literal": "Eq. 4 as printed",
     "mr-mail-alg1": "Algorithm 1's bias",
     "mail-at": "for comparison",
@@ -68,11 +68,11 @@ def _draw_weight_by_margin(panel: Axes, extras: dict, method: str, share: float)
     panel.axvline(0, color=s.GREY, linewidth=0.8)
     panel.set(xlabel=r"$p_y - p_2$ under attack", xlim=(-1.05, 1.05), ylim=(-0.1, 3.15))
     panel.annotate(
-        f"{share:.0%} of the weight\non robust examples",
-        (0.97, 0.55),
+        f"{share:.0%} of\nthe weight\non robust\nexamples",
+        (0.98, 0.5),
         xycoords="axes fraction",
         ha="right",
-        fontsize=7.5,
+        fontsize=7,
         color=s.BLUE,
     )
 

@@ -27,7 +27,7 @@ def compute_similarity_pair(
     which: Literal["nat", "adv"] = "adv",
     split: Literal["train", "test"] = "test",
 ) -> FigureData:
-    """The similarity c of p and p' (its true entry masked) for an unsure and a sure example.
+    """The similarity c of p and p' (its true entry masked), at low and at high p_y.
 
     `low` and `high` are image ids to show instead of those with p_y nearest to 0.2 and to 0.95. The
     drop is that of the median c from the tenth of lowest p_y to that of highest.
@@ -88,7 +88,7 @@ def draw_similarity_pair(data: FigureData) -> Drawing:
     examples = data.facts["examples"]
     for panel, (name, example), letter in zip(panels, examples.items(), "ab", strict=True):
         _draw_masked_bars(panel, example, data.extras["classes"])
-        panel.set_title(f"{letter}  {name.title()} confidence: c = {example['c']:.2f}")
+        panel.set_title(f"{letter}  {name.title()} $p_y$: c = {example['c']:.2f}")
     panels[0].set_ylabel(f"probability, {IMAGE_KINDS[data.facts['which']]}")
     for height, (tint, words) in enumerate(
         (

@@ -33,6 +33,7 @@ def compute_weight_scale(runs: Mapping[str, Run]) -> FigureData:
             "mean_weight": float(run.history.weight[run.plan.burn_in :].mean()),
             "robust": float(1 - broken[method].mean()),
             "clean": float((run.final["test_logits_nat"].argmax(1) == y).mean()),
+            "learned_nothing": run.learned_nothing,
         }
     first, *others = runs
     facts = {
@@ -69,7 +70,8 @@ def compute_vir_scale(runs: Mapping[str, Run]) -> FigureData:
 def draw_weight_scale(data: FigureData) -> Drawing:
     """Draw mean weight (a) and accuracy under attack (b) per epoch.
 
-    A mean weight that never changes is said in the title.
+    A mean weight that never changes is said in the title. A cross ends the curves of a network that
+    learned nothing, and a grey bar is the interval of one point.
     """
     histories, methods = data.extras["histories"], data.facts["methods"]
     scales = [weight for history in histories.values() for weight in history.weight]
@@ -83,7 +85,13 @@ def draw_weight_scale(data: FigureData) -> Drawing:
         if len(set(begins.values()) - {0}) > 1:
             since = f"after epoch {begins[method]}" if begins[method] else "from epoch 1"
             words += f": weights {since}"
-        look = {"color": s.colour(method), "linestyle": s.dash(method), "label": words}
+        dead = methods[method]["learned_nothing"]
+        look = {
+            "color": s.colour(method),
+            "linestyle": s.dash(method),
+            "label": words + ", learned nothing (×)" * dead,
+            **({"marker": "x", "markevery": [-1], "markeredgewidth": 1.5} if dead else {}),
+        }
         right.plot(history.epoch, history.robust_test, **look)
         for panel in scale:
             panel.plot(history.epoch, history.weight, **look)
@@ -102,7 +110,12 @@ def draw_weight_scale(data: FigureData) -> Drawing:
     _show_interval(right, data)
     s.share_axis(right)
     columns = 4 if varies else 1
-    drawing.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+    drawing.legend(
+        *right.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=columns,
+        handlelength=3.2,
+    )
     return drawing
 
 
@@ -158,7 +171,17 @@ def describe_weight_scale(data: FigureData) -> str:
     return (
         f"{data.setting}.{named} Mean weight once weights have begun: {scales}. Accuracy of all "
         f"{facts['n']} test images under the training attack against {s.label(first)}, paired, 95 "
-        f"%: {words}."
+        f"%: {words}.{_describe_dead(facts['methods'])}"
+    )
+
+
+def _describe_dead(methods: Mapping[str, Mapping]) -> str:
+    """The sentences on networks that learned nothing; "" where all learned."""
+    return "".join(
+        f" {s.label(method)} learned nothing: it gives every image one class, so its difference "
+        "says nothing about robustness."
+        for method, found in methods.items()
+        if found["learned_nothing"]
     )
 
 

@@ -160,18 +160,22 @@ def draw_score_ranks(data: FigureData) -> Drawing:
 
 def _draw_ranks(panel: Axes, found: dict[str, Interval]) -> None:
     panel.axvline(0, color=s.PALE, linewidth=1, zorder=0)
-    panel.set(xlim=(-0.15, 1.25), xticks=(0, 0.5, 1))
+    panel.set(xlim=(-0.15, 1.03), xticks=(0, 0.5, 1))
     for place, (middle, low, high) in enumerate(found.values()):
         if not np.isfinite(middle):
-            panel.annotate(
-                "one value alone", (0.02, place), va="center", fontsize=7.5, color=s.GREY
-            )
+            panel.annotate("constant", (0.02, place), va="center", fontsize=7.5, color=s.GREY)
             continue
         panel.errorbar(
             middle, place, xerr=[[middle - low], [high - middle]], fmt="o", color=s.BLUE, capsize=3
         )
         panel.annotate(
-            f"{middle:.2f}", (1.02, place), va="center", fontsize=7.5, color=s.SMALL_PRINT
+            f"{middle:.2f}",
+            (1.02, place),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=7.5,
+            color=s.SMALL_PRINT,
+            annotation_clip=False,
         )
 
 
@@ -226,8 +230,9 @@ def describe_score_ranks(data: FigureData) -> str:
         "Spearman's correlation of each score with the distance to the boundary (FMN), larger "
         f"being safer in both. {s.label(data.method)} on {data.setting}, "
         f"{count_seeds(facts['seeds'])}, {facts['n']} test images: {ranks}. PM's less LPS's: "
-        f"{against}. Bootstrap over seeds and images, 95 %. Images that are wrong without attack "
-        "have distance 0."
+        f"{against}. LPS is the attack's first step at which the image is misclassified, κ the "
+        "number of the attack's points that are still right. Bootstrap over seeds and images, 95 "
+        "%. Images that are wrong without attack have distance 0."
     )
 
 

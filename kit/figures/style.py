@@ -88,7 +88,7 @@ _METHODS: dict[str, tuple[str, str | tuple]] = {
     "clirat-from-x": (BLUE, (0, (6, 3))),
     "gairat-lps": (PURPLE, (0, (8, 2))),
     "mr-wmmr-literal": (SKY, (0, (5, 1, 1, 1))),
-    "vir-at-mean": (YELLOW, (0, (5, 2, 1, 2))),
+    "vir-at-mean": (PURPLE, (0, (4, 1))),
     "vir-trades-mean": (YELLOW, (0, (2, 1, 1, 1))),
     "trades-scaled": (GREY, (0, (1, 2))),
     "mail-trades-2021": (GREEN, (0, (5, 1))),

@@ -248,7 +248,7 @@ FIGURES = Registry(
             one=True,
         ),
         "similarity-pair": FigureRow(
-            "softmax with and without its true class, for an unsure and a sure example",
+            "softmax with and without its true class, at low and at high p_y",
             "MR Fig. 3",
             mr_similarity.compute_similarity_pair,
             mr_similarity.draw_similarity_pair,
@@ -388,7 +388,7 @@ FIGURES = Registry(
             notice=every_method.notice_every_method,
         ),
         "mr-signs": FigureRow(
-            "MR's weights with the signs as printed and mended",
+            "MR's weights with the signs as printed and corrected",
             "MR Eqs. 4, 14-16, Alg. 1",
             mr_signs.compute_mr_signs,
             mr_signs.draw_mr_signs,
@@ -621,7 +621,7 @@ FIGURES = Registry(
             any=True,
         ),
         "printed-sweeps": FigureRow(
-            "what α, β, γ and τ do, as VIR and MR print it and as measured",
+            "what α, β, γ and τ do, as VIR and MR print it",
             "VIR Tables 9 to 12, MR Table 8",
             printed_sweeps.compute_printed_sweeps,
             printed_sweeps.draw_printed_sweeps,
@@ -722,7 +722,10 @@ def draw(
         words = ", ".join(f"{label(method)} is {run.method}" for method, run in stand_ins.items())
         drawing.caption += f" Networks that were trained elsewhere stand in: {words}."
     dead = tuple(str(run.spec) for run in given if run.learned_nothing)
-    drawing.claims = [replace(claim, dead=dead) for claim in drawing.claims]
+    drawing.claims = [
+        replace(claim, dead=tuple(run for run in dead if run not in claim.left_out))
+        for claim in drawing.claims
+    ]
     drawing.notice = drawing.notice or notice_claims(drawing.claims)
     drawing.save(
         Path(folder) if folder else output_folder(given[0].spec.recipe),

@@ -100,7 +100,7 @@ def draw_black_box(data: FigureData) -> Drawing:
     )
     axes.set_yticklabels([s.label(method) for method in facts])
     s.share_axis(axes, "x")
-    axes.set_title("Without gradients", pad=34)
+    axes.set_title("PGD-100 and attacks without gradients", pad=34)
     return drawing
 
 

@@ -94,10 +94,10 @@ def draw_class_gains(data: FigureData) -> Drawing:
         s.draw_confusion(matrix, data.extras["counts"][method], classes, square=False)
         matrix.set_title(
             f"{s.label(method)}, {attack_label(attack)}\n"
-            f"{found['mean']:.1%} a class, worst {found['worst'][1]:.0%}",
+            f"mean recall {found['mean']:.1%}, worst {found['worst'][1]:.0%}",
             fontsize=8.5,
         )
-        _draw_gains(gain, found, f"above {s.label(base)}")
+        _draw_gains(gain, found, f"minus {s.label(base)}")
     panels[0].set_ylabel("true class")
     limit = max(abs(edge) for gain in panels[1::2] for edge in gain.get_xlim())
     for gain in panels[1::2]:

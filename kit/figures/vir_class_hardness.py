@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from kit.evaluation.accuracy import evaluate
 from kit.evaluation.statistics import bootstrap_interval, pearson, share_with_interval
@@ -13,6 +14,9 @@ from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData
 from kit.figures.run_outputs import describe_setting
 from kit.papers.claim_verdict import Estimate
+
+#: Of a share: itself, and the ends of its interval.
+PARTS = ("share", "low", "high")
 
 
 def compute_class_hardness(runs: Mapping[str, Run]) -> FigureData:
@@ -78,26 +82,72 @@ def _class_errors(wrong: np.ndarray, y: np.ndarray, classes: int) -> np.ndarray:
 
 
 def draw_class_hardness(data: FigureData) -> Drawing:
-    """Draw each class by its error under natural training (across) and under AT (up)."""
-    drawing = Drawing(4.4, 3.6)
+    """Draw each class by its error under natural training (across) and under AT (up).
+
+    The light bars are 95 % intervals: a class has few images, and most of them are right. Classes
+    at one point share a label.
+    """
+    drawing = Drawing(5.0, 4.2)
     axes = drawing.subplots()
     std, at = (
-        100 * np.array([one["share"] for one in data.facts["errors"][method]])
+        100 * np.array([[one[key] for key in PARTS] for one in data.facts["errors"][method]])
         for method in ("std", "at")
     )
-    reach = 1.12 * max(float(std.max()), float(at.max()), 1.0)
-    axes.plot([0, reach], [0, reach], color=s.BLACK, linewidth=0.8, linestyle="--", zorder=0)
-    axes.plot(std, at, "o", color=s.colour("at"), markersize=5)
-    for name, across, up in zip(data.extras["classes"], std, at, strict=True):
-        axes.annotate(name, (across, up), xytext=(4, 2), textcoords="offset points", fontsize=7.5)
+    reach = 1.04 * max(float(std.max()), float(at.max()), 1.0)
+    axes.plot([0, reach], [0, reach], color=s.BLACK, linewidth=0.8, linestyle="--", zorder=1)
+    axes.annotate(
+        "equal error",
+        (0.9 * reach, 0.9 * reach),
+        xytext=(-3, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=7.5,
+    )
+    axes.errorbar(
+        std[:, 0],
+        at[:, 0],
+        xerr=[std[:, 0] - std[:, 1], std[:, 2] - std[:, 0]],
+        yerr=[at[:, 0] - at[:, 1], at[:, 2] - at[:, 0]],
+        fmt="none",
+        ecolor=s.PALE,
+        elinewidth=0.8,
+        zorder=0,
+    )
+    axes.plot(std[:, 0], at[:, 0], "o", color=s.colour("at"), markersize=5)
+    _name_points(axes, data.extras["classes"], std[:, 0], at[:, 0], reach)
     axes.set(
         xlabel="clean error under natural training / %",
         ylabel="clean error under AT / %",
-        title=f"Classes (n = {data.facts['n']} images)",
+        title=f"Clean error of each class, n = {data.facts['n']}",
         xlim=(-0.03 * reach, reach),
         ylim=(-0.03 * reach, reach),
     )
     return drawing
+
+
+def _name_points(
+    axes: Axes, classes: Sequence[str], across: np.ndarray, up: np.ndarray, reach: float
+) -> None:
+    """Write the classes' names right of their points, those of one point in one label.
+
+    Labels whose points are nearly above one another move apart.
+    """
+    labels: dict[tuple[float, float], list[str]] = {}
+    for name, x, y in zip(classes, across, up, strict=True):
+        labels.setdefault((float(x), float(y)), []).append(str(name))
+    columns: dict[int, list[tuple[float, float]]] = {}
+    for point in labels:
+        columns.setdefault(round(25 * point[0] / reach), []).append(point)
+    for points in columns.values():
+        heights = s.spread_labels([point[1] for point in points], 0.035 * reach)
+        for point, height in zip(points, heights, strict=True):
+            axes.annotate(
+                ", ".join(labels[point]),
+                (point[0], height),
+                xytext=(5, 3),
+                textcoords="offset points",
+                fontsize=7.5,
+            )
 
 
 def decide_class_hardness(data: FigureData) -> list[Claim]:
@@ -126,5 +176,5 @@ def describe_class_hardness(data: FigureData) -> str:
         "VIR says that what natural training finds hard, adversarial training makes harder. "
         f"{data.setting}, clean test images: the hardest class is {worst['std']} under STD and "
         f"{worst['at']} under AT; over classes, STD's error and what AT adds to it correlate with "
-        f"{middle:+.2f} [{low:+.2f}, {high:+.2f}], each read on other images."
+        f"{middle:+.2f} [{low:+.2f}, {high:+.2f}], each read on other images. Bars: 95 % (Wilson)."
     )

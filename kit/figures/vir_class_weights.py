@@ -116,7 +116,7 @@ def _draw_class_weights(panel: Axes, found: Mapping, classes: list[str]) -> None
     s.name_classes(panel, classes, 90)
     words = (
         f"mean weight {found['mean_weight']:.3g}\n"
-        f"rank correlation with error {found['spearman']:+.2f}"
+        f"rank correlation with error {found['spearman']:+.2f} (p {found['p']:.2g})"
     )
     panel.annotate(words, (0.02, 0.99), xycoords="axes fraction", va="top", fontsize=7.5)
 
@@ -176,7 +176,8 @@ def describe_class_weights(data: FigureData) -> str:
         "VIR Fig. 3 claims that class 3 (cat) gets the most weight in total and class 1 the least, "
         f"under both methods. {data.setting}, n = {data.facts['n']} training images; bars are "
         "means over the epochs since burn-in, dots are epochs, sums are scaled to classes of equal "
-        f"size, and the dashed line is what β alone gives. {words}. The weights are not "
+        f"size, and the dashed line is what β alone gives. Orange is the class of most weight, "
+        f"blue that of least. {words}. The weights are not "
         "normalised, so their mean scales the learning rate of what they weigh. Error: of test "
         "images under the training attack, at the end."
     )

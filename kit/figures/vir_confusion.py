@@ -124,8 +124,8 @@ def decide_confusion(data: FigureData) -> list[Claim]:
         Claim(
             "adversarial training serves classes unequally under attack (VIR Fig. 1)",
             "cat 89 to 17 %, ship 96 to 59 %",
-            f"AT's recall spreads by {natural['spread']:.0%} clean, {attacked['spread']:.0%} under "
-            f"attack; natural training's by {data.facts['natural training']['spread']:.0%} clean",
+            f"AT's recall spreads by {_points(natural)} clean, {_points(attacked)} under "
+            f"attack; natural training's by {_points(data.facts['natural training'])} clean",
             (exactly("spread under attack - clean", spread, "> 0"),),
             number=32,
         ),
@@ -148,15 +148,22 @@ def decide_confusion(data: FigureData) -> list[Claim]:
     ]
 
 
+def _points(panel: Mapping) -> str:
+    """By how much recall spreads over the classes of a matrix."""
+    return f"{100 * panel['spread']:.0f} points"
+
+
 def describe_confusion(data: FigureData) -> str:
     """The caption: how far recall spreads, the lowest class, and the most confused pair."""
     facts, natural, attacked = data.facts, data.facts["natural"], data.facts["attacked"]
+    counts = attacked["n_per_class"]
     return (
         "VIR Fig. 1 claims that adversarial training serves classes unequally, with one similar "
-        f"pair suffering most. {data.setting}, n = {facts['n']} test images: recall "
-        f"spreads by {facts['natural training']['spread']:.0%} between classes after natural "
-        f"training on clean images, after AT by {natural['spread']:.0%} on clean images and by "
-        f"{attacked['spread']:.0%} under {attack_label(facts['attack'])}; lowest is class "
+        f"pair suffering most. {data.setting}, n = {facts['n']} test images, "
+        f"{min(counts)} to {max(counts)} a class: recall spreads by "
+        f"{_points(facts['natural training'])} between classes after natural training on clean "
+        f"images, after AT by {_points(natural)} on clean images and by {_points(attacked)} under "
+        f"{attack_label(facts['attack'])}; lowest is class "
         f"{attacked['lowest']} ({attacked['lowest_recall']:.0%} [{attacked['lowest_low']:.0%}, "
         f"{attacked['lowest_high']:.0%}]), and the most confused pair is "
         f"{' and '.join(attacked['pair'])}. Rows are true classes, cells are percent of the row."

@@ -152,7 +152,7 @@ def _draw_risks(panel: Axes, found: dict[str, dict]) -> None:
             label="trained networks, measured" if first else None,
         )
     words = [
-        "\n".join([*name.split(", "), f"best {risk['optimum']:.1%}"])
+        "\n".join([*name.split(", "), "optimum", f"{risk['optimum']:.1%}"])
         for name, risk in found.items()
     ]
     panel.set_xticks(range(len(found)), words)
@@ -212,5 +212,6 @@ def describe_two_gaussians(data: FigureData) -> str:
     return (
         "VIR's Theorem 1: of two Gaussian classes the wider one has the larger natural risk. "
         f"{data.setting}, {count_seeds(facts['seeds'])}, {facts['n_per_class']} test images a "
-        f"class, natural risks: {words}. Bars are the optimum; marks are trained networks."
+        f"class, natural risks: {words}. Bars are the optimum, which has the least risk over "
+        "both classes together; marks are trained networks."
     )

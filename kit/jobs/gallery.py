@@ -30,7 +30,6 @@ from kit.papers.measured_cells import PaperTable, measured
 from kit.papers.printed_data import PAPERS, read_table
 from kit.papers.record import RECORD, measure_scale, read_record, scoreboard, write_record
 from kit.papers.rule_checks import (
-    DECIDED,
     check_against,
     check_rules,
     check_stability,
@@ -251,7 +250,7 @@ def _statement_line(claim: Mapping[str, Any], rows: pd.DataFrame) -> str:
     )
     over = f"over {seeds} seed{'' if seeds == '1' else 's'}"
     if seeds == "0":
-        over = "by arithmetic" if verdict in DECIDED else "as its networks learned nothing"
+        over = "by arithmetic" if claim["exact"] is not None else _why_no_seed(claim)
     said = f" Over all seeds: {numbers}." if numbers else ""
     return f"- **{VERDICT_GLYPHS[verdict]} {verdict}** {over}: {claim['claim']}.{said} {here}"
 
@@ -259,6 +258,13 @@ def _statement_line(claim: Mapping[str, Any], rows: pd.DataFrame) -> str:
 def _short(number: str) -> str:
     """A number of the record with three digits that count."""
     return f"{float(number):.3g}" if number else "?"
+
+
+def _why_no_seed(claim: Mapping[str, Any]) -> str:
+    """Why a statement that takes seeds has none that could be judged."""
+    if claim["dead"]:
+        return "over no seed: networks that learned nothing are left out"
+    return "over no seed: there is no estimate"
 
 
 # ---------------------------------------------------------------------------------- the scoreboard

@@ -77,9 +77,12 @@ def test_facts_over_gamma(tiny_run):
 
 def test_the_rule_takes_the_largest_gamma_that_costs_nothing():
     worse = (-0.2, -0.3, -0.1)
-    assert choose_strength([0, 1, 5, 20], [NONE, NONE, UP, NONE]) == 20
-    assert choose_strength([0, 1, 5, 20], [NONE, NONE, worse, NONE]) == 1, "none beyond a loss"
-    assert choose_strength([0], [NONE]) == 0
+    wide, alive = (-0.6, -1.0, 0.6), [0, 0, 0, 0]
+    assert choose_strength([0, 1, 5, 20], [NONE, NONE, UP, NONE], alive) == 20
+    assert choose_strength([0, 1, 5, 20], [NONE, NONE, worse, NONE], alive) == 1, "beyond a loss"
+    assert choose_strength([0, 1, 5, 20], [NONE, NONE, wide, NONE], alive) == 20
+    assert choose_strength([0, 1, 5, 20], [NONE, NONE, wide, NONE], [0, 0, 1, 0]) == 1, "dead"
+    assert choose_strength([0], [NONE], [0]) == 0
 
 
 @pytest.mark.parametrize(
