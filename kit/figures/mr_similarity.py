@@ -88,7 +88,7 @@ def draw_similarity_pair(data: FigureData) -> Drawing:
     examples = data.facts["examples"]
     for panel, (name, example), letter in zip(panels, examples.items(), "ab", strict=True):
         _draw_masked_bars(panel, example, data.extras["classes"])
-        panel.set_title(f"{letter}  {name.title()} $p_y$: c = {example['c']:.2f}")
+        panel.set_title(f"{letter}  c = {example['c']:.2f} at {name} $p_y$")
     panels[0].set_ylabel(f"probability, {IMAGE_KINDS[data.facts['which']]}")
     for height, (tint, words) in enumerate(
         (

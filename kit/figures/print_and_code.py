@@ -171,11 +171,11 @@ def describe_weight_scale(data: FigureData) -> str:
     return (
         f"{data.setting}.{named} Mean weight once weights have begun: {scales}. Accuracy of all "
         f"{facts['n']} test images under the training attack against {s.label(first)}, paired, 95 "
-        f"%: {words}.{_describe_dead(facts['methods'])}"
+        f"%: {words}.{_describe_unlearned(facts['methods'])}"
     )
 
 
-def _describe_dead(methods: Mapping[str, Mapping]) -> str:
+def _describe_unlearned(methods: Mapping[str, Mapping]) -> str:
     """The sentences on networks that learned nothing; "" where all learned."""
     return "".join(
         f" {s.label(method)} learned nothing: it gives every image one class, so its difference "
