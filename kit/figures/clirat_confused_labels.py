@@ -231,7 +231,8 @@ def notice_label_counts(data: FigureData) -> str:
 def compute_softmax_pair(run: Run, *, single: int = -1, multiple: int = -1) -> FigureData:
     """Choose two misclassified training examples: one confused label, several, PM about equal.
 
-    `single` and `multiple` are image ids to show instead.
+    Of such pairs it is one that CL-PM tells apart: a second label hardly above the true one is
+    confused, too, and changes nothing. `single` and `multiple` are image ids to show instead.
     """
     probs, y = probabilities(run.final, "train_logits_adv")
     ids = run.final["train_ids"]
@@ -240,7 +241,7 @@ def compute_softmax_pair(run: Run, *, single: int = -1, multiple: int = -1) -> F
     ones = _rows_to_show(ids, single, count == 1, "exactly one confused label")
     severals = _rows_to_show(ids, multiple, count >= 2, "several confused labels")
     differences = (pm[ones][:, None] - pm[severals][None, :]).abs()
-    favour = 0.05 * pm[severals].neg().clamp_max(0.4)[None, :]
+    favour = 0.05 * (pm - cl_pm)[severals].clamp_max(0.4)[None, :]
     best = int((differences - favour).argmin())
     pair = ones[best // len(severals)], severals[best % len(severals)]
     facts = {
