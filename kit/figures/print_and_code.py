@@ -80,9 +80,10 @@ def draw_weight_scale(data: FigureData) -> Drawing:
     *scale, right = drawing.subplots(1, 1 + varies, squeeze=False)[0]
     # a control that never reweights has 0, too
     begins = {method: fact["burn_in"] for method, fact in methods.items()}
+    apart = len(set(begins.values()) - {0}) > 1
     for method, history in histories.items():
         words = s.label(method)
-        if len(set(begins.values()) - {0}) > 1:
+        if apart:
             since = f"after epoch {begins[method]}" if begins[method] else "from epoch 1"
             words += f": weights {since}"
         dead = methods[method]["learned_nothing"]
@@ -109,11 +110,10 @@ def draw_weight_scale(data: FigureData) -> Drawing:
     )
     _show_interval(right, data)
     s.share_axis(right)
-    columns = 4 if varies else 1
     drawing.legend(
         *right.get_legend_handles_labels(),
         loc="outside lower center",
-        ncols=columns,
+        ncols=1 if apart else len(histories),
         handlelength=3.2,
     )
     return drawing
