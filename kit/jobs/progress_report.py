@@ -99,7 +99,7 @@ class BatchProgress:
             if error is None and not job.is_done():
                 error = KitError(
                     "it ended without its stamp: study.finish() was not reached, which must be the "
-                    "last line of its last cell"
+                    "last line of its last cell, or the kit was changed while it ran; run it again"
                 )
             title, well = name, f"made in {format_duration(seconds)}"
         if error is not None:
