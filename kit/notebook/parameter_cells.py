@@ -224,7 +224,8 @@ def check_parameters(
 def parse_values(values: Mapping[str, Any]) -> NotebookValues:
     """Parse what a notebook's parameters ask for.
 
-    The runs are each name in `method`, `methods` and `..._methods` ("all" for every row), with its
+    The runs are each name in `method`, `methods` and `..._methods` ("all" for every row; "none" in
+    `..._methods`: its figure is left out), with its
     `recipe` ("" for digits), `seed` or `seeds`, and `overrides`; none where `path` names a
     checkpoint, which takes their place; each of them again at every point of a `grid`,
     such as "weight.slope=7,8,9 weight.bias=-0.2,-0.5"; `norm` and `eps` (0: the recipe's) are their
@@ -331,6 +332,10 @@ def _parse_threat(values: Mapping[str, Any], recipe: str) -> dict[str, Any]:
     return {name: v for name, v in asked_for.items() if v != getattr(usual, name)}
 
 
+#: What a parameter `..._methods` says for no run at all: its figure is left out.
+NO_METHODS = "none"
+
+
 def _method_names(values: Mapping[str, Any]) -> list[str]:
     """The rows of kit.METHODS that the parameters name, each once."""
     names: list[str] = []
@@ -342,6 +347,8 @@ def _method_names(values: Mapping[str, Any]) -> list[str]:
                     f"{parameter} is empty; it must name methods, or all. Choices: "
                     f"{', '.join(METHODS)}"
                 )
+            if words == [NO_METHODS] and parameter.endswith("_methods"):
+                continue
             words = list(METHODS) if words == ["all"] else words
             names += [name for name in words if name not in names]
     return names

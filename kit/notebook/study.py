@@ -42,6 +42,7 @@ from kit.figures.table import draw, output_folder
 from kit.notebook.course import LESSONS, Markdown
 from kit.notebook.journal import journal_path, note_pictures
 from kit.notebook.parameter_cells import (
+    NO_METHODS,
     NotebookValues,
     check_parameters,
     declared_parameters,
@@ -290,11 +291,14 @@ class Study:
         """Draw a figure of kit.FIGURES, and save it in the study's folder, or `under` it.
 
         It is drawn from the runs of `methods`: names, or runs as `kit.draw` takes them; all open
-        ones if there are none.
+        ones if there are none. With the methods "none" it is left out: nothing is saved, and what
+        comes back says so and makes no claim.
 
         Raises:
             KitError: The figure, a method or an option is unknown, or a run cannot be trained.
         """
+        if methods == NO_METHODS:
+            return _left_out(figure)
         given = (
             self.runs(methods).values()
             if isinstance(methods, str) and methods
@@ -527,3 +531,12 @@ class Verdicts:
             f"<tr>{''.join(cell.format(html.escape(text)) for text in row)}</tr>" for row in cells
         )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _left_out(figure: str) -> Drawing:
+    """Say in the place of a figure that it is left out."""
+    drawing = Drawing(5.0, 0.5)
+    drawing.title = f"{figure} is left out"
+    drawing.caption = f"{drawing.title}, because the parameter with its methods is none."
+    drawing.text(0.01, 0.5, drawing.title, va="center")
+    return drawing
