@@ -197,6 +197,20 @@ def test_runs_follow_from_the_values():
     ]
 
 
+def test_a_figure_without_methods_is_left_out(home, monkeypatch, tmp_path):
+    """None asks for no run; nothing is saved, and the notebook's other checks go on."""
+    given = {"method": "at", "leave_out_methods": "none", "seed": 3}
+    assert [spec.method for spec in parse_values(given).specs] == ["at"]
+    with pytest.raises(KitError, match="none"):
+        parse_values({"method": "none"})
+    monkeypatch.setenv("KIT_OUT", str(tmp_path))
+    study = kit.begin("00_test", namespace(CELL, method="at"))
+    drawing = study.draw("leave-out", "none")
+    assert drawing.title == "leave-out is left out" and drawing.title in drawing.caption
+    assert not drawing.claims and not drawing.files and not list(tmp_path.rglob("leave-out*"))
+    assert not study.check(drawing).rows and not study.drawings
+
+
 def test_a_grid_varies_one_setting_at_a_time():
     values = {"method": "clirat", "grid": "weight.slope=7,8 eps=0.1", "overrides": "epochs=30"}
     points = [{}, {"weight.slope": 7}, {"weight.slope": 8}, {"eps": 0.1}]
