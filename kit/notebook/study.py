@@ -298,7 +298,7 @@ class Study:
             KitError: The figure, a method or an option is unknown, or a run cannot be trained.
         """
         if methods == NO_METHODS:
-            return _left_out(figure)
+            return _leave_out(figure)
         given = (
             self.runs(methods).values()
             if isinstance(methods, str) and methods
@@ -533,7 +533,7 @@ class Verdicts:
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _left_out(figure: str) -> Drawing:
+def _leave_out(figure: str) -> Drawing:
     """Say in the place of a figure that it is left out."""
     drawing = Drawing(5.0, 0.5)
     drawing.title = f"{figure} is left out"
