@@ -50,7 +50,7 @@ def draw_claim_board(board: pd.DataFrame) -> Drawing:
                 for column, number in enumerate(numbers):
                     shown = f"({number})" if number in exact else number
                     axes.text(column, y - 0.62, shown, ha="center", va="center", fontsize=7)
-                weight, ink = ("bold", "black") if first else ("normal", "#6B7280")
+                weight, ink = ("bold", "black") if first else ("normal", CELL_COLOURS[NOT_RUN][1])
                 label = PAPERS[paper].label
                 axes.text(-4.6, y, label, va="center", weight=weight, color=ink, fontsize=11)
             _draw_line(axes, y, [board.loc[number, scale] for number in numbers])

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from kit.core.errors import KitError, unknown_name
 from kit.evaluation.statistics import ratio_interval, wilson
@@ -282,9 +283,7 @@ def draw_softmax_pair(data: FigureData) -> Drawing:
         _draw_confused_bars(panel, example, letter, data.extras["classes"])
     axes[0].set_ylabel("probability under attack")
     handles = [
-        s.legend_patch(s.BLUE, "true class"),
-        s.legend_patch(s.VERMILLION, "confused label"),
-        s.legend_patch(s.PALE, "others"),
+        *_label_patches(),
         Line2D([], [], color=s.BLUE, linewidth=1, linestyle=":", label="$p_y$"),
     ]
     highest = max(float(example["p"].max()) for example in data.facts.values())
@@ -387,12 +386,18 @@ def _draw_toy_points(axes, values: dict[str, tuple[float, float]]) -> None:
         ylabel="probability",
         title="Points A and B of the paper, true class i",
     )
-    handles = [
+    axes.legend(
+        handles=_label_patches(), loc="upper center", ncols=3, columnspacing=0.8, handlelength=1.0
+    )
+
+
+def _label_patches() -> list[Patch]:
+    """What the colours of probabilities' bars mean, for a legend."""
+    return [
         s.legend_patch(s.BLUE, "true class"),
         s.legend_patch(s.VERMILLION, "confused label"),
         s.legend_patch(s.PALE, "others"),
     ]
-    axes.legend(handles=handles, loc="upper center", ncols=3, columnspacing=0.8, handlelength=1.0)
 
 
 def _draw_margin_cloud(axes, data: FigureData) -> None:

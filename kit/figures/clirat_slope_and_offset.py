@@ -14,7 +14,12 @@ from kit.evaluation.statistics import grand_difference, grand_mean, rank_trend, 
 from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData
-from kit.figures.run_outputs import CRITERION_LABELS, describe_setting, right_under_attack
+from kit.figures.run_outputs import (
+    CRITERION_LABELS,
+    count_seeds,
+    describe_setting,
+    right_under_attack,
+)
 from kit.methods.table import METHODS
 from kit.papers.claim_verdict import Estimate
 
@@ -245,7 +250,7 @@ def decide_opposite_trends(held: Mapping, symbol: str, seeds: int) -> Claim:
         f"{symbol} moves accuracy under PGD one way, on clean images and under CW, AA the other "
         "(CLIRAT Fig. 4)",
         "curves, no numbers",
-        f"ρ over {count} values, {seeds} seed(s): {words}{few}",
+        f"ρ over {count} values, {count_seeds(seeds)}: {words}{few}",
         tuple(products),
         number=13,
         seeds=seeds,
@@ -275,9 +280,9 @@ def describe_slope_and_offset(data: FigureData) -> str:
     marks = ", ".join(f"{_LETTERS[path]} = {_find_mark(facts[path]):g}" for path in WEIGHT_SETTINGS)
     return (
         "CLIRAT Fig. 4 claims that suitable γ and β raise accuracy under PGD while clean accuracy, "
-        f"CW and AA tend to fall. {data.setting}, {facts['seeds']} seed(s), n = {facts['n']} test "
-        "images, last epoch. Bars: 95 % of the paired difference to the open mark ("
-        f"{marks}), which has none. All columns span as many points. ρ: Spearman's rank "
+        f"CW and AA tend to fall. {data.setting}, {count_seeds(facts['seeds'])}, "
+        f"n = {facts['n']} test images, last epoch. Bars: 95 % of the paired difference to the "
+        f"open mark ({marks}), which has none. All columns span as many points. ρ: Spearman's rank "
         "correlation over runs; p by shuffling the values within each seed, so that the noise of "
         "training counts."
     )

@@ -192,7 +192,7 @@ def _draw_gallery_line(line, name: str, clean: tuple, results: list, classes: li
 
 
 def _answer_words(answer: tuple[int, float, bool], classes: list[str]) -> tuple[str, str]:
-    """The class and p_y in words, and the colour to write them in: red where the class is wrong."""
+    """The class and p_y in words, and the colour to write them in: orange if it is wrong."""
     said, p_y, right = answer
     return f"{classes[said]}, $p_y$ {p_y:.2f}", s.BLACK if right else s.VERMILLION
 
@@ -248,7 +248,7 @@ def describe_attack_gallery(data: FigureData) -> str:
     return (
         f"{s.label(data.method)} on {data.setting}. Test images under attack: what each attack "
         "found, and the perturbation, scaled ×k (the mid-tone is no change), with its norms. "
-        "Red below an image: misclassified. Balls in another norm have the volume of the "
+        "Orange below an image: misclassified. Balls in another norm have the volume of the "
         f"{NORM_LABELS[facts['norm']]} ball. Of the first {facts['n']} test images "
         f"{facts['wrong_when_clean']} are wrong when clean; these included, broken at eps "
         f"{facts['eps'][middle]:.3g}: {words}."

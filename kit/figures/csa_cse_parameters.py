@@ -98,10 +98,13 @@ def _ratio(a: float, b: float) -> float:
 
 def draw_parameters(data: FigureData) -> Drawing:
     """Draw the distribution of the parameters (a), and their sizes position by position (b)."""
-    drawing = Drawing(7.2, 3.1)
+    drawing = Drawing(7.2, 3.3)
     left, right = drawing.subplots(1, 2)
     _draw_distribution(left, data)
     _draw_sizes(right, data)
+    # below both panels, for the curves may be anywhere in theirs
+    named = left.get_legend_handles_labels()
+    drawing.legend(*named, loc="outside lower center", ncols=len(named[0]), fontsize=7.5)
     return drawing
 
 
@@ -131,7 +134,6 @@ def _draw_distribution(axes: Axes, data: FigureData) -> None:
     )
     axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     s.share_axis(axes)
-    axes.legend(loc="upper left", fontsize=7.5, handlelength=1.4)
 
 
 def _draw_sizes(axes: Axes, data: FigureData) -> None:

@@ -307,7 +307,7 @@ def _draw_boxes(panel: Axes, groups: dict[int, np.ndarray]) -> None:
     )
     for k, values in groups.items():
         panel.annotate(
-            f"{len(values)}",
+            f"{len(values)}" if len(values) < 10_000 else f"{len(values) / 1000:.0f}k",
             (k, 1.0),
             xycoords=("data", "axes fraction"),
             ha="center",
@@ -361,5 +361,5 @@ def describe_pm_by_lps(data: FigureData) -> str:
         "MAIL Fig. 4 claims that PM hardly differs between large LPS values while it spreads "
         f"widely within one. {s.label(data.method)} on {data.setting}, n = {data.facts['n']}: "
         f"{compared}; Spearman correlation {lps['spearman']:.2f}. Numbers above the boxes "
-        "are n; boxes are quartiles, whiskers run from 5 % to 95 %, dots lie beyond."
+        "are n (k: thousands); boxes are quartiles, whiskers run from 5 % to 95 %, dots lie beyond."
     )

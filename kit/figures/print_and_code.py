@@ -15,6 +15,7 @@ from kit.evaluation.statistics import paired_difference, wilson
 from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData, format_points
+from kit.figures.explanation import EPOCHS
 from kit.figures.run_outputs import describe_setting
 from kit.papers.claim_verdict import Estimate, exactly
 
@@ -163,9 +164,9 @@ def describe_weight_scale(data: FigureData) -> str:
         f"{s.label(m)} {format_points(row, ' points')}" for m, row in facts["difference"].items()
     )
     named = (
-        " Burn-ins in names count epochs of the papers' 120; these runs have "
+        f" Burn-ins in names count epochs of the papers' {EPOCHS}; these runs have "
         f"{len(next(iter(data.extras['histories'].values())))}."
-        if any("burn-in 30" in s.label(method) for method in facts["methods"])
+        if any(f"burn-in-{EPOCHS // 4}" in method for method in facts["methods"])
         else ""
     )
     return (

@@ -23,6 +23,7 @@ from kit.evaluation.coverage import measure_coverage
 from kit.experiments.runs import output_folder, stored_seeds
 from kit.figures.base import plain
 from kit.figures.claim_board import draw_claim_board
+from kit.figures.run_outputs import count_seeds
 from kit.figures.table import FIGURES
 from kit.papers.claim_verdict import NOT_RUN, VERDICT_GLYPHS
 from kit.papers.findings import write_findings
@@ -248,7 +249,7 @@ def _statement_line(claim: Mapping[str, Any], rows: pd.DataFrame) -> str:
         for row in rows.to_dict("records")
         if row["value"]
     )
-    over = f"over {seeds} seed{'' if seeds == '1' else 's'}"
+    over = f"over {count_seeds(int(seeds))}"
     if seeds == "0":
         over = "by arithmetic" if claim["exact"] is not None else _why_no_seed(claim)
     said = f" Over all seeds: {numbers}." if numbers else ""

@@ -213,6 +213,12 @@ def check_parameters(
     for name in given:
         if name not in parameters:
             raise unknown_name("notebook parameter", name, parameters)
+        left_out = name.endswith("_methods") and given[name] == NO_METHODS
+        if left_out and NO_METHODS not in re.findall(r"\w+", parameters[name].meaning):
+            raise KitError(
+                f"{name}=none: this notebook needs these runs; name methods, or all. Choices: "
+                f"{', '.join(METHODS)}"
+            )
     return parse_values(
         {
             name: check_value(name, given.get(name, p.default), p.annotation)
@@ -225,9 +231,9 @@ def parse_values(values: Mapping[str, Any]) -> NotebookValues:
     """Parse what a notebook's parameters ask for.
 
     The runs are each name in `method`, `methods` and `..._methods` ("all" for every row; "none" in
-    `..._methods`: its figure is left out), with its
-    `recipe` ("" for digits), `seed` or `seeds`, and `overrides`; none where `path` names a
-    checkpoint, which takes their place; each of them again at every point of a `grid`,
+    `..._methods`: its figure is left out), with its `recipe` ("" for digits), `seed` or `seeds`,
+    and `overrides`; none where `path` names a checkpoint, which takes their place; each of them
+    again at every point of a `grid`,
     such as "weight.slope=7,8,9 weight.bias=-0.2,-0.5"; `norm` and `eps` (0: the recipe's) are their
     threat; and those that the papers' printed `tables`
     take, say "clirat-1 mail-2" or all, strong attacks on their first `strong_n` images. These runs

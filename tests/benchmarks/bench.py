@@ -625,8 +625,11 @@ def main() -> None:
         "times as fast as the first, n"
     )
     rows: list[dict] = []
-    if words.json and words.json.exists():  # what is not measured now keeps its rows
-        rows = json.loads(words.json.read_text())["rows"]
+    if words.json and words.json.exists():
+        before = json.loads(words.json.read_text())
+        # what is not measured now keeps its rows, if they are of this very machine
+        if before["machine"] | {"date": ""} == machine | {"date": ""}:
+            rows = before["rows"]
     order = list(WORK), list(SHOWN_AS)
     for work in words.only:
         rows = [row for row in rows if (row["work"], row["as"]) != (work, words.shown_as)]

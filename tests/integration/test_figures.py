@@ -6,6 +6,7 @@ import colorsys
 import json
 import math
 import re
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import matplotlib
@@ -20,7 +21,7 @@ from kit.core.errors import KitError
 from kit.core.random_streams import Streams
 from kit.evaluation.statistics import ratio_interval
 from kit.experiments.recipes import RECIPES
-from kit.figures import style
+from kit.figures import clirat_confused_labels, style
 from kit.figures.base import Drawing, FigureData, plain, swap_lightness
 from kit.figures.csa_cse_parameters import measure_shape
 from kit.figures.style import name_classes, share_axis
@@ -401,6 +402,20 @@ def test_softmax_pair_shows_what_it_says(tiny_run, tmp_path):
     assert again["single"]["id"] == facts["single"]["id"]
     with pytest.raises(KitError, match="does not have exactly one confused label"):
         kit.draw("softmax-pair", run, single=facts["multiple"]["id"], folder=tmp_path)
+
+
+def test_the_softmax_pair_is_one_that_cl_pm_tells_apart(monkeypatch):
+    """Of two examples of about equal PM, the one whose second label is well above the true one."""
+    rows = [[0.2, 0.6, 0.1, 0.1], [0.19, 0.59, 0.191, 0.029], [0.1, 0.49, 0.4, 0.01]]
+    final = {
+        "train_logits_adv": np.log(rows),
+        "train_y": np.zeros(3, int),
+        "train_ids": np.arange(3),
+    }
+    run = SimpleNamespace(final=final, record={"classes": "abcd"}, method="mail-at")
+    monkeypatch.setattr(clirat_confused_labels, "describe_setting", lambda run: "")
+    facts = clirat_confused_labels.compute_softmax_pair(run).facts
+    assert (facts["single"]["id"], facts["multiple"]["id"]) == (0, 2)
 
 
 def test_box_plot_numbers(tiny_run, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -26,7 +27,7 @@ from kit.notebook.parameter_cells import (
 )
 from kit.papers.claim_verdict import Estimate
 from kit.papers.record import RECORD_COLUMNS, read_record, write_record
-from tests.helpers.settings import TINY, settings_words
+from tests.helpers.settings import ROOT, TINY, settings_words
 
 CELL = """method: str = "mail-at"  # the method; a name of kit.METHODS
 seed: int = 0  # random seed; at least 0
@@ -209,6 +210,23 @@ def test_a_figure_without_methods_is_left_out(home, monkeypatch, tmp_path):
     assert drawing.title == "leave-out is left out" and drawing.title in drawing.caption
     assert not drawing.claims and not drawing.files and not list(tmp_path.rglob("leave-out*"))
     assert not study.check(drawing).rows and not study.drawings
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_none_is_taken_where_a_figure_alone_needs_the_runs(path):
+    """A parameter that offers none goes to one drawing and nowhere else; others refuse it."""
+    cells = json.loads(path.read_text())["cells"]
+    code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    for name, parameter in notebook_parameters(path).items():
+        if not name.endswith("_methods"):
+            continue
+        if "none" in parameter.meaning:
+            check_parameters({name: parameter}, {name: "none"})
+            uses = [line for line in code.splitlines() if name in line and f"{name}:" not in line]
+            assert len(uses) == 1 and re.search(rf'study\.draw\("[\w-]+", {name}\b', uses[0])
+        else:
+            with pytest.raises(KitError, match=f"{name}=none: this notebook needs these runs"):
+                check_parameters({name: parameter}, {name: "none"})
 
 
 def test_a_grid_varies_one_setting_at_a_time():

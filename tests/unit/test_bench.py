@@ -70,3 +70,7 @@ def test_one_table_for_both_kinds_of_vectors(monkeypatch, tmp_path):
     assert "| step-digits | kit | 2 | 3.00 [3.00, 3.00] | 1.00 [1.00, 1.00] |" in bench.markdown(
         record
     )
+    monkeypatch.setattr(bench, "processor", lambda: "another processor")
+    bench.main()
+    left = json.loads(path.read_text())["rows"]
+    assert {row["as"] for row in left} == {"avx2"}, "rows of another machine are not mixed in"
