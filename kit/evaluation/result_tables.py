@@ -61,7 +61,7 @@ class ResultTable:
         lost = "".join(f" Not trained: {name} ({why})." for name, why in self.missing.items())
         return (
             f"{self.title}. Accuracy in percent, mean ± standard deviation over "
-            f"{format_span(seeds)} seed(s), n = {format_span(n)} "
+            f"{count_seeds(int(seeds.min()), int(seeds.max()))}, n = {format_span(n)} "
             f"test images; half-width: of the widest 95 % interval in the row.{lost}"
         )
 
@@ -183,6 +183,13 @@ def format_span(values: pd.Series) -> str:
     """Write "3", or "1 to 3" where the values differ."""
     low, high = int(values.min()), int(values.max())
     return str(low) if low == high else f"{low} to {high}"
+
+
+def count_seeds(least: int, most: int | None = None) -> str:
+    """Write a number of seeds in words: "one seed", "3 seeds", "1 to 3 seeds"."""
+    if most in (None, least):
+        return "one seed" if least == 1 else f"{least} seeds"
+    return f"{least} to {most} seeds"
 
 
 def _escape_latex(word: object) -> str:

@@ -23,6 +23,7 @@ from kit.core import tensors
 from kit.core.parameters import Natural, Positive, check_value
 from kit.core.threat import Threat
 from kit.evaluation.accuracy import evaluate
+from kit.evaluation.result_tables import count_seeds
 from kit.evaluation.statistics import Interval, bootstrap_over_seeds
 from kit.experiments.devices import pick_device
 from kit.experiments.runs import Run
@@ -30,7 +31,6 @@ from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData, format_points
 from kit.figures.run_outputs import (
     check_seeds,
-    count_seeds,
     describe_setting,
     epoch_probabilities,
 )

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from kit.attacks.table import attack_label
 from kit.core.errors import KitError
 from kit.core.parameters import Natural, check_value
+from kit.evaluation.result_tables import count_seeds
 from kit.evaluation.statistics import grand_contrast, grand_mean
 from kit.experiments.runs import Run
 from kit.figures import style as s
@@ -215,7 +216,7 @@ def decide_normalisers(data: FigureData) -> list[Claim]:
     few = (
         ""
         if facts["seeds"] >= FEWEST_SEEDS
-        else f"; {facts['seeds']} seed(s) of {FEWEST_SEEDS} decide nothing"
+        else f"; {count_seeds(facts['seeds'])} of {FEWEST_SEEDS} decide nothing"
     )
     here = {name: format_points(effect) for name, effect in effects.items()}
     controls = " and ".join(

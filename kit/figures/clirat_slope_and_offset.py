@@ -10,13 +10,13 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from kit.core.errors import KitError
+from kit.evaluation.result_tables import count_seeds
 from kit.evaluation.statistics import grand_difference, grand_mean, rank_trend, spearman_interval
 from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData
 from kit.figures.run_outputs import (
     CRITERION_LABELS,
-    count_seeds,
     describe_setting,
     right_under_attack,
 )

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from kit.core.errors import KitError
 from kit.core.parameters import Count, check_value
+from kit.evaluation.result_tables import count_seeds
 from kit.evaluation.statistics import (
     grand_contrast,
     grand_difference,
@@ -21,7 +22,7 @@ from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData, format_points
 from kit.figures.csa_cse_fuzziness import network_fuzziness
-from kit.figures.run_outputs import count_seeds, describe_setting, right_under_attack
+from kit.figures.run_outputs import describe_setting, right_under_attack
 from kit.methods.table import METHODS
 from kit.papers.claim_verdict import Estimate
 

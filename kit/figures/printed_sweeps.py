@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from kit.attacks.table import attack_label
+from kit.evaluation.result_tables import count_seeds
 from kit.experiments.runs import Run
 from kit.experiments.specification import parse_overrides
 from kit.figures import style as s
 from kit.figures.base import Drawing, FigureData
-from kit.figures.run_outputs import count_seeds, describe_setting, right_under_attack
+from kit.figures.run_outputs import describe_setting, right_under_attack
 from kit.methods.table import METHODS
 from kit.papers.printed_attacks import attack_of
 from kit.papers.printed_data import results

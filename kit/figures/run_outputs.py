@@ -110,11 +110,6 @@ def check_seeds(runs: Sequence[Run], what: str) -> None:
         )
 
 
-def count_seeds(seeds: int) -> str:
-    """The number of seeds in words: "one seed", "3 seeds"."""
-    return "one seed" if seeds == 1 else f"{seeds} seeds"
-
-
 def describe_setting(run: Run, *, seed: bool = True) -> str:
     """Data, network, threat and seed of a run, for captions."""
     recipe = run.plan.recipe

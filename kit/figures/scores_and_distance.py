@@ -18,6 +18,7 @@ from kit.attacks.table import attack_label
 from kit.core import tensors
 from kit.core.parameters import Natural, check_value
 from kit.evaluation.accuracy import evaluate
+from kit.evaluation.result_tables import count_seeds
 from kit.evaluation.statistics import (
     Interval,
     bootstrap_over_seeds,
@@ -32,7 +33,6 @@ from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData
 from kit.figures.run_outputs import (
     check_seeds,
-    count_seeds,
     describe_setting,
     probabilities,
 )

@@ -19,11 +19,12 @@ from kit.core.errors import KitError
 from kit.data.gaussian_mixture import MIXTURE, MIXTURE_CLASSES, optimal_risks
 from kit.evaluation.accuracy import evaluate
 from kit.evaluation.mixture_risks import class_risks
+from kit.evaluation.result_tables import count_seeds
 from kit.evaluation.statistics import Interval, grand_mean, mean_interval
 from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData, format_points
-from kit.figures.run_outputs import check_seeds, count_seeds, describe_setting
+from kit.figures.run_outputs import check_seeds, describe_setting
 from kit.papers.claim_verdict import Estimate
 
 #: {method: what `optimal_risks` calls its training}.

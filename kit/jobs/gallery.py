@@ -20,10 +20,10 @@ import pandas as pd
 from kit.core.errors import KitError
 from kit.core.files import CHECKOUT, home, read_json, write_bytes, write_json
 from kit.evaluation.coverage import measure_coverage
+from kit.evaluation.result_tables import count_seeds
 from kit.experiments.runs import output_folder, stored_seeds
 from kit.figures.base import plain
 from kit.figures.claim_board import draw_claim_board
-from kit.figures.run_outputs import count_seeds
 from kit.figures.table import FIGURES
 from kit.papers.claim_verdict import NOT_RUN, VERDICT_GLYPHS
 from kit.papers.findings import write_findings

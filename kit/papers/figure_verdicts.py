@@ -19,6 +19,7 @@ import pandas as pd
 from kit.core.errors import KitError
 from kit.core.files import read_json
 from kit.data.datasets import base_of
+from kit.evaluation.result_tables import count_seeds
 from kit.experiments.recipes import RECIPES, find_recipe
 from kit.experiments.runs import output_folder
 from kit.experiments.specification import parse_overrides
@@ -221,7 +222,7 @@ def _describe_statement(record: Mapping[str, Any]) -> str:
     )
     left_out = f", {record['left_out']} that learned nothing left out" * bool(record["left_out"])
     return (
-        f"{record['verdict']} ({record['seeds']} seed(s){left_out}): {record['statement']}: "
+        f"{record['verdict']} ({count_seeds(record['seeds'])}{left_out}): {record['statement']}: "
         f"{numbers or record['here']}"
     )
 

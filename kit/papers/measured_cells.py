@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from kit.evaluation.accuracy import evaluate, evaluation_file
-from kit.evaluation.result_tables import ResultTable, format_span
+from kit.evaluation.result_tables import ResultTable, count_seeds, format_span
 from kit.evaluation.statistics import grand_mean
 from kit.experiments.runs import Run, is_done, run_folder
 from kit.experiments.specification import RunSpec, resolve
@@ -97,8 +97,9 @@ class PaperTable(ResultTable):
             "none was run yet"
             if ran.empty
             else (
-                f"{format_span(ran['seeds'])} seed(s), {format_span(ran['n'])} test images a "
-                "cell; half-width of a row's widest 95 % interval"
+                f"{count_seeds(int(ran['seeds'].min()), int(ran['seeds'].max()))}, "
+                f"{format_span(ran['n'])} test images a cell; half-width of a row's widest 95 % "
+                "interval"
             )
         )
         gaps = "".join(f" Not run in {count}: {why}." for why, count in self.missing.items())

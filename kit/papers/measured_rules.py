@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from kit.evaluation.result_tables import count_seeds
 from kit.evaluation.statistics import draw_seed_weights
 from kit.experiments.runs import Run
 from kit.methods.table import controls_between
@@ -413,5 +414,5 @@ def _describe_records(records: Sequence[Mapping[str, Any]]) -> str:
     interval = f"{telling['value']:.4g} [{telling['low']:.4g}, {telling['high']:.4g}]"
     return (
         f"{counts} of {len(records)}; {telling['verdict']}: {telling['statement']} "
-        f"{telling['expected']}: {interval}, n = {telling['n']}, {telling['seeds']} seed(s)"
+        f"{telling['expected']}: {interval}, n = {telling['n']}, {count_seeds(telling['seeds'])}"
     )

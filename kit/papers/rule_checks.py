@@ -19,6 +19,7 @@ import pandas as pd
 
 from kit.core.errors import KitError
 from kit.core.files import read_json
+from kit.evaluation.result_tables import count_seeds
 from kit.experiments.runs import count_runs_by_seed
 from kit.papers.bounds import Bound
 from kit.papers.claim_verdict import (
@@ -170,7 +171,7 @@ def check_stability(recipe: str = "digits", **options: Any) -> pd.DataFrame:
     half = len(seeds) // 2
     if half < FEWEST_SEEDS:
         raise KitError(
-            f"{recipe} has runs of {len(seeds)} seed(s); two disjoint sets take "
+            f"{recipe} has runs of {count_seeds(len(seeds))}; two disjoint sets take "
             f"{2 * FEWEST_SEEDS}: python -m kit reproduce --recipe {recipe} --seeds "
             f"{' '.join(map(str, range(2 * FEWEST_SEEDS)))}"
         )

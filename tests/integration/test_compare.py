@@ -675,7 +675,7 @@ def test_figures_decide_claims_by_number(fresh_home, figures_alone):
     keys = [f"key-02_confused_labelsseed-{seed}" for seed in SEEDS]
     assert after.loc[1, "runs"] == keys and after.loc[1, "command"] == ""
     assert after.loc[1, "here"] == (
-        "fails (3 seed(s)): a claim in words: gap -0.2 [-0.3, -0.1], expected > 0"
+        "fails (3 seeds): a claim in words: gap -0.2 [-0.3, -0.1], expected > 0"
     )
     [statement] = after.loc[1, "statements"]
     assert statement["seeds"] == 3 and statement["estimates"][0]["value"] == pytest.approx(-0.2)
@@ -740,7 +740,7 @@ def test_seeds_are_combined(fresh_home, figures_alone):
 def test_fewer_than_three_seeds_decide_nothing(fresh_home, figures_alone, monkeypatch):
     stamp(fresh_home, [record(1, "holds")], seeds=[0, 1])
     found = compare("clirat").loc[1]
-    assert found["verdict"] == "undecided" and "2 seed(s)" in found["here"]
+    assert found["verdict"] == "undecided" and "2 seeds" in found["here"]
     stamp(fresh_home, [record(1, "holds")], seeds=[2])
     assert compare("clirat").loc[1, "verdict"] == "holds"
     # arithmetic needs no seeds
@@ -770,7 +770,7 @@ def test_an_estimate_over_several_seeds_speaks_alone(fresh_home, figures_alone):
     wide = Claim("a", "", "", (Estimate("gap", "> 0", 0.2, 0.1, 0.3),), number=1, seeds=3)
     stamp(fresh_home, [wide.record()], seeds=[0])
     found = compare("clirat").loc[1]
-    assert found["verdict"] == "holds" and "(3 seed(s))" in found["here"]
+    assert found["verdict"] == "holds" and "(3 seeds)" in found["here"]
     other = Claim("a", "", "", (Estimate("gap", "> 0", 0.8, 0.7, 0.9),), number=1, seeds=3)
     stamp(fresh_home, [other.record()], seeds=[1])
     [statement] = compare("clirat").loc[1, "statements"]

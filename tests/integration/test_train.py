@@ -205,7 +205,7 @@ def test_every_method_trains(method, tiny_run):
     assert len(run.final["test_y"]) == len(run.data().test)
 
 
-LEARN = {"epochs": 28, "milestones": [18, 22], "probe": 32}
+LEARN = {"epochs": 28, "milestones": [18, 22], "probe": 32, "steps": 5}
 #: the -halves rows' turn from clean to attacked images is too sharp for the usual rate; perturbed
 #: from the first epoch on, as its code has it, at-awp keeps a small network on its plateau
 LEARN_TOO = {
