@@ -46,6 +46,20 @@ EXPECTED = {
     "svhn": (73_257, 26_032),
 }
 
+#: CIFAR-10's classes in the order of its labels: a folder of its images is known by them.
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+
 
 def base_of(name: str) -> str:
     """A data set's name without the file of generated images."""
@@ -58,6 +72,20 @@ def folder_path(name: str) -> Path:
     A relative one is searched for here, then beside `data/`.
     """
     return locate(base_of(name).removeprefix("folder:"))
+
+
+def dataset_claimed(name: str) -> str:
+    """The data set that claims are about where these images are used.
+
+    cifar10 for a folder with its ten classes, in whatever format; else the name without the file
+    of generated images.
+    """
+    base = base_of(name)
+    if base.startswith("folder:"):
+        folder = folder_path(base) / "train"
+        found = {path.name for path in folder.glob("*") if path.is_dir()}
+        return "cifar10" if found == set(CIFAR10_CLASSES) else base
+    return base
 
 
 def generated_path(name: str) -> Path | None:

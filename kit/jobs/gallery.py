@@ -29,7 +29,14 @@ from kit.papers.claim_verdict import NOT_RUN, VERDICT_GLYPHS
 from kit.papers.findings import write_findings
 from kit.papers.measured_cells import PaperTable, measured
 from kit.papers.printed_data import PAPERS, read_table
-from kit.papers.record import RECORD, measure_scale, read_record, scoreboard, write_record
+from kit.papers.record import (
+    RECORD,
+    measure_scale,
+    open_claims,
+    read_record,
+    scoreboard,
+    write_record,
+)
 from kit.papers.rule_checks import (
     check_against,
     check_rules,
@@ -41,6 +48,12 @@ from kit.papers.table_runs import chosen_tables
 
 #: The scoreboard's picture, and the page of a scale's printed tables.
 BOARD_PICTURE, TABLES_PAGE = "scoreboard.png", "tables.md"
+
+#: A bar within a cell of a table.
+BAR = "\\|"
+
+#: The page of the claims that no scale decides.
+OPEN_PAGE = "undecided.md"
 
 #: What the checks of a scale's verdicts came to.
 CHECKS = "checks.json"
@@ -99,6 +112,7 @@ def write_pages(root: Path = CHECKOUT) -> list[Path]:
     payloads = {
         root / "figures" / BOARD_PICTURE: board.png(),
         root / "figures" / "README.md": gallery(root).encode(),
+        root / "figures" / OPEN_PAGE: open_page(root).encode(),
         root / "README.md": with_scoreboard((root / "README.md").read_text(), root).encode(),
     }
     for path, payload in payloads.items():
@@ -300,12 +314,39 @@ def scoreboard_page(root: Path = CHECKOUT) -> str:
     lines += [f"|---:|---|---|{':---:|' * len(scales)}"]
     for number, row in board.iterrows():
         marks = " | ".join(VERDICT_GLYPHS[row[scale]] for scale in scales)
-        claim = f"{PAPERS[row['paper']].label}: {row['claim']}".replace("|", "\\|")
+        claim = f"{PAPERS[row['paper']].label}: {row['claim']}".replace("|", BAR)
         lines.append(f"| {number} | {claim} | {row['printed']} | {marks} |")
-    lines += ["", "</details>"]
+    lines += ["", "</details>", "", f"[What would decide the rest](figures/{OPEN_PAGE})."]
     for scale in scales:
         lines += _check_lines(scale, scale_folder(scale, root) / CHECKS)
     return "\n".join([*lines, END])
+
+
+def open_page(root: Path = CHECKOUT) -> str:
+    """Make the page of the claims that no scale decides, each with what would decide it."""
+    path = root / "figures" / RECORD.name
+    listed, everything = open_claims(path), len(scoreboard(path))
+    tried = listed[listed["scale"] != ""]
+    lines = [
+        "# What would decide the rest",
+        "",
+        f"Of {everything} claims, {everything - len(listed)} are decided on one scale or more. "
+        f"{len(tried)} were tried and are undecided everywhere; they stand here at the scale where "
+        "the least evidence more would decide them. An interval shrinks with the square root of "
+        "what it rests on: twice the evidence are twice the seeds, each on twice the test images. "
+        "Where few seeds are behind a number, fewer will do than is said; where it is the most "
+        "unlikely of several, more. "
+        f"{len(listed) - len(tried)} take a network or data set that is on no scale here, or runs "
+        "that nobody made yet. This page is made by `python -m kit record`.",
+        "",
+        "| | claim | nearest on | times the evidence | then it | by this number, if it stays |",
+        "|---:|---|---|---|---|---|",
+    ]
+    for number, row in listed.iterrows():
+        wanted, claim = row["wanted"], f"{PAPERS[row['paper']].label}: {row['claim']}"
+        cells = [claim, row["scale"] or "–", wanted.how_often, wanted.verdict, wanted.what]
+        lines.append(f"| {number} | {' | '.join(cell.replace('|', BAR) for cell in cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _check_lines(scale: str, path: Path) -> list[str]:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from kit.core.errors import KitError
 from kit.core.files import read_json
-from kit.data.datasets import base_of
+from kit.data.datasets import dataset_claimed
 from kit.evaluation.result_tables import count_seeds
 from kit.experiments.recipes import RECIPES, find_recipe
 from kit.experiments.runs import output_folder
@@ -115,9 +115,12 @@ def _check_statement(found: Mapping[str, Any], notebook: str) -> None:
 
 
 def trained_on(recipe: str, overrides: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the data set and the network that a recipe trains, with these overrides."""
+    """Return the data set and the network that a recipe trains, with these overrides.
+
+    A folder with CIFAR-10's classes counts as CIFAR-10; see `kit.data.datasets.dataset_claimed`.
+    """
     row = find_recipe(recipe)
-    return base_of(overrides.get("data", row.data)), overrides.get("model", row.model)
+    return dataset_claimed(overrides.get("data", row.data)), overrides.get("model", row.model)
 
 
 def is_about(claim: pd.Series, dataset: str, model: str) -> bool:

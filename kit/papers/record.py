@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -22,6 +23,7 @@ from kit.core.files import CHECKOUT, write_bytes
 from kit.experiments.recipes import find_recipe
 from kit.experiments.runs import find_run
 from kit.papers.claim_verdict import NOT_RUN, VERDICTS
+from kit.papers.evidence_wanted import Wanted, find_wanted, read_estimates
 from kit.papers.figure_verdicts import decide_statements, read_stamps
 from kit.papers.printed_data import proofs
 from kit.papers.printed_rules import claims
@@ -69,7 +71,7 @@ def measure_scale(recipe: str, **options: Any) -> list[dict[str, Any]]:
     ]
     for number, claim in compared[compared["decided_by"] == "tables"].iterrows():
         found += [
-            (number, _as_estimates(statement, claim["runs"]), "tables")
+            (number, _as_estimates(statement) | {"runs": claim["runs"]}, "tables")
             for statement in claim["statements"]
             if "value" in statement  # it was run, and by tables
         ]
@@ -86,15 +88,11 @@ def measure_scale(recipe: str, **options: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _as_estimates(statement: Mapping[str, Any], runs: Sequence[str]) -> dict[str, Any]:
+def _as_estimates(statement: Mapping[str, Any]) -> dict[str, Any]:
     """A table's statement in the form of a figure's."""
-    names = ("expected", "value", "low", "high")
     return {
-        "statement": statement["statement"],
-        "verdict": statement["verdict"],
-        "seeds": statement["seeds"],
-        "estimates": [{"name": "", **{name: statement[name] for name in names}}],
-        "runs": runs,
+        **{name: statement[name] for name in ("statement", "verdict", "seeds")},
+        "estimates": [estimate.record() for estimate in read_estimates(statement)],
     }
 
 
@@ -240,3 +238,68 @@ def scoreboard(path: Path = RECORD) -> pd.DataFrame:
     measured = set(decided.loc[decided["seeds"] != "0", "claim"].astype(int))
     board.attrs["exact"] = sorted({*decided["claim"].astype(int)} - measured | {*proven})
     return board
+
+
+def open_claims(path: Path = RECORD) -> pd.DataFrame:
+    """List the claims that no scale of the record decides, with what would decide each.
+
+    Columns: paper, claim, scale (where the least evidence more would decide it, "" where it was not
+    run at all), and wanted. The nearest comes first.
+
+    Raises:
+        KitError: There is no record, or it is damaged.
+    """
+    table, board = read_record(path), scoreboard(path)
+    scales = [name for name in board.columns if name not in ("paper", "claim", "printed")]
+    left = board[~board[scales].isin(["holds", "fails"]).any(axis=1)]
+    unrun = compare(seeds=(), stamps=())
+    rows = {}
+    for number, claim in left.iterrows():
+        found = {
+            scale: find_wanted(
+                _gather_statements(table[table["claim"].eq(str(number)) & table["scale"].eq(scale)])
+            )
+            for scale in scales
+            if claim[scale] == "undecided"
+        }
+        scale = min(found, key=lambda name: found[name].times, default="")
+        wanted = found.get(scale) or Wanted(math.inf, "", _how_to_run(unrun.loc[number]))
+        rows[number] = {
+            "paper": claim["paper"],
+            "claim": claim["claim"],
+            "scale": scale,
+            "wanted": wanted,
+        }
+    listed = pd.DataFrame.from_dict(rows, orient="index").rename_axis("number")
+    return listed.sort_values("wanted", key=lambda column: column.map(_times), kind="stable")
+
+
+def _times(wanted: Wanted) -> float:
+    return wanted.times
+
+
+def _gather_statements(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Gather the record's rows of one claim on one scale into statements."""
+    return [
+        {
+            "statement": text,
+            "verdict": mine["verdict"].iloc[0],
+            "seeds": int(mine["seeds"].iloc[0]),
+            "estimates": [
+                {
+                    "name": row["estimate"],
+                    "expected": row["expected"],
+                    **{name: float(row[name] or "nan") for name in ("value", "low", "high")},
+                }
+                for row in mine.to_dict("records")
+                if row["expected"]
+            ],
+        }
+        for text, mine in rows.groupby("statement", sort=False)
+    ]
+
+
+def _how_to_run(claim: pd.Series) -> str:
+    """What runs a claim that was not run: why it was not, and the command."""
+    command = f" (`{claim['command']}`)" if claim["command"] else ""
+    return f"{claim['here']}{command}"

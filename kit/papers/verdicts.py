@@ -18,6 +18,7 @@ import pandas as pd
 from kit.experiments.runs import stored_seeds
 from kit.papers.claim_verdict import NOT_RUN, ClaimVerdict
 from kit.papers.consistency import copied_cells, resolution, text_against_table
+from kit.papers.evidence_wanted import find_wanted
 from kit.papers.figure_verdicts import (
     NotebookStamp,
     decide_by_figures,
@@ -48,9 +49,9 @@ def compare(
 
     Columns: paper, claim, decided_by, printed (the verdict of the papers' own numbers), verdict
     (holds, fails, undecided, not run), on (the recipe), seeds (those that count), here (in words),
-    statements (a list of records), runs (keys that it rests on), command (what makes the runs that
-    are missing, "" if none are; `settings` is what it puts behind --set, the overrides if not
-    given). A claim of
+    wanted (what would decide it, "" if it is not undecided), statements (a list of records), runs
+    (keys that it rests on), command (what makes the runs that are missing, "" if none are;
+    `settings` is what it puts behind --set, the overrides if not given). A claim of
     several statements fails if one does, and holds if all do. `seeds` are those that count, all
     that are there if not given. Claims that no table decides, or whose tables are not run, take
     what finished notebooks measured: `stamps`, or those in the recipe's folder. A claim about other
@@ -96,11 +97,17 @@ def compare(
             "seeds": list(seeds),
             "verdict": found.verdict,
             "here": found.here,
+            "wanted": _wanted(found),
             "statements": list(found.statements),
             "runs": list(found.runs),
             "command": _command(found, recipe, seeds, settings),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("number")
+
+
+def _wanted(found: ClaimVerdict) -> str:
+    """What would decide a claim that is undecided; "" for others."""
+    return find_wanted(found.statements).words if found.verdict == "undecided" else ""
 
 
 def _command(found: ClaimVerdict, recipe: str, seeds: Sequence[int], settings: str) -> str:
@@ -140,6 +147,8 @@ def report(compared: pd.DataFrame, width: int = 100) -> str:
         lines += ["", *_folded(claim, "   ", width)]
         place = f" on {recipe}" if row["verdict"] != NOT_RUN else ""
         lines += _folded(f"   {row['verdict'].upper()}{place}: {row['here']}", "      ", width)
+        if row["wanted"]:
+            lines += _folded(f"   What would decide it: {row['wanted']}", "      ", width)
         lines += [f"      {row['command']}"] if row["command"] else []
     tally = Counter(compared["verdict"])
     counts = ", ".join(f"{n} {word} on {recipe}" for word, n in tally.most_common())

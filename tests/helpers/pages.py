@@ -13,7 +13,14 @@ import sys
 from PIL import Image
 
 from kit.figures.claim_board import describe_claim_board
-from kit.jobs.gallery import BOARD_PICTURE, gallery, with_scoreboard, write_pages
+from kit.jobs.gallery import (
+    BOARD_PICTURE,
+    OPEN_PAGE,
+    gallery,
+    open_page,
+    with_scoreboard,
+    write_pages,
+)
 from kit.papers.record import scoreboard
 from tests.helpers.settings import ROOT
 
@@ -25,6 +32,7 @@ def old_pages() -> list[str]:
         described = picture.info["Description"]
     current = {
         "figures/README.md": (ROOT / "figures" / "README.md").read_text() == gallery(ROOT),
+        f"figures/{OPEN_PAGE}": (ROOT / "figures" / OPEN_PAGE).read_text() == open_page(ROOT),
         "README.md": readme == with_scoreboard(readme, ROOT),
         f"figures/{BOARD_PICTURE}": described == describe_claim_board(scoreboard()),
     }

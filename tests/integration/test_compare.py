@@ -727,6 +727,7 @@ def test_seeds_are_combined(fresh_home, figures_alone):
     [statement] = found["statements"]
     [estimate] = statement["estimates"]
     assert found["verdict"] == "undecided" and statement["seeds"] == 3
+    assert "if the numbers stay; then it holds: a claim in words: gap" in found["wanted"]
     assert estimate["value"] == pytest.approx(0.4 / 3)
     spread = stats.t.ppf(0.975, 2) * np.std([0.2, 0.0, 0.2], ddof=1) / 3**0.5
     assert estimate["low"] == pytest.approx(0.4 / 3 - math.hypot(spread, 0.1))
@@ -741,6 +742,8 @@ def test_fewer_than_three_seeds_decide_nothing(fresh_home, figures_alone, monkey
     stamp(fresh_home, [record(1, "holds")], seeds=[0, 1])
     found = compare("clirat").loc[1]
     assert found["verdict"] == "undecided" and "2 seeds" in found["here"]
+    assert found["wanted"] == "3 seeds; 2 seeds decide nothing"
+    assert "What would decide it: 3 seeds" in report(compare("clirat"))
     stamp(fresh_home, [record(1, "holds")], seeds=[2])
     assert compare("clirat").loc[1, "verdict"] == "holds"
     # arithmetic needs no seeds

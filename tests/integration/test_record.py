@@ -64,6 +64,29 @@ def test_what_is_written_is_read(tmp_path):
     assert table.iloc[1]["value"] == "" and table.iloc[2]["claim"] == ""
 
 
+def test_what_no_scale_decides_is_listed_with_what_would(tmp_path):
+    """Once each, the nearest first; what is decided anywhere is not."""
+    path = tmp_path / "measured.csv"
+    wide = {"value": 0.25, "low": -0.25, "high": 0.75}
+    wider = {"value": 0.25, "low": -1.25, "high": 1.75}
+    rows = [
+        row(2, "undecided", **wider),
+        row(5, "undecided", **wider),
+        row(5, "undecided", scale="mnist", **wide),
+        row(7, "undecided", **wide),
+        row(7, "fails", scale="mnist"),
+    ]
+    record.write_record(rows, path)
+    listed = record.open_claims(path)
+    assert listed.index[:2].tolist() == [5, 2] and listed.index.is_unique
+    assert listed.loc[5, "scale"] == "mnist" and listed.loc[2, "scale"] == "digits"
+    assert listed.loc[5, "wanted"].times == pytest.approx(4)
+    assert set(listed.index) == {*claims().index} - {7, *proofs()}
+    assert all(wanted.words for wanted in listed["wanted"])
+    unrun = listed[listed["scale"] == ""]["wanted"]
+    assert "python -m kit reproduce --only 02_confused_labels" in unrun[1].words
+
+
 def test_a_scale_is_replaced_and_others_stay(tmp_path):
     path = tmp_path / "measured.csv"
     record.write_record([row(), row(2)], path)

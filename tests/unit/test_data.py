@@ -24,7 +24,7 @@ from kit.core.errors import KitError
 from kit.core.random_streams import Streams
 from kit.data import splits
 from kit.data.augmentation import augment
-from kit.data.datasets import DATA, EXPECTED, load_dataset
+from kit.data.datasets import CIFAR10_CLASSES, DATA, EXPECTED, dataset_claimed, load_dataset
 from kit.data.splits import Split
 from kit.experiments.recipes import find_recipe
 from tests.helpers.data_files import idx, in_file_order, write_mnist
@@ -360,6 +360,20 @@ def test_a_folder_is_a_data_set(tree):
                 100 + i,
                 255 - 10 * i,
             ]
+
+
+def test_a_folder_with_the_classes_of_cifar10_is_about_cifar10(tmp_path):
+    """Whatever file lies beside them; with a class more or less it is a data set of its own."""
+    name = f"folder:{tmp_path}"
+    assert dataset_claimed(name) == name
+    for part in CIFAR10_CLASSES:
+        assert dataset_claimed(name) == name
+        (tmp_path / "train" / part).mkdir(parents=True)
+    (tmp_path / "train" / ".listing").touch()
+    assert dataset_claimed(name) == "cifar10" == dataset_claimed("cifar10")
+    assert dataset_claimed(f"{name}+npz:more.npz") == "cifar10"
+    (tmp_path / "train" / "zebra").mkdir()
+    assert dataset_claimed(name) == name
 
 
 def test_a_folder_can_be_split_and_is_fingerprinted(tree):
