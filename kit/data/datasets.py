@@ -75,17 +75,20 @@ def folder_path(name: str) -> Path:
 
 
 def dataset_claimed(name: str) -> str:
-    """The data set that claims are about where these images are used.
+    """The data set as claims name it.
 
-    cifar10 for a folder with its ten classes, in whatever format; else the name without the file
-    of generated images.
+    A folder with CIFAR-10's ten classes is cifar10, whatever the format of its images, if no class
+    has more than CIFAR-10's 5,000 for training (CINIC-10 has the same classes, and more). Any other
+    name loses only its file of generated images.
     """
     base = base_of(name)
-    if base.startswith("folder:"):
-        folder = folder_path(base) / "train"
-        found = {path.name for path in folder.glob("*") if path.is_dir()}
-        return "cifar10" if found == set(CIFAR10_CLASSES) else base
-    return base
+    if not base.startswith("folder:"):
+        return base
+    parts = {path.name: path for path in (folder_path(base) / "train").glob("*") if path.is_dir()}
+    is_cifar10 = parts.keys() == set(CIFAR10_CLASSES) and all(
+        sum(1 for _ in part.iterdir()) <= 5_000 for part in parts.values()
+    )
+    return "cifar10" if is_cifar10 else base
 
 
 def generated_path(name: str) -> Path | None:

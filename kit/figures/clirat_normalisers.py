@@ -216,7 +216,8 @@ def decide_normalisers(data: FigureData) -> list[Claim]:
     few = (
         ""
         if facts["seeds"] >= FEWEST_SEEDS
-        else f"; {count_seeds(facts['seeds'])} of {FEWEST_SEEDS} decide nothing"
+        else f"; it takes {FEWEST_SEEDS} seeds, here {'is' if facts['seeds'] == 1 else 'are'} "
+        f"{count_seeds(facts['seeds'])}"
     )
     here = {name: format_points(effect) for name, effect in effects.items()}
     controls = " and ".join(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from kit.data.datasets import base_of
+from kit.data.datasets import dataset_claimed
 from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData
@@ -45,7 +45,7 @@ def compute_training_cost(runs: Mapping[str, Run]) -> FigureData:
             "still_moving": share_of_last_fifth(ce, math.log(classes)),
         }
     facts = {
-        "data": base_of(runs["cse"].plan.recipe.data),
+        "data": dataset_claimed(runs["cse"].plan.recipe.data),
         "methods": methods,
         "level": level,
         "chance": math.log(classes),

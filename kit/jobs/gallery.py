@@ -316,7 +316,12 @@ def scoreboard_page(root: Path = CHECKOUT) -> str:
         marks = " | ".join(VERDICT_GLYPHS[row[scale]] for scale in scales)
         claim = f"{PAPERS[row['paper']].label}: {row['claim']}".replace("|", BAR)
         lines.append(f"| {number} | {claim} | {row['printed']} | {marks} |")
-    lines += ["", "</details>", "", f"[What would decide the rest](figures/{OPEN_PAGE})."]
+    lines += [
+        "",
+        "</details>",
+        "",
+        f"[What would decide the claims that are undecided](figures/{OPEN_PAGE}).",
+    ]
     for scale in scales:
         lines += _check_lines(scale, scale_folder(scale, root) / CHECKS)
     return "\n".join([*lines, END])
@@ -328,18 +333,23 @@ def open_page(root: Path = CHECKOUT) -> str:
     listed, everything = open_claims(path), len(scoreboard(path))
     tried = listed[listed["scale"] != ""]
     lines = [
-        "# What would decide the rest",
+        "# What would decide the claims that are undecided",
         "",
-        f"Of {everything} claims, {everything - len(listed)} are decided on one scale or more. "
-        f"{len(tried)} were tried and are undecided everywhere; they stand here at the scale where "
-        "the least evidence more would decide them. An interval shrinks with the square root of "
-        "what it rests on: twice the evidence are twice the seeds, each on twice the test images. "
-        "Where few seeds are behind a number, fewer will do than is said; where it is the most "
-        "unlikely of several, more. "
-        f"{len(listed) - len(tried)} take a network or data set that is on no scale here, or runs "
-        "that nobody made yet. This page is made by `python -m kit record`.",
+        f"Of {everything} claims, {everything - len(listed)} are decided on at least one scale. "
+        f"{len(tried)} were run, and no scale decides them. Each of these stands at the scale "
+        "where the least additional evidence would decide it. "
+        f"{len(listed) - len(tried)} were not run: no scale here has their network or data set, or "
+        "nobody has made their runs yet.",
         "",
-        "| | claim | nearest on | times the evidence | then it | by this number, if it stays |",
+        "An interval shrinks with the square root of the evidence: four times the seeds, each on "
+        "four times the test images, halve it. The numbers are rough. Student's t falls with more "
+        "seeds, so large ones are too high where few seeds were run. Those near 1 may be too low, "
+        "and so are those of `min of` and `max of`, which rest on the most extreme of several "
+        "differences. Where an attack already uses all test images, as most do on digits, only "
+        "seeds can be added. This page is made by `python -m kit record`.",
+        "",
+        "| | claim | nearest on | times the evidence | the claim then | the number that decides, "
+        "if it stays |",
         "|---:|---|---|---|---|---|",
     ]
     for number, row in listed.iterrows():

@@ -197,6 +197,7 @@ def _decide(results: ResultFolder, recipe: str) -> pd.DataFrame:
             options = {
                 "overrides": parse_overrides(given.get("overrides", "")),
                 "strong_n": given.get("strong_n", 100),
+                "fast_n": given.get("fast_n", 0),
             }
     return compare(recipe=recipe, stamps=stamps, **options)
 

@@ -106,6 +106,7 @@ class NotebookValues:
     seeds: tuple[int, ...]
     attacks: tuple[str, ...]
     strong_n: int
+    fast_n: int
     grid: Mapping[str, list[dict[str, Any]]]
     listed: Mapping[str, tuple[Plan, ...]]
     tables: tuple[tuple[str, str], ...]
@@ -139,6 +140,7 @@ class NotebookValues:
             "recipe": self.recipe,
             "overrides": dict(self.overrides),
             "strong_n": self.strong_n,
+            "fast_n": self.fast_n,
         }
 
 
@@ -233,19 +235,19 @@ def parse_values(values: Mapping[str, Any]) -> NotebookValues:
     The runs are each name in `method`, `methods` and `..._methods` ("all" for every row; "none" in
     `..._methods`: its figure is left out), with its `recipe` ("" for digits), `seed` or `seeds`,
     and `overrides`; none where `path` names a checkpoint, which takes their place; each of them
-    again at every point of a `grid`,
-    such as "weight.slope=7,8,9 weight.bias=-0.2,-0.5"; `norm` and `eps` (0: the recipe's) are their
-    threat; and those that the papers' printed `tables`
-    take, say "clirat-1 mail-2" or all, strong attacks on their first `strong_n` images. These runs
-    are evaluated under the `attacks`. A parameter `..._runs` lists more: methods, then their own
-    `recipe`, `seed` and settings, each with one value or several, such as
+    again at every point of a `grid`, such as "weight.slope=7,8,9 weight.bias=-0.2,-0.5"; `norm` and
+    `eps` (0: the recipe's) are their threat; and those that the papers' printed `tables` take, say
+    "clirat-1 mail-2" or all, strong attacks on the first `strong_n` images, others on the first
+    `fast_n`. These runs are evaluated under the `attacks`. A parameter `..._runs` lists more:
+    methods, then their own `recipe`, `seed` and settings, each with one value or several, such as
     "std at recipe=mixture seed=0,1,2"; without a recipe they are on the notebook's, with its
     `overrides`, and a seed +1 is the notebook's first and one more.
 
     Raises:
         KitError: Any word is wrong; all runs are resolved here.
     """
-    recipe, strong_n = values.get("recipe") or "digits", values.get("strong_n", 100)
+    recipe = values.get("recipe") or "digits"
+    strong_n, fast_n = values.get("strong_n", 100), values.get("fast_n", 0)
     for name in FILES.keys() & values.keys():
         find_file(name, values[name])
     attacks = tuple(split_names(values.get("attacks", "")))
@@ -256,7 +258,9 @@ def parse_values(values: Mapping[str, Any]) -> NotebookValues:
     needs = [
         need
         for paper, table in tables
-        for need in grid(paper, table, recipe=recipe, overrides=overrides, strong_n=strong_n)
+        for need in grid(
+            paper, table, recipe=recipe, overrides=overrides, strong_n=strong_n, fast_n=fast_n
+        )
     ]
     by_table = asked(needs, seeds)
     overrides |= _parse_threat(values, recipe)
@@ -283,6 +287,7 @@ def parse_values(values: Mapping[str, Any]) -> NotebookValues:
         seeds=tuple(seeds),
         attacks=attacks,
         strong_n=strong_n,
+        fast_n=fast_n,
         grid=points,
         listed=listed,
         tables=tables,

@@ -114,18 +114,21 @@ def measured(
     seeds: Sequence[int] = (0,),
     overrides: Mapping[str, Any] | None = None,
     strong_n: int = 100,
+    fast_n: int = 0,
 ) -> PaperTable:
     """Set measured cells beside the printed ones of a table, from what is finished.
 
     Means are over seeds and images, with `kit.evaluation.statistics.grand_mean`'s interval; an
-    image counts as right if no iterate of the attack breaks it. Overrides and strong_n as in
-    `grid`.
+    image counts as right if no iterate of the attack breaks it. Overrides, strong_n and fast_n
+    as in `grid`.
 
     Raises:
         KitError: There is no such paper, table or recipe.
     """
     printed = table(paper, name)
-    planned = grid(paper, name, recipe=recipe, overrides=overrides, strong_n=strong_n)
+    planned = grid(
+        paper, name, recipe=recipe, overrides=overrides, strong_n=strong_n, fast_n=fast_n
+    )
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     runs: dict[str, Run] = {}
     for need in planned:

@@ -243,8 +243,8 @@ def scoreboard(path: Path = RECORD) -> pd.DataFrame:
 def open_claims(path: Path = RECORD) -> pd.DataFrame:
     """List the claims that no scale of the record decides, with what would decide each.
 
-    Columns: paper, claim, scale (where the least evidence more would decide it, "" where it was not
-    run at all), and wanted. The nearest comes first.
+    Columns: paper, claim, scale (where the least additional evidence would decide it, "" where it
+    was not run), and wanted. The nearest comes first.
 
     Raises:
         KitError: There is no record, or it is damaged.
@@ -252,25 +252,25 @@ def open_claims(path: Path = RECORD) -> pd.DataFrame:
     table, board = read_record(path), scoreboard(path)
     scales = [name for name in board.columns if name not in ("paper", "claim", "printed")]
     left = board[~board[scales].isin(["holds", "fails"]).any(axis=1)]
-    unrun = compare(seeds=(), stamps=())
+    unrun = {scale: _compare_unrun(scale) for scale in ("digits", *scales)}
     rows = {}
     for number, claim in left.iterrows():
         found = {
             scale: find_wanted(
-                _gather_statements(table[table["claim"].eq(str(number)) & table["scale"].eq(scale)])
+                _gather_statements(
+                    table[table["claim"].eq(str(number)) & table["scale"].eq(scale)],
+                    unrun[scale].loc[number, "statements"],
+                )
             )
             for scale in scales
             if claim[scale] == "undecided"
         }
         scale = min(found, key=lambda name: found[name].times, default="")
-        wanted = found.get(scale) or Wanted(math.inf, "", _how_to_run(unrun.loc[number]))
-        rows[number] = {
-            "paper": claim["paper"],
-            "claim": claim["claim"],
-            "scale": scale,
-            "wanted": wanted,
-        }
-    listed = pd.DataFrame.from_dict(rows, orient="index").rename_axis("number")
+        nothing = Wanted(math.inf, "", _how_to_run(unrun["digits"].loc[number]))
+        wanted = found.get(scale, nothing)
+        rows[number] = [claim["paper"], claim["claim"], scale, wanted]
+    columns = ["paper", "claim", "scale", "wanted"]
+    listed = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("number")
     return listed.sort_values("wanted", key=lambda column: column.map(_times), kind="stable")
 
 
@@ -278,9 +278,23 @@ def _times(wanted: Wanted) -> float:
     return wanted.times
 
 
-def _gather_statements(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Gather the record's rows of one claim on one scale into statements."""
-    return [
+@cache
+def _compare_unrun(scale: str) -> pd.DataFrame:
+    """What `compare` says of a scale without any run; a folder has the statements of cifar10."""
+    return compare(recipe="cifar10" if scale.startswith("folder:") else scale, seeds=(), stamps=())
+
+
+def _gather_statements(
+    rows: pd.DataFrame, listed: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Gather the record's rows of one claim on one scale into statements.
+
+    Where tables were run they alone decide, as in `compare`; those of the `listed` statements that
+    the record does not have were not run.
+    """
+    by_tables = rows[rows["source"] == "tables"]
+    rows = by_tables if len(by_tables) else rows
+    found = [
         {
             "statement": text,
             "verdict": mine["verdict"].iloc[0],
@@ -297,9 +311,17 @@ def _gather_statements(rows: pd.DataFrame) -> list[dict[str, Any]]:
         }
         for text, mine in rows.groupby("statement", sort=False)
     ]
+    texts = tuple(statement["statement"] for statement in found)
+    gaps = [
+        statement
+        for statement in listed
+        if not any(text.startswith(statement["statement"]) for text in texts)
+    ]
+    return [*found, *(gaps if len(by_tables) else ())]
 
 
 def _how_to_run(claim: pd.Series) -> str:
     """What runs a claim that was not run: why it was not, and the command."""
     command = f" (`{claim['command']}`)" if claim["command"] else ""
-    return f"{claim['here']}{command}"
+    why = next((s["why"] for s in claim["statements"] if "why" in s), claim["here"])
+    return f"{why}{command}"

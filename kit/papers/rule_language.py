@@ -38,6 +38,9 @@ REDUCTIONS: dict[str, Callable[[np.ndarray], Any]] = {
 #: Takes that compare each value with the one before it, and what the difference must keep to.
 STEP_BOUNDS = {"rising": Bound(">", Decimal(0)), "falling": Bound("<", Decimal(0))}
 
+#: Where the text of a statement that counts differences begins.
+COUNT_BEGINS = "most of "
+
 #: All that `take` can say. "": each value by itself; count: how many keep the bound; most: whether
 #: more than half do; rising, falling: steps from one value to the next in that direction; the rest:
 #: one number of all values.

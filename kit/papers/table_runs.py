@@ -103,18 +103,20 @@ def grid(
     recipe: str = "digits",
     overrides: Mapping[str, Any] | None = None,
     strong_n: int = 100,
+    fast_n: int = 0,
 ) -> list[Need]:
     """List what measures each cell of a printed table, in its order.
 
     Tables that print one class's accuracy get two columns more, natural and PGD over all classes:
     they show what protecting one class costs the others. `overrides` are settings of every run;
-    `strong_n` is how many images slow attacks see (0 = all).
+    `strong_n` is how many images slow attacks see, `fast_n` how many the others (0 = all).
 
     Raises:
         KitError: There is no such paper, table or recipe.
     """
     find_recipe(recipe)
     check_value("strong_n", strong_n, Natural)
+    check_value("fast_n", fast_n, Natural)
     cells = cells_of(paper, table)
     records = cells.to_dict("records")
     if "protected_class" in cells:
@@ -133,14 +135,15 @@ def grid(
         ]
     settings = cache(_printed_overrides)  # the cells of a row share theirs
     given = dict(overrides or {})
-    return [_need(cell, recipe, given, strong_n, settings) for cell in records]
+    images = {True: strong_n, False: fast_n}
+    return [_need(cell, recipe, given, images, settings) for cell in records]
 
 
 def _need(
     cell: dict[str, Any],
     name: str,
     overrides: dict[str, Any],
-    strong_n: int,
+    images_seen: Mapping[bool, int],
     settings: Callable[..., dict[str, Any]],
 ) -> Need:
     row = row_of_cell(cell)
@@ -159,7 +162,7 @@ def _need(
         unread = {"burn_in"} if "epochs" in overrides else set()
         printed_here = settings(*(cell[key] for key in KEYS), cell["row"], here)
         overrides = {k: v for k, v in printed_here.items() if k not in unread} | overrides
-    ask = Evaluation(attack, strong_n if attack in STRONG else 0, cell["checkpoint"] or "last")
+    ask = Evaluation(attack, images_seen[attack in STRONG], cell["checkpoint"] or "last")
     protected = (
         int(cell["protected_class"]) if cell["metric"] == "protected_class_accuracy" else None
     )

@@ -42,6 +42,7 @@ def compare(
     seeds: Sequence[int] | None = None,
     overrides: Mapping[str, Any] | None = None,
     strong_n: int = 100,
+    fast_n: int = 0,
     settings: str | None = None,
     stamps: Sequence[NotebookStamp] | None = None,
 ) -> pd.DataFrame:
@@ -76,7 +77,14 @@ def compare(
         planned = [
             need
             for _, table in chosen_tables(name)
-            for need in grid(name, table, recipe=recipe, overrides=overrides, strong_n=strong_n)
+            for need in grid(
+                name,
+                table,
+                recipe=recipe,
+                overrides=overrides,
+                strong_n=strong_n,
+                fast_n=fast_n,
+            )
         ]
         cells[name] = Cells(planned, seeds, own_scale=True)
     rows = {}

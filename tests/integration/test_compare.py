@@ -124,6 +124,12 @@ def test_cw_is_the_papers_own():
     assert ("csa", "cw-linf") in cells and cells - others == {("csa", "cw-linf")}
 
 
+def test_slow_and_fast_attacks_see_as_many_images_as_is_said():
+    asked = {need.ask for need in grid("vir", 1, strong_n=3, fast_n=7) if need.ask}
+    assert {ask.n for ask in asked if ask.attack in STRONG} == {3}
+    assert {ask.n for ask in asked if ask.attack not in STRONG} == {7}
+
+
 def test_needs_of_one_table():
     specs = needs("vir", 9, seeds=[3, 5], overrides={"epochs": 24})
     assert [(s.method, s.recipe, s.seed, s.overrides) for s in specs[:3]] == [
@@ -175,6 +181,7 @@ def test_tables_are_chosen_by_word():
         (lambda: grid("vir", 13), ["table of vir '13'"]),
         (lambda: grid("vir", 1, recipe="cifar"), ["no recipe 'cifar'", "cifar10"]),
         (lambda: grid("vir", 1, strong_n=-1), ["strong_n", "at least 0"]),
+        (lambda: grid("vir", 1, fast_n=-1), ["fast_n", "at least 0"]),
         (lambda: measured("x", 1), ["no paper 'x'", "clirat"]),
         (lambda: compare("x"), ["no paper 'x'", "mail"]),
         (lambda: parameter_cells.parse_values({"tables": "vir-99"}), ["table of vir"]),
@@ -727,7 +734,7 @@ def test_seeds_are_combined(fresh_home, figures_alone):
     [statement] = found["statements"]
     [estimate] = statement["estimates"]
     assert found["verdict"] == "undecided" and statement["seeds"] == 3
-    assert "if the numbers stay; then it holds: a claim in words: gap" in found["wanted"]
+    assert "If the number stays, the claim then holds: a claim in words: gap" in found["wanted"]
     assert estimate["value"] == pytest.approx(0.4 / 3)
     spread = stats.t.ppf(0.975, 2) * np.std([0.2, 0.0, 0.2], ddof=1) / 3**0.5
     assert estimate["low"] == pytest.approx(0.4 / 3 - math.hypot(spread, 0.1))
@@ -742,7 +749,7 @@ def test_fewer_than_three_seeds_decide_nothing(fresh_home, figures_alone, monkey
     stamp(fresh_home, [record(1, "holds")], seeds=[0, 1])
     found = compare("clirat").loc[1]
     assert found["verdict"] == "undecided" and "2 seeds" in found["here"]
-    assert found["wanted"] == "3 seeds; 2 seeds decide nothing"
+    assert found["wanted"] == "3 seeds; it has 2 seeds"
     assert "What would decide it: 3 seeds" in report(compare("clirat"))
     stamp(fresh_home, [record(1, "holds")], seeds=[2])
     assert compare("clirat").loc[1, "verdict"] == "holds"

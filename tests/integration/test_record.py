@@ -75,6 +75,9 @@ def test_what_no_scale_decides_is_listed_with_what_would(tmp_path):
         row(5, "undecided", scale="mnist", **wide),
         row(7, "undecided", **wide),
         row(7, "fails", scale="mnist"),
+        # where tables decide a claim, a figure's statement on it does not count
+        row(18, "undecided", **wide),
+        row(18, "undecided", source="tables", statement="T1 x", estimate="", **wider),
     ]
     record.write_record(rows, path)
     listed = record.open_claims(path)
@@ -83,6 +86,7 @@ def test_what_no_scale_decides_is_listed_with_what_would(tmp_path):
     assert listed.loc[5, "wanted"].times == pytest.approx(4)
     assert set(listed.index) == {*claims().index} - {7, *proofs()}
     assert all(wanted.words for wanted in listed["wanted"])
+    assert listed.loc[18, "wanted"].what.startswith("runs for T2 gairat"), "it takes all to hold"
     unrun = listed[listed["scale"] == ""]["wanted"]
     assert "python -m kit reproduce --only 02_confused_labels" in unrun[1].words
 

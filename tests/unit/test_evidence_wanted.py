@@ -67,16 +67,21 @@ def test_one_statement_against_fails_a_claim_and_it_takes_all_to_hold():
 @pytest.mark.parametrize(
     ("statements", "words"),
     [
-        ([statement(Estimate("gap", "> 0", 0.1, 0.05, 0.15), seeds=1)], "3 seeds; one seed"),
+        ([statement(Estimate("gap", "> 0", 0.1, 0.05, 0.15), seeds=1)], "3 seeds; it has one seed"),
         (
             [
                 statement(Estimate("gap", "> 0", 0.1, 0.05, 0.15), verdict="holds"),
                 {"statement": "other", "verdict": "not run", "why": "needs a file"},
             ],
-            "not run: needs a file",
+            "runs for other: needs a file",
         ),
-        ([statement(Estimate("gap", "> 0", *[math.nan] * 3))], "what was not run"),
-        ([statement(Estimate("gap", "> 0", 0.0, -0.1, 0.1))], "more than 100"),
+        ([statement(Estimate("gap", "> 0", *[math.nan] * 3))], "a number for a statement"),
+        ([statement(Estimate("gap", "> 0", 0.0, -0.1, 0.1))], "off its bound"),
+        (
+            [statement(Estimate("", "> 8", 3, 1, 4), text="most of 16: a - b > 0 (4 run)")],
+            "a clearer sign",
+        ),
+        ([statement(seeds=0)], "learned nothing"),
     ],
 )
 def test_where_more_of_the_same_does_not_help(statements, words):
