@@ -169,9 +169,8 @@ class Study:
         """
         plans = self.values.plans_of([method])
         if not plans:
-            raise unknown_name(
-                "method in this notebook's parameters", method, {spec.method for spec in self.specs}
-            )
+            known = {s.method for s in self.specs if self.values.plans_of([s.method])}
+            raise unknown_name("method in this notebook's parameters", method, known)
         return self._open(plans[0])
 
     def _train(self, plans: Sequence[Plan]) -> None:

@@ -25,6 +25,7 @@ from kit.notebook.parameter_cells import (
     notebook_parameters,
     parse_values,
 )
+from kit.notebook.study import Study
 from kit.papers.claim_verdict import Estimate
 from kit.papers.record import RECORD_COLUMNS, read_record, write_record
 from tests.helpers.settings import ROOT, TINY, settings_words
@@ -210,6 +211,14 @@ def test_a_figure_without_methods_is_left_out(home, monkeypatch, tmp_path):
     assert drawing.title == "leave-out is left out" and drawing.title in drawing.caption
     assert not drawing.claims and not drawing.files and not list(tmp_path.rglob("leave-out*"))
     assert not study.check(drawing).rows and not study.drawings
+
+
+def test_a_run_that_is_listed_apart_is_not_offered():
+    """A `..._runs` parameter has runs of its own: the refusal of a method does not name them."""
+    values = {"methods": "at", "gaussian_runs": "std at recipe=mixture seed=0"}
+    with pytest.raises(KitError, match="'std'") as refused:
+        Study("00_test", parse_values(values)).run("std")
+    assert "Did you mean" not in str(refused.value) and "Choices: at" in str(refused.value)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
