@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -42,6 +43,7 @@ class NotebookStamp:
     """What a finished notebook left: its records, the keys of its runs, and what these trained.
 
     `seeds` is the one that its runs have, or the several of a notebook that takes them at once.
+    `drawn` are the figures that it saved: any may have been left out. None where it does not say.
     """
 
     notebook: str
@@ -50,6 +52,11 @@ class NotebookStamp:
     runs: frozenset[str]
     dataset: str
     model: str
+    drawn: frozenset[str] | None = None
+
+    def drew(self, figures: Collection[str]) -> bool:
+        """Say whether it drew one of these figures, as far as it says."""
+        return self.drawn is None or not self.drawn.isdisjoint(figures)
 
 
 def read_stamps(recipe: str) -> list[NotebookStamp]:
@@ -82,7 +89,9 @@ def stamp_of(record: Any, recipe: str) -> NotebookStamp | None:
     runs = frozenset(record["runs"].values())
     several = str(parameters.get("seeds", parameters.get("seed", 0)))
     seeds = tuple(map(int, several.replace(",", " ").split()))
-    return NotebookStamp(record["notebook"], seeds, record["verdicts"], runs, *trained)
+    saved = record.get("figures")
+    drawn = None if saved is None else frozenset(Path(name).stem for name in saved)
+    return NotebookStamp(record["notebook"], seeds, record["verdicts"], runs, *trained, drawn)
 
 
 def check_stamp(stamp: NotebookStamp) -> None:
@@ -147,7 +156,9 @@ def decide_by_figures(
     if not found:
         if proof := proofs().get(number):
             return ClaimVerdict(proof.verdict, f"by mathematics, on every scale: {proof.because}")
-        return _name_what_decides(claim, trained, {stamp.notebook for stamp in fitting})
+        figures = claim["figures"].split()
+        finished = {stamp.notebook for stamp in fitting if stamp.drew(figures)}
+        return _name_what_decides(claim, trained, finished)
     return ClaimVerdict(
         combine_verdicts([statement["verdict"] for statement in found]),
         "; ".join(map(_describe_statement, found)),

@@ -691,6 +691,12 @@ def test_figures_decide_claims_by_number(fresh_home, figures_alone):
     stamp(fresh_home, [record(94, "holds")], notebook="13_scores_and_distance")
     four = compare().loc[4]  # and now it is, and said nothing of it
     assert four["command"] == "" and four["here"].endswith("with no verdict on this")
+    for path in (fresh_home / "figures/out/digits").rglob("13_scores_and_distance.json"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "figures": ["score-ranks.png"]}))
+    four = compare().loc[4]  # it left this figure out
+    assert four["here"] == "drawn by matched-pairs"
+    assert "--only 13_scores_and_distance" in four["command"]
 
 
 def test_what_mathematics_decides_waits_for_no_run_but_lets_a_run_speak(fresh_home, figures_alone):
