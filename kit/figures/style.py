@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
+from matplotlib.transforms import Bbox
 
 from kit.methods.table import METHODS
 
@@ -291,6 +292,61 @@ def show_one_interval(axes: Axes, last: float, first: float, interval: Sequence[
 def legend_patch(tint: str, text: str) -> Patch:
     """A filled square for a legend."""
     return Patch(facecolor=tint, label=text)
+
+
+#: Where a name may stand beside its point: offset in points, and its alignment.
+_BESIDE = (
+    ((5, 3), "left", "bottom"),
+    ((5, -3), "left", "top"),
+    ((-5, 3), "right", "bottom"),
+    ((-5, -3), "right", "top"),
+    ((0, 7), "center", "bottom"),
+    ((0, -7), "center", "top"),
+)
+
+
+def name_points(axes: Axes, names: Mapping[tuple[float, float], str], size: float = 7.5) -> None:
+    """Write a name beside each point, where it covers least of other names and points.
+
+    The axes have their limits already: names are measured as they will be drawn.
+    """
+    shown = [axes.transData.transform(point) for point in names]
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in shown]
+    for point, name in names.items():
+        tried = []
+        for offset, across, up in _BESIDE:
+            text = axes.annotate(
+                name,
+                point,
+                xytext=offset,
+                textcoords="offset points",
+                ha=across,
+                va=up,
+                fontsize=size,
+            )
+            box = text.get_window_extent()
+            shared = [Bbox.intersection(box, other) for other in [*taken, *_outside(axes, box)]]
+            covered = sum(part.width * part.height for part in shared if part is not None)
+            tried.append((covered, text, box))
+            if not covered:
+                break
+        best = min(tried, key=lambda item: item[0])
+        for _, text, _ in tried:
+            if text is not best[1]:
+                text.remove()
+        taken.append(best[2])
+
+
+def _outside(axes: Axes, box: Bbox) -> list[Bbox]:
+    """What of a box lies outside of the axes, as boxes."""
+    frame = axes.bbox
+    parts = [
+        Bbox.from_extents(box.x0, box.y0, frame.x0, box.y1),
+        Bbox.from_extents(frame.x1, box.y0, box.x1, box.y1),
+        Bbox.from_extents(box.x0, box.y0, box.x1, frame.y0),
+        Bbox.from_extents(box.x0, frame.y1, box.x1, box.y1),
+    ]
+    return [part for part in parts if part.width > 0 and part.height > 0]
 
 
 def spread_labels(heights: Sequence[float], gap: float) -> list[float]:

@@ -114,40 +114,23 @@ def draw_class_hardness(data: FigureData) -> Drawing:
         zorder=0,
     )
     axes.plot(std[:, 0], at[:, 0], "o", color=s.colour("at"), markersize=5)
-    _name_points(axes, data.extras["classes"], std[:, 0], at[:, 0], reach)
     axes.set(
         xlabel="clean error under natural training / %",
         ylabel="clean error under AT / %",
-        title=f"Clean error of each class, n = {data.facts['n']}",
+        title=f"Clean error of each class, n = {data.facts['n']:,}",
         xlim=(-0.03 * reach, reach),
         ylim=(-0.03 * reach, reach),
     )
+    _name_points(axes, data.extras["classes"], std[:, 0], at[:, 0])
     return drawing
 
 
-def _name_points(
-    axes: Axes, classes: Sequence[str], across: np.ndarray, up: np.ndarray, reach: float
-) -> None:
-    """Write the classes' names right of their points, those of one point in one label.
-
-    Labels whose points are nearly above one another move apart.
-    """
+def _name_points(axes: Axes, classes: Sequence[str], across: np.ndarray, up: np.ndarray) -> None:
+    """Write the classes' names beside their points, those of one point in one label."""
     labels: dict[tuple[float, float], list[str]] = {}
     for name, x, y in zip(classes, across, up, strict=True):
         labels.setdefault((float(x), float(y)), []).append(str(name))
-    columns: dict[int, list[tuple[float, float]]] = {}
-    for point in labels:
-        columns.setdefault(round(25 * point[0] / reach), []).append(point)
-    for points in columns.values():
-        heights = s.spread_labels([point[1] for point in points], 0.035 * reach)
-        for point, height in zip(points, heights, strict=True):
-            axes.annotate(
-                ", ".join(labels[point]),
-                (point[0], height),
-                xytext=(5, 3),
-                textcoords="offset points",
-                fontsize=7.5,
-            )
+    s.name_points(axes, {point: ", ".join(names) for point, names in labels.items()})
 
 
 def decide_class_hardness(data: FigureData) -> list[Claim]:

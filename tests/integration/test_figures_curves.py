@@ -6,7 +6,7 @@ facts recounted by hand, rules tried on planted data.
 from __future__ import annotations
 
 import math
-from itertools import pairwise, permutations
+from itertools import combinations, pairwise, permutations
 
 import numpy as np
 import pytest
@@ -21,9 +21,9 @@ from kit.evaluation.class_tables import confusion
 from kit.evaluation.statistics import contrast_interval, rank_trend
 from kit.figures import clirat_learning_curves as curves
 from kit.figures import vir_class_gains, vir_class_weights
-from kit.figures.base import FigureData
+from kit.figures.base import Drawing, FigureData
 from kit.figures.clirat_slope_and_offset import decide_opposite_trends
-from kit.figures.style import spread_labels
+from kit.figures.style import name_points, spread_labels
 from kit.figures.table import FIGURES
 from tests.helpers.intervals import over_seeds, paired
 
@@ -231,6 +231,35 @@ def test_labels_keep_apart(heights, gap):
     assert sum(moved) == pytest.approx(sum(heights))
     if all(b - a >= gap for a, b in pairwise(heights)):
         assert moved == pytest.approx(heights)
+
+
+def test_names_beside_points_cover_neither_names_nor_points():
+    """Ten classes as they lie on CIFAR-10, pairs of them closer than a name is long."""
+    errors = {
+        (24, 42): "airplane",
+        (17.5, 34.5): "automobile",
+        (42.5, 71.5): "bird",
+        (54, 93): "cat",
+        (32, 77.5): "deer",
+        (39.5, 49.5): "dog",
+        (18, 24.7): "frog",
+        (26.5, 42): "horse",
+        (15, 26): "ship",
+        (15.2, 41): "truck",
+    }
+    drawing = Drawing(5.0, 4.2)
+    axes = drawing.subplots()
+    axes.set(xlim=(0, 100), ylim=(0, 100))
+    name_points(axes, errors)
+    assert sorted(text.get_text() for text in axes.texts) == sorted(errors.values())
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    shown = axes.transData.transform(list(errors))
+    assert not any(box.contains(*point) for box in boxes for point in shown)
+    assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
+    name_points(axes, {(100, 100): "in the corner"})
+    corner = axes.texts[-1].get_window_extent()
+    assert corner.x1 <= axes.bbox.x1 + 1 and corner.y1 <= axes.bbox.y1 + 1
 
 
 def test_wrong_words_for_curves(three, tiny_run):
