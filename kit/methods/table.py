@@ -298,7 +298,7 @@ WMMR_MR = MAIL_AT.but(
 
 MR_MAIL = MAIL_AT.but(
     "MAIL-AT on the reweighted margin",
-    "MR Eqs. 14-16, the margin's sign mended",
+    "MR Eqs. 14-16, the margin's sign corrected",
     criterion=CRITERIA["mr"],
 )
 
