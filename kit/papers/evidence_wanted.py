@@ -105,7 +105,7 @@ def find_wanted(statements: Sequence[Mapping[str, Any]]) -> Wanted:
         return _describe("fails", *min(against, key=lambda item: item[0]))
     if few := [s["seeds"] for s in statements if 0 < s.get("seeds", 0) < FEWEST_SEEDS]:
         return _other(f"{FEWEST_SEEDS} seeds; it has {count_seeds(min(few))}")
-    if unrun := [s for s in statements if s["verdict"] == NOT_RUN]:
+    if unrun := [s for s in statements if s["verdict"] == NOT_RUN and "elsewhere" not in s]:
         return _other(f"runs for {unrun[0]['statement']}: {unrun[0]['why']}")
     if counts := [s["statement"] for s in left if _is_count(s)]:
         return _other(f"a clearer sign of more of these differences: {counts[0]}")

@@ -51,7 +51,8 @@ class MeasuredSum:
 
     `value` is its value (points, or a fraction in CSA's tables), `draws` (DRAWS,) the value in each
     draw; it rests on `n` images, `seeds` seeds and `runs`. Where it was not run, `why` says so, and
-    `missing_tables` are the tables whose runs are still to be made.
+    `missing_tables` are the tables whose runs are still to be made. It is `elsewhere` if the scale
+    has not its network or data set.
     """
 
     text: str
@@ -62,6 +63,7 @@ class MeasuredSum:
     runs: frozenset[str] = frozenset()
     why: str = ""
     missing_tables: frozenset[str] = frozenset()
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,10 +209,12 @@ def measure_expression(cells: Cells, expression: Expression) -> MeasuredSum:
     text = expression.text
     terms = [(term.sign, [cells.find(words) for words in term.cells]) for term in expression.terms]
     needs = [need for _, choices in terms for need in choices]
-    if why := next((need.reason for need in needs if need.reason), "") or _same_run(terms):
+    if why := next((need.reason for need in needs if need.reason), ""):
         return MeasuredSum(text, why=why)
+    if why := _same_run(terms):
+        return MeasuredSum(text, why=why, elsewhere=True)
     if cells.own_scale and (why := next(filter(None, (n.stands_for_another for n in needs)), "")):
-        return MeasuredSum(text, why=why)
+        return MeasuredSum(text, why=why, elsewhere=True)
     seeds = [seed for seed in cells.seeds if all(cells.observed(need, seed) for need in needs)]
     if not seeds:
         missing = cells.missing_tables(needs)
@@ -294,7 +298,10 @@ def _reduce_sums(rule: Rule, sums: Sequence[MeasuredSum]) -> MeasuredSum:
     """One number of several sums, if all of them were run."""
     if gaps := [part for part in sums if part.why]:
         missing = _union([part.missing_tables for part in gaps])
-        return MeasuredSum(rule.summary, why=gaps[0].why, missing_tables=missing)
+        elsewhere = all(part.elsewhere for part in sums)
+        return MeasuredSum(
+            rule.summary, why=gaps[0].why, missing_tables=missing, elsewhere=elsewhere
+        )
     return MeasuredSum(
         rule.summary,
         round(float(reduce_values(rule.take, [part.value for part in sums])), 6),
@@ -356,18 +363,32 @@ def _state_most(text: str, sums: Sequence[MeasuredSum], bound: Bound) -> Stateme
 # ------------------------------------------------------------------------------------------- claims
 
 
-def decide_by_rules(cells: Measures, rules: Sequence[Rule]) -> ClaimVerdict:
+def decide_by_rules(
+    cells: Measures, rules: Sequence[Rule], *, across: bool = False
+) -> ClaimVerdict:
     """Decide a claim by its rules: it fails if one statement does, and holds if all do.
 
     A statement that is not tried cannot fail by chance, so it makes the others' test no stricter.
+    Statements on a network or a data set that is `elsewhere` decide nothing here; only a claim that
+    is `across` several waits for them.
     """
     found = [statement for rule in rules for statement in measure_rule(cells, rule)]
     tried = max(1, sum(statement.is_tried for statement in found))
     words = [statement.verdict(tried) for statement in found]
     records = [part.record(word) for part, word in zip(found, words, strict=True)]
+    mine = [
+        record
+        for record, part in zip(records, found, strict=True)
+        if across or not part.sum.elsewhere
+    ] or records
+    for record in records:
+        if not any(record is one for one in mine):
+            record["elsewhere"] = True
+    others = len(records) - len(mine)
     return ClaimVerdict(
-        combine_verdicts(words),
-        _describe_records(records),
+        combine_verdicts([record["verdict"] for record in mine]),
+        _describe_records(mine)
+        + f"; {others} more on a network or data set that is not there" * bool(others),
         records,
         sorted(_union([part.sum.runs for part in found])),
         sorted(_union([part.sum.missing_tables for part in found])),

@@ -166,7 +166,8 @@ def claims(paper: str | None = None) -> pd.DataFrame:
 
     Links are ids with spaces between: `tables` are the paper's tables that the rules read,
     `figures` the rows of `kit.FIGURES` that show what it is about. A claim that no table decides
-    may be about some data sets or networks only: `datasets`, `models`.
+    may be about some data sets or networks only: `datasets`, `models`. `across` is "yes" for one
+    that says itself that it is about several: where one of them is not there, it stays open.
 
     Raises:
         KitError: There is no such paper.

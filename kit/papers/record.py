@@ -315,7 +315,8 @@ def _gather_statements(
     gaps = [
         statement
         for statement in listed
-        if not any(text.startswith(statement["statement"]) for text in texts)
+        if "elsewhere" not in statement
+        and not any(text.startswith(statement["statement"]) for text in texts)
     ]
     return [*found, *(gaps if len(by_tables) else ())]
 

@@ -52,11 +52,13 @@ def compare(
     (holds, fails, undecided, not run), on (the recipe), seeds (those that count), here (in words),
     wanted (what would decide it, "" if it is not undecided), statements (a list of records), runs
     (keys that it rests on), command (what makes the runs that are missing, "" if none are;
-    `settings` is what it puts behind --set, the overrides if not given). A claim of
-    several statements fails if one does, and holds if all do. `seeds` are those that count, all
-    that are there if not given. Claims that no table decides, or whose tables are not run, take
-    what finished notebooks measured: `stamps`, or those in the recipe's folder. A claim about other
-    data or another network than the recipe's, or than a quick recipe stands for, is not run there.
+    `settings` is what it puts behind --set, the overrides if not given). A claim of several
+    statements fails if one does, and holds if all do. Statements on a network or data set that the
+    recipe does not have are left out, save where the claim is about several. `seeds` are those that
+    count, all that are there if not given. Claims that no table decides, or whose tables are not
+    run, take what finished notebooks measured: `stamps`, or those in the recipe's folder. A claim
+    about other data or another network than the recipe's, or than a quick recipe stands for, is not
+    run there.
 
     Raises:
         KitError: There is no such paper or recipe.
@@ -92,7 +94,7 @@ def compare(
         found = decide_by_figures(number, claim, stamps, trained)
         if claim["decided_by"] == "tables":
             mine, rules = cells[claim["paper"]], read_rules()[number]
-            by_tables = decide_by_rules(mine, rules)
+            by_tables = decide_by_rules(mine, rules, across=claim["across"] == "yes")
             by_tables = replace(by_tables, here=by_tables.here + name_controls(mine, rules))
             if by_tables.verdict != NOT_RUN or found.verdict == NOT_RUN:
                 found = by_tables

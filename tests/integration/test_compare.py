@@ -421,6 +421,29 @@ def test_digits_decide_nothing_about_other_data_or_networks(monkeypatch):
     assert at_scale.loc[6, "verdict"] == "holds"
 
 
+def test_what_a_scale_does_not_have_is_left_out_save_where_a_claim_is_about_several(monkeypatch):
+    """Planted so that all that digits can say for the claims 19, 29 and 52 is true."""
+    under_aa = {"gairat": 0.1, "at": 0.4, "mail-at": 0.3, "vir-at": 0.6, "vir-trades": 0.6}
+    plant(
+        monkeypatch,
+        lambda need, seed: under_aa.get(need.method, 0.2) if need.ask.attack == "aa" else 0.5,
+    )
+    found = compare(seeds=SEEDS)
+    assert found.loc[[19, 29], "verdict"].tolist() == ["holds", "holds"]
+    assert found.loc[19, "here"].startswith("1 holds of 1; holds: T2 gairat pgd100")
+    assert "; 1 more on a network or data set that is not there" in found.loc[19, "here"]
+    assert [record.get("elsewhere") for record in found.loc[19, "statements"]] == [None, True]
+    assert found.loc[52, "verdict"] == "undecided", "it is about every data set tried"
+    assert "runs for T2 vir-trades" in found.loc[52, "wanted"]
+    # where the scale has both, both count
+    plant(
+        monkeypatch,
+        lambda need, seed: 0.5 if need.cell["model"] == "wrn-32-10" else under_aa.get(need.method),
+    )
+    at_scale = compare("mail", recipe="cifar10:paper", seeds=SEEDS)
+    assert at_scale.loc[29, "verdict"] != "holds", "the wider networks are equal"
+
+
 def test_what_is_missing_names_its_command(monkeypatch):
     plant(monkeypatch, lambda need, seed: None if need.method == "clirat" else 0.5)
     row = compare("clirat", seeds=[0, 1], settings="epochs=24").loc[5]
