@@ -178,11 +178,16 @@ def make_board(results: ResultFolder, problems: list[str]) -> tuple[list[str], l
                 claim["claim"],
                 claim["verdict"],
                 verdicts,
-                " ".join(row["here"] for row in here),
+                " ".join(map(_describe_decision, here)),
                 next((row["command"] for row in here if row["command"]), ""),
             )
         )
     return [*found, *scales], rows
+
+
+def _describe_decision(row: pd.Series) -> str:
+    """What these results say of a claim, and what would decide it if they do not."""
+    return f"{row['here']}. What would decide it: {row['wanted']}" if row["wanted"] else row["here"]
 
 
 def _decide(results: ResultFolder, recipe: str) -> pd.DataFrame:

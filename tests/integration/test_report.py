@@ -206,6 +206,14 @@ def test_the_board_is_by_the_results(folder):
     assert text.count('<tr id="claim-') == len(claims())
 
 
+def test_what_would_decide_an_undecided_claim_is_said(folder):
+    wide = {"name": "share", "expected": "> 0.5", "value": 0.4, "low": 0.2, "high": 0.6}
+    write_stamp(folder, verdicts=[statement(reading="undecided", estimates=[wide])])
+    words = page_of(folder).words
+    assert "What would decide it: about 4 times the seeds and test images." in words
+    assert words.count("What would decide it") == 1
+
+
 @pytest.mark.parametrize("field", ["title", "source", "caption", "made", "commit"])
 def test_it_escapes_what_records_say(folder, field):
     write_picture(folder, **{field: EVIL})
