@@ -11,10 +11,12 @@ import contextlib
 import copy
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -356,6 +358,39 @@ def evaluation_file(
         "which": which,
     }
     return settings, run.folder / "evaluations" / f"{_settings_digest(settings)}.npz"
+
+
+def count_kept_images(run: Run, attack: str, *, which: str | int = "last") -> list[int]:
+    """Return the `n` of each evaluation of a network under an attack that was kept, test images.
+
+    The one on most images comes last, which is 0 for all where that was made.
+
+    Raises:
+        KitError: A file among the run's evaluations is damaged.
+    """
+    folder = run.folder / "evaluations"
+    if not folder.exists():
+        return []
+    wanted = _settings_digest(evaluation_file(run, attack, which=which)[0])
+    found = [
+        settings["n"]
+        for settings in _kept_settings(folder, folder.stat().st_mtime_ns)
+        if _settings_digest({**settings, "n": 0}) == wanted
+    ]
+    return sorted(found, key=lambda n: n or math.inf)
+
+
+@lru_cache(maxsize=1000)
+def _kept_settings(folder: Path, changed: int) -> list[dict[str, Any]]:
+    """The settings of all evaluations in a folder, read again whenever it has `changed`."""
+    found = []
+    for path in sorted(folder.glob("*.npz")):
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                found.append(json.loads(str(archive["settings"])))
+        except Exception as error:  # zipfile, zlib, json and numpy each have their own
+            raise KitError(f"cannot read {path}: {error}. Delete it to evaluate again") from error
+    return found
 
 
 def _settings_digest(settings: dict) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kit.evaluation.accuracy import evaluate, evaluation_file
+from kit.evaluation.accuracy import count_kept_images, evaluate, evaluation_file
 from kit.evaluation.result_tables import ResultTable, count_seeds, format_span
 from kit.evaluation.statistics import grand_mean
 from kit.experiments.runs import Run, is_done, run_folder
@@ -39,15 +39,20 @@ def is_kept(run: Run, ask: Evaluation) -> bool:
 def observed(need: Need, seed: int) -> tuple[Run, np.ndarray, np.ndarray] | None:
     """Read what was observed of a cell with one seed; None where that was not run.
 
+    Of several evaluations of the cell, on more or fewer images than it asks for, the one on most
+    images counts.
+
     Returns:
         The run, which images (n,) it gets right under the attack, and which of them (n,) count.
     """
     if need.ask is None:
         return None
     run = trained_run(need.spec(seed))
-    if run is None or not is_kept(run, need.ask):
+    attack, _, which = need.ask
+    kept = [] if run is None else count_kept_images(run, attack, which=which)
+    if run is None or not kept:
         return None
-    attack, n, which = need.ask
+    n = kept[-1]
     examples = evaluate(run, [attack], n=n, which=which, quiet=True).attrs["examples"][attack]
     counts = (
         np.full(len(examples["y"]), True)
@@ -166,9 +171,10 @@ def _cell_numbers(
     found: Sequence[tuple[Run, np.ndarray, np.ndarray]], scale: int
 ) -> dict[str, float]:
     """mean, sd, low, high, seeds and n of one cell; missing numbers where nothing was run."""
-    if not found or not found[0][2].any():
+    n = min((len(flags) for _, flags, _ in found), default=0)  # the seeds' first images in common
+    if not found or not found[0][2][:n].any():
         return dict.fromkeys(("mean", "sd", "low", "high"), float("nan")) | {"seeds": 0, "n": 0}
-    right = np.stack([flags[counts] for _, flags, counts in found])
+    right = np.stack([flags[:n][counts[:n]] for _, flags, counts in found])
     mean, low, high = grand_mean(right)
     sd = float(right.mean(axis=1).std(ddof=1)) if len(right) > 1 else float("nan")
     return {

@@ -219,7 +219,7 @@ def measure_expression(cells: Cells, expression: Expression) -> MeasuredSum:
     if not seeds:
         missing = cells.missing_tables(needs)
         return MeasuredSum(text, why="its runs are not there yet", missing_tables=missing)
-    n = min(len(cells.read(need, seeds[0])[1]) for need in needs)
+    n = min(len(cells.read(need, seed)[1]) for need in needs for seed in seeds)
     for need in needs:
         if not cells.read(need, seeds[0])[2][:n].any():
             why = f"no image of class {need.protected} is among the first {n}"

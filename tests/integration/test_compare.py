@@ -235,6 +235,35 @@ def test_measured_cells_are_those_of_evaluate(runs):
     assert {run.key for run in table.runs} == {run.key for run in runs.values()}
 
 
+def test_the_evaluation_on_most_images_counts(fresh_home):
+    """Whatever was asked for; where seeds differ, their first images in common."""
+    first, second = (kit.run("clirat", seed=s, overrides=TINY, quiet=True) for s in (0, 1))
+
+    def cell(**options):
+        table = measured("clirat", 1, seeds=[0, 1], overrides=TINY, **options)
+        return table.cells.loc["clirat", "pgd20"]
+
+    assert cell()["why"] == "its run is not there yet"
+    kit.evaluate(first, ["pgd20"], n=7, quiet=True)
+    assert (cell()["seeds"], cell()["n"]) == (1, 7)
+    kit.evaluate(first, ["pgd20"], n=20, quiet=True)
+    kit.evaluate(second, ["pgd20"], n=11, quiet=True)
+    assert (cell()["seeds"], cell()["n"]) == (2, 11)
+    kit.evaluate(second, ["pgd20"], quiet=True)
+    assert cell(fast_n=7)["n"] == 20
+    kit.evaluate(first, ["pgd20"], quiet=True)
+    assert cell(fast_n=7)["n"] == 497
+    rights = [
+        ~kit.evaluate(r, ["pgd20"]).attrs["examples"]["pgd20"]["broken"] for r in (first, second)
+    ]
+    assert cell()["mean"] == pytest.approx(100 * np.mean(rights))
+    kit.evaluate(second, ["pgd20"], n=3, which="best", quiet=True)
+    assert cell()["n"] == 497, "the best network is another"
+    (first.folder / "evaluations" / "0123.npz").write_bytes(b"torn")
+    with pytest.raises(KitError, match=r"0123.npz.*Delete it"):
+        cell()
+
+
 def test_what_was_not_run_is_no_number(runs, tmp_path):
     table = measured("clirat", 1, seeds=[0, 1], overrides=TINY)
     gaps = table.cells[table.cells["why"] != ""]
