@@ -86,6 +86,7 @@ def refuse_nonsense(panel: PanelOnPage) -> None:
     """
     fields = panel.box.locator(".kit-controls input[type=text]:visible")
     alert = panel.box.get_by_role("alert")
+    panel.settle()  # a busy kernel may still have to answer what the keys set before
     for number in range(fields.count()):
         field = fields.nth(number)
         before = field.input_value()

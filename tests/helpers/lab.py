@@ -251,6 +251,23 @@ class PanelOnPage:
             self.page.wait_for_timeout(30)
         return False
 
+    def settle(self, seconds: float = 180.0) -> None:
+        """Wait for the answers to what was set: an idle kernel, fields that stay a second."""
+        fields = self.box.locator(".kit-controls input[type=text]")
+        values, begun = None, time.monotonic()
+        deadline = begun + seconds
+        while time.monotonic() < deadline:
+            shown = fields.evaluate_all("all => all.map(one => one.value)")
+            idle = self.page.evaluate(
+                "document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')"
+            )
+            if not idle or shown != values:
+                values, begun = shown, time.monotonic()
+            elif time.monotonic() >= begun + 1:
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"{self.name} does not come to rest: {values}")
+
     def press(self, handle, key: str) -> None:
         handle.focus()
         self.page.keyboard.press(key)
