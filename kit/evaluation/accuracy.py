@@ -360,24 +360,29 @@ def evaluation_file(
     return settings, run.folder / "evaluations" / f"{_settings_digest(settings)}.npz"
 
 
-def count_kept_images(run: Run, attack: str, *, which: str | int = "last") -> list[int]:
-    """Return the `n` of each evaluation of a network under an attack that was kept, test images.
+def widest_evaluation(
+    run: Run, attack: str, *, n: int = 0, which: str | int = "last"
+) -> int | None:
+    """Return the `n` of the kept evaluation on most test images, at least `n` (0 = all).
 
-    The one on most images comes last, which is 0 for all where that was made.
+    None if there is none on so many.
 
     Raises:
         KitError: A file among the run's evaluations is damaged.
     """
     folder = run.folder / "evaluations"
     if not folder.exists():
-        return []
+        return None
     wanted = _settings_digest(evaluation_file(run, attack, which=which)[0])
     found = [
-        settings["n"]
+        settings["n"] or math.inf
         for settings in _kept_settings(folder, folder.stat().st_mtime_ns)
         if _settings_digest({**settings, "n": 0}) == wanted
     ]
-    return sorted(found, key=lambda n: n or math.inf)
+    most = max(found, default=0)
+    if most < (n or math.inf):
+        return None
+    return 0 if most == math.inf else int(most)
 
 
 @lru_cache(maxsize=1000)

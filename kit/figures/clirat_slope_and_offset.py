@@ -15,11 +15,7 @@ from kit.evaluation.statistics import grand_difference, grand_mean, rank_trend, 
 from kit.experiments.runs import Run
 from kit.figures import style as s
 from kit.figures.base import Claim, Drawing, FigureData
-from kit.figures.run_outputs import (
-    CRITERION_LABELS,
-    describe_setting,
-    right_under_attack,
-)
+from kit.figures.run_outputs import CRITERION_LABELS, describe_setting, right_under_attack
 from kit.methods.table import METHODS
 from kit.papers.claim_verdict import Estimate
 

@@ -261,7 +261,7 @@ def write_above(
         xytext=(0, offset),
         textcoords="offset points",
         ha="center",
-        fontsize=size,
+        fontsize=7.5,
     )
 
 
@@ -305,7 +305,7 @@ _BESIDE = (
 )
 
 
-def name_points(axes: Axes, names: Mapping[tuple[float, float], str], size: float = 7.5) -> None:
+def name_points(axes: Axes, names: Mapping[tuple[float, float], str]) -> None:
     """Write a name beside each point, where it covers least of other names and points.
 
     The axes have their limits already: names are measured as they will be drawn.
@@ -322,7 +322,7 @@ def name_points(axes: Axes, names: Mapping[tuple[float, float], str], size: floa
                 textcoords="offset points",
                 ha=across,
                 va=up,
-                fontsize=size,
+                fontsize=7.5,
             )
             box = text.get_window_extent()
             shared = [Bbox.intersection(box, other) for other in [*taken, *_outside(axes, box)]]

@@ -339,14 +339,16 @@ def open_page(root: Path = CHECKOUT) -> str:
         f"{len(tried)} were run, and no scale decides them. Each of these stands at the scale "
         "where the least additional evidence would decide it. "
         f"{len(listed) - len(tried)} were not run: no scale here has their network or data set, or "
-        "nobody has made their runs yet.",
+        "their runs were not made yet.",
         "",
         "An interval shrinks with the square root of the evidence: four times the seeds, each on "
         "four times the test images, halve it. The numbers are rough. Student's t falls with more "
         "seeds, so large ones are too high where few seeds were run. Those near 1 may be too low, "
         "and so are those of `min of` and `max of`, which rest on the most extreme of several "
         "differences. Where an attack already uses all test images, as most do on digits, only "
-        "seeds can be added. This page is made by `python -m kit record`.",
+        "seeds can be added. Choose how much to add before looking: to add until a verdict comes "
+        "out makes it wrong more often than the 5 % that are meant. This page is made by "
+        "`python -m kit record`.",
         "",
         "| | claim | nearest on | times the evidence | the claim then | the number that decides, "
         "if it stays |",

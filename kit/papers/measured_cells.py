@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kit.evaluation.accuracy import count_kept_images, evaluate, evaluation_file
+from kit.evaluation.accuracy import evaluate, evaluation_file, widest_evaluation
 from kit.evaluation.result_tables import ResultTable, count_seeds, format_span
 from kit.evaluation.statistics import grand_mean
 from kit.experiments.runs import Run, is_done, run_folder
@@ -39,8 +39,7 @@ def is_kept(run: Run, ask: Evaluation) -> bool:
 def observed(need: Need, seed: int) -> tuple[Run, np.ndarray, np.ndarray] | None:
     """Read what was observed of a cell with one seed; None where that was not run.
 
-    Of several evaluations of the cell, on more or fewer images than it asks for, the one on most
-    images counts.
+    Of several evaluations on as many images as the cell asks for, or more, the one on most counts.
 
     Returns:
         The run, which images (n,) it gets right under the attack, and which of them (n,) count.
@@ -48,11 +47,12 @@ def observed(need: Need, seed: int) -> tuple[Run, np.ndarray, np.ndarray] | None
     if need.ask is None:
         return None
     run = trained_run(need.spec(seed))
-    attack, _, which = need.ask
-    kept = [] if run is None else count_kept_images(run, attack, which=which)
-    if run is None or not kept:
+    if run is None:
         return None
-    n = kept[-1]
+    attack, asked, which = need.ask
+    n = widest_evaluation(run, attack, n=asked, which=which)
+    if n is None:
+        return None
     examples = evaluate(run, [attack], n=n, which=which, quiet=True).attrs["examples"][attack]
     counts = (
         np.full(len(examples["y"]), True)

@@ -52,7 +52,7 @@ class MeasuredSum:
     `value` is its value (points, or a fraction in CSA's tables), `draws` (DRAWS,) the value in each
     draw; it rests on `n` images, `seeds` seeds and `runs`. Where it was not run, `why` says so, and
     `missing_tables` are the tables whose runs are still to be made. It is `elsewhere` if the scale
-    has not its network or data set.
+    does not have its network or data set.
     """
 
     text: str
@@ -376,14 +376,10 @@ def decide_by_rules(
     tried = max(1, sum(statement.is_tried for statement in found))
     words = [statement.verdict(tried) for statement in found]
     records = [part.record(word) for part, word in zip(found, words, strict=True)]
-    mine = [
-        record
-        for record, part in zip(records, found, strict=True)
-        if across or not part.sum.elsewhere
-    ] or records
-    for record in records:
-        if not any(record is one for one in mine):
-            record["elsewhere"] = True
+    if not across and not all(part.sum.elsewhere for part in found):
+        for record, part in zip(records, found, strict=True):
+            record |= {"elsewhere": True} if part.sum.elsewhere else {}
+    mine = [record for record in records if "elsewhere" not in record]
     others = len(records) - len(mine)
     return ClaimVerdict(
         combine_verdicts([record["verdict"] for record in mine]),

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -267,21 +268,17 @@ def open_claims(path: Path = RECORD) -> pd.DataFrame:
         }
         scale = min(found, key=lambda name: found[name].times, default="")
         nothing = Wanted(math.inf, "", _how_to_run(unrun["digits"].loc[number]))
-        wanted = found.get(scale, nothing)
-        rows[number] = [claim["paper"], claim["claim"], scale, wanted]
+        rows[number] = [claim["paper"], claim["claim"], scale, found.get(scale, nothing)]
     columns = ["paper", "claim", "scale", "wanted"]
     listed = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("number")
-    return listed.sort_values("wanted", key=lambda column: column.map(_times), kind="stable")
-
-
-def _times(wanted: Wanted) -> float:
-    return wanted.times
+    times = attrgetter("times")
+    return listed.sort_values("wanted", key=lambda column: column.map(times), kind="stable")
 
 
 @cache
 def _compare_unrun(scale: str) -> pd.DataFrame:
-    """What `compare` says of a scale without any run; a folder has the statements of cifar10."""
-    return compare(recipe="cifar10" if scale.startswith("folder:") else scale, seeds=(), stamps=())
+    """What `compare` says of a scale without any run; a folder's settings are those of cifar10."""
+    return compare(recipe=re.sub("^folder:[^:,]*", "cifar10", scale), seeds=(), stamps=())
 
 
 def _gather_statements(

@@ -135,15 +135,15 @@ def grid(
         ]
     settings = cache(_printed_overrides)  # the cells of a row share theirs
     given = dict(overrides or {})
-    images = {True: strong_n, False: fast_n}
-    return [_need(cell, recipe, given, images, settings) for cell in records]
+    return [_need(cell, recipe, given, strong_n, fast_n, settings) for cell in records]
 
 
 def _need(
     cell: dict[str, Any],
     name: str,
     overrides: dict[str, Any],
-    images_seen: Mapping[bool, int],
+    strong_n: int,
+    fast_n: int,
     settings: Callable[..., dict[str, Any]],
 ) -> Need:
     row = row_of_cell(cell)
@@ -162,7 +162,8 @@ def _need(
         unread = {"burn_in"} if "epochs" in overrides else set()
         printed_here = settings(*(cell[key] for key in KEYS), cell["row"], here)
         overrides = {k: v for k, v in printed_here.items() if k not in unread} | overrides
-    ask = Evaluation(attack, images_seen[attack in STRONG], cell["checkpoint"] or "last")
+    n = strong_n if attack in STRONG else fast_n
+    ask = Evaluation(attack, n, cell["checkpoint"] or "last")
     protected = (
         int(cell["protected_class"]) if cell["metric"] == "protected_class_accuracy" else None
     )

@@ -374,6 +374,10 @@ def test_a_folder_with_the_classes_of_cifar10_is_about_cifar10(tmp_path):
     assert dataset_claimed(f"{name}+npz:more.npz") == "cifar10"
     (tmp_path / "train" / "zebra").mkdir()
     assert dataset_claimed(name) == name
+    (tmp_path / "train" / "zebra").rmdir()
+    for number in range(5_001):
+        (tmp_path / "train" / "cat" / f"{number}.png").touch()
+    assert dataset_claimed(name) == name, "CINIC-10 has the same classes and more images"
 
 
 def test_a_folder_can_be_split_and_is_fingerprinted(tree):
